@@ -1,0 +1,23 @@
+"""drift: better multi-turn conversation without online RL.
+
+Sample conversations once from a fixed policy, weigh each by its return, fine-tune on them with the weights, measure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from drift.api import evaluate, report, rollout, run_recipe, train, weigh
+
+__version__ = "0.1.0"
+__all__ = ["evaluate", "report", "rollout", "run_recipe", "train", "weigh"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first asked for, so that `import drift` and `drift --help` stay quick.
+    if name in __all__:
+        from drift import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'drift' has no attribute {name!r}")

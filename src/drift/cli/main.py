@@ -1,0 +1,107 @@
+"""``drift VERB``: find the verb, parse its arguments, run it, say what went wrong in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from argparse import ArgumentError
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+from jsonargparse import ArgumentParser, Namespace
+
+import drift
+from drift.errors import ConfigError, DriftError, unknown_name
+
+VERBS = {
+    "quickstart": "sample, weigh, fine-tune, measure and report on the built-in policy, in minutes",
+    "run": "run a whole recipe; finished stages are not run again",
+    "rollout": "hold K conversations for each task of an environment",
+    "weigh": "weigh conversations by their return",
+    "train": "fine-tune a model on weighted conversations",
+    "evaluate": "measure policies on held-out tasks",
+    "report": "write the report page of a run",
+    "check": "put an environment through its protocol",
+    "make-policy": "train the small policy that comes with drift",
+}
+
+
+class Verb(Protocol):
+    """What a module of a verb provides."""
+
+    def arguments(self, parser: ArgumentParser) -> None:
+        """Declare the verb's arguments."""
+        ...
+
+    def run(self, parser: ArgumentParser, arguments: Sequence[str]) -> int:
+        """Parse ``arguments`` and do the work; returns the exit code."""
+        ...
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        if not given or given[0].startswith("-"):
+            return _top_level(given)
+        name, *rest = given
+        if name not in VERBS:
+            raise unknown_name("command", name, VERBS)
+        verb = cast(Verb, import_module(f"drift.cli.{name.replace('-', '_')}"))
+        parser = ArgumentParser(prog=f"drift {name}", description=VERBS[name].capitalize() + ".", exit_on_error=False)
+        verb.arguments(parser)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return verb.run(parser, rest)
+    except DriftError as error:
+        print(f"drift: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("drift: stopped. Run the same command again to go on.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe left; Python would complain again while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _top_level(given: list[str]) -> int:
+    parser = ArgumentParser(prog="drift", description=drift.__doc__, version=drift.__version__, exit_on_error=False)
+    commands = parser.add_subcommands(metavar="VERB")
+    for name, summary in VERBS.items():
+        commands.add_subcommand(name, ArgumentParser(description=summary), help=summary)
+    try:
+        parser.parse_args(given or ["--help"])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except ArgumentError as error:
+        raise ConfigError(f"{error}. See drift --help.") from error
+    return 0
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse a verb's arguments; unknown options are refused with the nearest known one.
+
+    Raises:
+        ConfigError: unknown or missing arguments, or values of the wrong type.
+        SystemExit: after ``--help``.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        message = str(error)
+        unknown = re.search(r"[Uu]nrecognized arguments: (--[^\s=]+)", message)
+        if unknown:
+            known = [option for option in parser._option_string_actions if option.startswith("--")]
+            raise unknown_name("option", unknown.group(1), known) from error
+        raise ConfigError(f"{message.strip()} See {parser.prog} --help.") from error
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""``drift run RECIPE``"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from drift.cli.main import parse
+from drift.recipe import Recipe, built_in_recipes, find_recipe, load_values, to_dict
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments: a recipe, where to, and every key of a recipe."""
+    names = ", ".join(sorted(built_in_recipes()))
+    parser.add_argument("recipe", type=str, help=f"a YAML file, or a built-in recipe: {names}")
+    parser.add_argument("--out", type=str, default="", help="directory of the run (default: runs/NAME)")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe, check it, and stop")
+    parser.add_class_arguments(Recipe, as_group=False)
+
+
+def run(parser: ArgumentParser, arguments: Sequence[str]) -> int:
+    """Resolve the recipe (defaults, then the file, then the command line), check it, run it."""
+    path = find_recipe(parse(parser, arguments).recipe)
+    parser.set_defaults(flatten(load_values(path)))
+    found = parser.instantiate(parse(parser, arguments))
+    recipe = Recipe(**{name: found[name] for name in Recipe.__dataclass_fields__})
+    return execute(recipe, found.out or f"runs/{path.stem}", dry_run=found.dry_run)
+
+
+def execute(recipe: Recipe, out: str, *, dry_run: bool) -> int:
+    """Run a resolved recipe, or only print and check it."""
+    from pathlib import Path
+
+    from drift.api import check_recipe, run_recipe
+
+    if dry_run:
+        import yaml
+
+        print(yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True), end="")
+        check_recipe(recipe)
+        return 0
+    from drift.reporting.console import print_summary
+
+    run_recipe(recipe, out)
+    print_summary(Path(out))
+    return 0
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested recipe values as dotted keys; free-form mappings (settings, parameters) stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and key not in ("settings", "parameters"):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,1 @@
+"""Data sets of trajectories, and the weights beside them."""

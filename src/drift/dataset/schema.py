@@ -1,0 +1,112 @@
+"""Trajectories as Arrow rows and back (docs/artifacts.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from drift.types import Completion, Step, Trajectory, Turn
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_TURN = pa.struct(
+    [
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("reward", pa.float64()),
+        ("done", pa.bool_()),
+        ("success", pa.bool_()),
+        ("answer", pa.string()),
+        ("messages", _MESSAGES),
+        ("info", pa.string()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task_id", pa.string()),
+        ("group_id", pa.string()),
+        ("sample", pa.int32()),
+        ("policy", pa.string()),
+        ("seed", pa.int64()),
+        ("messages", _MESSAGES),
+        ("turns", pa.list_(_TURN)),
+        ("stop_reason", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+
+
+def to_row(trajectory: Trajectory) -> dict[str, Any]:
+    """A trajectory as plain values that fit ``SCHEMA``."""
+    return {
+        "id": trajectory.id,
+        "task_id": trajectory.task_id,
+        "group_id": trajectory.group_id,
+        "sample": trajectory.sample,
+        "policy": trajectory.policy,
+        "seed": trajectory.seed,
+        "messages": list(trajectory.messages),
+        "turns": [
+            {
+                "prompt_ids": turn.prompt_ids,
+                "token_ids": turn.completion.token_ids,
+                "logprobs": turn.completion.logprobs,
+                "text": turn.completion.text,
+                "finish_reason": turn.completion.finish_reason,
+                "reward": turn.step.reward,
+                "done": turn.step.done,
+                "success": turn.step.success,
+                "answer": turn.step.answer,
+                "messages": list(turn.step.messages),
+                "info": json.dumps(dict(turn.step.info), sort_keys=True),
+            }
+            for turn in trajectory.turns
+        ],
+        "stop_reason": trajectory.stop_reason,
+        "error": trajectory.error,
+    }
+
+
+def from_row(row: dict[str, Any]) -> Trajectory:
+    """The trajectory that ``to_row`` made ``row`` from; log-probabilities come back in float32."""
+    turns = []
+    for turn in row["turns"]:
+        logprobs = turn["logprobs"]
+        completion = Completion(
+            text=turn["text"],
+            token_ids=tuple(turn["token_ids"]),
+            logprobs=None if logprobs is None else tuple(logprobs),
+            finish_reason=turn["finish_reason"],
+        )
+        step = Step(
+            messages=tuple(turn["messages"]),
+            reward=turn["reward"],
+            done=turn["done"],
+            success=turn["success"],
+            answer=turn["answer"],
+            info=json.loads(turn["info"]),
+        )
+        turns.append(Turn(prompt_ids=tuple(turn["prompt_ids"]), completion=completion, step=step))
+    plain = {key: row[key] for key in ("id", "task_id", "group_id", "sample", "policy", "seed", "stop_reason", "error")}
+    return Trajectory(**plain, messages=tuple(row["messages"]), turns=tuple(turns))
+
+
+def dataset_hash(trajectories: Iterable[Trajectory]) -> str:
+    """Hash of what was said and how it was judged, in whatever order the trajectories come.
+
+    Left out: log-probabilities, whose last bits depend on the batch, and ``info``, which is the environment's own.
+    """
+    digests = []
+    for trajectory in trajectories:
+        row = to_row(trajectory)
+        for turn in row["turns"]:
+            del turn["logprobs"], turn["info"]
+        digests.append(hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest())
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()

@@ -1,0 +1,207 @@
+"""Trajectories on disk: append-only Parquet shards that are there whole or not at all, and a manifest."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from drift.dataset.schema import SCHEMA, dataset_hash, from_row, to_row
+from drift.errors import DatasetError
+from drift.manifest import MANIFEST, differing_keys, read_manifest, write_atomic, write_manifest, writing
+from drift.types import Task, Trajectory
+
+KIND = "trajectories"
+FLUSH_SECONDS = 20.0
+
+
+class TrajectoryWriter:
+    """Writes a data set, or goes on writing one that was interrupted.
+
+    Args:
+        directory: where; made if missing.
+        spec: everything that decides what the trajectories are. A directory begun with another spec is refused.
+        tasks: the tasks of the data set.
+        shard_size: trajectories per shard. A shard is also closed every 20 seconds, so little is lost in a crash.
+
+    Raises:
+        DatasetError: begun with another spec, or another process is writing to it.
+        StorageError: the disk refuses.
+    """
+
+    def __init__(
+        self, directory: Path, spec: Mapping[str, Any], tasks: Sequence[Task], *, shard_size: int = 2048
+    ) -> None:
+        self._directory, self._spec, self._shard_size = directory, dict(spec), shard_size
+        self._rows: list[dict[str, Any]] = []
+        with writing(directory):
+            (directory / "shards").mkdir(parents=True, exist_ok=True)
+            self._lock = (directory / ".lock").open("a+")
+        self._take_lock()
+        self._seconds_before = 0.0
+        if (directory / MANIFEST).is_file():
+            old = read_manifest(directory, KIND)
+            changed = differing_keys(old["spec"], self._spec)
+            if changed:
+                self._lock.close()
+                raise DatasetError(
+                    f"{directory} holds trajectories of another run: {'; '.join(changed)}. "
+                    "Give another directory, or the settings it was begun with."
+                )
+            self._seconds_before = float(old["cost"]["seconds"])
+        for leftover in (directory / "shards").glob(".*.tmp"):
+            leftover.unlink()
+        self.done = set(_read_ids(directory))
+        lines = (
+            json.dumps({"id": t.id, "group_id": t.group_id, "split": t.split, "payload": dict(t.payload)})
+            for t in tasks
+        )
+        write_atomic(directory / "tasks.jsonl", ("\n".join(lines) + "\n").encode())
+        self._start = self._flushed = time.monotonic()
+        self._write_manifest(complete=False, counts={}, digest=None)
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise DatasetError(
+                f"{self._directory} is being written by process {holder}. "
+                "Wait for it, stop it, or give another directory."
+            ) from error
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.flush()
+            if kind is not None:
+                self._write_manifest(complete=False, counts={}, digest=None)
+        finally:
+            self._lock.close()
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Add one trajectory; it is on disk after the next flush."""
+        self._rows.append(to_row(trajectory))
+        if len(self._rows) >= self._shard_size or time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was appended as one shard."""
+        self._flushed = time.monotonic()
+        if not self._rows:
+            return
+        shards = self._directory / "shards"
+        index = 1 + max((int(path.stem) for path in shards.glob("*.parquet")), default=-1)
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), buffer, compression="zstd")
+        write_atomic(shards / f"{index:06d}.parquet", buffer.getvalue().to_pybytes())
+        self.done.update(row["id"] for row in self._rows)
+        self._rows = []
+
+    def finish(self) -> dict[str, Any]:
+        """Close the data set: write counts, cost and hash into the manifest, and return it."""
+        self.flush()
+        trajectories = read_trajectories(self._directory, complete_only=False)
+        counts = Counter(trajectory.stop_reason for trajectory in trajectories)
+        self._write_manifest(
+            complete=True,
+            counts={"trajectories": len(trajectories), **{f"stop_{k}": v for k, v in sorted(counts.items())}},
+            digest=dataset_hash(trajectories),
+            tokens=sum(trajectory.tokens_sampled for trajectory in trajectories),
+        )
+        return read_manifest(self._directory, KIND)
+
+    def _write_manifest(
+        self, *, complete: bool, counts: Mapping[str, int], digest: str | None, tokens: int | None = None
+    ) -> None:
+        seconds = self._seconds_before + time.monotonic() - self._start
+        write_manifest(
+            self._directory,
+            KIND,
+            {
+                "spec": self._spec,
+                "complete": complete,
+                "counts": dict(counts),
+                "dataset_hash": digest,
+                "cost": {"seconds": round(seconds, 3), "tokens_sampled": tokens},
+            },
+        )
+
+
+def _shards(directory: Path) -> list[Path]:
+    return sorted((directory / "shards").glob("*.parquet"))
+
+
+def _tables(directory: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    for path in _shards(directory):
+        try:
+            yield pq.read_table(path, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(
+                f"shard {path} can't be read: {error}. Delete that file and run the same rollout command again: "
+                "only its trajectories are sampled again."
+            ) from error
+
+
+def _read_ids(directory: Path) -> list[str]:
+    return [value for table in _tables(directory, ["id"]) for value in table.column("id").to_pylist()]
+
+
+def read_trajectories(directory: Path, *, complete_only: bool = True) -> list[Trajectory]:
+    """All trajectories of a data set, sorted by task and sample, whatever order they were written in.
+
+    Args:
+        directory: the data set.
+        complete_only: refuse one that was interrupted.
+
+    Raises:
+        DatasetError: missing, damaged, empty, of another schema version, interrupted, or with a shard gone.
+    """
+    manifest = read_manifest(directory, KIND)
+    if complete_only and not manifest["complete"]:
+        raise DatasetError(
+            f"{directory} is incomplete: {len(_read_ids(directory))} of {manifest['spec'].get('trajectories', '?')} "
+            "trajectories. Run the same rollout command again: it goes on where it was."
+        )
+    found = [from_row(row) for table in _tables(directory) for row in table.to_pylist()]
+    expected = manifest["counts"].get("trajectories")
+    if complete_only and expected != len(found):
+        raise DatasetError(
+            f"{directory}: {len(found)} trajectories on disk, the manifest says {expected}: a shard is missing. "
+            "Restore it, or run the same rollout command again: the missing ones are sampled again."
+        )
+    if complete_only and not found:
+        raise DatasetError(f"{directory} holds no trajectories. Run the rollouts with at least one task.")
+    return sorted(found, key=lambda trajectory: (trajectory.task_id, trajectory.sample))
+
+
+def read_tasks(directory: Path) -> list[Task]:
+    """The tasks of a data set."""
+    lines = (directory / "tasks.jsonl").read_text().splitlines()
+    return [Task(**json.loads(line)) for line in lines if line]
+
+
+def as_hf_dataset(directory: Path) -> Any:
+    """The data set as ``datasets.Dataset``, with the ``messages`` column that chat tooling expects."""
+    from datasets import Dataset
+
+    read_manifest(directory, KIND)
+    return Dataset.from_parquet([str(path) for path in _shards(directory)])

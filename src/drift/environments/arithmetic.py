@@ -1,0 +1,111 @@
+"""Arithmetic with the DRIFT protocol: unary feedback, stop on success, at most T turns (method.md, section 1)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from drift.environments.answers import extract_answer, parse_whole_number
+from drift.environments.base import SPLITS, stable_unit
+from drift.errors import ConfigError, require
+from drift.types import Message, Step, Task
+
+KINDS = ("add", "sub", "mul")
+_SIGN = {"add": "+", "sub": "-", "mul": "*"}
+TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """Sums, differences and products, checked exactly; every wrong answer gets the same feedback.
+
+    Args:
+        max_turns: T, the most replies in an episode.
+        digits: how many digits each number has; the second factor of a product has one.
+        kinds: which problems to draw, a subset of ``add``, ``sub`` and ``mul``, drawn equally often.
+        feedback: what the environment says to a wrong answer.
+        format_feedback: what it says to a reply without a readable answer.
+    """
+
+    max_turns: int = 5
+    digits: int = 2
+    kinds: tuple[str, ...] = KINDS
+    feedback: str = "Incorrect. Please think again."
+    format_feedback: str = "No answer found. Please reply with <answer>number</answer>."
+
+    def __post_init__(self) -> None:
+        require(self.max_turns >= 1, "environment.settings.max_turns", self.max_turns, "a whole number ≥ 1")
+        require(1 <= self.digits <= 8, "environment.settings.digits", self.digits, "a whole number from 1 to 8")
+        require(bool(self.kinds), "environment.settings.kinds", self.kinds, f"some of {', '.join(KINDS)}")
+        for kind in self.kinds:
+            require(kind in KINDS, "environment.settings.kinds", kind, f"one of {', '.join(KINDS)}")
+
+    def tasks(self, split: str, count: int, seed: int) -> list[Task]:
+        """Distinct problems; a problem's split depends on its operands alone, so no seed can mix the splits."""
+        require(split in SPLITS, "split", split, " or ".join(SPLITS))
+        rng = random.Random(f"arithmetic/{split}/{seed}")
+        seen: dict[str, Task] = {}
+        tries = 0
+        while len(seen) < count:
+            tries += 1
+            if tries > 50 * count + 10_000:
+                raise ConfigError(
+                    f"arithmetic has about {len(seen)} distinct {split} problems of {self.digits} digits and kinds "
+                    f"{', '.join(self.kinds)}; {count} were asked for. Ask for fewer tasks, more kinds or more digits."
+                )
+            task = problem(self.kinds[tries % len(self.kinds)], self.digits, rng)
+            if task.split == split:
+                seen.setdefault(task.id, task)
+        return list(seen.values())
+
+    def start(self, task: Task) -> ArithmeticEpisode:
+        """A fresh episode of ``task``."""
+        return ArithmeticEpisode(self, str(task.payload["question"]), int(task.payload["answer"]))
+
+
+def problem(kind: str, digits: int, rng: random.Random) -> Task:
+    """Draw one problem of two numbers; a difference is never negative, and a product's second factor is 2 to 9."""
+    low, high = 10 ** (digits - 1), 10**digits - 1
+    a, b = rng.randint(low, high), rng.randint(*((2, 9) if kind == "mul" else (low, high)))
+    if kind == "sub" and b > a:
+        a, b = b, a
+    result = {"add": a + b, "sub": a - b, "mul": a * b}[kind]
+    task_id = f"{kind}-{a}-{b}"
+    # Commuted operands are the same problem to a verifier, so they share a split.
+    key = (kind, *sorted((a, b)))
+    return Task(
+        id=task_id,
+        group_id=task_id,
+        split="test" if stable_unit("arithmetic", *key) < TEST_SHARE else "train",
+        payload={"kind": kind, "a": a, "b": b, "question": f"What is {a} {_SIGN[kind]} {b}?", "answer": result},
+    )
+
+
+class ArithmeticEpisode:
+    """One conversation about one problem."""
+
+    def __init__(self, settings: Arithmetic, question: str, answer: int) -> None:
+        self._settings = settings
+        self._question = question
+        self._answer = answer
+        self._turn = 0
+
+    def opening(self) -> list[Message]:
+        """The problem, as one user message."""
+        return [{"role": "user", "content": self._question}]
+
+    async def step(self, reply: str) -> Step:
+        """Reward 1 for the right answer, else 0; format failures get feedback of their own."""
+        self._turn += 1
+        text = extract_answer(reply)
+        value = None if text is None else parse_whole_number(text)
+        success = value == self._answer
+        done = success or self._turn >= self._settings.max_turns
+        feedback = self._settings.format_feedback if value is None else self._settings.feedback
+        return Step(
+            messages=() if done else ({"role": "user", "content": feedback},),
+            reward=float(success),
+            done=done,
+            success=success,
+            answer=None if value is None else str(value),
+        )

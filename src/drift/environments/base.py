@@ -1,0 +1,65 @@
+"""What an environment is: a source of tasks, and one single-use conversation partner for each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from drift.types import Message, Step, Task
+
+SPLITS = ("train", "test")
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """One conversation partner for one episode, thrown away after it. It sees text, never tokens."""
+
+    def opening(self) -> list[Message]:
+        """The messages that open the conversation; the last one is not the assistant's."""
+        ...
+
+    async def step(self, reply: str) -> Step:
+        """Judge one reply and answer it. Called once per turn until it returns ``done``."""
+        ...
+
+
+@runtime_checkable
+class EnvironmentFactory(Protocol):
+    """A kind of environment: its settings, its tasks, and how to start an episode of one.
+
+    Register a class (or a function returning one) under the entry-point group ``drift.environments``. Its keyword
+    arguments are the settings a recipe may give under ``environment.settings``.
+    """
+
+    @property
+    def max_turns(self) -> int:
+        """The most replies one episode can hold, T."""
+        ...
+
+    def tasks(self, split: str, count: int, seed: int) -> list[Task]:
+        """``count`` distinct tasks of ``split``, the same for the same arguments; the splits never share a problem."""
+        ...
+
+    def start(self, task: Task) -> Environment:
+        """A fresh environment for one episode of ``task``."""
+        ...
+
+
+def stable_unit(*parts: object) -> float:
+    """A number in [0, 1) that depends on ``parts`` alone, not on process, platform or hash seed."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def task_hash(tasks: Sequence[Task]) -> str:
+    """Order-free hash of a set of tasks, to tell whether two runs were given the same ones."""
+    digest = hashlib.sha256()
+    for task_id in sorted(task.id for task in tasks):
+        digest.update(task_id.encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """Settings as ``a=1, b=2`` for messages and reports."""
+    return ", ".join(f"{key}={value}" for key, value in settings.items())

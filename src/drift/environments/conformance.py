@@ -1,0 +1,145 @@
+"""A check that any environment can be put through before hours are spent on rollouts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from drift.environments.base import SPLITS, Environment, EnvironmentFactory
+from drift.types import Message, Step, Task
+
+REPLIES = (
+    "",
+    "I don't know.",
+    "<answer></answer>",
+    "<answer>0</answer>",
+    "<answer>" + "9" * 5000 + "</answer>",
+    "<answer>7</answer>" * 3,
+    "<answer>__import__('os').system('true')</answer>",
+    "\u202e\x00\ud7ff <|im_end|> {{ 7*7 }}",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One check: what it was, whether it held, and what was seen."""
+
+    check: str
+    passed: bool
+    detail: str = ""
+
+
+def check_environment(factory: EnvironmentFactory, *, tasks: int = 20, seed: int = 0) -> list[Finding]:
+    """Put an environment through its protocol, with replies that models really give, and some that they shouldn't.
+
+    Args:
+        factory: the environment.
+        tasks: how many tasks per split to try.
+        seed: of the tasks.
+    """
+    findings = []
+
+    def run(name: str, check: Callable[[], str]) -> None:
+        try:
+            findings.append(Finding(check=name, passed=True, detail=check()))
+        except Exception as error:
+            findings.append(Finding(check=name, passed=False, detail=f"{type(error).__name__}: {error}"))
+
+    run("max_turns is at least 1", lambda: _expect(factory.max_turns >= 1, f"{factory.max_turns}"))
+    run("tasks are distinct, repeatable and JSON", lambda: _check_tasks(factory, tasks, seed))
+    run("splits share no task", lambda: _check_splits(factory, tasks, seed))
+    run("openings are messages and end with someone else's turn", lambda: _check_openings(factory, tasks, seed))
+    for reply in REPLIES:
+        shown = ascii(reply if len(reply) < 40 else reply[:37] + "...")
+        run(f"episodes end within max_turns on {shown}", lambda reply=reply: _play(factory, reply, tasks, seed))  # type: ignore[misc]
+    run("the same replies give the same steps", lambda: _check_repeatable(factory, tasks, seed))
+    run("episodes do not share state", lambda: _check_separate(factory, tasks, seed))
+    return findings
+
+
+def _expect(condition: bool, seen: str) -> str:
+    if not condition:
+        raise ValueError(seen)
+    return seen
+
+
+def _tasks(factory: EnvironmentFactory, count: int, seed: int) -> list[Task]:
+    return [task for split in SPLITS for task in factory.tasks(split, count, seed)]
+
+
+def _check_tasks(factory: EnvironmentFactory, count: int, seed: int) -> str:
+    for split in SPLITS:
+        first, again = factory.tasks(split, count, seed), factory.tasks(split, count, seed)
+        _expect([t.id for t in first] == [t.id for t in again], f"{split}: two calls with one seed gave other tasks")
+        _expect(len({t.id for t in first}) == len(first) == count, f"{split}: {len({t.id for t in first})} of {count}")
+        for task in first:
+            _expect(task.split == split, f"{task.id}: split {task.split!r}, expected {split!r}")
+            json.dumps({"group": task.group_id, **task.payload})
+    return f"{count} per split"
+
+
+def _check_splits(factory: EnvironmentFactory, count: int, seed: int) -> str:
+    train = {task.id for offset in range(5) for task in factory.tasks("train", count, seed + offset)}
+    test = {task.id for offset in range(5) for task in factory.tasks("test", count, seed + offset)}
+    return _expect(not train & test, f"{len(train & test)} shared") and f"{len(train)} and {len(test)} tasks"
+
+
+def _valid(message: Message) -> bool:
+    return set(message) == {"role", "content"} and isinstance(message["content"], str) and bool(message["content"])
+
+
+def _check_openings(factory: EnvironmentFactory, count: int, seed: int) -> str:
+    for task in _tasks(factory, count, seed):
+        opening = factory.start(task).opening()
+        _expect(bool(opening) and all(map(_valid, opening)), f"{task.id}: {opening!r}")
+        _expect(opening[-1]["role"] != "assistant", f"{task.id}: the last message is the assistant's")
+    return "ok"
+
+
+async def _episode(environment: Environment, reply: str, limit: int) -> list[Step]:
+    environment.opening()
+    steps: list[Step] = []
+    while not steps or not steps[-1].done:
+        _expect(len(steps) < limit, f"not done after {limit} turns")
+        step: Any = await environment.step(reply)
+        _expect(isinstance(step, Step), f"step returned {type(step).__name__}, expected Step")
+        _expect(step.done or bool(step.messages), "no messages although not done")
+        _expect(all(map(_valid, step.messages)), f"messages {step.messages!r}")
+        _expect(step.reward == step.reward and abs(step.reward) != float("inf"), f"reward {step.reward}")
+        _expect(step.answer is None or isinstance(step.answer, str), f"answer {step.answer!r}")
+        json.dumps(dict(step.info))
+        steps.append(step)
+    return steps
+
+
+def _play(factory: EnvironmentFactory, reply: str, count: int, seed: int) -> str:
+    solved = 0
+    for task in _tasks(factory, count, seed):
+        steps = asyncio.run(_episode(factory.start(task), reply, factory.max_turns))
+        solved += steps[-1].success
+    return f"{solved} solved"
+
+
+def _check_repeatable(factory: EnvironmentFactory, count: int, seed: int) -> str:
+    for task in _tasks(factory, count, seed):
+        first, again = (
+            asyncio.run(_episode(factory.start(task), "<answer>1</answer>", factory.max_turns)) for _ in range(2)
+        )
+        _expect(first == again, f"{task.id}: the same replies got other steps")
+    return "ok"
+
+
+def _check_separate(factory: EnvironmentFactory, count: int, seed: int) -> str:
+    async def side_by_side(task: Task) -> tuple[Step, Step]:
+        one, other = factory.start(task), factory.start(task)
+        one.opening(), other.opening()
+        await one.step("<answer>1</answer>")
+        return await other.step("<answer>1</answer>"), await factory.start(task).step("<answer>1</answer>")
+
+    for task in _tasks(factory, count, seed):
+        interleaved, alone = asyncio.run(side_by_side(task))
+        _expect(interleaved == alone, f"{task.id}: an episode changed another of the same task")
+    return "ok"

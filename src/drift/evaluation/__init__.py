@@ -1,0 +1,1 @@
+"""Multi-turn evaluation on held-out tasks, with intervals."""

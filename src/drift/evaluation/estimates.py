@@ -1,0 +1,63 @@
+"""From conversations to estimates: one row per policy and metric, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from drift.errors import DatasetError
+from drift.evaluation.intervals import bootstrap, interval, ratio_value
+from drift.evaluation.metrics import Runs, metrics
+from drift.types import Estimate
+
+
+def estimate_all(runs: Mapping[str, Runs], *, mode: str, max_turns: int, baseline: str, seed: int) -> list[Estimate]:
+    """Every metric of every policy, and its difference from ``baseline`` on the same prompts.
+
+    Args:
+        runs: conversations by policy, all on the same prompts.
+        mode: ``greedy`` or ``sampled``; metrics are named ``<mode>/<metric>``.
+        max_turns: T.
+        baseline: the policy the others are compared with.
+        seed: of the bootstrap.
+
+    Raises:
+        DatasetError: two policies were run on different prompts.
+    """
+    names = list(runs)
+    for name in names:
+        if runs[name].prompts != runs[baseline].prompts:
+            raise DatasetError(
+                f"{name!r} and {baseline!r} were evaluated on different tasks ({len(runs[name].prompts)} and "
+                f"{len(runs[baseline].prompts)}, failures left out); a paired difference needs the same ones. "
+                "Evaluate again."
+            )
+    ratios = {name: metrics(runs[name], max_turns) for name in names}
+    # One seed for all policies: the same prompts are drawn for each, which is what makes differences paired.
+    drawn = {name: bootstrap(list(ratios[name].values()), seed) for name in names}
+    rows = []
+    for name in names:
+        for column, (metric, ratio) in enumerate(ratios[name].items()):
+            low, high = interval(drawn[name][:, column])
+            rows.append(_row(name, f"{mode}/{metric}", ratio_value(ratio), low, high, runs[name]))
+    for name in names:
+        if name == baseline:
+            continue
+        for column, metric in enumerate(ratios[name]):
+            ours, theirs = ratio_value(ratios[name][metric]), ratio_value(ratios[baseline][metric])
+            low, high = interval(drawn[name][:, column] - drawn[baseline][:, column])
+            value = None if ours is None or theirs is None else ours - theirs
+            rows.append(_row(f"{name} - {baseline}", f"{mode}/{metric}", value, low, high, runs[name]))
+    return rows
+
+
+def _row(policy: str, metric: str, value: float | None, low: float | None, high: float | None, runs: Runs) -> Estimate:
+    return Estimate(
+        policy=policy,
+        metric=metric,
+        value=value,
+        low=low if value is not None else None,
+        high=high if value is not None else None,
+        prompts=len(runs.prompts),
+        trajectories=len(runs.prompt_N),
+        excluded=runs.excluded,
+    )

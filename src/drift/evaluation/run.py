@@ -1,0 +1,125 @@
+"""The evaluation stage: the rollout loop on held-out tasks, for each policy, greedy and sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from drift.dataset.store import read_tasks, read_trajectories
+from drift.environments.base import EnvironmentFactory, task_hash
+from drift.errors import ConfigError, require
+from drift.evaluation.estimates import estimate_all
+from drift.evaluation.metrics import runs_of
+from drift.manifest import write_json, write_manifest
+from drift.policies import make_policy
+from drift.policies.base import Sampling
+from drift.rollouts.collect import Collection, collect
+from drift.types import Task
+
+KIND = "evaluation"
+ESTIMATES = "estimates.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How policies are measured.
+
+    Args:
+        tasks: number of held-out tasks.
+        split: which split they come from.
+        samples: conversations per task under sampling; 0 measures greedy alone. Greedy is always measured.
+        sampling: how replies are drawn in the sampled mode; greedy uses its length and stop strings.
+        concurrency: the most conversations open at once.
+    """
+
+    tasks: int = 500
+    split: str = "test"
+    samples: int = 1
+    sampling: Sampling
+    concurrency: int = 512
+
+    def __post_init__(self) -> None:
+        require(self.tasks >= 1, "evaluation.tasks", self.tasks, "a whole number ≥ 1")
+        require(self.samples >= 0, "evaluation.samples", self.samples, "a whole number ≥ 0")
+
+
+def check_unseen(tasks: Sequence[Task], seen: Path) -> None:
+    """Refuse to measure on tasks that the rollouts in ``seen`` were made of."""
+    shared = {task.id for task in tasks} & {task.id for task in read_tasks(seen)}
+    if shared:
+        raise ConfigError(
+            f"{len(shared)} of {len(tasks)} evaluation tasks were also rolled out for training (for example "
+            f"{min(shared)!r}). Evaluate on another split."
+        )
+
+
+def evaluate_policies(
+    environment: Mapping[str, Any],
+    factory: EnvironmentFactory,
+    policies: Mapping[str, str],
+    config: EvaluationConfig,
+    out: Path,
+    *,
+    seed: int,
+    seen: Path | None = None,
+    **policy_settings: Any,
+) -> dict[str, Any]:
+    """Measure each policy on the same tasks and write ``estimates.json`` and a manifest to ``out``.
+
+    Args:
+        environment: name and settings, for the record.
+        factory: the environment.
+        policies: model by name; the first is the baseline of the paired differences.
+        config: how to measure.
+        out: where; conversations go to ``out/<mode>/<name>``.
+        seed: decides tasks, samples and bootstrap.
+        seen: rollouts whose tasks must not be measured on.
+        policy_settings: for ``make_policy``.
+    """
+    require(bool(policies), "policies", dict(policies), "at least one model by name, like base=default")
+    tasks = factory.tasks(config.split, config.tasks, seed)
+    if seen is not None:
+        check_unseen(tasks, seen)
+    modes = {"greedy": (1, replace(config.sampling, temperature=0.0, top_p=1.0))}
+    if config.samples:
+        modes["sampled"] = (config.samples, config.sampling)
+    costs: dict[str, dict[str, Any]] = {}
+    for name, model in policies.items():
+        policy = make_policy(model, **policy_settings)
+        for mode, (samples, sampling) in modes.items():
+            collection = Collection(
+                environment=dict(environment),
+                samples=samples,
+                seed=seed,
+                sampling=sampling,
+                concurrency=config.concurrency,
+                label=f"{name}, {mode}",
+            )
+            costs[f"{mode}/{name}"] = collect(tasks, factory, policy, collection, out / mode / name)["cost"]
+    rows = [
+        estimate
+        for mode in modes
+        for estimate in estimate_all(
+            {name: runs_of(read_trajectories(out / mode / name)) for name in policies},
+            mode=mode,
+            max_turns=factory.max_turns,
+            baseline=next(iter(policies)),
+            seed=seed,
+        )
+    ]
+    write_json(out / ESTIMATES, [asdict(row) for row in rows])
+    content = {
+        "environment": dict(environment),
+        "policies": dict(policies),
+        "modes": list(modes),
+        "max_turns": factory.max_turns,
+        "tasks": len(tasks),
+        "task_hash": task_hash(tasks),
+        "split": config.split,
+        "seed": seed,
+        "cost": costs,
+    }
+    write_manifest(out, KIND, content)
+    return content

@@ -1,0 +1,54 @@
+"""Policies: ways to sample a reply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from drift.policies.base import Policy, Sampling, derive_seed
+from drift.registry import Registry
+
+POLICIES = Registry(
+    "policy",
+    "drift.policies",
+    {
+        "hf": "drift.policies.hf:HFPolicy",
+        "scripted": "drift.policies.scripted:ScriptedPolicy",
+    },
+)
+
+DEFAULT_MODEL = Path(__file__).parent / "default_model"
+
+
+def make_policy(model: str, **settings: Any) -> Policy:
+    """The policy that ``model`` names.
+
+    Args:
+        model: ``default`` for the small one that comes with the package, a model folder, a hub id, or
+            ``NAME:ARGUMENT`` for a registered kind of policy, ``ARGUMENT`` being its first argument.
+        settings: the kind's own settings, for example ``batch_size`` and ``dtype`` for ``hf``.
+    """
+    kind, colon, argument = model.partition(":")
+    if not colon:
+        kind, argument = "hf", model_path(model)
+    elif kind == "hf":
+        argument = model_path(argument)
+    key = next(iter(_parameters(kind)))
+    value: object = tuple(argument.split("|")) if kind == "scripted" else argument
+    accepted = {k: v for k, v in settings.items() if k in _parameters(kind)}
+    made: Policy = POLICIES.make(kind, {key: value, **accepted}, where="policy")
+    return made
+
+
+def model_path(model: str) -> str:
+    """``model``, with ``default`` resolved to the folder of the policy that comes with the package."""
+    return str(DEFAULT_MODEL) if model == "default" else model
+
+
+def _parameters(kind: str) -> list[str]:
+    import inspect
+
+    return list(inspect.signature(POLICIES.get(kind)).parameters)
+
+
+__all__ = ["DEFAULT_MODEL", "POLICIES", "Policy", "Sampling", "derive_seed", "make_policy", "model_path"]

@@ -1,0 +1,75 @@
+"""What a policy is: token ids in, sampled token ids with log-probabilities out."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from drift.chat import Chat
+from drift.errors import require
+from drift.types import Completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a reply is drawn.
+
+    Args:
+        temperature: logits are divided by it; 0 means greedy.
+        top_p: sample from the smallest set of tokens whose probabilities sum to at least this.
+        max_new_tokens: the longest reply, in tokens.
+        stop: strings that end a reply; the string itself stays in it.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.temperature >= 0, "sampling.temperature", self.temperature, "a number ≥ 0 (0 is greedy)")
+        require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "a number in (0, 1]")
+        require(self.max_new_tokens >= 1, "sampling.max_new_tokens", self.max_new_tokens, "a whole number ≥ 1")
+        require(all(self.stop), "sampling.stop", self.stop, "strings that are not empty")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A way to sample replies. Many ``complete`` calls may be awaited at once; the policy batches them as it likes,
+    and the batch must not change what any of them returns.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what the policy says: weights, configuration, chat template."""
+        ...
+
+    @property
+    def chat(self) -> Chat:
+        """How conversations become this policy's ids."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens a prompt and its reply may hold together, where there is a limit."""
+        ...
+
+    async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+        """Sample one reply to ``prompt_ids``; the same arguments give the same reply."""
+        ...
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on ``parts`` alone. Distinct parts give distinct seeds for all practical purposes.
+
+    Trajectories use ``derive_seed(run seed, task id, sample)`` and their turns ``derive_seed(that, turn)``, so that
+    neither batch nor order changes what a trajectory is, and no two requests ever share a seed.
+    """
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

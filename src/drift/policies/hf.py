@@ -1,0 +1,218 @@
+"""Any causal language model that transformers can load, local or from the hub, sampled with a seed per request."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from drift.chat import Chat, TemplateChat
+from drift.errors import PolicyError, require
+from drift.policies.base import Sampling
+from drift.policies.sampler import RowEnds, SeededPicker
+from drift.types import Completion
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(model: str, *, dtype: str = "auto", device: str = "auto") -> tuple[Any, Any]:
+    """Load a causal LM and its tokenizer.
+
+    Args:
+        model: a folder, or a hub id.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: float32 on a CPU, the checkpoint's own elsewhere.
+        device: ``cpu``, ``cuda``, …, or ``auto``: CUDA if there is one.
+
+    Raises:
+        PolicyError: no such model, not a causal LM, or the tokenizer can't be read.
+    """
+    require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
+    place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1
+    path = Path(model).expanduser()
+    if looks_local and not (path / "config.json").is_file():
+        found = "a folder without config.json" if path.is_dir() else "nothing there"
+        raise PolicyError(f"model {model!r}: {found}. Give a folder that holds a model, or a hub id like owner/name.")
+    wanted = DTYPES.get(dtype, torch.float32 if place == "cpu" else "auto")
+    source = str(path) if path.exists() else model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=wanted).to(place).eval()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise PolicyError(
+            f"model {model!r} can't be loaded as a causal language model: {error}. "
+            "Check the name, that the files are whole, and that the hub can be reached if it is not a folder."
+        ) from error
+    return loaded, tokenizer
+
+
+def fingerprint(model: Any, tokenizer: Any) -> str:
+    """Hash of what decides a model's replies, without reading every weight.
+
+    Covers the chat template, the vocabulary size, and of each parameter its name, shape, dtype and up to 1,024 evenly
+    spaced values. Where the model lies is left out: a copy is the same policy.
+    """
+    digest = hashlib.sha256(f"{tokenizer.chat_template}|{len(tokenizer)}".encode())
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)].float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode() + sample.numpy().tobytes())
+    return "hf-" + digest.hexdigest()[:16]
+
+
+@dataclass
+class _Request:
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    reply: asyncio.Future[Completion]
+
+
+class HFPolicy:
+    """A transformers causal LM with its own chat template.
+
+    Requests that wait at the same time are batched by length and sent through ``generate``. In float32 the batch
+    changes no token of any reply (see ``sampler``); in 16-bit floats it can.
+
+    Args:
+        model: a folder, or a hub id.
+        dtype: see ``load_model``.
+        device: see ``load_model``.
+        batch_size: the most requests in one batch.
+
+    Raises:
+        PolicyError: the model can't be loaded, or has no chat template.
+    """
+
+    def __init__(self, model: str, *, dtype: str = "auto", device: str = "auto", batch_size: int = 64) -> None:
+        require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
+        self._model, self._tokenizer = load_model(model, dtype=dtype, device=device)
+        self.chat: Chat = TemplateChat(self._tokenizer, source=model)
+        self.fingerprint = fingerprint(self._model, self._tokenizer)
+        limit = getattr(self._model.config, "max_position_embeddings", None)
+        self.context_length: int | None = int(limit) if limit else None
+        self._batch_size = batch_size
+        self._eos_ids = _end_ids(self._model, self._tokenizer)
+        pad = self._tokenizer.pad_token_id
+        self._pad_id = int(pad if pad is not None else self._eos_ids[0])
+        # The model folder's own generation settings (top-k, penalties) would bend the distribution we record.
+        self._model.generation_config = GenerationConfig(eos_token_id=self._eos_ids, pad_token_id=self._pad_id)
+        self._exact = next(self._model.parameters()).dtype in (torch.float32, torch.float64)
+        self._waiting: list[_Request] = []
+        self._pump: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift-hf")
+
+    async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+        """Sample one reply; waits until a batch with it has run."""
+        loop = asyncio.get_running_loop()
+        request = _Request(prompt_ids, sampling, seed, loop.create_future())
+        self._waiting.append(request)
+        if self._pump is None or self._pump.done():
+            self._pump = loop.create_task(self._run_batches())
+        return await request.reply
+
+    async def _run_batches(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            # Let every conversation that is ready put its request in before the batch is formed.
+            count = -1
+            while count != len(self._waiting):
+                count = len(self._waiting)
+                await asyncio.sleep(0)
+            self._waiting = [request for request in self._waiting if not request.reply.done()]
+            if not self._waiting:
+                return
+            batch = self._take()
+            try:
+                replies = await loop.run_in_executor(self._thread, self._generate, batch)
+            except BaseException as error:
+                for request in (*batch, *self._waiting):
+                    if not request.reply.done():
+                        request.reply.set_exception(error)
+                self._waiting = []
+                if not isinstance(error, Exception):
+                    raise
+                return
+            for request, reply in zip(batch, replies, strict=True):
+                if not request.reply.done():
+                    request.reply.set_result(reply)
+
+    def _take(self) -> list[_Request]:
+        """Remove from the queue the batch that wastes the least padding."""
+        sampling = self._waiting[0].sampling
+        fitting = sorted((r for r in self._waiting if r.sampling == sampling), key=lambda r: len(r.prompt_ids))
+        size = min(self._batch_size, len(fitting))
+        spread = [
+            len(fitting[start + size - 1].prompt_ids) - len(fitting[start].prompt_ids)
+            for start in range(len(fitting) - size + 1)
+        ]
+        start = spread.index(min(spread))
+        batch = fitting[start : start + size]
+        taken = set(map(id, batch))
+        self._waiting = [request for request in self._waiting if id(request) not in taken]
+        return batch
+
+    @torch.inference_mode()
+    def _generate(self, batch: list[_Request]) -> list[Completion]:
+        sampling = batch[0].sampling
+        device = self._model.device
+        width = max(len(request.prompt_ids) for request in batch)
+        ids_BT = torch.full((len(batch), width), self._pad_id)
+        mask_BT = torch.zeros((len(batch), width), dtype=torch.long)
+        for row, request in enumerate(batch):
+            ids_BT[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
+            mask_BT[row, width - len(request.prompt_ids) :] = 1
+        mask_BT = mask_BT.to(device)
+        canonical = self._logits_alone if self._exact else None
+        picker = SeededPicker([request.seed for request in batch], sampling, canonical, mask_BT)
+        ends = RowEnds(self._eos_ids, sampling.stop, self._text, width, picker)
+        out_BT = self._model.generate(
+            input_ids=ids_BT.to(device),
+            attention_mask=mask_BT,
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=False,
+            logits_processor=[picker],
+            stopping_criteria=[ends],
+        )
+        assert ends.lengths_B is not None and ends.ended_B is not None
+        new_BT = out_BT[:, width:].tolist()
+        logprobs_BT = torch.stack(picker.logprobs, dim=1).tolist()
+        rows = zip(new_BT, logprobs_BT, ends.lengths_B.tolist(), ends.ended_B.tolist(), strict=True)
+        return [
+            Completion(
+                text=self._text(ids[:length]),
+                token_ids=tuple(ids[:length]),
+                logprobs=tuple(logprobs[:length]),
+                finish_reason="stop" if ended else "length",
+            )
+            for ids, logprobs, length, ended in rows
+        ]
+
+    def _logits_alone(self, ids_T: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._model(input_ids=ids_T.unsqueeze(0), use_cache=False).logits[0, -1]
+        return logits
+
+    def _text(self, ids: list[int]) -> str:
+        while ids and ids[-1] in self._eos_ids:
+            ids = ids[:-1]
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Every id that ends a reply: the generation settings' and the tokenizer's own."""
+    listed = model.generation_config.eos_token_id
+    ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if tokenizer.eos_token_id is not None:
+        ids = [*ids, tokenizer.eos_token_id]
+    if not ids:
+        raise PolicyError(
+            "the model names no end-of-turn token, so no reply would ever end. Set tokenizer.eos_token and save it."
+        )
+    return sorted(set(map(int, ids)))

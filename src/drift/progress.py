@@ -1,0 +1,78 @@
+"""Progress of long work: a bar with rate and time left in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+LINE_EVERY_SECONDS = 10.0
+
+
+class Progress:
+    """Counts done work.
+
+    Args:
+        label: what is being done.
+        total: how much there is to do.
+        done: how much was already done by an earlier run.
+        unit: what is counted.
+    """
+
+    def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "it") -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._start_count = self._count = done
+        self._bar: Bar | None = None
+        self._live = sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        self._start = self._last_line = time.monotonic()
+        if self._live:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=self._total, completed=self._count, rate="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._count > self._start_count:
+            self._line()
+
+    def advance(self, count: int = 1) -> None:
+        """Note that ``count`` more are done."""
+        self._count += count
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._count, rate=f"{self._rate():.1f} {self._unit}/s")
+        elif time.monotonic() - self._last_line >= LINE_EVERY_SECONDS:
+            self._line()
+
+    def _rate(self) -> float:
+        return (self._count - self._start_count) / max(1e-9, time.monotonic() - self._start)
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        rate = self._rate()
+        left = (self._total - self._count) / rate if rate > 0 else float("inf")
+        print(
+            f"{self._label}: {self._count}/{self._total}, {rate:.1f} {self._unit}/s, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )

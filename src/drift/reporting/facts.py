@@ -1,0 +1,165 @@
+"""What the report says, read from the artifacts of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drift.dataset.store import KIND as TRAJECTORIES
+from drift.dataset.store import read_trajectories
+from drift.dataset.weighing import KIND as WEIGHTS
+from drift.errors import DatasetError
+from drift.evaluation.run import ESTIMATES
+from drift.evaluation.run import KIND as EVALUATION
+from drift.manifest import MANIFEST, read_manifest
+from drift.training.config import KIND as MODEL
+from drift.types import Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Everything the page shows.
+
+    Attributes:
+        evaluation: manifest of the evaluation.
+        rows: estimates by ``(policy, metric)``.
+        rollouts, weights, model: manifests, where those stages ran in this directory.
+        curve: training metrics by step.
+        recipe: the resolved recipe as text.
+        pairs: greedy conversations of the baseline and another policy on the same task.
+    """
+
+    evaluation: dict[str, Any]
+    rows: Mapping[tuple[str, str], dict[str, Any]]
+    rollouts: dict[str, Any] | None
+    weights: dict[str, Any] | None
+    model: dict[str, Any] | None
+    curve: list[dict[str, float]]
+    recipe: str
+    pairs: list[tuple[Trajectory, Trajectory]]
+
+    @property
+    def policies(self) -> list[str]:
+        """Names of the policies measured, the baseline first."""
+        return list(self.evaluation["policies"])
+
+
+def read_facts(run: Path, *, conversations: int = 8) -> Facts:
+    """Collect what is there; raises ``DatasetError`` where there is no finished evaluation in ``run``."""
+    folder = run / "evaluation" if (run / "evaluation").is_dir() else run
+    evaluation = read_manifest(folder, EVALUATION)
+    try:
+        rows = {(row["policy"], row["metric"]): row for row in json.loads((folder / ESTIMATES).read_text())}
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetError(f"{folder / ESTIMATES} can't be read: {error}. Run the evaluation again.") from error
+
+    def manifest(name: str, kind: str) -> dict[str, Any] | None:
+        return read_manifest(run / name, kind) if (run / name / MANIFEST).is_file() else None
+
+    metrics = run / "model" / "metrics.jsonl"
+    recipe = run / "recipe.yaml"
+    return Facts(
+        evaluation=evaluation,
+        rows=rows,
+        rollouts=manifest("rollouts", TRAJECTORIES),
+        weights=manifest("weights", WEIGHTS),
+        model=manifest("model", MODEL),
+        curve=[json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else [],
+        recipe=recipe.read_text() if recipe.is_file() else "",
+        pairs=_pairs(folder, list(evaluation["policies"]), conversations),
+    )
+
+
+def _pairs(folder: Path, policies: list[str], count: int) -> list[tuple[Trajectory, Trajectory]]:
+    """Conversations to read: each way the outcome can change is shown in turn, so that losses are seen too."""
+    if len(policies) < 2:
+        return []
+    before, after = (
+        {t.task_id: t for t in read_trajectories(folder / "greedy" / name)} for name in (policies[0], policies[-1])
+    )
+    kinds: dict[tuple[bool, bool], list[tuple[Trajectory, Trajectory]]] = {}
+    for task_id in sorted(before.keys() & after.keys()):
+        pair = before[task_id], after[task_id]
+        kinds.setdefault((pair[0].success, pair[1].success), []).append(pair)
+    order = [kinds[key] for key in ((False, True), (True, False), (False, False), (True, True)) if key in kinds]
+    chosen: list[tuple[Trajectory, Trajectory]] = []
+    while len(chosen) < count and any(order):
+        chosen += [pairs.pop(0) for pairs in order if pairs]
+    return chosen[:count]
+
+
+def verdict(facts: Facts) -> str:
+    """One sentence on whether the last policy beats the baseline, by how much, and how sure that is."""
+    base, last = facts.policies[0], facts.policies[-1]
+    metric = f"greedy/multi@{facts.evaluation['max_turns']}"
+    row = facts.rows[(base, metric)]
+    name, prompts = metric.partition("/")[2], row["prompts"]
+    if last == base:
+        return f"{base} solves {_percent(row)} of {prompts} held-out tasks ({name}, greedy)."
+    ours, difference = facts.rows[(last, metric)], facts.rows[(f"{last} - {base}", metric)]
+    change, low, high = (f"{100 * difference[key]:+.1f}" for key in ("value", "low", "high"))
+    points = f"{change} points, 95 % interval {low} to {high}"
+    if difference["low"] > 0:
+        word = "is better than"
+    elif difference["high"] < 0:
+        word = "is worse than"
+    else:
+        word = "can't be told apart from"
+    return (
+        f"{last} {word} {base}: {name} is {_percent(ours)} against {_percent(row)} on {prompts} held-out tasks "
+        f"({points}, greedy, paired)."
+    )
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['value']:.1f} %"
+
+
+def table(facts: Facts, mode: str) -> list[dict[str, Any]]:
+    """Rows of the results table: metric, one cell per policy, and the paired difference of the last one."""
+    base, last = facts.policies[0], facts.policies[-1]
+    names = [name for policy, name in facts.rows if policy == base and name.startswith(f"{mode}/")]
+    rows = []
+    for name in names:
+        metric = name.partition("/")[2]
+        scale = 1.0 if metric in ("turns", "turns_to_success", "reply_tokens") else 100.0
+        cells = [_cell(facts.rows[(policy, name)], scale, signed=False) for policy in facts.policies]
+        difference = facts.rows.get((f"{last} - {base}", name))
+        sure = difference is not None and difference["low"] is not None and difference["low"] * difference["high"] > 0
+        rows.append(
+            {
+                "metric": metric + (" (%)" if scale == 100 else ""),
+                "cells": cells,
+                "difference": _cell(difference, scale, signed=True) if difference else None,
+                "sure": sure,
+            }
+        )
+    return rows
+
+
+def _cell(row: Mapping[str, Any], scale: float, *, signed: bool) -> tuple[str, str]:
+    if row["value"] is None:
+        return "n/a", ""
+    form = "{:+.1f}" if signed else "{:.1f}"
+    value, low, high = (form.format(scale * row[key]) for key in ("value", "low", "high"))
+    return value, f"{low} to {high}"
+
+
+def costs(facts: Facts) -> list[dict[str, str]]:
+    """Rows of the cost table: stage, seconds, tokens."""
+    rows = []
+    if facts.rollouts:
+        cost = facts.rollouts["cost"]
+        rows.append(("rollouts", cost["seconds"], f"{cost['tokens_sampled']:,} sampled"))
+    if facts.weights:
+        rows.append(("weights", facts.weights["cost"]["seconds"], ""))
+    if facts.model:
+        cost = facts.model["cost"]
+        rows.append(("training", cost["seconds"], f"{cost['tokens_trained']:,} trained"))
+    measured = facts.evaluation["cost"].values()
+    tokens = sum(cost["tokens_sampled"] for cost in measured)
+    rows.append(("evaluation", sum(cost["seconds"] for cost in measured), f"{tokens:,} sampled"))
+    return [{"stage": stage, "seconds": f"{seconds:,.1f}", "tokens": text} for stage, seconds, text in rows]

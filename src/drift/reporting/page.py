@@ -1,0 +1,57 @@
+"""The page itself: facts and plots into one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from drift.manifest import write_atomic
+from drift.reporting.facts import Facts, costs, read_facts, table, verdict
+from drift.reporting.plots import COLORS, histogram, multi_at_k, training_curve
+
+
+def write_report(run: Path, out: Path) -> Path:
+    """Write the report of ``run`` to ``out`` and return ``out``.
+
+    Everything that a model or a data set said is escaped, and the page forbids scripts and requests by its own
+    content-security policy.
+
+    Raises:
+        DatasetError: there is no finished evaluation in ``run``.
+        StorageError: the disk refuses.
+    """
+    facts = read_facts(run)
+    environment = Environment(loader=PackageLoader("drift.reporting"), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("page.html").render(
+        title=f"drift: {facts.evaluation['environment']['name']}",
+        verdict=verdict(facts),
+        facts=facts,
+        modes=[
+            {"name": mode, "rows": table(facts, mode), "plot": _figure(multi_at_k(facts, mode))}
+            for mode in facts.evaluation["modes"]
+        ],
+        figures=_figures(facts),
+        costs=costs(facts),
+    )
+    # A reply can hold half of a surrogate pair, which no encoding can carry.
+    write_atomic(out, page.encode("utf-8", errors="replace"))
+    return out
+
+
+def _figure(svg: str) -> Markup:
+    # The only text taken as markup: drawn by matplotlib from numbers and policy names, which it escapes.
+    return Markup(svg)
+
+
+def _figures(facts: Facts) -> list[dict[str, Any]]:
+    found = []
+    if facts.weights:
+        seen = facts.weights["diagnostics"]
+        found.append({"name": "Returns", "plot": _figure(histogram(seen["return_histogram"], "return R", COLORS[3]))})
+        found.append({"name": "Weights", "plot": _figure(histogram(seen["histogram"], "weight w", COLORS[2]))})
+    if facts.curve:
+        found.append({"name": "Training", "plot": _figure(training_curve(facts.curve))})
+    return found

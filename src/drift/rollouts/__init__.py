@@ -1,0 +1,1 @@
+"""Rollouts: conversations held and recorded."""

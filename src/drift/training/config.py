@@ -1,0 +1,97 @@
+"""The settings of training, checked before a model is loaded; no torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from drift.errors import require
+
+KIND = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """A LoRA adapter instead of full fine-tuning.
+
+    Args:
+        rank: rank r; 0 trains the whole model.
+        alpha: scale α; the adapter's output is multiplied by α/r.
+        dropout: dropout on the adapter's input.
+        targets: modules to adapt, or the string all-linear.
+    """
+
+    rank: int = 0
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, "training.lora.rank", self.rank, "a whole number ≥ 0 (0 is no LoRA)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the model is fine-tuned. Batch, steps and schedule are the DRIFT paper's unless set otherwise.
+
+    Args:
+        turns: terminal trains the last reply of each conversation (DRIFT), all trains every reply (Refit, Swift).
+        normalization: token loss of a reply: sum (Eq. 15) or mean over its tokens (published code).
+        batch_size: rows per optimizer step.
+        micro_batch_size: rows per forward pass; must divide batch_size.
+        max_steps: optimizer steps; the data are passed over as often as that takes. 0 takes epochs instead.
+        epochs: passes over the data, where max_steps is 0.
+        learning_rate: peak learning rate.
+        schedule: name of a learning-rate schedule of transformers.
+        warmup: share of the steps over which the rate rises from 0.
+        weight_decay: decoupled weight decay of AdamW.
+        max_grad_norm: gradients are scaled down to this norm.
+        dtype: float32, or bfloat16 for mixed precision on float32 master weights.
+        gradient_checkpointing: recompute activations instead of keeping them.
+        max_length: longest row in tokens; longer rows are skipped and counted. 0 takes the model's limit.
+        save_steps: optimizer steps between checkpoints; 0 keeps none.
+        keep_checkpoints: the most checkpoints kept.
+        log_steps: optimizer steps between log lines.
+        trackers: where else to log, as transformers names them: tensorboard, wandb, trackio, …
+        lora: LoRA settings.
+    """
+
+    turns: Literal["terminal", "all"] = "terminal"
+    normalization: Literal["sum", "mean"] = "sum"
+    batch_size: int = 128
+    micro_batch_size: int = 128
+    max_steps: int = 200
+    epochs: float = 1.0
+    learning_rate: float = 5e-6
+    schedule: str = "constant_with_warmup"
+    warmup: float = 0.1
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    max_length: int = 0
+    save_steps: int = 50
+    keep_checkpoints: int = 2
+    log_steps: int = 10
+    trackers: list[str] = field(default_factory=list)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+    def __post_init__(self) -> None:
+        require(self.turns in ("terminal", "all"), "training.turns", self.turns, "terminal or all")
+        require(self.normalization in ("sum", "mean"), "training.normalization", self.normalization, "sum or mean")
+        require(self.batch_size >= 1, "training.batch_size", self.batch_size, "a whole number ≥ 1")
+        fits = self.micro_batch_size >= 1 and self.batch_size % min(self.batch_size, self.micro_batch_size) == 0
+        require(fits, "training.micro_batch_size", self.micro_batch_size, f"a divisor of batch_size {self.batch_size}")
+        require(self.max_steps >= 0, "training.max_steps", self.max_steps, "a whole number ≥ 0")
+        require(self.max_steps > 0 or self.epochs > 0, "training.epochs", self.epochs, "a number > 0")
+        require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "a number > 0")
+        require(0 <= self.warmup <= 1, "training.warmup", self.warmup, "a share between 0 and 1")
+        require(self.dtype in ("float32", "bfloat16"), "training.dtype", self.dtype, "float32 or bfloat16")
+        for name in ("weight_decay", "max_grad_norm", "max_length", "save_steps"):
+            require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number ≥ 0")
+        for name in ("keep_checkpoints", "log_steps"):
+            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a whole number ≥ 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, for manifests."""
+        return {**vars(self), "lora": dict(vars(self.lora))}

@@ -1,0 +1,92 @@
+"""Training rows from recorded ids: nothing is rendered or tokenized again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from drift.chat import extends
+from drift.types import Example, TokenNormalization, Trajectory, Turn, TurnScope
+
+
+def turn_weights(turn: Turn, weight: float, normalization: TokenNormalization) -> list[float]:
+    """What each token of a reply is multiplied by: ``w`` (sum, Eq. 15) or ``w / |y_t|`` (mean)."""
+    count = len(turn.completion.token_ids)
+    return [weight / count if normalization == "mean" else weight] * count
+
+
+def rows_of(
+    trajectory: Trajectory, weight: float, *, turns: TurnScope, normalization: TokenNormalization
+) -> list[Example]:
+    """The training rows of one conversation.
+
+    ``terminal`` gives one row, in which only the last reply is trained::
+
+        token_ids = prompt_ids of the last turn + its sampled ids
+        weight    = 0, …, 0                     + w, …, w
+
+    ``all`` trains every reply. Turns whose prompt extends what came before share a row; a turn for which the chat
+    template rewrote history starts a new one, because what the policy saw there is not what it saw before.
+    """
+    rows: list[tuple[list[int], list[bool], list[float]]] = []
+    previous: Turn | None = None
+    for turn in trajectory.turns[-1:] if turns == "terminal" else trajectory.turns:
+        if not turn.completion.token_ids:
+            continue
+        if previous is None or not extends(previous, turn):
+            rows.append(([], [], []))
+        ids, sampled, weights = rows[-1]
+        new_prompt = turn.prompt_ids[len(ids) :]
+        reply = turn.completion.token_ids
+        ids += [*new_prompt, *reply]
+        sampled += [False] * len(new_prompt) + [True] * len(reply)
+        weights += [0.0] * len(new_prompt) + turn_weights(turn, weight, normalization)
+        previous = turn
+    return [
+        Example(
+            trajectory_id=trajectory.id,
+            group_id=trajectory.group_id,
+            token_ids=tuple(ids),
+            sampled=tuple(sampled),
+            weight=tuple(weights),
+        )
+        for ids, sampled, weights in rows
+    ]
+
+
+def build_examples(
+    trajectories: Iterable[Trajectory],
+    weights: Mapping[str, float],
+    *,
+    turns: TurnScope,
+    normalization: TokenNormalization,
+    max_length: int | None,
+) -> tuple[list[Example], dict[str, int]]:
+    """All training rows, and why others were left out.
+
+    Args:
+        trajectories: the data set.
+        weights: weight by trajectory id; a trajectory without one failed and has none.
+        turns: which replies to train.
+        normalization: token loss of a reply.
+        max_length: longest row in tokens.
+
+    Returns:
+        The rows, and counts: ``rows``, ``skipped_unweighted`` (failed), ``skipped_zero_weight``, ``skipped_too_long``.
+    """
+    kept: list[Example] = []
+    counts: Counter[str] = Counter(rows=0, skipped_unweighted=0, skipped_zero_weight=0, skipped_too_long=0)
+    for trajectory in trajectories:
+        weight = weights.get(trajectory.id)
+        if weight is None:
+            counts["skipped_unweighted"] += 1
+        elif weight == 0:
+            counts["skipped_zero_weight"] += 1
+        else:
+            for row in rows_of(trajectory, weight, turns=turns, normalization=normalization):
+                if max_length is not None and len(row.token_ids) > max_length:
+                    counts["skipped_too_long"] += 1
+                else:
+                    counts["rows"] += 1
+                    kept.append(row)
+    return kept, dict(counts)

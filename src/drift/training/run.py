@@ -1,0 +1,257 @@
+"""The training stage: trajectories and weights in, an ordinary model folder out."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from drift.chat import TemplateChat
+from drift.dataset.store import KIND as TRAJECTORIES
+from drift.dataset.store import read_trajectories
+from drift.dataset.weighing import KIND as WEIGHTS
+from drift.dataset.weighing import read_weights
+from drift.errors import ConfigError, DatasetError, Interrupted, TrainingError
+from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest, writing
+from drift.policies import model_path
+from drift.policies.hf import fingerprint, load_model
+from drift.progress import Progress
+from drift.training.config import KIND, LoraSettings, TrainingConfig
+from drift.training.examples import build_examples
+from drift.training.trainer import ExampleDataset, MetricsLog, WeightedTrainer, collate
+from drift.types import Example
+
+SPEC = "training.json"
+METRICS = "metrics.jsonl"
+
+
+def train_model(
+    data: Path,
+    weights: Path,
+    config: TrainingConfig,
+    out: Path,
+    *,
+    base: str,
+    seed: int,
+    device: str = "auto",
+    any_policy: bool = False,
+) -> dict[str, Any]:
+    """Fine-tune ``base`` on the weighted data set and save it, with its tokenizer and a manifest, to ``out``.
+
+    A run that was interrupted goes on from its last checkpoint; one that is finished is not run again.
+
+    Args:
+        data: directory of trajectories.
+        weights: directory of weights made from them.
+        config: how to train.
+        out: the model folder.
+        base: the model to start from: ``default``, a folder or a hub id.
+        seed: decides the order of the rows, and the LoRA initialisation.
+        device: where to train.
+        any_policy: accept trajectories that another policy than ``base`` sampled.
+
+    Raises:
+        DatasetError: data or weights are missing, damaged, incomplete, or don't belong together or to ``base``.
+        TrainingError: no rows are left to train on, or the loss stopped being finite.
+        Interrupted: Ctrl-C.
+    """
+    manifest = read_manifest(data, TRAJECTORIES)
+    by_id = read_weights(weights, data)
+    trajectories = read_trajectories(data)
+    model, tokenizer = load_model(model_path(base), dtype="float32", device=device)
+    TemplateChat(tokenizer, source=base)
+    own, made_by = fingerprint(model, tokenizer), manifest["spec"]["policy"]
+    if own != made_by and not any_policy:
+        raise DatasetError(
+            f"{data} was sampled by another policy ({made_by}) than {base!r} ({own}). The weights assume that the "
+            "trajectories come from the model that is trained. Give that model as base, or say --any_policy true."
+        )
+    spec = {
+        "base": own,
+        "config": config.to_dict(),
+        "seed": seed,
+        "dataset_hash": manifest["dataset_hash"],
+        "weights_hash": read_manifest(weights, WEIGHTS)["weights_hash"],
+    }
+    if _finished(out, spec):
+        return read_manifest(out, KIND)
+    limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
+    examples, counts = build_examples(
+        trajectories, by_id, turns=config.turns, normalization=config.normalization, max_length=limit
+    )
+    if not examples:
+        raise TrainingError(f"no rows to train on: {counts}. Look at the weights, or raise training.max_length.")
+    write_json(out / SPEC, spec)
+    start = time.monotonic()
+    trainer = _fit(model, tokenizer, examples, config, out, seed, device)
+    _save(trainer, tokenizer, out, config.lora)
+    tokens_per_pass = sum(len(example.token_ids) for example in examples)
+    content = {
+        "spec": spec,
+        "base": base,
+        "scheme": read_manifest(weights, WEIGHTS)["config"],
+        "turns": config.turns,
+        "normalization": config.normalization,
+        "counts": counts,
+        "steps": trainer.state.global_step,
+        "cost": {
+            "seconds": round(time.monotonic() - start, 3),
+            "tokens_trained": int(tokens_per_pass * trainer.state.epoch),
+        },
+    }
+    write_manifest(out, KIND, content)
+    return read_manifest(out, KIND)
+
+
+def _finished(out: Path, spec: dict[str, Any]) -> bool:
+    """Whether ``out`` already holds the result of this very run; raises where it holds another's."""
+    import json
+
+    path = out / SPEC
+    if not path.is_file():
+        return False
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise DatasetError(f"{path} is damaged ({error}). Train into another directory.") from error
+    changed = differing_keys(old, spec)
+    if changed:
+        raise DatasetError(
+            f"{out} holds the training of another run: {'; '.join(changed)}. "
+            "Give another directory, or the settings it was begun with."
+        )
+    return (out / MANIFEST).is_file()
+
+
+def training_arguments(config: TrainingConfig, out: Path, seed: int, device: str) -> TrainingArguments:
+    """``config`` in transformers' terms. ``batch_size`` counts rows over all ranks."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = min(config.batch_size, config.micro_batch_size)
+    if config.batch_size % (micro * ranks):
+        raise ConfigError(
+            f"training.batch_size {config.batch_size} can't be split into micro-batches of {micro} on {ranks} ranks. "
+            "Make it a multiple of their product."
+        )
+    return TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (micro * ranks),
+        max_steps=config.max_steps or -1,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.dtype == "bfloat16",
+        gradient_checkpointing=config.gradient_checkpointing,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 1,
+        save_total_limit=config.keep_checkpoints,
+        logging_steps=config.log_steps,
+        logging_nan_inf_filter=False,
+        report_to=config.trackers or "none",
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device == "cpu" or not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+    )
+
+
+class _Bar(TrainerCallback):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar = Progress("training", state.max_steps, done=state.global_step, unit="steps").__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.advance()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+
+def _fit(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    config: TrainingConfig,
+    out: Path,
+    seed: int,
+    device: str,
+) -> WeightedTrainer:
+    set_seed(seed)
+    if config.lora.rank:
+        model = _with_lora(model, config.lora)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    with writing(out):
+        trainer = WeightedTrainer(
+            model=model,
+            args=training_arguments(config, out, seed, device),
+            train_dataset=ExampleDataset(examples),
+            data_collator=functools.partial(collate, pad),
+            callbacks=[MetricsLog(out / METRICS), _Bar()],
+        )
+        checkpoint = last_checkpoint(out)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except KeyboardInterrupt as stop:
+            kept = last_checkpoint(out)
+            raise Interrupted(
+                f"stopped at step {trainer.state.global_step}; "
+                + (
+                    f"{kept.name} is kept. Run the same command again to go on from it."
+                    if kept
+                    else "no checkpoint yet."
+                )
+            ) from stop
+    return trainer
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    found = [
+        path
+        for path in (out / "checkpoints").glob("checkpoint-*")
+        # Trainer writes its state after weights and optimizer.
+        if (path / "trainer_state.json").is_file() and (path / "optimizer.pt").is_file()
+    ]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _with_lora(model: Any, lora: LoraSettings) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, settings)
+    except ValueError as error:
+        raise ConfigError(f"training.lora.targets: {error}. Name modules of this model, or all-linear.") from error
+
+
+def _save(trainer: WeightedTrainer, tokenizer: Any, out: Path, lora: LoraSettings) -> None:
+    """Save an ordinary model folder; an adapter is kept beside the merged model."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with writing(out):
+        if lora.rank:
+            model.save_pretrained(out / "adapter")
+            model = model.merge_and_unload()
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)

@@ -1,0 +1,1 @@
+"""Returns and weights: arrays in, arrays out, no files."""

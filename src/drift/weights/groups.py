@@ -1,0 +1,37 @@
+"""Arithmetic within groups of trajectories that share a prompt, without a Python loop over groups."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+
+def index_groups(group_N: ArrayLike) -> tuple[Indices, int]:
+    """``(N,)`` group labels of any kind to ``(N,)`` indices in 0…G−1, and G."""
+    labels, index_N = np.unique(np.asarray(group_N), return_inverse=True)
+    return index_N.reshape(-1), len(labels)
+
+
+def group_sum(values_N: Floats, index_N: Indices, groups: int) -> Floats:
+    """``(G,)`` sums per group."""
+    return np.bincount(index_N, weights=values_N, minlength=groups).astype(float)
+
+
+def group_mean(values_N: Floats, index_N: Indices, groups: int) -> Floats:
+    """``(G,)`` means per group."""
+    return group_sum(values_N, index_N, groups) / np.bincount(index_N, minlength=groups)
+
+
+def group_max(values_N: Floats, index_N: Indices, groups: int) -> Floats:
+    """``(G,)`` maxima per group."""
+    top_G = np.full(groups, -np.inf)
+    np.maximum.at(top_G, index_N, values_N)
+    return top_G
+
+
+def group_min(values_N: Floats, index_N: Indices, groups: int) -> Floats:
+    """``(G,)`` minima per group."""
+    return -group_max(-values_N, index_N, groups)
