@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from drift.chat import Chat, TemplateChat
@@ -44,7 +45,7 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto") -> tupl
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
         loaded = AutoModelForCausalLM.from_pretrained(source, dtype=wanted).to(place).eval()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise PolicyError(
             f"model {model!r} can't be loaded as a causal language model: {error}. "
             "Check the name, that the files are whole, and that the hub can be reached if it is not a folder."
@@ -55,14 +56,14 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto") -> tupl
 def fingerprint(model: Any, tokenizer: Any) -> str:
     """Hash of what decides a model's replies, without reading every weight.
 
-    Covers the chat template, the vocabulary size, and of each parameter its name, shape, dtype and up to 1,024 evenly
-    spaced values. Where the model lies is left out: a copy is the same policy.
+    Covers the chat template, the vocabulary size, and of each parameter its name, shape and up to 1,024 evenly spaced
+    values in bfloat16. Where the model lies and the precision it is loaded in are left out: a copy is the same policy.
     """
     digest = hashlib.sha256(f"{tokenizer.chat_template}|{len(tokenizer)}".encode())
     for name, parameter in sorted(model.named_parameters()):
         flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)].float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode() + sample.numpy().tobytes())
+        sample = flat[:: max(1, flat.numel() // 1024)].to(torch.bfloat16).float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return "hf-" + digest.hexdigest()[:16]
 
 

@@ -89,7 +89,7 @@ class SeededPicker(LogitsProcessor):  # type: ignore[misc]
         """Rows that ended are no longer looked at twice."""
         self._finished_B = finished_B
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Replace the scores by ones under which ``argmax`` is the picked token."""
         uniforms_B = self._uniforms_BT[:, len(self.logprobs)].to(scores.device)
         token_B, margin_B = pick(scores, uniforms_B, self._sampling)

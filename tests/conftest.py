@@ -1,0 +1,98 @@
+import os
+
+# One thread per worker: the tests run two workers on two cores. Set before torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drift.types import Completion, Message, Step, Trajectory, Turn
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an untrained Qwen2 of two layers and the default policy's kind of tokenizer."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from drift.bootstrap.config import Flaws
+    from drift.bootstrap.pretrain import make_tokenizer
+
+    tokenizer = make_tokenizer(0, Flaws(), 300)
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=304,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            initializer_range=0.15,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_trajectory() -> Callable[..., Trajectory]:
+    """Builds a trajectory from what matters in a test: its replies' answers and which of them is right."""
+
+    def make(
+        task: str = "t",
+        sample: int = 0,
+        answers: tuple[str | None, ...] = ("1",),
+        solved: bool = False,
+        *,
+        rewards: tuple[float, ...] | None = None,
+        error: str | None = None,
+        policy: str = "p",
+    ) -> Trajectory:
+        messages: list[Message] = [{"role": "user", "content": f"question {task}"}]
+        turns: list[Turn] = []
+        prompt: tuple[int, ...] = (1, 2, 3)
+        for at, answer in enumerate(answers):
+            last = at == len(answers) - 1
+            reply = f"<answer>{answer}</answer>" if answer is not None else "no idea"
+            feedback: tuple[Message, ...] = () if last else ({"role": "user", "content": "Incorrect."},)
+            ids = tuple(reply.encode())
+            step = Step(
+                messages=feedback,
+                reward=rewards[at] if rewards else float(last and solved),
+                done=last,
+                success=last and solved,
+                answer=answer,
+            )
+            completion = Completion(text=reply, token_ids=ids, logprobs=(-0.5,) * len(ids), finish_reason="stop")
+            turns.append(Turn(prompt_ids=prompt, completion=completion, step=step))
+            messages += [{"role": "assistant", "content": reply}, *feedback]
+            prompt = (*prompt, *ids, 9, 8)
+        reason: Any = "error" if error else "success" if solved else "turns"
+        return Trajectory(
+            id=f"{task}#{sample}",
+            task_id=task,
+            group_id=task,
+            sample=sample,
+            policy=policy,
+            seed=sample,
+            messages=tuple(messages),
+            turns=tuple(turns),
+            stop_reason=reason,
+            error=error,
+        )
+
+    return make

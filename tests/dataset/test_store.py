@@ -1,0 +1,187 @@
+import json
+import multiprocessing
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from drift.dataset.schema import dataset_hash, from_row, to_row
+from drift.dataset.store import TrajectoryWriter, as_hf_dataset, read_trajectories
+from drift.errors import DatasetError, StorageError
+from drift.types import Trajectory
+
+Make = Callable[..., Trajectory]
+SPEC = {"trajectories": 6, "policy": "p"}
+
+
+def write(folder: Path, trajectories: list[Trajectory], shard_size: int = 4, finish: bool = True) -> None:
+    with TrajectoryWriter(folder, SPEC, [], shard_size=shard_size) as writer:
+        for trajectory in trajectories:
+            writer.append(trajectory)
+        if finish:
+            writer.finish()
+
+
+@pytest.fixture
+def six(make_trajectory: Make) -> list[Trajectory]:
+    return [make_trajectory(f"t{i // 2}", i % 2, ("1", None, "ä\u202e"), i == 3, error="x" if i == 5 else None) for i in range(6)]
+
+
+def test_what_is_written_is_read_in_task_order_whatever_the_order_of_writing(
+    tmp_path: Path, six: list[Trajectory]
+) -> None:
+    write(tmp_path, six[::-1])
+    assert read_trajectories(tmp_path) == six
+    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["000000.parquet", "000001.parquet"]
+
+
+def test_rows_keep_every_field(six: list[Trajectory]) -> None:
+    for trajectory in six:
+        assert from_row(to_row(trajectory)) == trajectory
+
+
+def test_the_hash_sees_content_and_neither_order_nor_logprobs(six: list[Trajectory]) -> None:
+    def with_completion(**changes: object) -> list[Trajectory]:
+        turn = six[0].turns[0]
+        changed = replace(turn, completion=replace(turn.completion, **changes))  # type: ignore[arg-type]
+        return [replace(six[0], turns=(changed, *six[0].turns[1:])), *six[1:]]
+
+    reference = dataset_hash(six)
+    assert dataset_hash(six[::-1]) == reference
+    assert dataset_hash(with_completion(logprobs=(-9.0,) * 18)) == reference
+    assert dataset_hash(with_completion(token_ids=(1, 2))) != reference
+    assert dataset_hash([*six[:5], replace(six[5], error=None)]) != reference
+    assert dataset_hash(six[:5]) != reference
+
+
+def test_it_loads_as_a_hugging_face_dataset_with_messages(tmp_path: Path, six: list[Trajectory]) -> None:
+    write(tmp_path, six)
+    dataset = as_hf_dataset(tmp_path)
+    assert dataset.num_rows == 6
+    by_id = {row["id"]: row["messages"] for row in dataset}
+    assert by_id["t1#1"] == list(six[3].messages)
+
+
+def test_an_unfinished_writer_leaves_whole_shards_and_an_incomplete_manifest(
+    tmp_path: Path, six: list[Trajectory]
+) -> None:
+    with pytest.raises(RuntimeError, match="boom"), TrajectoryWriter(tmp_path, SPEC, [], shard_size=2) as writer:
+        for trajectory in six[:3]:
+            writer.append(trajectory)
+        raise RuntimeError("boom")
+    assert read_trajectories(tmp_path, complete_only=False) == six[:3]
+    with pytest.raises(DatasetError, match="incomplete: 3 of 6 trajectories. Run the same"):
+        read_trajectories(tmp_path)
+    (tmp_path / "shards" / ".000002.parquet.tmp").write_bytes(b"half")
+    write(tmp_path, six[3:])
+    assert read_trajectories(tmp_path) == six
+    assert not list((tmp_path / "shards").glob(".*"))
+
+
+def test_damage_is_named_with_what_to_do(tmp_path: Path, six: list[Trajectory]) -> None:
+    write(tmp_path, six)
+    shard = tmp_path / "shards" / "000001.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DatasetError, match=r"000001\.parquet can't be read.*Delete that file"):
+        read_trajectories(tmp_path)
+    shard.unlink()
+    with pytest.raises(DatasetError, match="4 trajectories on disk, the manifest says 6"):
+        read_trajectories(tmp_path)
+
+
+def test_directories_that_are_no_data_set_are_told_apart(tmp_path: Path, six: list[Trajectory]) -> None:
+    with pytest.raises(DatasetError, match="nothing there"):
+        read_trajectories(tmp_path / "none")
+    with pytest.raises(DatasetError, match="without manifest.json"):
+        read_trajectories(tmp_path)
+    write(tmp_path / "old", six)
+    manifest = tmp_path / "old" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    for change, message in (
+        ({"schema_version": 99}, "schema version 99, expected 1"),
+        ({"kind": "weights"}, "holds weights, expected trajectories"),
+    ):
+        manifest.write_text(json.dumps({**content, **change}))
+        with pytest.raises(DatasetError, match=message):
+            read_trajectories(tmp_path / "old")
+    manifest.write_text("{")
+    with pytest.raises(DatasetError, match="is damaged"):
+        read_trajectories(tmp_path / "old")
+
+
+def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, [])
+    with pytest.raises(DatasetError, match="holds no trajectories"):
+        read_trajectories(tmp_path)
+
+
+def _hold(folder: Path, ready: "multiprocessing.synchronize.Event", leave: "multiprocessing.synchronize.Event") -> None:
+    with TrajectoryWriter(folder, SPEC, []):
+        ready.set()
+        leave.wait(20)
+
+
+def test_two_processes_do_not_write_one_directory(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, leave = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, ready, leave))
+    other.start()
+    try:
+        assert ready.wait(30)
+        with pytest.raises(DatasetError, match=f"being written by process {other.pid}"):
+            TrajectoryWriter(tmp_path, SPEC, [])
+    finally:
+        leave.set()
+        other.join()
+
+
+def test_a_full_disk_is_reported_and_loses_nothing_that_was_written(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        """
+        import random, resource, signal, string, sys
+        from pathlib import Path
+        from drift.dataset.store import TrajectoryWriter
+        from drift.errors import StorageError
+        from drift.types import Trajectory
+
+        def one(i, size):
+            # Random letters, because a shard is compressed.
+            message = {"role": "user", "content": "".join(random.Random(i).choices(string.ascii_letters, k=size))}
+            return Trajectory(id=f"t#{i}", task_id="t", group_id="t", sample=i, policy="p", seed=0,
+                              messages=(message,), turns=(), stop_reason="context")
+
+        # A file may grow to 20 kB: what a disk with that much room left does to a shard.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            with TrajectoryWriter(Path(sys.argv[1]), {"trajectories": 9}, [], shard_size=1) as writer:
+                writer.append(one(0, 100))
+                writer.append(one(1, 100))
+                writer.append(one(2, 60_000))
+        except StorageError as error:
+            print(error)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "can't be written: File too large" in done.stdout and "goes on where it was" in done.stdout
+    assert [t.sample for t in read_trajectories(tmp_path, complete_only=False)] == [0, 1]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_directory_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="can't be written"):
+        TrajectoryWriter(tmp_path / "file" / "run", SPEC, [])
+
+
+def test_shards_are_plain_parquet(tmp_path: Path, six: list[Trajectory]) -> None:
+    write(tmp_path, six, shard_size=100)
+    table = pq.read_table(tmp_path / "shards" / "000000.parquet")
+    assert table.column("stop_reason").to_pylist() == [t.stop_reason for t in six]
+    assert table.column("turns").to_pylist()[0][0]["token_ids"] == list(six[0].turns[0].completion.token_ids)

@@ -1,0 +1,173 @@
+import asyncio
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from drift.errors import ConfigError, PolicyError
+from drift.policies import DEFAULT_MODEL, make_policy
+from drift.policies.base import Policy, Sampling
+from drift.policies.hf import HFPolicy, fingerprint, load_model
+from drift.policies.scripted import ScriptedPolicy
+from drift.types import Completion
+
+PROMPTS = [(5, 40, 50 + i, *range(60, 60 + i % 7)) for i in range(40)]
+
+
+def ask(policy: Policy, prompts: list[tuple[int, ...]], sampling: Sampling, seeds: list[int]) -> list[Completion]:
+    async def all_at_once() -> list[Completion]:
+        return await asyncio.gather(
+            *(policy.complete(p, sampling=sampling, seed=s) for p, s in zip(prompts, seeds, strict=True))
+        )
+
+    return asyncio.run(all_at_once())
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model: Path) -> HFPolicy:
+    return HFPolicy(str(tiny_model), batch_size=16)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=12), Sampling(max_new_tokens=12, temperature=0)])
+def test_batch_size_and_order_change_no_reply(tiny_model: Path, sampling: Sampling) -> None:
+    seeds = list(range(len(PROMPTS)))
+    reference = ask(HFPolicy(str(tiny_model), batch_size=1), PROMPTS, sampling, seeds)
+    for size in (8, 64):
+        replies = ask(HFPolicy(str(tiny_model), batch_size=size), PROMPTS, sampling, seeds)
+        assert [r.token_ids for r in replies] == [r.token_ids for r in reference]
+    backwards = ask(HFPolicy(str(tiny_model), batch_size=8), PROMPTS[::-1], sampling, seeds[::-1])
+    assert [r.token_ids for r in backwards[::-1]] == [r.token_ids for r in reference]
+
+
+def test_a_prompts_replies_follow_the_models_distribution(policy: HFPolicy, tiny_model: Path) -> None:
+    model, _ = load_model(str(tiny_model))
+    prompt, draws = PROMPTS[3], 3000
+    with torch.inference_mode():
+        exact = torch.softmax(model(torch.tensor([prompt])).logits[0, -1].double(), dim=-1)
+    replies = ask(policy, [prompt] * draws, Sampling(max_new_tokens=1), list(range(draws)))
+    counts = Counter(reply.token_ids[0] for reply in replies)
+    likely = [token for token in range(len(exact)) if exact[token] * draws >= 10]
+    chi_square = sum((counts[t] - draws * exact[t].item()) ** 2 / (draws * exact[t].item()) for t in likely)
+    # A chi-square variable of n degrees has mean n and variance 2n; 5 standard deviations above is out of reach.
+    assert chi_square < len(likely) + 5 * (2 * len(likely)) ** 0.5
+    assert len(likely) > 5
+
+
+def test_logprobs_are_the_models_own_at_temperature_one(policy: HFPolicy, tiny_model: Path) -> None:
+    model, _ = load_model(str(tiny_model))
+    sampling = Sampling(max_new_tokens=6, temperature=0.5, top_p=0.8)
+    for prompt, reply in zip(PROMPTS[:8], ask(policy, PROMPTS[:8], sampling, list(range(8))), strict=True):
+        ids = torch.tensor([[*prompt, *reply.token_ids]])
+        with torch.inference_mode():
+            logprobs = torch.log_softmax(model(ids).logits[0, :-1].double(), dim=-1)
+        expected = [logprobs[len(prompt) - 1 + i, token].item() for i, token in enumerate(reply.token_ids)]
+        assert reply.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_greedy_is_what_generate_gives_one_prompt_at_a_time(policy: HFPolicy, tiny_model: Path) -> None:
+    model, _ = load_model(str(tiny_model))
+    replies = ask(policy, PROMPTS[:6], Sampling(max_new_tokens=5, temperature=0), [0] * 6)
+    for prompt, reply in zip(PROMPTS[:6], replies, strict=True):
+        alone = model.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False)[0, len(prompt) :].tolist()
+        assert list(reply.token_ids) == alone[: len(reply.token_ids)]
+
+
+def test_a_reply_ends_with_the_end_of_turn_token_or_with_its_length(policy: HFPolicy, tiny_model: Path) -> None:
+    _, tokenizer = load_model(str(tiny_model))
+    seen = set()
+    for reply in ask(policy, PROMPTS * 30, Sampling(max_new_tokens=40), list(range(len(PROMPTS) * 30))):
+        ends = [i for i, token in enumerate(reply.token_ids) if token == tokenizer.eos_token_id]
+        seen.add(reply.finish_reason)
+        if reply.finish_reason == "stop":
+            assert ends == [len(reply.token_ids) - 1]
+        else:
+            assert not ends and len(reply.token_ids) == 40
+        assert "<|end|>" not in reply.text
+        assert reply.logprobs is not None and len(reply.logprobs) == len(reply.token_ids)
+    assert seen == {"stop", "length"}
+
+
+def test_stop_strings_end_a_reply_and_stay_in_it(policy: HFPolicy) -> None:
+    free = ask(policy, PROMPTS, Sampling(max_new_tokens=20), list(range(len(PROMPTS))))
+    letter = Counter(c for reply in free for c in reply.text if c.isascii() and c.isalnum()).most_common(1)[0][0]
+    cut = ask(policy, PROMPTS, Sampling(max_new_tokens=20, stop=(letter,)), list(range(len(PROMPTS))))
+    shortened = 0
+    for whole, reply in zip(free, cut, strict=True):
+        assert reply.token_ids == whole.token_ids[: len(reply.token_ids)]
+        if letter in whole.text:
+            assert letter in reply.text and reply.finish_reason == "stop"
+            shortened += len(reply.token_ids) < len(whole.token_ids)
+        else:
+            assert reply.token_ids == whole.token_ids
+    assert shortened > 0
+
+
+def test_the_models_own_generation_settings_do_not_bend_sampling(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    bent = tmp_path / "bent"
+    shutil.copytree(tiny_model, bent)
+    GenerationConfig(top_k=1, temperature=0.01, do_sample=True, repetition_penalty=5.0, eos_token_id=1).save_pretrained(bent)
+    sampling, seeds = Sampling(max_new_tokens=8), list(range(10))
+    plain = ask(HFPolicy(str(tiny_model)), PROMPTS[:10], sampling, seeds)
+    assert [r.token_ids for r in ask(HFPolicy(str(bent)), PROMPTS[:10], sampling, seeds)] == [r.token_ids for r in plain]
+
+
+def test_fingerprint_follows_weights_and_not_place(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "copy")
+    model, tokenizer = load_model(str(tiny_model))
+    copy = load_model(str(tmp_path / "copy"))
+    assert fingerprint(model, tokenizer) == fingerprint(*copy)
+    half = load_model(str(tiny_model), dtype="bfloat16")
+    assert fingerprint(*half) == fingerprint(model, tokenizer)
+    before = fingerprint(model, tokenizer)
+    with torch.no_grad():
+        model.lm_head.weight += 0.01
+    assert fingerprint(model, tokenizer) != before
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("./nowhere", "nothing there"),
+        ("nowhere", "nothing there"),
+        ("owner/no-such-model", "can't be loaded"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(model: str, message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
+        make_policy(model)
+
+
+def test_a_folder_without_a_model_and_broken_weights_are_told_apart(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"without config\.json"):
+        HFPolicy(str(tmp_path))
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(PolicyError, match="can't be loaded"):
+        HFPolicy(str(broken))
+
+
+def test_unknown_policies_and_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'scripted'"):
+        make_policy("script:hello")
+    with pytest.raises(ConfigError, match=r"policy\.dtype: got 'float8'"):
+        make_policy(str(DEFAULT_MODEL), dtype="float8")
+
+
+def test_scripted_replies_depend_on_the_seed_alone() -> None:
+    policy = ScriptedPolicy(["a", "b", "c"])
+    prompts = [policy.chat.first([{"role": "user", "content": str(i)}]) for i in range(30)]
+    seeds = list(range(30))
+    first = ask(policy, prompts, Sampling(max_new_tokens=5), seeds)
+    again = ask(policy, prompts[::-1], Sampling(max_new_tokens=5), seeds[::-1])[::-1]
+    assert [r.text for r in first] == [r.text for r in again]
+    assert {r.text for r in first} == {"a", "b", "c"}
+    assert {r.text for r in ask(policy, prompts, Sampling(temperature=0), seeds)} == {"a"}
+    long = ask(ScriptedPolicy(["héllo"]), prompts[:1], Sampling(max_new_tokens=2), [0])[0]
+    # Two bytes would cut é in half; half a letter is not text.
+    assert (long.text, long.finish_reason) == ("h", "length")

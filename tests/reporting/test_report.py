@@ -1,0 +1,108 @@
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drift.api import report
+from drift.environments.guess import Guess
+from drift.errors import DatasetError
+from drift.evaluation.run import EvaluationConfig, check_unseen, evaluate_policies
+from drift.policies.base import Sampling
+from drift.reporting.facts import read_facts, table, verdict
+from drift.errors import ConfigError
+
+HOSTILE = "</div><script>alert(1)</script><img src=http://evil.example/x>{{ 7*7 }}\u202e\x07<answer>50</answer>"
+
+
+def evaluation(folder: Path, policies: dict[str, str], samples: int = 2) -> Path:
+    config = EvaluationConfig(tasks=40, samples=samples, sampling=Sampling(max_new_tokens=200))
+    evaluate_policies({"name": "guess", "settings": {}}, Guess(), policies, config, folder / "evaluation", seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real evaluation of two scripted policies; the second guesses differently each time, so it solves more."""
+    folder = tmp_path_factory.mktemp("run")
+    numbers = "|".join(f"<answer>{n}</answer>" for n in range(1, 100))
+    return evaluation(folder, {"base": "scripted:no answer here", "tuned": f"scripted:{HOSTILE}|{numbers}"})
+
+
+def test_estimates_have_one_row_per_policy_and_metric_and_their_difference(run: Path) -> None:
+    rows = json.loads((run / "evaluation" / "estimates.json").read_text())
+    names = {(row["policy"], row["metric"]) for row in rows}
+    assert len(names) == len(rows)
+    for mode in ("greedy", "sampled"):
+        for metric in (*(f"multi@{k}" for k in range(1, 6)), "accuracy@1", "corrected@5", "turns", "format_failures"):
+            assert {(p, f"{mode}/{metric}") for p in ("base", "tuned", "tuned - base")} <= names
+    by = {(row["policy"], row["metric"]): row for row in rows}
+    assert by["base", "greedy/format_failures"]["value"] == 1.0
+    assert by["base", "sampled/multi@5"]["trajectories"] == 80 and by["base", "sampled/multi@5"]["prompts"] == 40
+    assert by["base", "greedy/turns_to_success"]["value"] is None
+
+
+def test_the_page_needs_nothing_else_and_runs_nothing(run: Path) -> None:
+    page = report(run).read_text()
+    assert "default-src 'none'" in page
+    assert not re.findall(r"<(script|iframe|object|link|img)\b", page)
+    assert not re.findall(r"""(?:src|href)=["']?(?!#)[^"'\s>]+""", re.sub(r"&lt;.*?&gt;", "", page).replace("xlink:", ""))
+
+
+def test_what_models_say_is_shown_as_text(run: Path) -> None:
+    page = report(run).read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "{{ 7*7 }}" in page
+
+
+def test_the_page_tells_the_verdict_the_curves_and_the_costs(run: Path) -> None:
+    page = report(run, out=run / "other.html").read_text()
+    facts = read_facts(run)
+    assert verdict(facts) in page.replace("&#39;", "'")
+    assert page.count("<svg") == 2
+    for word in ("multi@5", "corrected@3", "evaluation", "Conversations before and after", "guess"):
+        assert word in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.01, 0.2, "is better than"), (-0.2, -0.01, "is worse than"), (-0.1, 0.2, "can't be told apart from")],
+)
+def test_a_winner_is_named_only_where_the_interval_says_so(run: Path, low: float, high: float, words: str) -> None:
+    facts = read_facts(run)
+    rows: dict[Any, Any] = {key: dict(row) for key, row in facts.rows.items()}
+    rows["tuned - base", "greedy/multi@5"] |= {"value": (low + high) / 2, "low": low, "high": high}
+    object.__setattr__(facts, "rows", rows)
+    assert f"tuned {words} base" in verdict(facts)
+
+
+def test_percent_and_plain_metrics_are_told_apart(run: Path) -> None:
+    cells = {row["metric"]: row["cells"] for row in table(read_facts(run), "greedy")}
+    assert cells["format_failures (%)"][0][0] == "100.0"
+    assert cells["turns"][0] == ("5.0", "5.0 to 5.0")
+    assert cells["turns_to_success"][0] == ("n/a", "")
+
+
+def test_one_policy_alone_gets_a_report_too(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path, {"only": "scripted:<answer>50</answer>"}, samples=0)
+    assert "only solves" in report(folder).read_text()
+
+
+def test_a_run_without_an_evaluation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="without manifest.json"):
+        report(tmp_path)
+
+
+def test_damaged_estimates_are_refused(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path, {"only": "scripted:<answer>50</answer>"}, samples=0)
+    (folder / "evaluation" / "estimates.json").write_text("[")
+    with pytest.raises(DatasetError, match=r"estimates\.json can't be read"):
+        report(folder)
+
+
+def test_tasks_that_were_trained_on_are_not_measured_on(run: Path) -> None:
+    tasks = Guess().tasks("test", 10, 1)
+    with pytest.raises(ConfigError, match="10 of 10 evaluation tasks were also rolled out"):
+        check_unseen(tasks, run / "evaluation" / "greedy" / "base")
+    check_unseen(Guess().tasks("train", 10, 1), run / "evaluation" / "greedy" / "base")

@@ -1,0 +1,195 @@
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from drift.dataset.store import read_tasks, read_trajectories
+from drift.environments.arithmetic import Arithmetic
+from drift.environments.guess import Guess
+from drift.errors import ConfigError, DatasetError, EnvironmentFault, Interrupted
+from drift.manifest import read_manifest
+from drift.policies.base import Sampling
+from drift.policies.hf import HFPolicy
+from drift.policies.scripted import ScriptedPolicy
+from drift.rollouts.collect import Collection, collect
+from drift.types import Completion, Task
+
+REPLIES = ["<answer>40</answer>", "<answer>41</answer>", "what?", "<answer>55</answer>"]
+GUESS = Guess()
+
+
+def plan(samples: int = 3, seed: int = 1, tokens: int = 64, concurrency: int = 512) -> Collection:
+    return Collection(
+        environment={"name": "guess"},
+        samples=samples,
+        seed=seed,
+        sampling=Sampling(max_new_tokens=tokens),
+        concurrency=concurrency,
+    )
+
+
+def test_every_task_gets_its_samples_and_the_manifest_counts_them(tmp_path: Path) -> None:
+    tasks = GUESS.tasks("train", 30, 0)
+    manifest = collect(tasks, GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+    found = read_trajectories(tmp_path)
+    assert {(t.task_id, t.sample) for t in found} == {(task.id, k) for task in tasks for k in range(3)}
+    solved = sum(t.success for t in found)
+    counts = {"trajectories": 90, "stop_success": solved, "stop_turns": 90 - solved}
+    assert manifest["counts"] == {key: value for key, value in counts.items() if value}
+    assert manifest["complete"] and manifest["cost"]["tokens_sampled"] == sum(t.tokens_sampled for t in found)
+    assert read_tasks(tmp_path) == tasks
+
+
+def test_the_same_seed_gives_the_same_hash_and_another_seed_another(tmp_path: Path, tiny_model: Path) -> None:
+    tasks = GUESS.tasks("train", 6, 0)
+    runs = [("a", 1, 8, 4), ("b", 1, 64, 512), ("c", 1, 1, 5), ("d", 2, 64, 512)]
+    hashes = {
+        name: collect(
+            tasks, GUESS, HFPolicy(str(tiny_model), batch_size=size), plan(3, seed, 6, concurrency), tmp_path / name
+        )["dataset_hash"]
+        for name, seed, size, concurrency in runs
+    }
+    assert hashes["a"] == hashes["b"] == hashes["c"] != hashes["d"]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    tasks = GUESS.tasks("train", 40, 0)
+    whole = collect(tasks, GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path / "whole")
+
+    class Stopped(ScriptedPolicy):
+        asked = 0
+
+        async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+            self.asked += 1
+            await asyncio.sleep(0)
+            if self.asked == 150:
+                # What Ctrl-C does, at a moment of our choosing.
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(1)
+            return await super().complete(prompt_ids, sampling=sampling, seed=seed)
+
+    with pytest.raises(Interrupted, match="Run the same command again"):
+        collect(tasks, GUESS, Stopped(REPLIES), plan(concurrency=8), tmp_path / "broken")
+    kept = read_trajectories(tmp_path / "broken", complete_only=False)
+    assert 0 < len(kept) < 120
+    with pytest.raises(DatasetError, match=f"incomplete: {len(kept)} of 120"):
+        read_trajectories(tmp_path / "broken")
+
+    class Counting(ScriptedPolicy):
+        started = 0
+
+        async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+            self.started += bytes(prompt_ids).count(b"assistant: ") == 1
+            return await super().complete(prompt_ids, sampling=sampling, seed=seed)
+
+    rest = Counting(REPLIES)
+    manifest = collect(tasks, GUESS, rest, plan(), tmp_path / "broken")
+    assert manifest["dataset_hash"] == whole["dataset_hash"]
+    assert rest.started == 120 - len(kept)
+
+
+def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_data(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        """
+        import asyncio, sys
+        from pathlib import Path
+        from drift.dataset import store
+        from drift.environments.guess import Guess
+        from drift.policies.base import Sampling
+        from drift.policies.scripted import ScriptedPolicy
+        from drift.rollouts.collect import Collection, collect
+
+        class Slow(ScriptedPolicy):
+            async def complete(self, *args, **kwargs):
+                await asyncio.sleep(0.002)
+                return await super().complete(*args, **kwargs)
+
+        store.FLUSH_SECONDS = 0.02
+        factory = Guess()
+        plan = Collection(environment={"name": "guess"}, samples=4, seed=3, sampling=Sampling(), concurrency=4)
+        print("ready", flush=True)
+        print(collect(factory.tasks("train", 100, 0), factory, Slow(["<answer>40</answer>", "<answer>50</answer>"]), plan,
+              Path(sys.argv[1]))["dataset_hash"])
+        """
+    )
+
+    def start(folder: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", script, str(tmp_path / folder)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        return child
+
+    unbroken = start("unbroken").communicate()[0].strip()
+    shards = tmp_path / "killed" / "shards"
+    for fewest in (1, 3, 8):
+        child = start("killed")
+        while len(list(shards.glob("*.parquet"))) < fewest:
+            time.sleep(0.003)
+        child.kill()
+        child.communicate()
+    kept = len(read_trajectories(tmp_path / "killed", complete_only=False))
+    assert 0 < kept < 400
+    assert start("killed").communicate()[0].strip() == unbroken
+    assert len(unbroken) == 64
+
+
+def test_a_directory_of_another_run_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    tasks = GUESS.tasks("train", 5, 0)
+    collect(tasks, GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+    with pytest.raises(DatasetError, match=r"seed: 1 -> 2"):
+        collect(tasks, GUESS, ScriptedPolicy(REPLIES), plan(seed=2), tmp_path)
+    with pytest.raises(DatasetError, match=r"policy: 'scripted-"):
+        collect(tasks, GUESS, ScriptedPolicy(["other"]), plan(), tmp_path)
+    with pytest.raises(DatasetError, match=r"task_hash: "):
+        collect(GUESS.tasks("train", 5, 9), GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    tasks = GUESS.tasks("train", 5, 0)
+    first = collect(tasks, GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+
+    class Silent(ScriptedPolicy):
+        async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+            raise AssertionError("nothing is left to ask")
+
+    assert collect(tasks, GUESS, Silent(REPLIES), plan(), tmp_path)["dataset_hash"] == first["dataset_hash"]
+
+
+def test_tasks_must_exist_and_differ(tmp_path: Path) -> None:
+    task = GUESS.tasks("train", 1, 0)[0]
+    with pytest.raises(ConfigError, match="no tasks"):
+        collect([], GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+    with pytest.raises(ConfigError, match="same id"):
+        collect([task, task], GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+
+
+def test_environment_failures_are_kept_and_counted_and_all_of_them_is_an_error(tmp_path: Path) -> None:
+    class Half(Arithmetic):
+        def start(self, task: Task):  # type: ignore[no-untyped-def]
+            if task.payload["a"] % 2:
+                raise RuntimeError("odd")
+            return super().start(task)
+
+    tasks = Arithmetic().tasks("train", 20, 0)
+    odd = sum(task.payload["a"] % 2 for task in tasks)
+    assert 0 < odd < 20
+    manifest = collect(tasks, Half(), ScriptedPolicy(["<answer>1</answer>"]), plan(2), tmp_path / "half")
+    assert manifest["counts"]["stop_error"] == 2 * odd and manifest["counts"]["trajectories"] == 40
+    only_odd = [task for task in tasks if task.payload["a"] % 2]
+    with pytest.raises(EnvironmentFault, match="every conversation failed"):
+        collect(only_odd, Half(), ScriptedPolicy(["x"]), plan(2), tmp_path / "all")
+
+
+def test_the_manifest_names_what_made_the_data(tmp_path: Path) -> None:
+    collect(GUESS.tasks("train", 3, 0), GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+    spec = read_manifest(tmp_path, "trajectories")["spec"]
+    assert spec["sampling"] == {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 64, "stop": []}
+    assert (spec["samples"], spec["seed"], spec["tasks"], spec["trajectories"]) == (3, 1, 3, 9)
+    json.dumps(spec)

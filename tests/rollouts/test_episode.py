@@ -1,0 +1,126 @@
+import asyncio
+from typing import Any
+
+from drift.environments.arithmetic import Arithmetic
+from drift.environments.guess import Guess
+from drift.policies.base import Policy, Sampling, derive_seed
+from drift.policies.scripted import ScriptedPolicy
+from drift.rollouts.episode import Assignment, episode
+from drift.types import Completion, Message, Step, Task, Trajectory
+
+TASK = Task(id="t", group_id="t", split="train", payload={"question": "What is 20 + 3?", "answer": 23})
+
+
+def hold(policy: Policy, factory: Any = None, task: Task = TASK, tokens: int = 50) -> Trajectory:
+    assignment = Assignment(task=task, sample=2, seed=derive_seed(1, task.id, 2))
+    return asyncio.run(episode(assignment, factory or Arithmetic(), policy, Sampling(max_new_tokens=tokens)))
+
+
+def in_turn(*replies: str) -> ScriptedPolicy:
+    """Says the replies one after the other, by counting its own earlier ones in the conversation."""
+    return ScriptedPolicy(rule=lambda text, seed: replies[text.count("assistant: ") - 1])
+
+
+def test_the_conversation_stops_on_success_and_is_recorded_word_for_word() -> None:
+    found = hold(in_turn("<answer>13</answer>", "dunno", "<answer>23</answer>", "never said"))
+    assert list(found.messages) == [
+        {"role": "user", "content": "What is 20 + 3?"},
+        {"role": "assistant", "content": "<answer>13</answer>"},
+        {"role": "user", "content": "Incorrect. Please think again."},
+        {"role": "assistant", "content": "dunno"},
+        {"role": "user", "content": "No answer found. Please reply with <answer>number</answer>."},
+        {"role": "assistant", "content": "<answer>23</answer>"},
+    ]
+    assert found.stop_reason == "success" and found.success and found.error is None
+    assert [turn.step.answer for turn in found.turns] == ["13", None, "23"]
+    assert [turn.step.reward for turn in found.turns] == [0.0, 0.0, 1.0]
+    assert (found.id, found.task_id, found.group_id, found.sample) == ("t#2", "t", "t", 2)
+
+
+def test_each_turn_is_prompted_with_what_came_before_it() -> None:
+    found = hold(in_turn("<answer>1</answer>", "<answer>2</answer>", "<answer>23</answer>"))
+    prompts = [bytes(turn.prompt_ids).decode() for turn in found.turns]
+    assert prompts[0] == "user: What is 20 + 3?\nassistant: "
+    again = "\nuser: Incorrect. Please think again.\nassistant: "
+    assert prompts[1] == prompts[0] + "<answer>1</answer>" + again
+    assert prompts[2] == prompts[1] + "<answer>2</answer>" + again
+
+
+def test_the_conversation_stops_after_max_turns() -> None:
+    found = hold(ScriptedPolicy(["<answer>1</answer>"]), Arithmetic(max_turns=3))
+    assert len(found.turns) == 3 and found.stop_reason == "turns" and not found.success
+
+
+def test_no_two_requests_get_one_seed() -> None:
+    seeds: list[int] = []
+
+    def rule(text: str, seed: int) -> str:
+        seeds.append(seed)
+        return "<answer>1</answer>"
+
+    for task in Guess().tasks("train", 20, 0):
+        hold(ScriptedPolicy(rule=rule), Guess(), task)
+    assert len(seeds) == len(set(seeds)) == 20 * 5
+
+
+def test_the_context_limit_ends_a_conversation_before_the_prompt_overflows() -> None:
+    policy = ScriptedPolicy(["<answer>1</answer>"])
+    # The first prompt is 6 + 15 + 1 + 11 = 33 bytes; the second holds the reply and the feedback too.
+    policy.context_length = 33 + 50
+    found = hold(policy, tokens=50)
+    assert found.stop_reason == "context" and len(found.turns) == 1 and not found.success
+    policy.context_length = 33 + 49
+    assert hold(policy, tokens=50).turns == ()
+
+
+class Faulty:
+    """An environment that fails in one chosen place."""
+
+    max_turns = 3
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def start(self, task: Task) -> "Faulty":
+        if self.place == "start":
+            raise OSError("no such file")
+        return self
+
+    def opening(self) -> list[Message]:
+        if self.place == "opening":
+            raise KeyError("question")
+        return [{"role": "user", "content": "Hi"}]
+
+    async def step(self, reply: str) -> Any:
+        if self.place == "step":
+            raise ZeroDivisionError("division by zero")
+        if self.place == "type":
+            return {"reward": 1}
+        return Step(messages=(), reward=0.0, done=False, success=False, answer=None)
+
+
+def test_a_failing_environment_is_recorded_with_what_it_raised() -> None:
+    expected = {
+        "start": "environment.start raised OSError: no such file",
+        "opening": "environment.opening raised KeyError: 'question'",
+        "step": "environment.step raised ZeroDivisionError: division by zero",
+        "type": "environment.step returned dict, expected drift.types.Step",
+        "silent": "environment.step returned no messages although the episode is not done",
+    }
+    for place, message in expected.items():
+        found = hold(ScriptedPolicy(["x"]), Faulty(place))
+        assert (found.stop_reason, found.error) == ("error", message)
+        assert not found.success and found.turns == ()
+
+
+def test_a_failing_policy_stops_the_run() -> None:
+    class Broken(ScriptedPolicy):
+        async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+            raise MemoryError("out of memory")
+
+    try:
+        hold(Broken(["x"]))
+    except MemoryError as error:
+        assert str(error) == "out of memory"
+    else:
+        raise AssertionError("a policy's failure is not an environment's")

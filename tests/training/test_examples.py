@@ -1,0 +1,63 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+from drift.training.examples import build_examples, rows_of
+from drift.types import Completion, Step, Trajectory, Turn
+
+Make = Callable[..., Trajectory]
+
+
+def conversation(*turns: tuple[tuple[int, ...], tuple[int, ...]], make: Make) -> Trajectory:
+    """A trajectory with these prompts and replies."""
+    step = Step(messages=(), reward=0.0, done=True, success=False, answer=None)
+    made = tuple(
+        Turn(
+            prompt_ids=prompt,
+            completion=Completion(text="", token_ids=reply, logprobs=None, finish_reason="stop"),
+            step=step,
+        )
+        for prompt, reply in turns
+    )
+    return replace(make(), turns=made)
+
+
+def test_terminal_trains_the_last_reply_given_the_whole_history(make_trajectory: Make) -> None:
+    trajectory = conversation(((1, 2), (3, 4)), ((1, 2, 3, 4, 5), (6, 7)), make=make_trajectory)
+    (row,) = rows_of(trajectory, 0.5, turns="terminal", normalization="sum")
+    assert row.token_ids == (1, 2, 3, 4, 5, 6, 7)
+    assert row.sampled == (False, False, False, False, False, True, True)
+    assert row.weight == (0, 0, 0, 0, 0, 0.5, 0.5)
+
+
+def test_all_trains_every_reply_in_one_row_where_prompts_extend(make_trajectory: Make) -> None:
+    trajectory = conversation(((1, 2), (3, 4)), ((1, 2, 3, 4, 5), (6, 7, 8, 9)), make=make_trajectory)
+    (row,) = rows_of(trajectory, 2.0, turns="all", normalization="mean")
+    assert row.token_ids == (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    assert row.sampled == (False, False, True, True, False, True, True, True, True)
+    # The mean is over each reply's own tokens.
+    assert row.weight == (0, 0, 1.0, 1.0, 0, 0.5, 0.5, 0.5, 0.5)
+
+
+def test_a_rewritten_history_starts_a_row_with_what_the_policy_saw(make_trajectory: Make) -> None:
+    trajectory = conversation(((1, 2), (3, 4)), ((1, 2, 4, 5), (6,)), ((1, 2, 4, 5, 6, 7), (8,)), make=make_trajectory)
+    first, second = rows_of(trajectory, 1.0, turns="all", normalization="sum")
+    assert first.token_ids == (1, 2, 3, 4) and first.weight == (0, 0, 1, 1)
+    assert second.token_ids == (1, 2, 4, 5, 6, 7, 8) and second.weight == (0, 0, 0, 0, 1, 0, 1)
+
+
+def test_sampled_ids_are_trained_ids(make_trajectory: Make) -> None:
+    trajectory = make_trajectory("t", 0, ("1", "2", "3"))
+    (row,) = rows_of(trajectory, 1.0, turns="all", normalization="sum")
+    trained = tuple(token for token, sampled in zip(row.token_ids, row.sampled, strict=True) if sampled)
+    assert trained == sum((turn.completion.token_ids for turn in trajectory.turns), ())
+    assert all((weight != 0) == sampled for weight, sampled in zip(row.weight, row.sampled, strict=True))
+
+
+def test_rows_that_are_left_out_are_counted_by_reason(make_trajectory: Make) -> None:
+    made = [make_trajectory("t", k, ("1",)) for k in range(4)]
+    long = make_trajectory("t", 4, ("1" * 50,))
+    weights = {"t#0": 1.0, "t#1": 0.0, "t#2": -1.0, "t#4": 1.0}
+    rows, counts = build_examples([*made, long], weights, turns="terminal", normalization="sum", max_length=30)
+    assert [row.trajectory_id for row in rows] == ["t#0", "t#2"]
+    assert rows[1].weight[-1] == -1.0
+    assert counts == {"rows": 2, "skipped_unweighted": 1, "skipped_zero_weight": 1, "skipped_too_long": 1}

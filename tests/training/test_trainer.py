@@ -1,0 +1,316 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from drift.api import train
+from drift.dataset.store import TrajectoryWriter
+from drift.dataset.weighing import weigh_dataset
+from drift.errors import ConfigError, DatasetError, Interrupted, TrainingError
+from drift.manifest import read_manifest
+from drift.policies.hf import fingerprint, load_model
+from drift.training.config import LoraSettings, TrainingConfig
+from drift.training.run import last_checkpoint, training_arguments
+from drift.training.trainer import ExampleDataset, WeightedTrainer, collate
+from drift.types import Example, Trajectory
+from drift.weights.config import WeightConfig
+
+Make = Callable[..., Trajectory]
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Example]:
+    """Rows of uneven length with weights of both signs, so that wrong normalisers show."""
+    rng = random.Random(0)
+    rows = []
+    for index in range(16):
+        length = rng.randint(6, 30)
+        weight = rng.choice([0.1, 1.0, 4.0, -0.5])
+        sampled = [False] * 3 + [True] * (length - 3)
+        rows.append(
+            Example(
+                trajectory_id=str(index),
+                group_id="g",
+                token_ids=tuple(rng.randrange(8, 300) for _ in range(length)),
+                sampled=tuple(sampled),
+                weight=tuple(weight * s for s in sampled),
+            )
+        )
+    return rows
+
+
+def one_step(model_folder: Path, rows: list[Example], out: Path, micro: int) -> dict[str, torch.Tensor]:
+    """Parameters after one step of plain gradient descent on all rows, split into micro-batches."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    config = TrainingConfig(
+        batch_size=len(rows), micro_batch_size=micro, max_steps=1, warmup=0.0, save_steps=0, max_grad_norm=0.0
+    )
+    trainer = WeightedTrainer(
+        model=model,
+        args=training_arguments(config, out, 0, "cpu"),
+        train_dataset=ExampleDataset(rows),
+        data_collator=lambda batch: collate(0, batch),
+        optimizers=(torch.optim.SGD(model.parameters(), lr=1.0), None),
+    )
+    trainer.train()
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def expected_step(model_folder: Path, rows: list[Example]) -> dict[str, torch.Tensor]:
+    """The same step, from each row's gradient computed alone in float64."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
+    for row in rows:
+        ids = torch.tensor([row.token_ids])
+        logprobs = torch.log_softmax(model(input_ids=ids).logits[0, :-1], -1)
+        picked = logprobs.gather(-1, ids[0, 1:, None]).squeeze(-1)
+        (-(torch.tensor(row.weight[1:], dtype=torch.float64) * picked).sum() / len(rows)).backward()
+    return {name: (parameter - parameter.grad).detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("micro", [16, 4, 1])
+def test_one_batch_is_many_micro_batches_is_each_row_alone(
+    tiny_model: Path, examples: list[Example], tmp_path: Path, micro: int
+) -> None:
+    expected = expected_step(tiny_model, examples)
+    found = one_step(tiny_model, examples, tmp_path, micro)
+    for name, value in found.items():
+        assert torch.allclose(value.double(), expected[name], rtol=1e-5, atol=2e-6), name
+
+
+def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Example], tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import pickle, sys, torch
+            from transformers import AutoModelForCausalLM
+            from pathlib import Path
+            from drift.training.config import TrainingConfig
+            from drift.training.run import training_arguments
+            from drift.training.trainer import ExampleDataset, WeightedTrainer, collate
+
+            folder, rows, out = sys.argv[1:]
+            examples = pickle.loads(Path(rows).read_bytes())
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            config = TrainingConfig(batch_size=16, micro_batch_size=4, max_steps=1, warmup=0.0, save_steps=0, max_grad_norm=0.0)
+            trainer = WeightedTrainer(
+                model=model, args=training_arguments(config, Path(out), 0, "cpu"), train_dataset=ExampleDataset(examples),
+                data_collator=lambda batch: collate(0, batch), optimizers=(torch.optim.SGD(model.parameters(), lr=1.0), None),
+            )
+            assert trainer.accelerator.num_processes == 2
+            trainer.train()
+            if trainer.is_world_process_zero():
+                torch.save({n: p.detach() for n, p in model.named_parameters()}, Path(out) / "after.pt")
+            """
+        )
+    )
+    import pickle
+
+    (tmp_path / "rows.pkl").write_bytes(pickle.dumps(examples))
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    command += [f"--master-port={20000 + os.getpid() % 20000}", str(script), str(tiny_model), str(tmp_path / "rows.pkl")]
+    done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = expected_step(tiny_model, examples)
+    for name, value in torch.load(tmp_path / "out" / "after.pt").items():
+        assert torch.allclose(value.double(), expected[name], rtol=1e-5, atol=2e-6), name
+
+
+@pytest.fixture
+def weighed(tmp_path: Path, tiny_model: Path, make_trajectory: Make) -> tuple[Path, Path]:
+    """A small data set that claims the tiny model as its policy, and its weights."""
+    policy = fingerprint(*load_model(str(tiny_model)))
+    made = [
+        make_trajectory(f"t{i}", k, ("1", str(k)), solved=(i + k) % 3 == 0, policy=policy) for i in range(8) for k in range(4)
+    ]
+    with TrajectoryWriter(tmp_path / "data", {"trajectories": 32, "policy": policy}, []) as writer:
+        for trajectory in made:
+            writer.append(trajectory)
+        writer.finish()
+    weigh_dataset(tmp_path / "data", WeightConfig(), tmp_path / "weights")
+    return tmp_path / "data", tmp_path / "weights"
+
+
+def settings(**changes: Any) -> TrainingConfig:
+    defaults = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-3, "save_steps": 2}
+    return TrainingConfig(**{**defaults, "log_steps": 1, **changes})
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def parameters(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict())
+
+
+def test_the_result_is_an_ordinary_model_folder(weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
+    out = train(*weighed, out=tmp_path / "model", base=str(tiny_model), config=settings(normalization="mean"))
+    before, after = parameters(tiny_model), parameters(out)
+    assert before.keys() == after.keys() and any(not torch.equal(before[k], after[k]) for k in before)
+    assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
+    manifest = read_manifest(out, "model")
+    assert (manifest["turns"], manifest["normalization"], manifest["steps"]) == ("terminal", "mean", 6)
+    assert manifest["counts"]["rows"] == 32
+    assert [row["step"] for row in curve(out)] == [1, 2, 3, 4, 5, 6]
+    assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in curve(out))
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_the_same_seed_gives_the_same_curve_and_model(
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    runs = [train(*weighed, out=tmp_path / n, base=str(tiny_model), config=settings(), seed=s) for n, s in
+            (("a", 1), ("b", 1), ("c", 2))]  # fmt: skip
+    assert curve(runs[0]) == curve(runs[1]) != curve(runs[2])
+    first, second = parameters(runs[0]), parameters(runs[1])
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_training_killed_and_started_again_ends_with_the_same_curve_and_model(
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    whole = train(*weighed, out=tmp_path / "whole", base=str(tiny_model), config=settings(max_steps=12))
+    command = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--out", str(tmp_path / "broken")]
+    command += ["--base", str(tiny_model), "--max_steps", "12", "--batch_size", "8", "--micro_batch_size", "4"]
+    command += ["--learning_rate", "1e-3", "--save_steps", "2", "--log_steps", "1"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while last_checkpoint(tmp_path / "broken") is None and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "broken" / "manifest.json").exists()
+    again = train(*weighed, out=tmp_path / "broken", base=str(tiny_model), config=settings(max_steps=12))
+    assert curve(again) == curve(whole)
+    first, second = parameters(whole), parameters(again)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_checkpoint_without_an_end_is_not_gone_on_from(tmp_path: Path) -> None:
+    for step, files in ((2, ["trainer_state.json", "optimizer.pt"]), (10, ["optimizer.pt"])):
+        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        for name in files:
+            (folder / name).touch()
+    found = last_checkpoint(tmp_path)
+    assert found is not None and found.name == "checkpoint-2"
+    assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_ctrl_c_keeps_the_checkpoint_and_says_so(weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--out", str(tmp_path / "model")]
+    command += ["--base", str(tiny_model), "--max_steps", "100000", "--batch_size", "8", "--save_steps", "2"]
+    command += ["--micro_batch_size", "8"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while last_checkpoint(tmp_path / "model") is None and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == Interrupted.exit_code
+    assert "drift: stopped at step" in errors and "is kept. Run the same command again" in errors
+
+
+def test_uniform_weights_train_as_sft_does_under_drift_with_equal_returns(
+    tmp_path: Path, tiny_model: Path, make_trajectory: Make
+) -> None:
+    policy = fingerprint(*load_model(str(tiny_model)))
+    with TrajectoryWriter(tmp_path / "data", {"trajectories": 12, "policy": policy}, []) as writer:
+        for k in range(12):
+            writer.append(make_trajectory(f"t{k % 3}", k, ("1", "2"), solved=True, policy=policy))
+        writer.finish()
+    curves = []
+    for scheme in ("sft", "drift"):
+        weigh_dataset(tmp_path / "data", WeightConfig(scheme=scheme), tmp_path / scheme)
+        out = tmp_path / f"model-{scheme}"
+        curves.append(curve(train(tmp_path / "data", tmp_path / scheme, out=out, base=str(tiny_model), config=settings())))
+    assert curves[0] == curves[1]
+
+
+def test_lora_trains_an_adapter_and_saves_the_merged_model(
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    config = settings(lora=LoraSettings(rank=2), learning_rate=1e-2)
+    out = train(*weighed, out=tmp_path / "model", base=str(tiny_model), config=config)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, out / "adapter").eval()
+    merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    ids = torch.tensor([[5, 40, 50, 60]])
+    with torch.inference_mode():
+        assert torch.allclose(adapted(ids).logits, merged(ids).logits, atol=1e-4)
+    before, after = parameters(tiny_model), parameters(out)
+    changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_negative_weights_push_replies_away(tmp_path: Path, tiny_model: Path, make_trajectory: Make) -> None:
+    policy = fingerprint(*load_model(str(tiny_model)))
+    good, bad = make_trajectory("t", 0, ("1",), True, policy=policy), make_trajectory("t", 1, ("77",), policy=policy)
+    with TrajectoryWriter(tmp_path / "data", {"trajectories": 2, "policy": policy}, []) as writer:
+        writer.append(good)
+        writer.append(bad)
+        writer.finish()
+    weigh_dataset(tmp_path / "data", WeightConfig(scheme="swift"), tmp_path / "weights")
+    config = settings(turns="all", batch_size=2, micro_batch_size=1, max_steps=10, learning_rate=3e-4, save_steps=0)
+    out = train(tmp_path / "data", tmp_path / "weights", out=tmp_path / "m", base=str(tiny_model), config=config)
+
+    def score(folder: Path, trajectory: Trajectory) -> float:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        turn = trajectory.turns[0]
+        ids = torch.tensor([[*turn.prompt_ids, *turn.completion.token_ids]])
+        with torch.inference_mode():
+            logprobs = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None])
+        return float(logprobs[len(turn.prompt_ids) - 1 :].sum())
+
+    rise_good, rise_bad = (score(out, t) - score(tiny_model, t) for t in (good, bad))
+    # What the two replies share rises or falls together; what tells them apart must not.
+    assert rise_good > rise_bad + 0.5
+
+
+def test_bad_settings_and_data_are_refused_before_training(
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, make_trajectory: Make
+) -> None:
+    with pytest.raises(DatasetError, match=r"sampled by another policy \(hf-"):
+        train(*weighed, out=tmp_path / "x", base="default", config=settings())
+    with pytest.raises(TrainingError, match="no rows to train on"):
+        train(*weighed, out=tmp_path / "x", base=str(tiny_model), config=settings(max_length=2))
+    with pytest.raises(ConfigError, match=r"training\.lora\.targets"):
+        lora = LoraSettings(rank=2, targets=["nothing_like_it"])
+        train(*weighed, out=tmp_path / "y", base=str(tiny_model), config=settings(lora=lora))
+    train(*weighed, out=tmp_path / "z", base=str(tiny_model), config=settings())
+    with pytest.raises(DatasetError, match=r"config\.learning_rate: 0\.001 -> 0\.5"):
+        train(*weighed, out=tmp_path / "z", base=str(tiny_model), config=settings(learning_rate=0.5))
+    for change, name in (
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 8, "micro_batch_size": 3}, "micro_batch_size"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"max_steps": 0, "epochs": 0}, "epochs"),
+        ({"turns": "first"}, "turns"),
+        ({"normalization": "max"}, "normalization"),
+        ({"warmup": 2}, "warmup"),
+        ({"dtype": "float8"}, "dtype"),
+    ):
+        with pytest.raises(ConfigError, match=f"training.{name}: got"):
+            settings(**change)
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    config = settings(learning_rate=1e30, warmup=0.0, max_steps=50, max_grad_norm=0.0)
+    with pytest.raises(TrainingError, match=r"went wrong by step \d+: (loss|grad_norm) is (nan|inf)"):
+        train(*weighed, out=tmp_path / "model", base=str(tiny_model), config=config)
+    assert not (tmp_path / "model" / "manifest.json").exists()

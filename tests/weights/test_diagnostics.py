@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drift.weights.diagnostics import (
+    diagnose,
+    effective_sample_size,
+    equal_returns,
+    group_effective_sample_size,
+    mixed_share,
+)
+
+quick = settings(max_examples=30, derandomize=True, deadline=None)
+weighted = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(-40, 40).map(lambda n: n / 8), st.booleans()), min_size=1, max_size=25
+)
+
+
+def kish(weights):
+    squares = sum(w * w for w in weights)
+    return sum(abs(w) for w in weights) ** 2 / squares if squares else 0.0
+
+
+@quick
+@given(weighted)
+def test_effective_sample_sizes_match_kishs_formula_as_a_loop(rows):
+    weights_N, group_N = [w for _, w, _ in rows], [g for g, _, _ in rows]
+    assert effective_sample_size(weights_N) == pytest.approx(kish(weights_N), rel=1e-12)
+    labels = sorted(set(group_N))
+    expected_G = [kish([w for g, w, _ in rows if g == label]) for label in labels]
+    assert group_effective_sample_size(weights_N, group_N) == pytest.approx(expected_G, rel=1e-12)
+
+
+def test_equal_weights_are_worth_all_trajectories_and_one_weight_is_worth_one():
+    assert effective_sample_size([0.3] * 12) == pytest.approx(12, rel=1e-12)
+    assert effective_sample_size([0, 0, 5, 0]) == 1.0
+    assert effective_sample_size([0, 0]) == 0.0
+    # Signed weights of Swift must not cancel.
+    assert effective_sample_size([1, -1, 1, -1]) == 4.0
+
+
+def test_group_effective_sample_size_is_between_one_and_k_or_zero():
+    found_G = group_effective_sample_size([1, 1, 1, 3, 0, 0, 0], ["a", "a", "a", "b", "b", "c", "c"])
+    assert found_G == pytest.approx([3, 1, 0], rel=1e-12)
+
+
+@quick
+@given(weighted)
+def test_mixed_share_matches_a_loop_over_prompts(rows):
+    outcomes: dict[int, set[bool]] = {}
+    for group, _, success in rows:
+        outcomes.setdefault(group, set()).add(success)
+    expected = sum(len(seen) == 2 for seen in outcomes.values()) / len(outcomes)
+    assert mixed_share([s for _, _, s in rows], [g for g, _, _ in rows]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_equal_returns_are_told_per_prompt_in_order_of_label():
+    assert equal_returns([1, 0.5, 0.5, 2, 7], ["b", "a", "a", "b", "c"]).tolist() == [True, False, True]
+
+
+def test_diagnosis_of_a_small_weighting_matches_a_hand_count():
+    # a: mixed; b: no success, equal returns, no weight; c: one trajectory; d: all solved, one negative weight.
+    group_N = ["a", "a", "a", "b", "b", "c", "d", "d"]
+    returns_N = [1.0, 0.0, 0.0, -0.5, -0.5, 0.9, 1.0, 0.5]
+    success_N = [True, False, False, False, False, True, True, True]
+    weights_N = [2.0, 1.0, 0.0, 0.0, 0.0, 1.0, 3.0, -1.0]
+    found = diagnose(weights_N, returns_N, group_N, success_N)
+    assert found["trajectories"] == 8
+    assert found["groups"] == 4
+    assert found["ess"] == pytest.approx((2 + 1 + 1 + 3 + 1) ** 2 / (4 + 1 + 1 + 9 + 1), rel=1e-12)  # 64/16
+    # Per prompt 9/5, 0, 1, 16/10; sorted 0, 1, 1.6, 1.8, quartiles interpolated.
+    assert found["ess_per_group"] == pytest.approx([0, 0.75, 1.3, 1.65, 1.8], rel=1e-12)
+    # a: 2/3, c: 1, d: 3/4; b has no weight to share.
+    assert found["largest_share"] == pytest.approx((2 / 3 + 1 + 3 / 4) / 3, rel=1e-12)
+    assert found["zero_weights"] == 3
+    assert found["negative_weights"] == 1
+    assert found["mixed_share"] == 1 / 4
+    assert found["groups_without_success"] == 1
+    assert found["groups_with_equal_returns"] == 2  # b, and c trivially
+    assert found["groups_of_one"] == 1
+
+
+@quick
+@given(weighted)
+def test_histograms_count_every_trajectory_in_its_bin(rows):
+    weights_N = np.array([w for _, w, _ in rows])
+    found = diagnose(weights_N, weights_N * 2, [g for g, _, _ in rows], [s for _, _, s in rows])
+    for values_N, histogram in ((weights_N, found["histogram"]), (weights_N * 2, found["return_histogram"])):
+        edges, counts = histogram["edges"], histogram["counts"]
+        assert len(edges) == len(counts) + 1
+        for bin_index, count in enumerate(counts):
+            low, high = edges[bin_index], edges[bin_index + 1]
+            # The last bin is closed on the right, as in numpy.
+            last = bin_index == len(counts) - 1
+            assert count == sum(low <= v < high or (last and v == high) for v in values_N)
+
+
+def test_diagnosis_goes_into_a_manifest_as_it_is():
+    found = diagnose([1.0, 0.0], [0.5, 0.2], ["a", "a"], [True, False])
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_weights_that_are_all_zero_teach_nothing_and_are_no_crash():
+    found = diagnose([0.0, 0.0], [1.0, 1.0], ["a", "a"], [True, True])
+    assert (found["ess"], found["largest_share"], found["zero_weights"]) == (0.0, 0.0, 2)

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drift.weights.returns import discounted_return, format_penalty, repetition_penalty, trajectory_return
+
+PUBLISHED = {"gamma": 0.9, "repetition": 0.5, "format_failure": 0.0}
+
+# One conversation: (success, turns L, distinct answers E ≤ readable replies, format failures = L − readable).
+conversations = st.integers(1, 8).flatmap(
+    lambda turns: st.integers(0, turns).flatmap(
+        lambda readable: st.tuples(
+            st.booleans(), st.just(turns), st.integers(min(readable, 1), readable), st.just(turns - readable)
+        )
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("success", "turns", "distinct", "expected"),
+    [
+        (1, 1, 1, 1.0),  # right at once: γ⁰, nothing repeated
+        (1, 3, 3, 0.81),  # 0.9²
+        (1, 3, 2, 0.81 - 0.5 / 3),  # one of three answers was a repeat
+        (0, 5, 5, 0.0),  # five different wrong answers cost nothing
+        (0, 5, 4, -0.1),
+        (0, 4, 2, -0.25),
+        (0, 5, 1, -0.4),  # the same wrong answer five times: −0.5 · (1 − 1/5)
+        (0, 2, 0, -0.5),  # nothing readable at all costs the whole λ
+    ],
+)
+def test_return_of_equation_12_matches_hand_worked_cases(success, turns, distinct, expected):
+    found_N = trajectory_return([success], [turns], [distinct], [0], **PUBLISHED)
+    assert found_N[0] == pytest.approx(expected, abs=1e-15)
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(
+    st.lists(conversations, min_size=1, max_size=10),
+    st.floats(0.05, 1),
+    st.floats(0, 3),
+    st.floats(0, 2),
+)
+def test_return_matches_a_loop_over_conversations(rows, gamma, repetition, format_failure):
+    success_N, turns_N, distinct_N, failures_N = (list(column) for column in zip(*rows, strict=True))
+    found_N = trajectory_return(
+        success_N,
+        turns_N,
+        distinct_N,
+        failures_N,
+        gamma=gamma,
+        repetition=repetition,
+        format_failure=format_failure,
+    )
+    assert len(found_N) == len(rows)
+    for found, (success, turns, distinct, failures) in zip(found_N, rows, strict=True):
+        discount = 1.0
+        for _ in range(turns - 1):
+            discount *= gamma
+        expected = discount if success else 0.0
+        expected -= repetition * (turns - distinct) / turns
+        expected -= sum(format_failure for _ in range(failures))
+        assert found == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_discounted_return_scales_any_reward_of_a_conversation():
+    # Refit's adaptive length multiplies a judge's reward by γⁿ: 0.8 · 0.9² and −2 · 0.9.
+    assert discounted_return([0.8, -2.0], [3, 2], 0.9) == pytest.approx([0.648, -1.8], rel=1e-14)
+
+
+def test_discount_one_leaves_rewards_as_they_are():
+    base_N = np.array([0.3, -7.0, 1.0])
+    assert discounted_return(base_N, [1, 4, 9], 1.0).tolist() == base_N.tolist()
+
+
+def test_earlier_success_is_worth_strictly_more():
+    found_N = discounted_return(np.ones(5, bool), np.arange(1, 6), 0.9)
+    assert found_N.tolist() == sorted(found_N, reverse=True)
+    assert len(set(found_N)) == 5
+
+
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(conversations, st.floats(0, 10))
+def test_repetition_penalty_lies_between_zero_and_its_coefficient(row, coefficient):
+    _, turns, distinct, _ = row
+    penalty = repetition_penalty([distinct], [turns], coefficient)[0]
+    assert 0 <= penalty <= coefficient
+    if distinct == turns:
+        assert penalty == 0
+
+
+def test_repetition_penalty_divides_by_all_turns_and_not_by_readable_ones():
+    # Four replies, two readable and both the same: the paper's 1 − 1/4, not the published code's 1 − 1/2.
+    assert repetition_penalty([1], [4], 1.0)[0] == 0.75
+
+
+def test_format_penalty_charges_each_unreadable_reply():
+    assert format_penalty([0, 1, 3], 0.1) == pytest.approx([0.0, 0.1, 0.3], rel=1e-14)
+
+
+def test_returns_do_not_change_the_arrays_they_are_given():
+    given_arrays = [np.array([1, 0]), np.array([2, 5]), np.array([2, 1]), np.array([0, 3])]
+    copies = [array.copy() for array in given_arrays]
+    trajectory_return(*given_arrays, gamma=0.9, repetition=0.5, format_failure=0.1)
+    for array, copy in zip(given_arrays, copies, strict=True):
+        assert array.tolist() == copy.tolist()
