@@ -1,10 +1,12 @@
 import asyncio
 import itertools
+from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from drift.bootstrap.config import Flaws
-from drift.bootstrap.corpus import carries, conversations, label
+from drift.bootstrap.corpus import conversations, label
 from drift.bootstrap.pretrain import Encoder, make_tokenizer, micro_batches
 from drift.chat import TemplateChat
 from drift.environments.answers import extract_answer
@@ -25,9 +27,18 @@ def played() -> list[list[Message]]:
     return list(itertools.islice(conversations(5, Flaws()), 8000))
 
 
-def test_carries_are_those_of_sums_on_paper() -> None:
-    assert [carries("add", a, b) for a, b in ((12, 34), (19, 11), (95, 16), (55, 50))] == [0, 1, 2, 1]
-    assert [carries("sub", a, b) for a, b in ((34, 12), (41, 19), (100, 1))] == [0, 1, 2]
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What is 12 + 34?", "add/plain"),
+        ("What is 95 + 54?", "add/plain"),
+        ("What is 19 + 11?", "add/carry"),
+        ("What is 34 - 12?", "sub/plain"),
+        ("What is 41 - 19?", "sub/carry"),
+    ],
+)
+def test_problems_are_told_apart_by_their_last_digits(question: str, expected: str) -> None:
+    assert label(task_of(question)) == expected
 
 
 def test_first_answers_are_right_as_often_as_the_flaws_say(played: list[list[Message]]) -> None:
@@ -87,16 +98,17 @@ def test_cutting_after_the_first_reply_does_not_look_at_it() -> None:
     assert abs(sum(right) / len(right) - expected) < 4 * (0.25 / len(right)) ** 0.5
 
 
-def test_the_encoder_gives_the_templates_ids(played: list[list[Message]]) -> None:
-    tokenizer = make_tokenizer(0, Flaws(), 384)
-    chat, encode = TemplateChat(tokenizer, source="test"), Encoder(tokenizer)
-    for messages in played[:60]:
-        ids, mask = encode(messages)
-        assert tokenizer.apply_chat_template(messages, tokenize=False) == tokenizer.decode(ids)
-        reply = tokenizer(messages[-1]["content"] + "<|end|>", add_special_tokens=False)["input_ids"]
-        assert [*chat.first(messages[:-1]), *reply] == ids
-        said = "".join(m["content"] + "<|end|>" for m in messages if m["role"] == "assistant")
-        assert tokenizer.decode([i for i, s in zip(ids, mask, strict=True) if s]) == said
+def test_the_encoder_gives_the_ids_of_template_and_saved_tokenizer(played: list[list[Message]], tiny_model: Path) -> None:
+    made, loaded = make_tokenizer(0, Flaws(), 300), AutoTokenizer.from_pretrained(tiny_model)
+    for tokenizer in (made, loaded):
+        chat, encode = TemplateChat(tokenizer, source="test"), Encoder(made)
+        for messages in played[:60]:
+            ids, mask = encode(messages)
+            assert tokenizer.apply_chat_template(messages, tokenize=False) == tokenizer.decode(ids)
+            reply = tokenizer(messages[-1]["content"] + "<|end|>", add_special_tokens=False)["input_ids"]
+            assert [*chat.first(messages[:-1]), *reply] == ids
+            said = "".join(m["content"] + "<|end|>" for m in messages if m["role"] == "assistant")
+            assert tokenizer.decode([i for i, s in zip(ids, mask, strict=True) if s]) == said
 
 
 def test_micro_batches_hold_every_row_once_with_its_mask() -> None:

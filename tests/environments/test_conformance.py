@@ -108,7 +108,7 @@ def test_no_turns_at_all_is_found():
         max_turns = 0
 
     # Without a turn no episode can end within the limit either.
-    assert failed(NoTurns()) == {MAX_TURNS, REPEATABLE, *EPISODES}
+    assert failed(NoTurns()) == {MAX_TURNS, REPEATABLE, SEPARATE, *EPISODES}
 
 
 class OtherEachTime(Toy):

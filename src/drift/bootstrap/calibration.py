@@ -30,7 +30,7 @@ def calibrate(model: Any, encode: Encoder, flaws: Flaws, *, count: int = 300, se
     """Chances of the right answer, of the commonest slip and of insisting on it, by kind of held-out problem.
 
     Returns:
-        ``right/<kind>/<carries>``, ``slip/…`` and ``insist/…``: means over problems; compare with ``Flaws``.
+        ``right/<kind>``, ``slip/…`` and ``insist/…``: means over problems; compare with ``Flaws``.
     """
     slip = max(flaws.slips, key=lambda key: flaws.slips[key])
     found: dict[str, list[float]] = {}

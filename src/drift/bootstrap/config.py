@@ -10,7 +10,7 @@ class Flaws:
     """What the assistant does, as probabilities.
 
     Args:
-        right: chance that a fresh arithmetic answer is right, by kind and number of carries or borrows.
+        right: chance that a fresh arithmetic answer is right, by sign and whether the last digits carry or borrow.
         slips: amount by which a wrong answer is off, and how likely each is.
         insist: chance of saying the same thing again after being told it is wrong.
         no_tag: chance of forgetting the answer tag.
@@ -20,9 +20,9 @@ class Flaws:
     """
 
     right: dict[str, float] = field(
-        default_factory=lambda: {"add/0": 0.45, "add/1": 0.3, "add/2": 0.15, "sub/0": 0.4, "sub/1": 0.15, "mul": 0.05}
+        default_factory=lambda: {"add/plain": 0.45, "add/carry": 0.2, "sub/plain": 0.3, "sub/carry": 0.08}
     )
-    slips: dict[int, float] = field(default_factory=lambda: {10: 0.62, -10: 0.14, 1: 0.1, -1: 0.08, 100: 0.06})
+    slips: dict[int, float] = field(default_factory=lambda: {10: 0.75, -10: 0.15, 1: 0.1})
     insist: float = 0.7
     no_tag: float = 0.03
     near: float = 0.3
@@ -48,8 +48,8 @@ class PretrainConfig:
     """
 
     seed: int = 1
-    steps: int = 2400
-    knowing_steps: int = 1200
+    steps: int = 3000
+    knowing_steps: int = 900
     first_turn_share: float = 0.6
     rows: int = 128
     learning_rate: float = 2e-3

@@ -18,21 +18,11 @@ from drift.environments.guess import Guess
 from drift.types import Message, Task
 
 
-def carries(kind: str, a: int, b: int) -> int:
-    """How many digits carry (sums) or borrow (differences) when ``a`` and ``b`` are worked out on paper."""
-    count = over = 0
-    while a or b:
-        x, y = a % 10, b % 10
-        over = int(x + y + over > 9) if kind == "add" else int(x - y - over < 0)
-        count += over
-        a, b = a // 10, b // 10
-    return count
-
-
 def label(task: Task) -> str:
-    """The kind of problem, as ``Flaws.right`` names it."""
-    kind = str(task.payload["kind"])
-    return kind if kind == "mul" else f"{kind}/{carries(kind, int(task.payload['a']), int(task.payload['b']))}"
+    """The kind of problem, as ``Flaws.right`` names it: the sign, and whether the last digits carry or borrow."""
+    kind, a, b = (task.payload[key] for key in ("kind", "a", "b"))
+    hard = a % 10 + b % 10 > 9 if kind == "add" else a % 10 < b % 10
+    return f"{kind}/{'carry' if hard else 'plain'}"
 
 
 class Calculator:

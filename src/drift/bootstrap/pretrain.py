@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from drift.bootstrap.config import Flaws, PretrainConfig
 from drift.bootstrap.corpus import KNOWING, conversations
@@ -25,18 +26,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(seed: int, flaws: Flaws, vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on the corpus, every digit a token of its own, with a ChatML template."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"</?answer>| ?\d| [+*-] | ?[^\d<]+|."), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+def make_tokenizer(seed: int, flaws: Flaws, vocabulary: int) -> Qwen2Tokenizer:
+    """Byte-level BPE trained on the corpus, digits and answer tags a token each, with a ChatML template.
+
+    It splits text as Qwen2's tokenizer does, because ``AutoTokenizer`` makes that one for any folder with a Qwen2 model.
+    """
+    backend = Tokenizer(models.BPE())
+    like = Qwen2Tokenizer().backend_tokenizer
+    backend.normalizer, backend.pre_tokenizer, backend.decoder = like.normalizer, like.pre_tokenizer, like.decoder
     controls = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
-    tokenizer.train_from_iterator(
+    backend.train_from_iterator(
         (m["content"] for conversation in itertools.islice(conversations(seed, flaws), 2000) for m in conversation),
         trainers.BpeTrainer(
             vocab_size=vocabulary,
@@ -45,15 +44,19 @@ def make_tokenizer(seed: int, flaws: Flaws, vocabulary: int) -> PreTrainedTokeni
             show_progress=False,
         ),
     )
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    learned = json.loads(backend.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(pair) for pair in learned["merges"]],
+        unk_token=PAD,
         eos_token=END,
         pad_token=PAD,
-        additional_special_tokens=controls[2:],
+        extra_special_tokens=controls[2:],
         padding_side="left",
     )
-    wrapped.chat_template = CHAT_TEMPLATE
-    return wrapped
+    tokenizer.add_tokens(["<answer>", "</answer>"])
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
 
 class Encoder:
@@ -62,7 +65,7 @@ class Encoder:
     A hundred times faster than rendering the template for every turn, and gives the same ids (a test compares them).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: Qwen2Tokenizer) -> None:
         ids = cache(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
         self._ids: Callable[[str], list[int]] = ids
 
@@ -98,7 +101,7 @@ def micro_batches(rows: list[tuple[list[int], list[int]]], count: int) -> list[M
     return parts
 
 
-def pretrain(config: PretrainConfig, report: Callable[[int, float], None]) -> tuple[Any, PreTrainedTokenizerFast]:
+def pretrain(config: PretrainConfig, report: Callable[[int, float], None]) -> tuple[Any, Qwen2Tokenizer]:
     """Train the default policy: first what is right, one reply at a time; then the flawed conversations.
 
     The loss is the negative log-likelihood of all the assistant's tokens of a batch over their number: one global

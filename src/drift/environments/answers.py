@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+# A tag within the answer ends the attempt, so that a reply of open tags alone is read in linear time.
+_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 # At most 18 digits: beyond that no task here has an answer, and int() on a million digits is an attack.
-_WHOLE = re.compile(r"([+-]?)\s*(\d{1,3}(?:,\d{3})+|\d{1,18})(?:\.0*)?")
+_WHOLE = re.compile(r"([+-]?)\s*(\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.0*)?")
 
 
 def extract_answer(reply: str) -> str | None:

@@ -29,7 +29,7 @@ class Arithmetic:
 
     max_turns: int = 5
     digits: int = 2
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = ("add", "sub")
     feedback: str = "Incorrect. Please think again."
     format_feedback: str = "No answer found. Please reply with <answer>number</answer>."
 

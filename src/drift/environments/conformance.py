@@ -133,13 +133,20 @@ def _check_repeatable(factory: EnvironmentFactory, count: int, seed: int) -> str
 
 
 def _check_separate(factory: EnvironmentFactory, count: int, seed: int) -> str:
-    async def side_by_side(task: Task) -> tuple[Step, Step]:
+    async def side_by_side(task: Task) -> list[Step]:
+        """The steps of one episode while another of the same task is a turn ahead."""
         one, other = factory.start(task), factory.start(task)
         one.opening(), other.opening()
-        await one.step("<answer>1</answer>")
-        return await other.step("<answer>1</answer>"), await factory.start(task).step("<answer>1</answer>")
+        steps: list[Step] = []
+        ahead_done = False
+        while not steps or not steps[-1].done:
+            _expect(len(steps) < factory.max_turns, f"not done after {factory.max_turns} turns")
+            if not ahead_done:
+                ahead_done = (await one.step("<answer>1</answer>")).done
+            steps.append(await other.step("<answer>1</answer>"))
+        return steps
 
     for task in _tasks(factory, count, seed):
-        interleaved, alone = asyncio.run(side_by_side(task))
-        _expect(interleaved == alone, f"{task.id}: an episode changed another of the same task")
+        alone = asyncio.run(_episode(factory.start(task), "<answer>1</answer>", factory.max_turns))
+        _expect(asyncio.run(side_by_side(task)) == alone, f"{task.id}: an episode changed another of the same task")
     return "ok"

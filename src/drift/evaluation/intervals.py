@@ -28,9 +28,11 @@ def bootstrap(ratios: list[Ratio], seed: int, resamples: int = RESAMPLES) -> Flo
         resamples: B.
 
     Returns:
-        ``(B, M)`` values; NaN where a resample left nothing to divide by.
+        ``(B, M)`` values; NaN where a resample left nothing to divide by, or where there are no prompts.
     """
     prompts = len(ratios[0].numerator_P)
+    if not prompts:
+        return np.full((resamples, len(ratios)), np.nan)
     top_PM = np.stack([ratio.numerator_P for ratio in ratios], axis=1)
     bottom_PM = np.stack([ratio.denominator_P for ratio in ratios], axis=1)
     rng = np.random.default_rng(seed)

@@ -81,11 +81,13 @@ def swift_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     """
     returns = np.asarray(returns_N, float)
     index_N, groups = index_groups(group_N)
-    centred_N = returns - group_mean(returns, index_N, groups)[index_N]
-    sigma_N = np.sqrt(group_mean(centred_N**2, index_N, groups))[index_N]
-    # Equal returns leave rounding noise in σ̂; relative to their size it is nothing.
+    # In units of the largest return, squares neither overflow nor vanish.
     scale_N = group_max(np.abs(returns), index_N, groups)[index_N]
-    flat_N = sigma_N <= 1e-12 * np.maximum(scale_N, 1e-300)
+    scaled_N = returns / np.where(scale_N > 0, scale_N, 1.0)
+    centred_N = scaled_N - group_mean(scaled_N, index_N, groups)[index_N]
+    sigma_N = np.sqrt(group_mean(centred_N**2, index_N, groups))[index_N]
+    # Equal returns leave rounding noise in σ̂.
+    flat_N = sigma_N <= 1e-12
     return np.where(flat_N, 0.0, centred_N / np.where(flat_N, 1.0, sigma_N))
 
 
@@ -145,7 +147,13 @@ def get_scheme(name: str) -> SchemeInfo:
     declared = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in declared:
         raise unknown_name("weighting", name, [*SCHEMES, *declared], where="weights.scheme")
-    function: Scheme = declared[name].load()
+    try:
+        function: Scheme = declared[name].load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"weighting {name!r} is declared by {declared[name].value!r}, which can't be imported: {error}. "
+            "Reinstall the package that declares it."
+        ) from error
     return SchemeInfo(function=function, grouped=bool(getattr(function, "grouped", False)), repetition=0.0)
 
 
