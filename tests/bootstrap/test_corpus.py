@@ -98,7 +98,9 @@ def test_cutting_after_the_first_reply_does_not_look_at_it() -> None:
     assert abs(sum(right) / len(right) - expected) < 4 * (0.25 / len(right)) ** 0.5
 
 
-def test_the_encoder_gives_the_ids_of_template_and_saved_tokenizer(played: list[list[Message]], tiny_model: Path) -> None:
+def test_the_encoder_gives_the_ids_of_template_and_saved_tokenizer(
+    played: list[list[Message]], tiny_model: Path
+) -> None:
     made, loaded = make_tokenizer(0, Flaws(), 300), AutoTokenizer.from_pretrained(tiny_model)
     for tokenizer in (made, loaded):
         chat, encode = TemplateChat(tokenizer, source="test"), Encoder(made)

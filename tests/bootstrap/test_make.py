@@ -10,8 +10,8 @@ from drift.bootstrap.make import make_default_policy
 from drift.bootstrap.pretrain import Encoder
 from drift.dataset.store import read_trajectories
 from drift.dataset.weighing import outcomes
-from drift.evaluation.metrics import metrics, runs_of
 from drift.evaluation.intervals import ratio_value
+from drift.evaluation.metrics import metrics, runs_of
 from drift.manifest import read_manifest
 from drift.policies import DEFAULT_MODEL
 from drift.policies.base import Sampling

@@ -29,7 +29,10 @@ def write(folder: Path, trajectories: list[Trajectory], shard_size: int = 4, fin
 
 @pytest.fixture
 def six(make_trajectory: Make) -> list[Trajectory]:
-    return [make_trajectory(f"t{i // 2}", i % 2, ("1", None, "ä\u202e"), i == 3, error="x" if i == 5 else None) for i in range(6)]
+    return [
+        make_trajectory(f"t{i // 2}", i % 2, ("1", None, "ä\u202e"), i == 3, error="x" if i == 5 else None)
+        for i in range(6)
+    ]
 
 
 def test_what_is_written_is_read_in_task_order_whatever_the_order_of_writing(
@@ -75,7 +78,7 @@ def test_an_unfinished_writer_leaves_whole_shards_and_an_incomplete_manifest(
             writer.append(trajectory)
         raise RuntimeError("boom")
     assert read_trajectories(tmp_path, complete_only=False) == six[:3]
-    with pytest.raises(DatasetError, match="incomplete: 3 of 6 trajectories. Run the same"):
+    with pytest.raises(DatasetError, match=r"incomplete: 3 of 6 trajectories\. Run the same"):
         read_trajectories(tmp_path)
     (tmp_path / "shards" / ".000002.parquet.tmp").write_bytes(b"half")
     write(tmp_path, six[3:])
@@ -98,7 +101,7 @@ def test_damage_is_named_with_what_to_do(tmp_path: Path, six: list[Trajectory]) 
 def test_directories_that_are_no_data_set_are_told_apart(tmp_path: Path, six: list[Trajectory]) -> None:
     with pytest.raises(DatasetError, match="nothing there"):
         read_trajectories(tmp_path / "none")
-    with pytest.raises(DatasetError, match="without manifest.json"):
+    with pytest.raises(DatasetError, match=r"without manifest\.json"):
         read_trajectories(tmp_path)
     write(tmp_path / "old", six)
     manifest = tmp_path / "old" / "manifest.json"

@@ -109,10 +109,14 @@ def test_the_models_own_generation_settings_do_not_bend_sampling(tiny_model: Pat
 
     bent = tmp_path / "bent"
     shutil.copytree(tiny_model, bent)
-    GenerationConfig(top_k=1, temperature=0.01, do_sample=True, repetition_penalty=5.0, eos_token_id=1).save_pretrained(bent)
+    GenerationConfig(top_k=1, temperature=0.01, do_sample=True, repetition_penalty=5.0, eos_token_id=1).save_pretrained(
+        bent
+    )
     sampling, seeds = Sampling(max_new_tokens=8), list(range(10))
     plain = ask(HFPolicy(str(tiny_model)), PROMPTS[:10], sampling, seeds)
-    assert [r.token_ids for r in ask(HFPolicy(str(bent)), PROMPTS[:10], sampling, seeds)] == [r.token_ids for r in plain]
+    assert [r.token_ids for r in ask(HFPolicy(str(bent)), PROMPTS[:10], sampling, seeds)] == [
+        r.token_ids for r in plain
+    ]
 
 
 def test_fingerprint_follows_weights_and_not_place(tiny_model: Path, tmp_path: Path) -> None:

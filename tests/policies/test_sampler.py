@@ -40,7 +40,8 @@ def test_pick_is_the_inverse_of_the_nucleus_distribution(temperature: float, top
     sampling = Sampling(temperature=temperature, top_p=top_p)
     tokens_B, _ = pick(torch.tensor(logits_BV), torch.tensor(uniforms_B), sampling)
     expected = [
-        naive_pick(row.tolist(), uniform, temperature, top_p) for row, uniform in zip(logits_BV, uniforms_B, strict=True)
+        naive_pick(row.tolist(), uniform, temperature, top_p)
+        for row, uniform in zip(logits_BV, uniforms_B, strict=True)
     ]
     assert tokens_B.tolist() == expected
 

@@ -7,11 +7,10 @@ import pytest
 
 from drift.api import report
 from drift.environments.guess import Guess
-from drift.errors import DatasetError
+from drift.errors import ConfigError, DatasetError
 from drift.evaluation.run import EvaluationConfig, check_unseen, evaluate_policies
 from drift.policies.base import Sampling
 from drift.reporting.facts import read_facts, table, verdict
-from drift.errors import ConfigError
 
 HOSTILE = "</div><script>alert(1)</script><img src=http://evil.example/x>{{ 7*7 }}\u202e\x07<answer>50</answer>"
 
@@ -47,7 +46,9 @@ def test_the_page_needs_nothing_else_and_runs_nothing(run: Path) -> None:
     page = report(run).read_text()
     assert "default-src 'none'" in page
     assert not re.findall(r"<(script|iframe|object|link|img)\b", page)
-    assert not re.findall(r"""(?:src|href)=["']?(?!#)[^"'\s>]+""", re.sub(r"&lt;.*?&gt;", "", page).replace("xlink:", ""))
+    assert not re.findall(
+        r"""(?:src|href)=["']?(?!#)[^"'\s>]+""", re.sub(r"&lt;.*?&gt;", "", page).replace("xlink:", "")
+    )
 
 
 def test_what_models_say_is_shown_as_text(run: Path) -> None:
@@ -90,7 +91,7 @@ def test_one_policy_alone_gets_a_report_too(tmp_path: Path) -> None:
 
 
 def test_a_run_without_an_evaluation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="without manifest.json"):
+    with pytest.raises(DatasetError, match=r"without manifest\.json"):
         report(tmp_path)
 
 

@@ -115,8 +115,8 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_data(tmp_p
         factory = Guess()
         plan = Collection(environment={"name": "guess"}, samples=4, seed=3, sampling=Sampling(), concurrency=4)
         print("ready", flush=True)
-        print(collect(factory.tasks("train", 100, 0), factory, Slow(["<answer>40</answer>", "<answer>50</answer>"]), plan,
-              Path(sys.argv[1]))["dataset_hash"])
+        policy = Slow(["<answer>40</answer>", "<answer>50</answer>"])
+        print(collect(factory.tasks("train", 100, 0), factory, policy, plan, Path(sys.argv[1]))["dataset_hash"])
         """
     )
 

@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -103,10 +104,15 @@ def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Examp
             folder, rows, out = sys.argv[1:]
             examples = pickle.loads(Path(rows).read_bytes())
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            config = TrainingConfig(batch_size=16, micro_batch_size=4, max_steps=1, warmup=0.0, save_steps=0, max_grad_norm=0.0)
+            config = TrainingConfig(
+                batch_size=16, micro_batch_size=4, max_steps=1, warmup=0.0, save_steps=0, max_grad_norm=0.0
+            )
             trainer = WeightedTrainer(
-                model=model, args=training_arguments(config, Path(out), 0, "cpu"), train_dataset=ExampleDataset(examples),
-                data_collator=lambda batch: collate(0, batch), optimizers=(torch.optim.SGD(model.parameters(), lr=1.0), None),
+                model=model,
+                args=training_arguments(config, Path(out), 0, "cpu"),
+                train_dataset=ExampleDataset(examples),
+                data_collator=lambda batch: collate(0, batch),
+                optimizers=(torch.optim.SGD(model.parameters(), lr=1.0), None),
             )
             assert trainer.accelerator.num_processes == 2
             trainer.train()
@@ -115,12 +121,15 @@ def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Examp
             """
         )
     )
-    import pickle
-
     (tmp_path / "rows.pkl").write_bytes(pickle.dumps(examples))
     (tmp_path / "out").mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    command += [f"--master-port={20000 + os.getpid() % 20000}", str(script), str(tiny_model), str(tmp_path / "rows.pkl")]
+    command += [
+        f"--master-port={20000 + os.getpid() % 20000}",
+        str(script),
+        str(tiny_model),
+        str(tmp_path / "rows.pkl"),
+    ]
     done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     expected = expected_step(tiny_model, examples)
@@ -133,7 +142,9 @@ def weighed(tmp_path: Path, tiny_model: Path, make_trajectory: Make) -> tuple[Pa
     """A small data set that claims the tiny model as its policy, and its weights."""
     policy = fingerprint(*load_model(str(tiny_model)))
     made = [
-        make_trajectory(f"t{i}", k, ("1", str(k)), solved=(i + k) % 3 == 0, policy=policy) for i in range(8) for k in range(4)
+        make_trajectory(f"t{i}", k, ("1", str(k)), solved=(i + k) % 3 == 0, policy=policy)
+        for i in range(8)
+        for k in range(4)
     ]
     with TrajectoryWriter(tmp_path / "data", {"trajectories": 32, "policy": policy}, []) as writer:
         for trajectory in made:
@@ -234,7 +245,9 @@ def test_uniform_weights_train_as_sft_does_under_drift_with_equal_returns(
     for scheme in ("sft", "drift"):
         weigh_dataset(tmp_path / "data", WeightConfig(scheme=scheme), tmp_path / scheme)
         out = tmp_path / f"model-{scheme}"
-        curves.append(curve(train(tmp_path / "data", tmp_path / scheme, out=out, base=str(tiny_model), config=settings())))
+        curves.append(
+            curve(train(tmp_path / "data", tmp_path / scheme, out=out, base=str(tiny_model), config=settings()))
+        )
     assert curves[0] == curves[1]
 
 

@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
 def make_tokenizer(seed: int, flaws: Flaws, vocabulary: int) -> Qwen2Tokenizer:
     """Byte-level BPE trained on the corpus, digits and answer tags a token each, with a ChatML template.
 
-    It splits text as Qwen2's tokenizer does, because ``AutoTokenizer`` makes that one for any folder with a Qwen2 model.
+    Text is split as Qwen2's tokenizer does: ``AutoTokenizer`` makes that one for any folder with a Qwen2 model.
     """
     backend = Tokenizer(models.BPE())
     like = Qwen2Tokenizer().backend_tokenizer
