@@ -97,6 +97,12 @@ def test_recipes_with_mistakes_are_refused_by_key(
     assert message.format(path=path) in capsys.readouterr().err
 
 
+def test_options_may_be_spelled_with_either_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "quickstart", "--dry_run", "--training.max-steps=7", "--training.batch_size", "64"]) == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert (resolved["training"]["max_steps"], resolved["training"]["batch_size"]) == (7, 64)
+
+
 def test_the_command_line_overrides_the_file_which_overrides_the_defaults(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

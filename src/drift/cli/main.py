@@ -85,20 +85,25 @@ def _top_level(given: list[str]) -> int:
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Parse a verb's arguments; unknown options are refused with the nearest known one.
+    """Parse a verb's arguments; ``-`` and ``_`` mean the same in options, unknown ones get the nearest known one.
 
     Raises:
         ConfigError: unknown or missing arguments, or values of the wrong type.
         SystemExit: after ``--help``.
     """
+    options = [option for option in parser._option_string_actions if option.startswith("--")]
+    spelled = {option.replace("-", "_"): option for option in options}
+    given = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        given.append(spelled.get(name.replace("-", "_"), name) + equals + value)
     try:
-        return parser.parse_args(list(arguments))
+        return parser.parse_args(given)
     except ArgumentError as error:
         message = str(error)
         unknown = re.search(r"[Uu]nrecognized arguments: (--[^\s=]+)", message)
         if unknown:
-            known = [option for option in parser._option_string_actions if option.startswith("--")]
-            raise unknown_name("option", unknown.group(1), known) from error
+            raise unknown_name("option", unknown.group(1), options) from error
         raise ConfigError(f"{message.strip()} See {parser.prog} --help.") from error
 
 
