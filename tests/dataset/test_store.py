@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import subprocess
 import sys
 import textwrap
@@ -124,24 +123,18 @@ def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:
         read_trajectories(tmp_path)
 
 
-def _hold(folder: Path, ready: "multiprocessing.synchronize.Event", leave: "multiprocessing.synchronize.Event") -> None:
-    with TrajectoryWriter(folder, SPEC, []):
-        ready.set()
-        leave.wait(20)
-
-
 def test_two_processes_do_not_write_one_directory(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready, leave = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, ready, leave))
-    other.start()
-    try:
-        assert ready.wait(30)
+    script = (
+        "import sys; from pathlib import Path; from drift.dataset.store import TrajectoryWriter\n"
+        "with TrajectoryWriter(Path(sys.argv[1]), {}, []): print('ready', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "ready\n"
         with pytest.raises(DatasetError, match=f"being written by process {other.pid}"):
-            TrajectoryWriter(tmp_path, SPEC, [])
-    finally:
-        leave.set()
-        other.join()
+            TrajectoryWriter(tmp_path, {}, [])
+        other.communicate()
+    TrajectoryWriter(tmp_path, {}, []).__exit__(None, None, None)
 
 
 def test_a_full_disk_is_reported_and_loses_nothing_that_was_written(tmp_path: Path) -> None:

@@ -138,7 +138,11 @@ class NotJson(Toy):
         return Task(id=name, group_id=name, split=split, payload={"n": {1, 2}})
 
 
-@pytest.mark.parametrize("factory", [OtherEachTime(), Duplicates(), TooFew(), WrongSplit(), NotJson()], ids=repr)
+@pytest.mark.parametrize(
+    "factory",
+    [OtherEachTime(), Duplicates(), TooFew(), WrongSplit(), NotJson()],
+    ids=lambda factory: type(factory).__name__,
+)
 def test_tasks_that_break_their_promise_are_found(factory):
     assert failed(factory) == {TASKS}
 

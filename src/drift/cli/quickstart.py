@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 from drift.cli.main import parse
-from drift.cli.run import execute, flatten
-from drift.recipe import Recipe, find_recipe, load_values
+from drift.cli.run import execute, use_recipe
+from drift.recipe import Recipe, find_recipe
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(parser: ArgumentParser, arguments: Sequence[str]) -> int:
     """Run the built-in quickstart recipe, with any of its keys overridden."""
-    parser.set_defaults(flatten(load_values(find_recipe("quickstart"))))
+    use_recipe(parser, find_recipe("quickstart"))
     found = parser.instantiate(parse(parser, arguments))
     recipe = Recipe(**{name: found[name] for name in Recipe.__dataclass_fields__})
     return execute(recipe, found.out, dry_run=False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from drift.cli.main import parse
+from drift.errors import ConfigError
 from drift.recipe import Recipe, built_in_recipes, find_recipe, load_values, to_dict
 
 
@@ -23,16 +26,28 @@ def arguments(parser: ArgumentParser) -> None:
 def run(parser: ArgumentParser, arguments: Sequence[str]) -> int:
     """Resolve the recipe (defaults, then the file, then the command line), check it, run it."""
     path = find_recipe(parse(parser, arguments).recipe)
-    parser.set_defaults(flatten(load_values(path)))
+    use_recipe(parser, path, recipe=str(path))
     found = parser.instantiate(parse(parser, arguments))
     recipe = Recipe(**{name: found[name] for name in Recipe.__dataclass_fields__})
     return execute(recipe, found.out or f"runs/{path.stem}", dry_run=found.dry_run)
 
 
+def use_recipe(parser: ArgumentParser, path: Path, **positional: str) -> None:
+    """Make the values of a recipe file the parser's defaults; ``positional`` is what the parser requires besides.
+
+    Raises:
+        ConfigError: no such file, an unknown key, or a value of the wrong type.
+    """
+    values = load_values(path)
+    try:
+        checked = parser.parse_object({**positional, **values})
+    except ArgumentError as error:
+        raise ConfigError(f"recipe {path}: {' '.join(str(error).split())}.") from error
+    parser.set_defaults({key: checked[key] for key in flatten(values)})
+
+
 def execute(recipe: Recipe, out: str, *, dry_run: bool) -> int:
     """Run a resolved recipe, or only print and check it."""
-    from pathlib import Path
-
     from drift.api import check_recipe, run_recipe
 
     if dry_run:

@@ -46,17 +46,24 @@ class Arithmetic:
         rng = random.Random(f"arithmetic/{split}/{seed}")
         seen: dict[str, Task] = {}
         tries = 0
+        most = int(self.problems() * (TEST_SHARE if split == "test" else 1 - TEST_SHARE))
         while len(seen) < count:
             tries += 1
-            if tries > 50 * count + 10_000:
+            if count > most or tries > 50 * count + 10_000:
                 raise ConfigError(
-                    f"arithmetic has about {len(seen)} distinct {split} problems of {self.digits} digits and kinds "
+                    f"arithmetic has about {most} distinct {split} problems of {self.digits} digits and kinds "
                     f"{', '.join(self.kinds)}; {count} were asked for. Ask for fewer tasks, more kinds or more digits."
                 )
             task = problem(self.kinds[tries % len(self.kinds)], self.digits, rng)
             if task.split == split:
                 seen.setdefault(task.id, task)
         return list(seen.values())
+
+    def problems(self) -> int:
+        """How many distinct problems there are, both splits together."""
+        numbers = 9 * 10 ** (self.digits - 1)
+        each = {"add": numbers**2, "sub": numbers * (numbers + 1) // 2, "mul": numbers * 8}
+        return sum(each[kind] for kind in set(self.kinds))
 
     def start(self, task: Task) -> ArithmeticEpisode:
         """A fresh episode of ``task``."""
