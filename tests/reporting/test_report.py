@@ -80,7 +80,7 @@ def test_a_winner_is_named_only_where_the_interval_says_so(run: Path, low: float
 
 def test_percent_and_plain_metrics_are_told_apart(run: Path) -> None:
     cells = {row["metric"]: row["cells"] for row in table(read_facts(run), "greedy")}
-    assert cells["format_failures (%)"][0][0] == "100.0"
+    assert cells["format failures %"][0][0] == "100.0"
     assert cells["turns"][0] == ("5.0", "5.0 to 5.0")
     assert cells["turns_to_success"][0] == ("n/a", "")
 
@@ -107,3 +107,5 @@ def test_tasks_that_were_trained_on_are_not_measured_on(run: Path) -> None:
     with pytest.raises(ConfigError, match="10 of 10 evaluation tasks were also rolled out"):
         check_unseen(tasks, run / "evaluation" / "greedy" / "base")
     check_unseen(Guess().tasks("train", 10, 1), run / "evaluation" / "greedy" / "base")
+    with pytest.raises(DatasetError, match="nothing there, expected trajectories"):
+        check_unseen(tasks, run / "nowhere")

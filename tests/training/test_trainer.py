@@ -327,3 +327,30 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(
     with pytest.raises(TrainingError, match=r"went wrong by step \d+: (loss|grad_norm) is (nan|inf)"):
         train(*weighed, out=tmp_path / "model", base=str(tiny_model), config=config)
     assert not (tmp_path / "model" / "manifest.json").exists()
+
+
+def test_a_disk_that_fills_up_is_told_and_training_goes_on_later(
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    script = textwrap.dedent(
+        """
+        import resource, signal, sys
+        from drift.cli.main import main
+
+        # No file may grow past one and a half models: the model fits, the optimizer's state does not.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop()), resource.RLIM_INFINITY))
+        sys.exit(main(sys.argv[1:]))
+        """
+    )
+    size = (tiny_model / "model.safetensors").stat().st_size
+    arguments = ["train", *map(str, weighed), "--out", str(tmp_path / "m"), "--base", str(tiny_model)]
+    arguments += ["--max_steps", "4", "--batch_size", "8", "--save_steps", "2", "--learning_rate", "1e-3"]
+    full = subprocess.run(
+        [sys.executable, "-c", script, *arguments, str(size * 3 // 2)], capture_output=True, text=True
+    )
+    assert full.returncode == 1, full.stderr
+    assert "drift: " in full.stderr and "can't be written: " in full.stderr and "Traceback" not in full.stderr
+    assert last_checkpoint(tmp_path / "m") is None
+    again = subprocess.run([sys.executable, "-m", "drift", *arguments], capture_output=True, text=True)
+    assert again.returncode == 0 and read_manifest(tmp_path / "m", "model")["steps"] == 4

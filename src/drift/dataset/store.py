@@ -156,8 +156,8 @@ def _tables(directory: Path, columns: list[str] | None = None) -> Iterator[pa.Ta
             yield pq.read_table(path, columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(
-                f"shard {path} can't be read: {error}. Delete that file and run the same rollout command again: "
-                "only its trajectories are sampled again."
+                f"shard {path} can't be read: {str(error).rstrip('.')}. Delete that file and run the same rollout "
+                "command again: only its trajectories are sampled again."
             ) from error
 
 
@@ -194,9 +194,13 @@ def read_trajectories(directory: Path, *, complete_only: bool = True) -> list[Tr
 
 
 def read_tasks(directory: Path) -> list[Task]:
-    """The tasks of a data set."""
-    lines = (directory / "tasks.jsonl").read_text().splitlines()
-    return [Task(**json.loads(line)) for line in lines if line]
+    """The tasks of a data set; raises ``DatasetError`` where there is none, or its list of tasks is damaged."""
+    read_manifest(directory, KIND)
+    path = directory / "tasks.jsonl"
+    try:
+        return [Task(**json.loads(line)) for line in path.read_text().splitlines() if line]
+    except (OSError, ValueError, TypeError) as error:
+        raise DatasetError(f"{path} can't be read: {error}. Run the same rollout command again.") from error
 
 
 def as_hf_dataset(directory: Path) -> Any:

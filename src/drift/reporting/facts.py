@@ -119,8 +119,13 @@ def _percent(row: Mapping[str, Any]) -> str:
 
 
 def table(facts: Facts, mode: str) -> list[dict[str, Any]]:
-    """Rows of the results table: metric, one cell per policy, and the paired difference of the last one."""
+    """Rows of the results table: metric, one cell per policy, and the paired difference of the last one.
+
+    ``main`` tells the rows that answer the question from those for whoever wants them all.
+    """
     base, last = facts.policies[0], facts.policies[-1]
+    final = facts.evaluation["max_turns"]
+    main = {f"corrected@{final}", "turns_to_success", "distinct_answers", "format_failures"}
     names = [name for policy, name in facts.rows if policy == base and name.startswith(f"{mode}/")]
     rows = []
     for name in names:
@@ -131,7 +136,8 @@ def table(facts: Facts, mode: str) -> list[dict[str, Any]]:
         sure = difference is not None and difference["low"] is not None and difference["low"] * difference["high"] > 0
         rows.append(
             {
-                "metric": metric + (" (%)" if scale == 100 else ""),
+                "metric": metric.replace("_", " ") + (" %" if scale == 100 else ""),
+                "main": metric in main or metric.startswith("multi@"),
                 "cells": cells,
                 "difference": _cell(difference, scale, signed=True) if difference else None,
                 "sure": sure,
@@ -149,8 +155,8 @@ def _cell(row: Mapping[str, Any], scale: float, *, signed: bool) -> tuple[str, s
 
 
 def costs(facts: Facts) -> list[dict[str, str]]:
-    """Rows of the cost table: stage, seconds, tokens."""
-    rows = []
+    """Rows of the cost table: stage, seconds, tokens; the last is the total time."""
+    rows: list[tuple[str, float, str]] = []
     if facts.rollouts:
         cost = facts.rollouts["cost"]
         rows.append(("rollouts", cost["seconds"], f"{cost['tokens_sampled']:,} sampled"))
@@ -162,4 +168,5 @@ def costs(facts: Facts) -> list[dict[str, str]]:
     measured = facts.evaluation["cost"].values()
     tokens = sum(cost["tokens_sampled"] for cost in measured)
     rows.append(("evaluation", sum(cost["seconds"] for cost in measured), f"{tokens:,} sampled"))
+    rows.append(("total", sum(seconds for _, seconds, _ in rows), ""))
     return [{"stage": stage, "seconds": f"{seconds:,.1f}", "tokens": text} for stage, seconds, text in rows]

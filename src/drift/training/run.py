@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from drift.chat import TemplateChat
@@ -150,7 +153,6 @@ def training_arguments(config: TrainingConfig, out: Path, seed: int, device: str
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.dtype == "bfloat16",
-        gradient_checkpointing=config.gradient_checkpointing,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 1,
         save_total_limit=config.keep_checkpoints,
@@ -163,7 +165,21 @@ def training_arguments(config: TrainingConfig, out: Path, seed: int, device: str
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
+        # Renamed in recent versions of transformers, which take the old name with a warning.
+        **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
     )
+
+
+@contextmanager
+def _saving(out: Path) -> Iterator[None]:
+    """``writing``, for libraries that report a write which the disk refuses in words of their own."""
+    with writing(out):
+        try:
+            yield
+        except (RuntimeError, SafetensorError) as error:
+            if not any(sign in str(error) for sign in ("inline_container", "PytorchStreamWriter", "No space left")):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 class _Bar(TrainerCallback):  # type: ignore[misc]
@@ -195,7 +211,7 @@ def _fit(
     if config.lora.rank:
         model = _with_lora(model, config.lora)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    with writing(out):
+    with _saving(out):
         trainer = WeightedTrainer(
             model=model,
             args=training_arguments(config, out, seed, device),
@@ -249,7 +265,7 @@ def _with_lora(model: Any, lora: LoraSettings) -> Any:
 def _save(trainer: WeightedTrainer, tokenizer: Any, out: Path, lora: LoraSettings) -> None:
     """Save an ordinary model folder; an adapter is kept beside the merged model."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    with writing(out):
+    with _saving(out):
         if lora.rank:
             model.save_pretrained(out / "adapter")
             model = model.merge_and_unload()
