@@ -69,12 +69,9 @@ def train_model(
     trajectories = read_trajectories(data)
     model, tokenizer = load_model(model_path(base), dtype="float32", device=device)
     TemplateChat(tokenizer, source=base)
-    own, made_by = fingerprint(model, tokenizer), manifest["spec"]["policy"]
-    if own != made_by and not any_policy:
-        raise DatasetError(
-            f"{data} was sampled by another policy ({made_by}) than {base!r} ({own}). The weights assume that the "
-            "trajectories come from the model that is trained. Give that model as base, or say --any_policy true."
-        )
+    own = fingerprint(model, tokenizer)
+    if not any_policy:
+        _check_policy(own, manifest["spec"]["policy"], data, base)
     spec = {
         "base": own,
         "config": config.to_dict(),
@@ -94,7 +91,7 @@ def train_model(
     start = time.monotonic()
     trainer = _fit(model, tokenizer, examples, config, out, seed, device)
     _save(trainer, tokenizer, out, config.lora)
-    tokens_per_pass = sum(len(example.token_ids) for example in examples)
+    tokens = sum(len(example.token_ids) for example in examples) * trainer.state.epoch
     content = {
         "spec": spec,
         "base": base,
@@ -103,13 +100,18 @@ def train_model(
         "normalization": config.normalization,
         "counts": counts,
         "steps": trainer.state.global_step,
-        "cost": {
-            "seconds": round(time.monotonic() - start, 3),
-            "tokens_trained": int(tokens_per_pass * trainer.state.epoch),
-        },
+        "cost": {"seconds": round(time.monotonic() - start, 3), "tokens_trained": int(tokens)},
     }
     write_manifest(out, KIND, content)
     return read_manifest(out, KIND)
+
+
+def _check_policy(own: str, made_by: str, data: Path, base: str) -> None:
+    if own != made_by:
+        raise DatasetError(
+            f"{data} was sampled by another policy ({made_by}) than {base!r} ({own}). The weights assume that the "
+            "trajectories come from the model that is trained. Give that model as base, or say --any-policy true."
+        )
 
 
 def _finished(out: Path, spec: dict[str, Any]) -> bool:
