@@ -42,7 +42,7 @@ def multi_at_k(facts: Facts, mode: str) -> str:
         axes.set_xticks(turns)
         axes.set_xlabel("turns k")
         axes.set_ylabel("solved within k turns (%)")
-        axes.set_ylim(0, 100)
+        axes.set_ylim(0, 104)
         axes.legend(frameon=False, loc="best")
 
     return _svg(draw, f"multi@k, {mode}")
