@@ -82,7 +82,10 @@ def test_percent_and_plain_metrics_are_told_apart(run: Path) -> None:
     cells = {row["metric"]: row["cells"] for row in table(read_facts(run), "greedy")}
     assert cells["format failures %"][0][0] == "100.0"
     assert cells["turns"][0] == ("5.0", "5.0 to 5.0")
-    assert cells["turns_to_success"][0] == ("n/a", "")
+    assert cells["turns to success"][0] == ("n/a", "")
+    main = [row["metric"] for row in table(read_facts(run), "greedy") if row["main"]]
+    ends = ["corrected@5 %", "turns to success", "distinct answers %", "format failures %"]
+    assert main == [*(f"multi@{k} %" for k in range(1, 6)), *ends]
 
 
 def test_one_policy_alone_gets_a_report_too(tmp_path: Path) -> None:
