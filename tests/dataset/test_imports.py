@@ -94,7 +94,7 @@ def test_the_manifest_says_what_it_was_made_from(imported: Import, tmp_path: Pat
         "text_only": True,
         "tokenizer": "default",
         "end_id": 1,
-        "context_length": 1024,
+        "max_length": 1024,
         "policy": make_policy("default").fingerprint,
     }
     assert manifest["complete"] and manifest["counts"] == {"trajectories": 2, "stop_turns": 2}
@@ -193,6 +193,17 @@ def test_a_row_that_was_left_out_leaves_no_gap_and_keeps_no_name(imported: Impor
     out = imported(rows)
     assert [t.id for t in read_trajectories(out)] == ["g#0", "g#1"]
     assert [bad["reason"] for bad in rejected(out)] == ["too_long"]
+
+
+def test_the_longest_conversation_may_be_said(imported: Import, tmp_path: Path) -> None:
+    rows = [row("hi", "x" * 2000), row()]
+    turns = [t.turns[0] for t in read_trajectories(imported(rows, max_length=9000))]
+    longest = max(len(turn.prompt_ids) + len(turn.completion.token_ids) for turn in turns)
+    for most, kept in ((longest, 2), (longest - 1, 1)):
+        out = imported(rows, max_length=most, out=tmp_path / str(most))
+        assert len(read_trajectories(out)) == kept
+    with pytest.raises(ConfigError, match="max_length: got -1"):
+        imported(rows, max_length=-1)
 
 
 def test_strict_fails_before_anything_is_written(imported: Import, tmp_path: Path) -> None:

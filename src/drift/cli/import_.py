@@ -17,6 +17,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--format", type=str, default="messages", help="messages, drift, mathdial or a registered one")
     parser.add_argument("--settings", type=dict, default={}, help="the format's own settings, as {reward: score}")
     parser.add_argument("--model", type=str, default="default", help="the model to be trained: its template is used")
+    parser.add_argument("--max_length", type=int, default=0, help="most tokens of a conversation; 0 takes the model's")
     parser.add_argument("--strict", action="store_true", help="fail, before anything is written, if any row is bad")
 
 
@@ -29,7 +30,13 @@ def run(parser: ArgumentParser, arguments: Sequence[str]) -> int:
     from drift.manifest import read_manifest
 
     out = import_conversations(
-        found.file, out=found.out, format=found.format, settings=found.settings, model=found.model, strict=found.strict
+        found.file,
+        out=found.out,
+        format=found.format,
+        settings=found.settings,
+        model=found.model,
+        max_length=found.max_length,
+        strict=found.strict,
     )
     manifest = read_manifest(out, KIND)
     excluded = manifest["excluded"]

@@ -19,7 +19,7 @@ from drift.dataset.imports.base import BadRow, Logged, Reader, show
 from drift.dataset.imports.sources import Source, open_source
 from drift.dataset.imports.tokens import Target, opening_hash, to_trajectory
 from drift.dataset.store import TrajectoryWriter, write_tasks
-from drift.errors import DatasetError, unknown_name
+from drift.errors import DatasetError, require, unknown_name
 from drift.manifest import MANIFEST, writing
 from drift.policies import model_path
 from drift.policies.hf import end_ids, fingerprint, load_model
@@ -50,19 +50,24 @@ def make_reader(name: str, settings: Mapping[str, Any]) -> Reader:
     return functools.partial(reader, **settings)
 
 
-def load_target(model: str) -> Target:
-    """The template, the limits and the fingerprint of a model.
+def load_target(model: str, max_length: int = 0) -> Target:
+    """The template, the limit and the fingerprint of a model.
+
+    Args:
+        model: ``default``, a folder or a hub id.
+        max_length: the most tokens a prompt and its reply may hold; 0 takes the model's limit.
 
     Raises:
         PolicyError: the model can't be loaded, or has no chat template.
     """
+    require(max_length >= 0, "max_length", max_length, "a whole number ≥ 0 (0 takes the model's limit)")
     loaded, tokenizer = load_model(model_path(model), device="cpu")
     chat = TemplateChat(tokenizer, source=model)
-    limit = getattr(loaded.config, "max_position_embeddings", None)
+    limit = max_length or getattr(loaded.config, "max_position_embeddings", None)
     return Target(
         chat=chat,
         end_id=chat.end_of_turn(end_ids(loaded, tokenizer)),
-        context_length=int(limit) if limit else None,
+        max_length=int(limit) if limit else None,
         fingerprint=fingerprint(loaded, tokenizer),
     )
 
@@ -105,7 +110,14 @@ class Conversion:
 
 
 def import_file(
-    path: Path, out: Path, *, format: str, settings: Mapping[str, Any], model: str, strict: bool = False
+    path: Path,
+    out: Path,
+    *,
+    format: str,
+    settings: Mapping[str, Any],
+    model: str,
+    max_length: int = 0,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Write the conversations of a log file to ``out`` as trajectories, and return the manifest.
 
@@ -115,6 +127,7 @@ def import_file(
         format: name of a registered format.
         settings: the format's own settings.
         model: the model to be trained: ``default``, a folder or a hub id.
+        max_length: the most tokens a prompt and its reply may hold; 0 takes the model's limit.
         strict: fail, before anything is written, if any row is bad.
 
     Raises:
@@ -124,7 +137,7 @@ def import_file(
     """
     reader = make_reader(format, settings)
     source = open_source(path)
-    target = load_target(model)
+    target = load_target(model, max_length)
     if strict:
         _refuse_bad_rows(source, Conversion(source, reader, target))
     spec = {
@@ -132,7 +145,7 @@ def import_file(
         "text_only": True,
         "tokenizer": model,
         "end_id": target.end_id,
-        "context_length": target.context_length,
+        "max_length": target.max_length,
         "policy": target.fingerprint,
     }
     conversion = Conversion(source, reader, target)

@@ -21,13 +21,13 @@ class Target:
     Attributes:
         chat: its template and tokenizer.
         end_id: the id that ends a reply.
-        context_length: the most tokens a prompt and its reply may hold, where there is a limit.
+        max_length: the most tokens a prompt and its reply may hold, where there is a limit.
         fingerprint: of the model.
     """
 
     chat: TemplateChat
     end_id: int
-    context_length: int | None
+    max_length: int | None
     fingerprint: str
 
 
@@ -43,7 +43,7 @@ def to_trajectory(logged: Logged, *, group_id: str, sample: int, target: Target,
     sampled: there are no log-probabilities, and the seed is 0.
 
     Raises:
-        BadRow: the template refuses the conversation, or it is longer than the model's context.
+        BadRow: the template refuses the conversation, or it is too long for the model.
     """
     success = bool(logged.success)
     return Trajectory(
@@ -70,11 +70,11 @@ def _turns(logged: Logged, success: bool, origin: Mapping[str, Any], target: Tar
             ids = (*chat.text_ids(messages[at]["content"]), target.end_id)
         except PolicyError as error:
             raise BadRow("template_refuses", str(error)) from error
-        if target.context_length is not None and len(prompt) + len(ids) > target.context_length:
+        if target.max_length is not None and len(prompt) + len(ids) > target.max_length:
             raise BadRow(
                 "too_long",
                 f"{len(prompt) + len(ids)} tokens up to reply {turn + 1} of {len(spoken)}, "
-                f"expected at most {target.context_length}, the model's context",
+                f"expected at most {target.max_length}",
             )
         step = Step(
             messages=messages[at + 1 : None if last else spoken[turn + 1]],
