@@ -54,6 +54,41 @@ def rollout(
     return Path(out)
 
 
+def import_conversations(
+    file: str | Path,
+    *,
+    out: str | Path,
+    format: str = "messages",
+    settings: Mapping[str, Any] | None = None,
+    model: str = "default",
+    max_length: int = 0,
+    strict: bool = False,
+) -> Path:
+    """Turn logged conversations with rewards into a data set of trajectories in ``out``.
+
+    Args:
+        file: JSON Lines or Parquet, one conversation per row.
+        out: directory of the trajectories; an import that was interrupted there goes on.
+        format: ``messages``, ``drift``, ``mathdial``, or one that another package registers.
+        settings: the format's own settings (``{"reward": "score"}``).
+        model: the model to be trained, whose chat template makes the ids: ``default``, a folder or a hub id.
+        max_length: the most tokens a prompt and its reply may hold; 0 takes the model's limit.
+        strict: fail, before anything is written, if any row is bad.
+    """
+    from drift.dataset.imports.run import import_file
+
+    import_file(
+        Path(file),
+        Path(out),
+        format=format,
+        settings=settings or {},
+        model=model,
+        max_length=max_length,
+        strict=strict,
+    )
+    return Path(out)
+
+
 def weigh(data: str | Path, *, out: str | Path, config: WeightConfig | None = None, **settings: Any) -> Path:
     """Weigh the conversations in ``data`` and write the weights to ``out``.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from drift.errors import PolicyError
@@ -36,8 +37,12 @@ class TemplateChat:
     Where it rewrites history (dropping earlier thinking, say), the next prompt is the template's new rendering, and
     the turn becomes a training row of its own, since it no longer extends the turn before.
 
+    What a message says stays text: a control token's name in it (``<|im_end|>``) is tokenized as letters, so that
+    nobody ends a turn, or speaks for another role, by writing so. Tokenizers that put a space before every text they
+    are given put one before and after such a name.
+
     Raises:
-        PolicyError: the tokenizer has no chat template.
+        PolicyError: the tokenizer has no chat template, or the template refuses a conversation.
     """
 
     def __init__(self, tokenizer: Any, *, source: str) -> None:
@@ -47,36 +52,121 @@ class TemplateChat:
                 "Use an instruction-tuned model, or set tokenizer.chat_template and save the tokenizer with the model."
             )
         self._tokenizer = tokenizer
-
-    def _render(self, messages: Sequence[Message]) -> str:
-        text: str = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        return text
-
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._source = source
+        added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+        names = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        names |= {token.content: token_id for token_id, token in added if token.special}
+        # What a tokenizer has no letters for is an ordinary id in ordinary text.
+        self._control_ids = frozenset(names.values()) - {getattr(tokenizer, "unk_token_id", None)}
+        longest_first = sorted(filter(None, names), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def first(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the opening messages, ready for the assistant's first reply."""
-        return self._ids(self._render(messages))
+        return self._ids(self._render(_marked(messages, self._control)))
 
     def next(self, messages: Sequence[Message], previous: Turn) -> tuple[int, ...]:
         """Ids ready for the next reply; extends the sampled ids wherever the template allows it."""
+        messages = _marked(messages, self._control)
         reply_at = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
         before = self._render(messages[:reply_at])
         after = self._render(messages)
-        reply = messages[reply_at]["content"]
-        # Many templates trim replies; the ids keep the whitespace that was sampled.
-        for shown in (reply, reply.strip()):
-            if after.startswith(before + shown):
-                break
-        else:
+        cut = _end_of_reply(before, messages[reply_at]["content"], after)
+        if cut is None:
             return self._ids(after)
         sampled = previous.completion.token_ids
-        suffix = self._ids(after[len(before) + len(shown) :])
         # An end-of-turn token that the policy sampled is not repeated by the template's own.
-        if sampled and suffix and sampled[-1] == suffix[0] and sampled[-1] in self._tokenizer.all_special_ids:
-            suffix = suffix[1:]
-        return previous.prompt_ids + sampled + suffix
+        for suffix in map(self._ids, (after[cut:], after[cut:].lstrip())):
+            if sampled and suffix and sampled[-1] == suffix[0] and sampled[-1] in self._tokenizer.all_special_ids:
+                return previous.prompt_ids + sampled + suffix[1:]
+        return previous.prompt_ids + sampled + self._ids(after[cut:])
+
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of ``text`` on its own, with no control token among them whatever it says.
+
+        Raises:
+            PolicyError: the tokenizer can't write a control token's name as letters.
+        """
+        ids = tuple(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        if not self._control_ids.isdisjoint(ids):
+            raise PolicyError(
+                f"the tokenizer of {self._source!r} makes control tokens of the text {text[:80]!r}, expected letters. "
+                "Take the control tokens' names out of the text, or use the model's fast tokenizer."
+            )
+        return ids
+
+    def end_of_turn(self, end_ids: Collection[int]) -> int:
+        """The id that ends a reply: that of ``end_ids`` which the template puts after one, or else the tokenizer's."""
+        probe = "drift-probe"
+        asked: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
+        after = self._render(asked, add_generation_prompt=False).rpartition(probe)[2]
+        own = self._tokenizer.eos_token_id
+        return next((i for i in self._ids(after) if i in end_ids), own if own is not None else min(end_ids))
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        except TemplateError as error:
+            raise PolicyError(self._refusal(messages, str(error))) from error
+        return text
+
+    def _refusal(self, messages: Sequence[Message], reason: str) -> str:
+        roles = [message["role"] for message in messages]
+        hint = "Give the messages in the order that it takes, or use another model."
+        if "system" in roles:
+            hint = (
+                "If it takes no system message, put what that says at the start of the first user message; "
+                "if that is not it, give the messages in the order that the template takes."
+            )
+        return (
+            f"the chat template of {self._source!r} refuses a conversation of the roles {', '.join(roles) or 'none'}: "
+            f"{reason.rstrip('.')}. {hint}"
+        )
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        ids: list[int] = []
+        # Odd pieces lie between marks: names of control tokens that a message wrote.
+        for at, piece in enumerate(_BETWEEN_MARKS.split(text)):
+            if at % 2:
+                ids += self.text_ids(piece)
+            else:
+                # A mark can be left alone by a template that cuts; what it parted must not grow together.
+                for part in _MARKS.split(piece):
+                    ids += self._tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
+        return tuple(ids)
+
+
+# Code points that Unicode reserves for use inside a program; no text that is meant for others holds them.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_MARKS = re.compile(f"[{_OPEN}{_CLOSE}]")
+_BETWEEN_MARKS = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
+
+
+def _marked(messages: Sequence[Message], control: re.Pattern[str]) -> list[Message]:
+    """The messages with marks around what reads like a control token, which the template carries into its text."""
+    return [
+        {**message, "content": control.sub(lambda name: _OPEN + name[0] + _CLOSE, message["content"])}
+        for message in messages
+    ]
+
+
+def _end_of_reply(before: str, reply: str, after: str) -> int | None:
+    """Where in ``after`` the reply that follows ``before`` ends; ``None`` if it is not there as it was said.
+
+    Many templates trim replies, and some put a space before them. Either way the ids keep the whitespace that was
+    sampled.
+    """
+    if not after.startswith(before):
+        return None
+    start = len(before)
+    if after.startswith(reply, start):
+        return start + len(reply)
+    start = len(after) - len(after[start:].lstrip())
+    return start + len(reply.strip()) if after.startswith(reply.strip(), start) else None
 
 
 class ByteChat:

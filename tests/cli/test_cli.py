@@ -56,6 +56,8 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         (["run", "quickstart", "--rollouts.tasks", "1000000", "--dry-run"], 2, "Ask for fewer tasks"),
         (["run", "quickstart", "--policy.model", "./nowhere", "--dry-run"], 2, "no model in nowhere"),
         (["rollout", "arithmetic", "--out", "x", "--policy.model", "./nowhere"], 2, "nothing there"),
+        (["import", "nowhere.jsonl", "--out", "x"], 1, "nowhere.jsonl can't be read: No such file or directory"),
+        (["import", "nowhere.jsonl", "--out", "x", "--format", "mathdail"], 2, "Did you mean 'mathdial'?"),
         (["weigh", "nowhere", "--out", "x"], 1, "nothing there, expected trajectories"),
         (["train", "nowhere", "nowhere", "--out", "x"], 1, "nothing there, expected trajectories"),
         (["report", "nowhere"], 1, "nothing there, expected evaluation"),
@@ -166,6 +168,18 @@ def test_stages_one_by_one_do_what_the_recipe_does(tmp_path: Path, capsys: pytes
     assert main([*evaluate, "--policies", policies, "--seen", data, "--sampling.max_new_tokens", "16"]) == 0
     assert "tuned - base" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "evaluation")]) == 0
+
+
+def test_import_says_what_came_in_and_what_did_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, out = tmp_path / "log.jsonl", str(tmp_path / "data")
+    good = {"messages": [{"role": "user", "content": "1 + 2?"}, {"role": "assistant", "content": "3"}], "score": 1}
+    log.write_text("\n".join([json.dumps(good), *["[]"] * 30]))
+    assert main(["import", str(log), "--out", out, "--settings", "{reward: score}", "--strict"]) == 1
+    assert "30 rows can't be imported (not_object 30)" in capsys.readouterr().err
+    assert main(["import", str(log), "--out", out, "--settings", "{reward: score}"]) == 0
+    printed = capsys.readouterr()
+    assert "left out 30 of 31 rows: not_object 30" in printed.out and "trajectories 1" in printed.out
+    assert printed.err.count("  line ") == 20 and "line 2: not_object: got [], expected an object" in printed.err
 
 
 def test_check_passes_and_fails_by_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

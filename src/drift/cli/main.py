@@ -9,6 +9,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 from typing import Protocol, cast
 
 from jsonargparse import ArgumentParser, Namespace
@@ -20,6 +21,7 @@ VERBS = {
     "quickstart": "sample, weigh, fine-tune, measure and report on the built-in policy, in minutes",
     "run": "run a whole recipe; finished stages are not run again",
     "rollout": "hold K conversations for each task of an environment",
+    "import": "turn logged conversations with rewards into trajectories",
     "weigh": "weigh conversations by their return",
     "train": "fine-tune a model on weighted conversations",
     "evaluate": "measure policies on held-out tasks",
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, *rest = given
         if name not in VERBS:
             raise unknown_name("command", name, VERBS)
-        verb = cast(Verb, import_module(f"drift.cli.{name.replace('-', '_')}"))
+        module = name.replace("-", "_") + "_" * iskeyword(name)
+        verb = cast(Verb, import_module(f"drift.cli.{module}"))
         parser = ArgumentParser(prog=f"drift {name}", description=VERBS[name].capitalize() + ".", exit_on_error=False)
         verb.arguments(parser)
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -61,11 +61,7 @@ class TrajectoryWriter:
         for leftover in (directory / "shards").glob(".*.tmp"):
             leftover.unlink()
         self.done = set(_read_ids(directory))
-        lines = (
-            json.dumps({"id": t.id, "group_id": t.group_id, "split": t.split, "payload": dict(t.payload)})
-            for t in tasks
-        )
-        write_atomic(directory / "tasks.jsonl", ("\n".join(lines) + "\n").encode())
+        write_tasks(directory, tasks)
         self._start = self._flushed = time.monotonic()
         self._write_manifest(complete=False, counts={}, digest=None)
 
@@ -116,21 +112,37 @@ class TrajectoryWriter:
         self.done.update(row["id"] for row in self._rows)
         self._rows = []
 
-    def finish(self) -> dict[str, Any]:
-        """Close the data set: write counts, cost and hash into the manifest, and return it."""
+    def finish(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Close the data set: write counts, cost, hash and ``more`` into the manifest, and return it."""
         self.flush()
-        trajectories = read_trajectories(self._directory, complete_only=False)
-        counts = Counter(trajectory.stop_reason for trajectory in trajectories)
+        counts: Counter[str] = Counter()
+        tokens = 0
+
+        def counted() -> Iterator[Trajectory]:
+            nonlocal tokens
+            for trajectory in _stored(self._directory):
+                counts[trajectory.stop_reason] += 1
+                tokens += trajectory.tokens_sampled
+                yield trajectory
+
+        digest = dataset_hash(counted())
         self._write_manifest(
             complete=True,
-            counts={"trajectories": len(trajectories), **{f"stop_{k}": v for k, v in sorted(counts.items())}},
-            digest=dataset_hash(trajectories),
-            tokens=sum(trajectory.tokens_sampled for trajectory in trajectories),
+            counts={"trajectories": counts.total(), **{f"stop_{k}": v for k, v in sorted(counts.items())}},
+            digest=digest,
+            tokens=tokens,
+            more=more,
         )
         return read_manifest(self._directory, KIND)
 
     def _write_manifest(
-        self, *, complete: bool, counts: Mapping[str, int], digest: str | None, tokens: int | None = None
+        self,
+        *,
+        complete: bool,
+        counts: Mapping[str, int],
+        digest: str | None,
+        tokens: int | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         seconds = self._seconds_before + time.monotonic() - self._start
         write_manifest(
@@ -142,6 +154,7 @@ class TrajectoryWriter:
                 "counts": dict(counts),
                 "dataset_hash": digest,
                 "cost": {"seconds": round(seconds, 3), "tokens_sampled": tokens},
+                **(more or {}),
             },
         )
 
@@ -159,6 +172,12 @@ def _tables(directory: Path, columns: list[str] | None = None) -> Iterator[pa.Ta
                 f"shard {path} can't be read: {str(error).rstrip('.')}. Delete that file and run the same rollout "
                 "command again: only its trajectories are sampled again."
             ) from error
+
+
+def _stored(directory: Path) -> Iterator[Trajectory]:
+    """The trajectories of all shards, a shard at a time in memory."""
+    for table in _tables(directory):
+        yield from map(from_row, table.to_pylist())
 
 
 def _read_ids(directory: Path) -> list[str]:
@@ -179,9 +198,9 @@ def read_trajectories(directory: Path, *, complete_only: bool = True) -> list[Tr
     if complete_only and not manifest["complete"]:
         raise DatasetError(
             f"{directory} is incomplete: {len(_read_ids(directory))} of {manifest['spec'].get('trajectories', '?')} "
-            "trajectories. Run the same rollout command again: it goes on where it was."
+            "trajectories. Run the same command again: it goes on where it was."
         )
-    found = [from_row(row) for table in _tables(directory) for row in table.to_pylist()]
+    found = list(_stored(directory))
     expected = manifest["counts"].get("trajectories")
     if complete_only and expected != len(found):
         raise DatasetError(
@@ -191,6 +210,14 @@ def read_trajectories(directory: Path, *, complete_only: bool = True) -> list[Tr
     if complete_only and not found:
         raise DatasetError(f"{directory} holds no trajectories. Run the rollouts with at least one task.")
     return sorted(found, key=lambda trajectory: (trajectory.task_id, trajectory.sample))
+
+
+def write_tasks(directory: Path, tasks: Iterable[Task]) -> None:
+    """Write the tasks of a data set."""
+    lines = (
+        json.dumps({"id": t.id, "group_id": t.group_id, "split": t.split, "payload": dict(t.payload)}) for t in tasks
+    )
+    write_atomic(directory / "tasks.jsonl", ("\n".join(lines) + "\n").encode())
 
 
 def read_tasks(directory: Path) -> list[Task]:

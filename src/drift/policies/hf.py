@@ -99,7 +99,7 @@ class HFPolicy:
         limit = getattr(self._model.config, "max_position_embeddings", None)
         self.context_length: int | None = int(limit) if limit else None
         self._batch_size = batch_size
-        self._eos_ids = _end_ids(self._model, self._tokenizer)
+        self._eos_ids = end_ids(self._model, self._tokenizer)
         pad = self._tokenizer.pad_token_id
         self._pad_id = int(pad if pad is not None else self._eos_ids[0])
         # The model folder's own generation settings (top-k, penalties) would bend the distribution we record.
@@ -206,7 +206,7 @@ class HFPolicy:
         return text
 
 
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
     """Every id that ends a reply: the generation settings' and the tokenizer's own."""
     listed = model.generation_config.eos_token_id
     ids = listed if isinstance(listed, list) else [] if listed is None else [listed]

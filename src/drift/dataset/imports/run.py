@@ -1,0 +1,237 @@
+"""The import: a log file in, a data set of trajectories out, bad rows written down beside it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from drift.chat import TemplateChat
+from drift.dataset.imports import FORMATS
+from drift.dataset.imports.base import BadRow, Logged, Reader, show
+from drift.dataset.imports.sources import Source, open_source
+from drift.dataset.imports.tokens import Target, opening_hash, to_trajectory
+from drift.dataset.store import TrajectoryWriter, write_tasks
+from drift.errors import DatasetError, require, unknown_name
+from drift.manifest import MANIFEST, writing
+from drift.policies import model_path
+from drift.policies.hf import end_ids, fingerprint, load_model
+from drift.progress import Progress
+from drift.types import Task, Trajectory
+
+REJECTED = "rejected.jsonl"
+SHOWN = 20
+SHARD_SIZE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A row that was left out: its line number, the kind of fault, and what was found."""
+
+    line: int
+    reason: str
+    detail: str
+
+
+def make_reader(name: str, settings: Mapping[str, Any]) -> Reader:
+    """The reader of a format, with its own settings filled in; unknown names are refused with the nearest known one."""
+    reader = FORMATS.get(name)
+    known = [p.name for p in inspect.signature(reader).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for key in settings:
+        if key not in known:
+            raise unknown_name("setting", key, known, where=f"settings of format {name!r}")
+    return functools.partial(reader, **settings)
+
+
+def load_target(model: str, max_length: int = 0) -> Target:
+    """The template, the limit and the fingerprint of a model.
+
+    Args:
+        model: ``default``, a folder or a hub id.
+        max_length: the most tokens a prompt and its reply may hold; 0 takes the model's limit.
+
+    Raises:
+        PolicyError: the model can't be loaded, or has no chat template.
+    """
+    require(max_length >= 0, "max_length", max_length, "a whole number ≥ 0 (0 takes the model's limit)")
+    loaded, tokenizer = load_model(model_path(model), device="cpu")
+    chat = TemplateChat(tokenizer, source=model)
+    limit = max_length or getattr(loaded.config, "max_position_embeddings", None)
+    return Target(
+        chat=chat,
+        end_id=chat.end_of_turn(end_ids(loaded, tokenizer)),
+        max_length=int(limit) if limit else None,
+        fingerprint=fingerprint(loaded, tokenizer),
+    )
+
+
+class Conversion:
+    """One pass over a log. Holds a count per group and a digest per name, and otherwise one row at a time."""
+
+    def __init__(self, source: Source, reader: Reader, target: Target) -> None:
+        self._source, self._reader, self._target = source, reader, target
+        self._names: set[bytes] = set()
+        self.groups: Counter[str] = Counter()
+        self.excluded: Counter[str] = Counter()
+        self.with_success = 0
+
+    def __iter__(self) -> Iterator[Trajectory | Rejected]:
+        for line, value in self._source:
+            try:
+                yield self._convert(line, value)
+            except BadRow as bad:
+                self.excluded[bad.reason] += 1
+                yield Rejected(line=line, reason=bad.reason, detail=bad.detail)
+
+    def _convert(self, line: int, value: object) -> Trajectory:
+        if isinstance(value, BadRow):
+            raise value
+        if not isinstance(value, Mapping):
+            raise BadRow("not_object", f"got {show(value)}, expected an object")
+        logged: Logged = self._reader(value)
+        name = None if logged.id is None else hashlib.sha256(logged.id.encode()).digest()[:16]
+        if name in self._names:
+            raise BadRow("duplicate_id", f"id: {show(logged.id)} is that of an earlier row")
+        group = logged.group_id or opening_hash(logged)
+        made = to_trajectory(logged, group_id=group, sample=self.groups[group], target=self._target, line=line)
+        # Counted only now, so that a row which is left out leaves no gap.
+        self.groups[group] += 1
+        self.with_success += logged.success is not None
+        if name is not None:
+            self._names.add(name)
+        return made
+
+
+def import_file(
+    path: Path,
+    out: Path,
+    *,
+    format: str,
+    settings: Mapping[str, Any],
+    model: str,
+    max_length: int = 0,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Write the conversations of a log file to ``out`` as trajectories, and return the manifest.
+
+    Args:
+        path: JSON Lines or Parquet.
+        out: directory of the trajectories. An import that was interrupted there goes on.
+        format: name of a registered format.
+        settings: the format's own settings.
+        model: the model to be trained: ``default``, a folder or a hub id.
+        max_length: the most tokens a prompt and its reply may hold; 0 takes the model's limit.
+        strict: fail, before anything is written, if any row is bad.
+
+    Raises:
+        ConfigError: no such format, or unknown settings.
+        DatasetError: the file can't be read, every row is bad, or any is under ``strict``; or ``out`` holds other data.
+        PolicyError: the model can't be used.
+    """
+    reader = make_reader(format, settings)
+    source = open_source(path)
+    target = load_target(model, max_length)
+    if strict:
+        _refuse_bad_rows(source, Conversion(source, reader, target))
+    spec = {
+        "import": {"format": format, "settings": dict(settings), "file": path.name, "sha256": source.sha256},
+        "text_only": True,
+        "tokenizer": model,
+        "end_id": target.end_id,
+        "max_length": target.max_length,
+        "policy": target.fingerprint,
+    }
+    conversion = Conversion(source, reader, target)
+    temporary = out / f".{REJECTED}.tmp"
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress("import", source.rows, unit="rows"))
+        writer: TrajectoryWriter | None = None
+        with writing(temporary):
+            out.mkdir(parents=True, exist_ok=True)
+            rejected = stack.enter_context(temporary.open("w", encoding="utf-8"))
+        stack.callback(temporary.unlink, missing_ok=True)
+        shown: list[Rejected] = []
+        for found in conversion:
+            progress.advance()
+            if isinstance(found, Rejected):
+                _write(rejected, found)
+                shown += [found] if len(shown) < SHOWN else []
+                continue
+            if writer is None:
+                writer = stack.enter_context(TrajectoryWriter(out, spec, [], shard_size=SHARD_SIZE))
+            if found.id not in writer.done:
+                writer.append(found)
+        with writing(temporary):
+            rejected.close()
+            if writer is not None or not (out / MANIFEST).is_file():
+                temporary.replace(out / REJECTED)
+        if writer is None:
+            raise DatasetError(_nothing_left(source, conversion, shown, out))
+        write_tasks(out, (_task(group, count) for group, count in sorted(conversion.groups.items())))
+        return writer.finish(
+            {
+                "rows": sum(conversion.excluded.values()) + sum(conversion.groups.values()),
+                "excluded": dict(sorted(conversion.excluded.items())),
+                "with_success": conversion.with_success,
+            }
+        )
+
+
+def _task(group: str, count: int) -> Task:
+    return Task(id=group, group_id=group, split="train", payload={"conversations": count})
+
+
+def _write(file: IO[str], found: Rejected) -> None:
+    with writing(Path(file.name)):
+        file.write(json.dumps(vars(found)) + "\n")
+
+
+def _refuse_bad_rows(source: Source, conversion: Conversion) -> None:
+    bad: list[Rejected] = []
+    with Progress("check", source.rows, unit="rows") as progress:
+        for found in conversion:
+            progress.advance()
+            if isinstance(found, Rejected) and len(bad) < SHOWN:
+                bad.append(found)
+    if bad:
+        raise DatasetError(
+            f"{source.path}: {sum(conversion.excluded.values())} rows can't be imported "
+            f"({_by_reason(conversion.excluded)}), and --strict was given; nothing was written. "
+            f"Mend them, or leave out --strict to import the others.\n{listing(bad)}"
+        )
+
+
+def _nothing_left(source: Source, conversion: Conversion, shown: list[Rejected], out: Path) -> str:
+    if not conversion.excluded:
+        return f"{source.path} holds no rows. Give a file with at least one conversation."
+    return (
+        f"{source.path}: none of {sum(conversion.excluded.values())} rows can be imported "
+        f"({_by_reason(conversion.excluded)}). Check --format and its settings; {out / REJECTED} says why for each.\n"
+        f"{listing(shown)}"
+    )
+
+
+def _by_reason(excluded: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(excluded.items()))
+
+
+def listing(rejected: list[Rejected]) -> str:
+    """Rejected rows for people, one a line."""
+    return "\n".join(f"  line {row.line}: {row.reason}: {row.detail}" for row in rejected)
+
+
+def read_rejected(directory: Path, count: int = SHOWN) -> list[Rejected]:
+    """The first ``count`` rows that an import left out."""
+    path = directory / REJECTED
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [Rejected(**json.loads(line)) for line, _ in zip(file, range(count), strict=False)]
+    except (OSError, ValueError, TypeError) as error:
+        raise DatasetError(f"{path} can't be read: {error}. Run the same import again.") from error

@@ -1,0 +1,96 @@
+"""Logged conversations to trajectories, with the chat template of the model to be trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from drift.chat import TemplateChat
+from drift.dataset.imports.base import BadRow, Logged
+from drift.errors import PolicyError
+from drift.types import Completion, Step, Trajectory, Turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The model that conversations are written down for.
+
+    Attributes:
+        chat: its template and tokenizer.
+        end_id: the id that ends a reply.
+        max_length: the most tokens a prompt and its reply may hold, where there is a limit.
+        fingerprint: of the model.
+    """
+
+    chat: TemplateChat
+    end_id: int
+    max_length: int | None
+    fingerprint: str
+
+
+def to_trajectory(logged: Logged, *, group_id: str, sample: int, target: Target, line: int) -> Trajectory:
+    """The trajectory of a logged conversation.
+
+    Each assistant message becomes a turn::
+
+        prompt_ids = what the template gives for the conversation so far
+        token_ids  = ids of the message on its own + the id that ends a reply
+
+    so that later prompts keep earlier replies' ids wherever the template allows it, as in a rollout. Nothing was
+    sampled: there are no log-probabilities, and the seed is 0.
+
+    Raises:
+        BadRow: the template refuses the conversation, or it is too long for the model.
+    """
+    success = bool(logged.success)
+    return Trajectory(
+        id=f"{group_id}#{sample}",
+        task_id=group_id,
+        group_id=group_id,
+        sample=sample,
+        policy=target.fingerprint,
+        seed=0,
+        messages=logged.messages,
+        turns=_turns(logged, success, {"line": line, **({"id": logged.id} if logged.id else {})}, target),
+        stop_reason="success" if success else "turns",
+    )
+
+
+def _turns(logged: Logged, success: bool, origin: Mapping[str, Any], target: Target) -> tuple[Turn, ...]:
+    messages, chat = logged.messages, target.chat
+    spoken = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    turns: list[Turn] = []
+    for turn, at in enumerate(spoken):
+        last = turn == len(spoken) - 1
+        try:
+            prompt = chat.next(messages[:at], turns[-1]) if turns else chat.first(messages[:at])
+            ids = (*chat.text_ids(messages[at]["content"]), target.end_id)
+        except PolicyError as error:
+            raise BadRow("template_refuses", str(error)) from error
+        if target.max_length is not None and len(prompt) + len(ids) > target.max_length:
+            raise BadRow(
+                "too_long",
+                f"{len(prompt) + len(ids)} tokens up to reply {turn + 1} of {len(spoken)}, "
+                f"expected at most {target.max_length}",
+            )
+        step = Step(
+            messages=messages[at + 1 : None if last else spoken[turn + 1]],
+            reward=logged.rewards[turn],
+            done=last,
+            success=last and success,
+            answer=logged.answers[turn],
+            info={**(logged.info[turn] if logged.info else {}), **(origin if last else {})},
+        )
+        completion = Completion(text=messages[at]["content"], token_ids=ids, logprobs=None, finish_reason="stop")
+        turns.append(Turn(prompt_ids=prompt, completion=completion, step=step))
+    return tuple(turns)
+
+
+def opening_hash(logged: Logged) -> str:
+    """Hash of the messages before the first reply: conversations that open alike answer one prompt."""
+    first = next(at for at, message in enumerate(logged.messages) if message["role"] == "assistant")
+    opening = [[message["role"], message["content"]] for message in logged.messages[:first]]
+    return hashlib.sha256(json.dumps(opening).encode()).hexdigest()[:16]
