@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow format clean
+.PHONY: quickstart test lint types unit slow bench-verifiers format clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -22,6 +22,10 @@ unit: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
+
+# DATA is a folder with gsm8k_train.jsonl, gsm8k_test.jsonl and theoremqa_test.json.
+bench-verifiers: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/verifiers.py $(DATA)
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

@@ -11,7 +11,8 @@ PACKAGE = Path(drift.__file__).parent
 FLOORS = [
     {"types", "errors"},
     {"manifest", "progress", "registry"},
-    {"chat", "environments", "weights"},
+    {"chat", "verifiers", "weights"},
+    {"environments"},
     {"policies"},
     {"dataset"},
     {"rollouts", "training", "bootstrap"},
@@ -21,7 +22,7 @@ FLOORS = [
     {"cli", "__main__"},
 ]
 # Floors whose parts know nothing of one another.
-APART = [FLOORS[2], FLOORS[5]]
+APART = [FLOORS[2], FLOORS[6]]
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 # Attributes of the package itself that come from no other module.
 OWN_ATTRIBUTES = {"__version__", "__doc__", "__file__", "__name__"}
@@ -89,6 +90,8 @@ def test_imports_run_down_the_floors(name):
         ("weights", "from drift.weights.groups import group_sum", True),
         ("weights", "from drift.chat import Chat", False),  # apart on one floor
         ("environments", "import drift.policies.base", False),  # upward
+        ("environments", "from drift.verifiers import make_verifier", True),
+        ("verifiers", "from drift.environments.answers import extract_answer", False),
         ("training", "def f():\n    from drift.rollouts import episode", False),  # inside a function too
         ("evaluation", "from drift.rollouts.collect import collect", True),
         ("dataset", "from drift import evaluation", False),

@@ -1,0 +1,77 @@
+"""What a verifier is, and the record of one check."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+Verdict = Literal["right", "wrong", "unparseable"]
+VERDICTS: tuple[str, ...] = get_args(Verdict)
+
+# One pass over commands and braces; an escaped brace is no brace.
+_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """The outcome of one check.
+
+    Attributes:
+        verdict: ``right``, ``wrong``, or ``unparseable``: no answer could be read, which is not the same as wrong.
+        answer: what was read, in normalised form, compared to count repeats; ``None`` exactly if unparseable.
+        reason: why nothing could be read, for example ``deadline``; empty otherwise.
+    """
+
+    verdict: Verdict
+    answer: str | None
+    reason: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is right."""
+        return self.verdict == "right"
+
+
+@runtime_checkable
+class Verifier(Protocol):
+    """A check of an answer against the gold one.
+
+    Register a class (or a function returning one) under the entry-point group ``drift.verifiers``. Its keyword
+    arguments are its settings. The same arguments give the same verdict, from any thread.
+    """
+
+    def verify(self, reply: str, gold: str) -> Verification:
+        """Check the answer ``reply`` against ``gold``; raises ``ConfigError`` if ``gold`` itself can't be read."""
+        ...
+
+    async def verify_async(self, reply: str, gold: str) -> Verification:
+        """The same without blocking the event loop, for many checks in flight at once."""
+        ...
+
+
+def judged(correct: bool, answer: str) -> Verification:
+    """The record of an answer that could be read."""
+    return Verification(verdict="right" if correct else "wrong", answer=answer)
+
+
+def unparseable(reason: str) -> Verification:
+    """The record of a reply in which no answer could be read, and why."""
+    return Verification(verdict="unparseable", answer=None, reason=reason)
+
+
+def boxed(text: str) -> str | None:
+    r"""What the last complete ``\boxed{…}`` of ``text`` holds, stripped; ``None`` if there is none. Linear time."""
+    opened: list[int | None] = []  # where the content of each open brace starts, if it belongs to a box
+    found: tuple[int, int] | None = None
+    for match in _BRACES.finditer(text):
+        token = match.group()
+        if token.startswith("\\boxed"):
+            opened.append(match.end())
+        elif token == "{":
+            opened.append(None)
+        elif token == "}" and opened:
+            start = opened.pop()
+            if start is not None:
+                found = (start, match.start())
+    return None if found is None else text[found[0] : found[1]].strip()
