@@ -141,7 +141,11 @@ def _leading(line: str, letters: str) -> tuple[str, str] | None:
 
 def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterator[str]:
     """Every letter that ``line`` says is the answer."""
+    read_to = 0
     for match in _CLAIM.finditer(line):
+        # What a list of letters has read is not read again from each of its members.
+        if match.start() < read_to:
+            continue
         if _NOT.search(line, max(0, match.start() - 20), match.start()):
             continue
         found = _CLAIMED.match(line, match.end())
@@ -155,6 +159,7 @@ def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterat
             if letter not in letters or not _not_article(letter, line, at):
                 break
             yield letter
+        read_to = at
     for match in _IS_RIGHT.finditer(line):
         if match.group(1) in letters and not _NOT.search(line, max(0, match.start() - 20), match.start()):
             yield match.group(1)
