@@ -11,7 +11,7 @@ PACKAGE = Path(drift.__file__).parent
 FLOORS = [
     {"types", "errors"},
     {"manifest", "progress", "registry"},
-    {"chat", "verifiers", "weights"},
+    {"chat", "problems", "verifiers", "weights"},
     {"environments"},
     {"policies"},
     {"dataset"},

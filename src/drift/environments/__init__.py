@@ -13,7 +13,9 @@ ENVIRONMENTS = Registry(
     "drift.environments",
     {
         "arithmetic": "drift.environments.arithmetic:Arithmetic",
+        "choice": "drift.environments.choice:ChoiceQuestions",
         "guess": "drift.environments.guess:Guess",
+        "math": "drift.environments.math:MathQuestions",
     },
 )
 

@@ -1,0 +1,154 @@
+"""Questions from a problem set under the DRIFT protocol: unary feedback, stop on success, at most T turns."""
+
+from __future__ import annotations
+
+import functools
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from drift.environments.answers import extract_answer
+from drift.environments.base import SPLITS
+from drift.errors import ConfigError, require
+from drift.problems import Problem, get_problem_set, load_problems
+from drift.problems.base import LETTERS
+from drift.types import Message, Step, Task
+from drift.verifiers import Verification, Verifier, make_verifier
+from drift.verifiers.base import boxed, unparseable
+from drift.verifiers.choice import Choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What ``math`` and ``choice`` share; a subclass says which verifier is usual and how a question is asked.
+
+    Args:
+        train: problem set to train on.
+        test: problem set to test on.
+        train_file: local file of the training set's schema, instead of the hub.
+        test_file: local file of the test set's schema, instead of the hub.
+        max_turns: T, the most replies in an episode.
+        prompt: the opening message, ``{question}`` standing for the question (and its options).
+        feedback: what the environment says to a wrong answer.
+        format_feedback: what it says to a reply without a readable answer.
+        verifier_settings: settings of the usual verifier.
+    """
+
+    train: str = "gsm8k"
+    test: str = "gsm8k"
+    train_file: str = ""
+    test_file: str = ""
+    max_turns: int = 5
+    prompt: str = "{question}\n\nThink step by step and end with <answer>your answer</answer>."
+    feedback: str = "Incorrect. Please think again."
+    format_feedback: str = "No answer found. Please end with <answer>your answer</answer>."
+    verifier_settings: dict[str, Any] = field(default_factory=dict)
+
+    usual_verifier = "math"
+
+    def __post_init__(self) -> None:
+        where = "environment.settings"
+        require(self.max_turns >= 1, f"{where}.max_turns", self.max_turns, "a whole number ≥ 1")
+        require("{question}" in self.prompt, f"{where}.prompt", self.prompt, "a text that holds {question}")
+        for name in ("feedback", "format_feedback"):
+            require(bool(getattr(self, name)), f"{where}.{name}", getattr(self, name), "a text")
+        self.verifier("")
+        for split in SPLITS:
+            get_problem_set(getattr(self, split))
+            file = getattr(self, f"{split}_file")
+            if file and not Path(file).expanduser().is_file():
+                raise ConfigError(f"{where}.{split}_file: no file {file!r}. Give a file, or leave it out for the hub.")
+
+    def tasks(self, split: str, count: int, seed: int) -> list[Task]:
+        """Distinct problems; one that is in both sets counts as a test problem only."""
+        require(split in SPLITS, "split", split, " or ".join(SPLITS))
+        problems = self._problems(split)
+        if split == "train":
+            held_out = {problem.id for problem in self._problems("test")} if self._test_is_at_hand() else set()
+            problems = [problem for problem in problems if problem.id not in held_out]
+        if count > len(problems):
+            raise ConfigError(
+                f"{getattr(self, split)} has {len(problems)} {split} problems that can be used; {count} were asked "
+                f"for. Ask for at most {len(problems)}."
+            )
+        drawn = random.Random(f"questions/{split}/{seed}").sample(problems, count)
+        return [_task(problem, split) for problem in drawn]
+
+    def start(self, task: Task) -> QuestionEpisode:
+        """A fresh episode of ``task``."""
+        options = tuple(task.payload["options"])
+        verifier = self.verifier(str(task.payload["verifier"]))
+        return QuestionEpisode(self, str(task.payload["question"]), str(task.payload["gold"]), options, verifier)
+
+    def verifier(self, name: str) -> Verifier:
+        """The verifier called ``name``, or the usual one."""
+        usual = name in ("", self.usual_verifier)
+        return make_verifier(name or self.usual_verifier, self.verifier_settings if usual else {})
+
+    def _test_is_at_hand(self) -> bool:
+        """Whether the test set can be read where the training set is: whoever gives local files may be offline."""
+        return bool(self.test_file) or (not self.train_file and "test" in get_problem_set(self.test).splits)
+
+    def _problems(self, split: str) -> list[Problem]:
+        return _load(getattr(self, split), split, getattr(self, f"{split}_file"))
+
+
+@functools.lru_cache(maxsize=8)
+def _load(name: str, split: str, file: str) -> list[Problem]:
+    return load_problems(get_problem_set(name), split, file)
+
+
+def _task(problem: Problem, split: str) -> Task:
+    payload = {
+        "question": problem.question,
+        "gold": problem.gold,
+        "options": list(problem.options),
+        "verifier": problem.verifier,
+    }
+    return Task(id=problem.id, group_id=problem.id, split=split, payload=payload)
+
+
+class QuestionEpisode:
+    """One conversation about one question."""
+
+    def __init__(
+        self, settings: Questions, question: str, gold: str, options: tuple[str, ...], verifier: Verifier
+    ) -> None:
+        self._settings, self._verifier = settings, verifier
+        self._question, self._gold, self._options = question, gold, options
+        self._turn = 0
+
+    def opening(self) -> list[Message]:
+        """The question and its options, as one user message."""
+        listed = (f"\n{letter}. {text}" for letter, text in zip(LETTERS, self._options, strict=False))
+        # Replaced and not formatted: a question may hold braces of its own.
+        content = self._settings.prompt.replace("{question}", self._question + "".join(listed))
+        return [{"role": "user", "content": content}]
+
+    async def step(self, reply: str) -> Step:
+        """Reward 1 for the right answer, else 0; format failures get feedback of their own."""
+        self._turn += 1
+        found = await self._judge(reply)
+        done = found.right or self._turn >= self._settings.max_turns
+        feedback = self._settings.feedback if found.answer is not None else self._settings.format_feedback
+        return Step(
+            messages=() if done else ({"role": "user", "content": feedback},),
+            reward=float(found.right),
+            done=done,
+            success=found.right,
+            answer=found.answer,
+            info={"reason": found.reason} if found.reason else {},
+        )
+
+    async def _judge(self, reply: str) -> Verification:
+        """The tagged answer counts, else a boxed one; a choice is also read from the reply's own words."""
+        answer = extract_answer(reply)
+        if isinstance(self._verifier, Choice):
+            text = reply if answer is None else answer
+            return await self._verifier.verify_async(text, self._gold, options=self._options)
+        if answer is None:
+            answer = boxed(reply)
+        if answer is None:
+            return unparseable("no answer tag")
+        return await self._verifier.verify_async(answer, self._gold)

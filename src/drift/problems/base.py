@@ -1,0 +1,142 @@
+"""What a problem is, and how a set of them is read: one function from a row of the hub's schema to a problem."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drift.errors import ConfigError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A question and its right answer.
+
+    Attributes:
+        question: the text.
+        gold: the answer: an expression, or the letter of the right option.
+        options: the options of a multiple choice, in the order of their letters; empty otherwise.
+        verifier: the verifier that fits the answer, where it is not the set's usual one.
+    """
+
+    question: str
+    gold: str
+    options: tuple[str, ...] = ()
+    verifier: str = ""
+
+    @property
+    def id(self) -> str:
+        """Depends on the question and its options alone, so that one problem in two sets is one problem."""
+        text = " ".join("\x1f".join((self.question, *sorted(self.options))).casefold().split())
+        return "q-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemSet:
+    """Where problems come from.
+
+    Attributes:
+        hub: id of the data set on the hub.
+        config: its configuration; ``None`` for the default.
+        splits: our ``train`` and ``test`` to the hub's name; a split that is missing does not exist.
+        read: makes a problem of a row; ``None`` leaves the row out, ``KeyError``, ``ValueError`` or ``TypeError``
+            mean that it is not of the schema.
+    """
+
+    hub: str
+    config: str | None = None
+    splits: Mapping[str, str]
+    read: Callable[[Mapping[str, Any]], Problem | None]
+
+
+def load_problems(problem_set: ProblemSet, split: str, file: str = "") -> list[Problem]:
+    """The distinct problems of one split, in the order of their source.
+
+    Args:
+        problem_set: whose.
+        split: ``train`` or ``test``.
+        file: a local JSON Lines, JSON or Parquet file of the hub's schema; empty reads from the hub.
+
+    Raises:
+        ConfigError: no such split or file, the hub can't be reached, or a row is not of the schema.
+    """
+    if not file and split not in problem_set.splits:
+        raise ConfigError(
+            f"{problem_set.hub} has no {split} split, only {', '.join(problem_set.splits)}. "
+            f"Name another set for it, or give a local file as environment.settings.{split}_file."
+        )
+    rows = _local(Path(file).expanduser()) if file else _hub(problem_set, split)
+    found: dict[str, Problem] = {}
+    for number, row in enumerate(rows, start=1):
+        try:
+            problem = problem_set.read(row)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise ConfigError(
+                f"row {number} of {file or problem_set.hub} is not of the schema of {problem_set.hub}: "
+                f"{type(error).__name__}: {error}. Mend or remove the row, or name the set that the file is of."
+            ) from error
+        if problem is not None:
+            found.setdefault(problem.id, problem)
+    if not found:
+        raise ConfigError(f"{file or problem_set.hub} holds no problem that can be used in its {split} split.")
+    return list(found.values())
+
+
+def lettered(texts: Sequence[str], right: int, *, shuffle: bool = False) -> tuple[tuple[str, ...], str]:
+    """Options and the letter of the right one.
+
+    Args:
+        texts: the options.
+        right: index of the right one.
+        shuffle: put them in an order that depends on their texts alone, for schemas that list the right one first.
+
+    Raises:
+        ValueError: fewer than two options, more than 26, or ``right`` is none of them.
+    """
+    if not 2 <= len(texts) <= len(LETTERS) or not 0 <= right < len(texts):
+        raise ValueError(f"{len(texts)} options with number {right} right, expected 2 to 26 and one of them")
+    order = list(range(len(texts)))
+    if shuffle:
+        order.sort(key=lambda at: hashlib.sha256("\x1f".join((texts[at], *sorted(texts))).encode()).digest())
+    return tuple(texts[at].strip() for at in order), LETTERS[order.index(right)]
+
+
+def _local(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            head = file.read(64).lstrip()
+        if head.startswith(b"PAR1"):
+            import pyarrow.parquet as pq
+
+            yield from pq.read_table(path).to_pylist()
+        elif head.startswith(b"["):
+            yield from json.loads(path.read_text(encoding="utf-8"))
+        else:
+            with path.open(encoding="utf-8") as lines:
+                yield from (json.loads(line) for line in lines if line.strip())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} can't be read: {error}. Give a file of JSON Lines, JSON or Parquet.") from error
+
+
+def _hub(problem_set: ProblemSet, split: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ConfigError(
+            f"{problem_set.hub} is read with the datasets package, which is missing. "
+            "Install it: pip install 'drift-rl[datasets]', or give local files."
+        ) from error
+    try:
+        rows = load_dataset(problem_set.hub, problem_set.config, split=problem_set.splits[split])
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{problem_set.hub} can't be read from the hub: {error}. "
+            f"Check the connection, or give a local file as environment.settings.{split}_file."
+        ) from error
+    yield from rows
