@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import drift.verifiers.math as math_module
 from drift.errors import ConfigError
 from drift.verifiers import VERIFIERS, Verifier, make_verifier
 from drift.verifiers.base import boxed
@@ -371,3 +372,9 @@ def test_mistakes_in_name_or_settings_offer_the_nearest_known_one():
         make_verifier("numerc")
     with pytest.raises(ConfigError, match="Did you mean 'relative'"):
         make_verifier("numeric", {"relativ": 0.1})
+
+
+def test_a_missing_library_is_told_before_anything_is_checked(monkeypatch):
+    monkeypatch.setattr(math_module, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'drift-rl\[math\]'"):
+        Math()

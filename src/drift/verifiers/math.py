@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 
 from drift.errors import ConfigError, require
 from drift.verifiers.base import Verification, boxed, judged, unparseable
@@ -45,6 +46,9 @@ class Math:
         require(self.workers >= 0, "verifier.settings.workers", self.workers, "a whole number ≥ 0")
         require(0 < self.deadline <= 3600, "verifier.settings.deadline", self.deadline, "seconds above 0, up to 3600")
         require(self.memory_mb >= 512, "verifier.settings.memory_mb", self.memory_mb, "a whole number ≥ 512")
+        # Looked for, not loaded: a run should not find out in its first conversation.
+        if find_spec("math_verify") is None:
+            raise ConfigError("verifier math: math-verify is not installed. Install it: pip install 'drift-rl[math]'.")
 
     @property
     def pool(self) -> WorkerPool:
