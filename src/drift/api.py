@@ -49,7 +49,9 @@ def rollout(
         concurrency=settings.concurrency,
     )
     tasks = factory.tasks(split, settings.tasks, seed)
-    made = make_policy(choice.model, dtype=choice.dtype, device=choice.device, batch_size=choice.batch_size)
+    made = make_policy(
+        choice.model, choice.settings, dtype=choice.dtype, device=choice.device, batch_size=choice.batch_size
+    )
     collect(tasks, factory, made, collection, Path(out))
     return Path(out)
 
@@ -180,6 +182,7 @@ def evaluate(
         Path(out),
         seed=seed,
         seen=None if seen is None else Path(seen),
+        settings=choice.settings,
         dtype=choice.dtype,
         device=choice.device,
         batch_size=choice.batch_size,

@@ -38,12 +38,14 @@ class PolicyChoice:
         dtype: auto, float32, bfloat16 or float16.
         device: auto, cpu, cuda, …
         batch_size: the most requests in one batch of generation.
+        settings: settings of another kind of policy, for a model given as NAME:ARGUMENT, such as openai:NAME.
     """
 
     model: str = "default"
     dtype: str = "auto"
     device: str = "auto"
     batch_size: int = 128
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from drift.policies.base import Policy, Sampling, derive_seed
+from drift.policies.base import DEFAULT_MODEL, Policy, Sampling, derive_seed
 from drift.registry import Registry
 
 POLICIES = Registry(
@@ -13,30 +13,30 @@ POLICIES = Registry(
     "drift.policies",
     {
         "hf": "drift.policies.hf:HFPolicy",
+        "openai": "drift.policies.openai:OpenAIPolicy",
         "scripted": "drift.policies.scripted:ScriptedPolicy",
     },
 )
 
-DEFAULT_MODEL = Path(__file__).parent / "default_model"
 
-
-def make_policy(model: str, **settings: Any) -> Policy:
+def make_policy(model: str, settings: Mapping[str, Any] | None = None, **usual: Any) -> Policy:
     """The policy that ``model`` names.
 
     Args:
         model: ``default`` for the small one that comes with the package, a model folder, a hub id, or
             ``NAME:ARGUMENT`` for a registered kind of policy, ``ARGUMENT`` being its first argument.
-        settings: the kind's own settings, for example ``batch_size`` and ``dtype`` for ``hf``.
+        settings: settings of a kind named so, each of which it must know.
+        usual: settings that a kind takes if it knows them, for example ``batch_size`` and ``dtype`` for ``hf``.
     """
     kind, colon, argument = model.partition(":")
     if not colon:
-        kind, argument = "hf", model_path(model)
+        kind, argument, settings = "hf", model_path(model), None
     elif kind == "hf":
         argument = model_path(argument)
     key = next(iter(_parameters(kind)))
     value: object = tuple(argument.split("|")) if kind == "scripted" else argument
-    accepted = {k: v for k, v in settings.items() if k in _parameters(kind)}
-    made: Policy = POLICIES.make(kind, {key: value, **accepted}, where="policy")
+    accepted = {k: v for k, v in usual.items() if k in _parameters(kind)}
+    made: Policy = POLICIES.make(kind, {key: value, **accepted, **(settings or {})}, where="policy.settings")
     return made
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from drift.chat import Chat
 from drift.errors import require
 from drift.types import Completion
+
+DEFAULT_MODEL = Path(__file__).parent / "default_model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,9 @@ class Sampling:
 class Policy(Protocol):
     """A way to sample replies. Many ``complete`` calls may be awaited at once; the policy batches them as it likes,
     and the batch must not change what any of them returns.
+
+    A policy may have ``counts``, a ``Counter`` of what went wrong and was tried again, which goes into the manifest,
+    and ``async aclose()``, called when a collection ends.
     """
 
     @property

@@ -88,7 +88,9 @@ def collect(
                     f"stopped: {len(writer.done)} of {planned} conversations are in {out}. "
                     "Run the same command again to go on."
                 ) from stop
-        manifest = writer.finish()
+        # What went wrong on the way to a policy, and was tried again.
+        retried = getattr(policy, "counts", None)
+        manifest = writer.finish({"policy_errors": dict(retried)} if retried is not None else None)
     if manifest["counts"].get("stop_error", 0) == planned:
         raise EnvironmentFault(
             f"every conversation failed in the environment {collection.environment.get('name')!r}; "
@@ -120,3 +122,7 @@ async def _hold_all(
     except BaseExceptionGroup as failures:
         # One cause stops all conversations at once; the first is the one to tell the user.
         raise failures.exceptions[0] from failures
+    finally:
+        close = getattr(policy, "aclose", None)
+        if close is not None:
+            await close()

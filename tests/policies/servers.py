@@ -1,0 +1,145 @@
+"""Servers on loopback for the tests of ``openai``: a real policy behind one, and a proxy that injects faults."""
+
+import asyncio
+import json
+import random
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, Self
+
+from drift.policies.base import Sampling
+from drift.policies.hf import HFPolicy
+
+Answer = tuple[int, bytes]
+
+
+class LoopbackServer:
+    """HTTP on a free port of 127.0.0.1, in a thread with an event loop of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self.keys: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        server = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(30)
+        self.port = server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        return self
+
+    async def _start(self) -> asyncio.Server:
+        return await asyncio.start_server(self._connected, "127.0.0.1", 0)
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(30)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            fields = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
+            self.keys.add(fields.get("authorization", ""))
+            body = await reader.readexactly(int(fields.get("content-length", 0)))
+            await self.respond(head.split(" ", 2)[1], body, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def respond(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
+        raise NotImplementedError
+
+    @staticmethod
+    def packed(status: int, body: bytes, more: str = "") -> bytes:
+        head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{more}"
+        return head.encode() + b"Connection: close\r\n\r\n" + body
+
+
+class PolicyServer(LoopbackServer):
+    """A real policy behind the part of vLLM's interface that ``openai`` uses; ``change`` may alter its replies."""
+
+    def __init__(self, policy: HFPolicy, change: Callable[[dict[str, Any]], Any] = lambda reply: reply) -> None:
+        super().__init__()
+        self._policy, self._change = policy, change
+        self.seeds: list[int] = []
+
+    async def respond(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
+        if path.endswith("/models"):
+            entry = {"id": "served", "object": "model", "created": 0, "owned_by": "x", "max_model_len": 256}
+            writer.write(self.packed(200, json.dumps({"object": "list", "data": [entry]}).encode()))
+        else:
+            request = json.loads(body)
+            self.seeds.append(request["seed"])
+            sampling = Sampling(
+                temperature=request["temperature"],
+                top_p=request["top_p"],
+                max_new_tokens=request["max_tokens"],
+                stop=tuple(request.get("stop") or ()),
+            )
+            reply = await self._policy.complete(tuple(request["prompt"]), sampling=sampling, seed=request["seed"])
+            choice = {
+                "index": 0,
+                "text": reply.text,
+                "finish_reason": reply.finish_reason,
+                "token_ids": list(reply.token_ids),
+                "prompt_token_ids": request["prompt"],
+                "logprobs": {"token_logprobs": list(reply.logprobs or ())},
+            }
+            found = self._change({"id": "c", "object": "text_completion", "choices": [choice]})
+            writer.write(self.packed(200, json.dumps(found).encode()))
+        await writer.drain()
+
+
+class FaultProxy(LoopbackServer):
+    """Passes completions on to ``port`` and spoils a share of them: each kind in turn, when ``seed`` says so."""
+
+    KINDS = ("disconnected", "http_500", "http_429", "truncated", "slow")
+    COUNTED_AS: ClassVar = {"truncated": "broken_reply", "slow": "timeout"}
+
+    def __init__(self, port: int, share: float, seed: int = 0) -> None:
+        super().__init__()
+        self._upstream, self._share, self._random = port, share, random.Random(seed)
+        self.injected: Counter[str] = Counter()
+
+    async def respond(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
+        completion = path.endswith("/completions")
+        if not completion or self._random.random() >= self._share:
+            writer.write(await self._passed_on(path, body))
+            await writer.drain()
+            return
+        kind = self.KINDS[self.injected.total() % len(self.KINDS)]
+        self.injected[self.COUNTED_AS.get(kind, kind)] += 1
+        spoil: dict[str, Callable[[], Awaitable[None]]] = {
+            "slow": lambda: self._slowly(path, body, writer),
+            "truncated": lambda: self._truncated(path, body, writer),
+        }
+        if kind in spoil:
+            await spoil[kind]()
+        elif kind.startswith("http_"):
+            writer.write(self.packed(int(kind[5:]), b'{"error": {"message": "injected"}}', "Retry-After: 0\r\n"))
+            await writer.drain()
+
+    async def _passed_on(self, path: str, body: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._upstream)
+        method = "POST" if body else "GET"
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        )
+        writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+        await writer.drain()
+        found = await reader.read(-1)
+        writer.close()
+        return found
+
+    async def _truncated(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
+        whole = (await self._passed_on(path, body)).partition(b"\r\n\r\n")[2]
+        writer.write(self.packed(200, whole[: len(whole) // 2]))
+        await writer.drain()
+
+    async def _slowly(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
+        for byte in await self._passed_on(path, body):
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0.05)
