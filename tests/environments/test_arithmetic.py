@@ -1,4 +1,3 @@
-import asyncio
 import hashlib
 import operator
 import os
@@ -15,6 +14,8 @@ from drift.environments.arithmetic import KINDS, Arithmetic, problem
 from drift.environments.base import stable_unit, task_hash
 from drift.errors import ConfigError
 
+from .playing import play
+
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
@@ -22,22 +23,6 @@ def worked_out(question):
     """The answer by reading the question as a person would, without the task's payload."""
     a, sign, b = re.fullmatch(r"What is (\d+) ([-+*]) (\d+)\?", question).groups()
     return OPERATORS[sign](int(a), int(b))
-
-
-def play(environment, task, replies):
-    """Give replies one after another until the episode is over; returns its steps."""
-
-    async def run():
-        episode = environment.start(task)
-        episode.opening()
-        steps = []
-        for reply in replies:
-            steps.append(await episode.step(reply))
-            if steps[-1].done:
-                break
-        return steps
-
-    return asyncio.run(run())
 
 
 @pytest.mark.parametrize("digits", [1, 2, 3, 8])

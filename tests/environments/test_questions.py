@@ -1,4 +1,3 @@
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from drift.environments.choice import ChoiceQuestions
 from drift.environments.conformance import check_environment
 from drift.environments.math import MathQuestions
 from drift.errors import ConfigError
-from drift.types import Step, Task
+
+from .playing import play
 
 pytest.importorskip("math_verify")
 
@@ -42,19 +42,6 @@ def choice_settings(tmp_path: Path) -> dict[str, str]:
 
     train, test = write(tmp_path / "a.jsonl", rows(range(40))), write(tmp_path / "b.jsonl", rows(range(40, 70)))
     return {"train_file": train, "test_file": test}
-
-
-def play(environment: Any, task: Task, replies: list[str]) -> list[Step]:
-    async def run() -> list[Step]:
-        episode = environment.start(task)
-        steps: list[Step] = []
-        for reply in replies:
-            steps.append(await episode.step(reply))
-            if steps[-1].done:
-                break
-        return steps
-
-    return asyncio.run(run())
 
 
 def test_both_environments_pass_the_conformance_check(

@@ -148,7 +148,11 @@ def import_file(
         "max_length": target.max_length,
         "policy": target.fingerprint,
     }
-    conversion = Conversion(source, reader, target)
+    return _write_all(source, Conversion(source, reader, target), spec, out)
+
+
+def _write_all(source: Source, conversion: Conversion, spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Write the good rows as trajectories and the bad ones to ``rejected.jsonl``; returns the manifest."""
     temporary = out / f".{REJECTED}.tmp"
     with ExitStack() as stack:
         progress = stack.enter_context(Progress("import", source.rows, unit="rows"))

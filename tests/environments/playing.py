@@ -1,0 +1,22 @@
+"""Holding an episode by hand."""
+
+import asyncio
+from typing import Any
+
+from drift.types import Step, Task
+
+
+def play(environment: Any, task: Task, replies: list[str]) -> list[Step]:
+    """Give replies one after another until the episode is over; returns its steps."""
+
+    async def run() -> list[Step]:
+        episode = environment.start(task)
+        episode.opening()
+        steps: list[Step] = []
+        for reply in replies:
+            steps.append(await episode.step(reply))
+            if steps[-1].done:
+                break
+        return steps
+
+    return asyncio.run(run())
