@@ -1,8 +1,8 @@
 import json
-import os
 import pickle
 import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -123,13 +123,12 @@ def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Examp
     )
     (tmp_path / "rows.pkl").write_bytes(pickle.dumps(examples))
     (tmp_path / "out").mkdir()
+    # A port that the system says is free: one made up from the process id can be taken.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    command += [
-        f"--master-port={20000 + os.getpid() % 20000}",
-        str(script),
-        str(tiny_model),
-        str(tmp_path / "rows.pkl"),
-    ]
+    command += [f"--master-port={port}", str(script), str(tiny_model), str(tmp_path / "rows.pkl")]
     done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     expected = expected_step(tiny_model, examples)
