@@ -91,7 +91,7 @@ def test_the_manifest_says_what_it_was_made_from(imported: Import, tmp_path: Pat
             "file": "log.jsonl",
             "sha256": hashlib.sha256((tmp_path / "log.jsonl").read_bytes()).hexdigest(),
         },
-        "text_only": True,
+        "ids": "retokenized",
         "tokenizer": "default",
         "end_id": 1,
         "max_length": 1024,

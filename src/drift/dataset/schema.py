@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("turns", pa.list_(_TURN)),
         ("stop_reason", pa.string()),
         ("error", pa.string()),
+        ("text_only", pa.bool_()),
     ]
 )
 
@@ -71,6 +72,7 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
         ],
         "stop_reason": trajectory.stop_reason,
         "error": trajectory.error,
+        "text_only": trajectory.text_only,
     }
 
 
@@ -95,17 +97,20 @@ def from_row(row: dict[str, Any]) -> Trajectory:
         )
         turns.append(Turn(prompt_ids=tuple(turn["prompt_ids"]), completion=completion, step=step))
     plain = {key: row[key] for key in ("id", "task_id", "group_id", "sample", "policy", "seed", "stop_reason", "error")}
+    plain["text_only"] = bool(row.get("text_only"))
     return Trajectory(**plain, messages=tuple(row["messages"]), turns=tuple(turns))
 
 
 def dataset_hash(trajectories: Iterable[Trajectory]) -> str:
     """Hash of what was said and how it was judged, in whatever order the trajectories come.
 
-    Left out: log-probabilities, whose last bits depend on the batch, and ``info``, which is the environment's own.
+    Left out: log-probabilities, whose last bits depend on the batch, ``info``, which is the environment's own, and
+    ``text_only``, which the ids tell.
     """
     digests = []
     for trajectory in trajectories:
         row = to_row(trajectory)
+        del row["text_only"]
         for turn in row["turns"]:
             del turn["logprobs"], turn["info"]
         digests.append(hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest())

@@ -116,13 +116,14 @@ class TrajectoryWriter:
         """Close the data set: write counts, cost, hash and ``more`` into the manifest, and return it."""
         self.flush()
         counts: Counter[str] = Counter()
-        tokens = 0
+        tokens: int | None = 0
 
         def counted() -> Iterator[Trajectory]:
             nonlocal tokens
             for trajectory in _stored(self._directory):
                 counts[trajectory.stop_reason] += 1
-                tokens += trajectory.tokens_sampled
+                sampled = trajectory.tokens_sampled
+                tokens = None if tokens is None or sampled is None else tokens + sampled
                 yield trajectory
 
         digest = dataset_hash(counted())
@@ -159,12 +160,13 @@ class TrajectoryWriter:
         )
 
 
-def _shards(directory: Path) -> list[Path]:
+def shards(directory: Path) -> list[Path]:
+    """The files that hold a data set's rows, in the order they were written."""
     return sorted((directory / "shards").glob("*.parquet"))
 
 
 def _tables(directory: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    for path in _shards(directory):
+    for path in shards(directory):
         try:
             yield pq.read_table(path, columns=columns)
         except (pa.ArrowException, OSError) as error:
@@ -235,4 +237,4 @@ def as_hf_dataset(directory: Path) -> Any:
     from datasets import Dataset
 
     read_manifest(directory, KIND)
-    return Dataset.from_parquet([str(path) for path in _shards(directory)])
+    return Dataset.from_parquet([str(path) for path in shards(directory)])

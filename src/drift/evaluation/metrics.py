@@ -32,7 +32,7 @@ class Runs:
         turns_N: ``(N,)`` number of turns L.
         distinct_N: ``(N,)`` number of distinct answers E.
         failures_N: ``(N,)`` replies without a readable answer.
-        tokens_N: ``(N,)`` tokens sampled.
+        tokens_N: ``(N,)`` tokens sampled; −1 where the policy told none.
         excluded: conversations that failed.
     """
 
@@ -60,7 +60,7 @@ def runs_of(trajectories: Sequence[Trajectory]) -> Runs:
         turns_N=np.array([len(t.turns) for t in kept], np.int64),
         distinct_N=np.array([len(set(given)) for given in answers], np.int64),
         failures_N=np.array([len(t.turns) - len(given) for t, given in zip(kept, answers, strict=True)], np.int64),
-        tokens_N=np.array([t.tokens_sampled for t in kept], np.int64),
+        tokens_N=np.array([-1 if t.tokens_sampled is None else t.tokens_sampled for t in kept], np.int64),
         excluded=len(trajectories) - len(kept),
     )
 
@@ -104,5 +104,5 @@ def metrics(runs: Runs, max_turns: int) -> dict[str, Ratio]:
     found["turns"] = ratio(turns, one_N)
     found["distinct_answers"] = ratio(np.where(turns > 1, runs.distinct_N / turns, 0.0), turns > 1)
     found["format_failures"] = ratio(runs.failures_N, turns)
-    found["reply_tokens"] = ratio(runs.tokens_N, turns)
+    found["reply_tokens"] = ratio(np.maximum(runs.tokens_N, 0), np.where(runs.tokens_N < 0, 0, turns))
     return found

@@ -11,7 +11,7 @@ from typing import Any
 from drift.dataset.store import TrajectoryWriter
 from drift.environments.base import EnvironmentFactory, task_hash
 from drift.errors import ConfigError, EnvironmentFault, Interrupted, require
-from drift.policies.base import Policy, Sampling, derive_seed
+from drift.policies.base import AnyPolicy, Sampling, TextPolicy, derive_seed
 from drift.progress import Progress
 from drift.rollouts.episode import Assignment, episode
 from drift.types import Task
@@ -43,7 +43,7 @@ class Collection:
 
 
 def collect(
-    tasks: Sequence[Task], factory: EnvironmentFactory, policy: Policy, collection: Collection, out: Path
+    tasks: Sequence[Task], factory: EnvironmentFactory, policy: AnyPolicy, collection: Collection, out: Path
 ) -> dict[str, Any]:
     """Hold every conversation that ``out`` does not hold yet, and return the manifest.
 
@@ -68,6 +68,7 @@ def collect(
         "seed": collection.seed,
         "sampling": {**asdict(collection.sampling), "stop": list(collection.sampling.stop)},
         "policy": policy.fingerprint,
+        "ids": "none" if isinstance(policy, TextPolicy) else "sampled",
     }
     with TrajectoryWriter(out, spec, tasks) as writer:
         todo = [
@@ -102,7 +103,7 @@ def collect(
 async def _hold_all(
     todo: Sequence[Assignment],
     factory: EnvironmentFactory,
-    policy: Policy,
+    policy: AnyPolicy,
     collection: Collection,
     writer: TrajectoryWriter,
     progress: Progress,

@@ -65,6 +65,7 @@ def train_model(
         Interrupted: Ctrl-C.
     """
     manifest = read_manifest(data, TRAJECTORIES)
+    _check_ids(manifest["spec"], data, base)
     by_id = read_weights(weights, data)
     trajectories = read_trajectories(data)
     model, tokenizer = load_model(model_path(base), dtype="float32", device=device)
@@ -104,6 +105,14 @@ def train_model(
     }
     write_manifest(out, KIND, content)
     return read_manifest(out, KIND)
+
+
+def _check_ids(spec: dict[str, Any], data: Path, base: str) -> None:
+    if spec.get("ids") == "none":
+        raise DatasetError(
+            f"{data} holds text alone: the policy told no token ids, and training needs them. Tokenize it for the "
+            f"model to be trained: drift import {data} --format trajectories --model {base} --out DIR. Then weigh DIR."
+        )
 
 
 def _check_policy(own: str, made_by: str, data: Path, base: str) -> None:
