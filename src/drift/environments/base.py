@@ -29,7 +29,8 @@ class EnvironmentFactory(Protocol):
     """A kind of environment: its settings, its tasks, and how to start an episode of one.
 
     Register a class (or a function returning one) under the entry-point group ``drift.environments``. Its keyword
-    arguments are the settings a recipe may give under ``environment.settings``.
+    arguments are the settings a recipe may give under ``environment.settings``. One that reads its tasks from elsewhere
+    may have ``source_counts(split) -> dict[str, int]``, which ``drift check`` and the manifest tell.
     """
 
     @property

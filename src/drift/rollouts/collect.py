@@ -90,7 +90,12 @@ def collect(
                 ) from stop
         # What went wrong on the way to a policy, and was tried again.
         retried = getattr(policy, "counts", None)
-        manifest = writer.finish({"policy_errors": dict(retried)} if retried is not None else None)
+        more: dict[str, Any] = {"policy_errors": dict(retried)} if retried is not None else {}
+        # What the tasks were drawn from, and what of it was left out.
+        source_counts = getattr(factory, "source_counts", None)
+        if source_counts is not None:
+            more["source"] = dict(source_counts(tasks[0].split))
+        manifest = writer.finish(more)
     if manifest["counts"].get("stop_error", 0) == planned:
         raise EnvironmentFault(
             f"every conversation failed in the environment {collection.environment.get('name')!r}; "
