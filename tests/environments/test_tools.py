@@ -67,6 +67,7 @@ def test_a_dialogue_without_a_mistake_is_played_as_recorded(alarm: dict[str, Any
         {"role": "system", "content": f"Tools: {CLOCK} {{x}}"},
         {"role": "user", "content": "Hello there."},
     ]
+    assert "Make one call at most" in Tools(**alarm).start(task).opening()[0]["content"]
     steps = play(environment, task, RIGHT)
     assert [contents(step) for step in steps] == [
         [("user", "Wake me at seven.")],
@@ -120,7 +121,8 @@ def test_several_calls_are_right_in_their_order_and_by_value(tmp_path: Path) -> 
     file = write(tmp_path / "warm.jsonl", several_calls("M-M_0"))
     environment = Tools(files=(file,), test_share=1.0, tries=5)
     task = only(environment)
-    assert HOUSE in environment.start(task).opening()[0]["content"]
+    opening = environment.start(task).opening()[0]["content"]
+    assert HOUSE in opening and "Where several calls are needed" in opening and "{calls}" not in opening
     read = '<tool_call>{"name": "read_temperature", "arguments": {"room": "Kitchen"}}</tool_call>'
     heat = (
         '<tool_call>{"arguments": {"eco": "true", "room": "attic", "temperature": "read_temperature.temperature"}, '

@@ -30,6 +30,7 @@ HOUSE = json.dumps(
         },
     ]
 )
+SEVERAL = "\n4. Multiple APIs may need to be called to meet the user's needs."
 HEAD = "\nPlease reply.\n7. Today is Monday, January 4, 2024.\nThe following is a list of APIs that you can use:"
 
 # What the user says, the answer, what the tool returned, what the assistant then said.
@@ -78,7 +79,11 @@ def several_calls(name: str, dialogue: Sequence[Any] = WARM, tools: str = HOUSE)
         begins = "\nHistory Dialog: \n" if name.startswith("M") else "\n"
         number = f"_{at}" if name.startswith("M") else ""
         rows.append(
-            {"id": f"{name}{number}", "question": f"{HEAD}{tools}{begins}{history}User:  {user}", "answer": answer}
+            {
+                "id": f"{name}{number}",
+                "question": f"{SEVERAL}{HEAD}{tools}{begins}{history}User:  {user}",
+                "answer": answer,
+            }
         )
         history += f"User:  {user} \nAction: {json.dumps(answer)}\nAssistant:  {said}\n\n"
     return rows

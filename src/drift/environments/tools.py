@@ -25,13 +25,16 @@ from drift.types import Message, Role, Step, Task
 
 PROMPT = """You help a user, and can call tools. To call one, write
 <tool_call>{"name": "the tool", "arguments": {"parameter": "value"}}</tool_call>
-with JSON between the tags. Where several calls are needed, write them one after another, in the order in which they \
-are to run; a value that an earlier call returns is written "tool.result_parameter". Take the values from the \
-conversation, and invent none. Where no tool is needed, or something that is required was not said, answer in words, \
-without a call. Today is Monday, January 4, 2024.
+with JSON between the tags. {calls} Take the values from the conversation, and invent none. Where no tool is needed, \
+or something that is required was not said, answer in words, without a call. Today is Monday, January 4, 2024.
 
 The tools:
 {tools}"""
+ONE_CALL = "Make one call at most in a reply."
+SEVERAL_CALLS = (
+    "Where several calls are needed, write them one after another, in the order in which they are to run; a value that "
+    'an earlier call returns is written "tool.result_parameter".'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,8 @@ class Tools:
         on_mistake: ``retry`` or ``gold``.
         reward: ``turn``: a right reply is worth its share of the user turns, so that the rewards of an episode sum up
             to the share that was answered rightly; ``dialogue``: 1 for the reply that makes the dialogue a success.
-        prompt: what the conversation opens with, ``{tools}`` standing for the tools.
+        prompt: what the conversation opens with, ``{tools}`` standing for the tools, ``{calls}`` for how many calls a
+            reply may make, which differs between scenes.
         prompt_role: who says it: ``system``, or ``user`` for chat templates without system messages.
         observation_role: who says what a tool returned: ``user``, or ``tool`` for chat templates that know it.
         feedback: what the environment says to a wrong reply, with ``retry``.
@@ -118,7 +122,10 @@ class Tools:
 
     def start(self, task: Task) -> ToolsEpisode:
         """A fresh episode of ``task``."""
-        return ToolsEpisode(self, str(task.payload["tools"]), task.payload["turns"])
+        calls = SEVERAL_CALLS if task.payload["several_calls"] else ONE_CALL
+        # Replaced and not formatted: the prompt and the tools hold braces of their own.
+        prompt = self.prompt.replace("{calls}", calls).replace("{tools}", str(task.payload["tools"]))
+        return ToolsEpisode(self, prompt, task.payload["turns"])
 
     def _usable(self, split: str) -> list[Dialogue]:
         return [
@@ -144,15 +151,21 @@ def _task(dialogue: Dialogue, split: str) -> Task:
         }
         for turn in dialogue.turns
     ]
-    payload = {"source": HUB, "scene": dialogue.scene, "tools": dialogue.tools, "turns": turns}
+    payload = {
+        "source": HUB,
+        "scene": dialogue.scene,
+        "tools": dialogue.tools,
+        "several_calls": dialogue.several_calls,
+        "turns": turns,
+    }
     return Task(id=dialogue.id, group_id=dialogue.id, split=split, payload=payload)
 
 
 class ToolsEpisode:
     """One dialogue."""
 
-    def __init__(self, settings: Tools, tools: str, turns: Sequence[Any]) -> None:
-        self._settings, self._tools, self._turns = settings, tools, turns
+    def __init__(self, settings: Tools, prompt: str, turns: Sequence[Any]) -> None:
+        self._settings, self._prompt, self._turns = settings, prompt, turns
         self._replies = 0  # in the episode
         self._tries = 0  # at this user turn
         self._at = 0  # the user turn
@@ -161,12 +174,10 @@ class ToolsEpisode:
 
     def opening(self) -> list[Message]:
         """The tools, and the user's first words."""
-        # Replaced and not formatted: the prompt and the tools hold braces of their own.
-        prompt = self._settings.prompt.replace("{tools}", self._tools)
         user = str(self._turns[0]["user"])
         if self._settings.prompt_role == "user":
-            return [{"role": "user", "content": f"{prompt}\n\n{user}"}]
-        return [{"role": "system", "content": prompt}, {"role": "user", "content": user}]
+            return [{"role": "user", "content": f"{self._prompt}\n\n{user}"}]
+        return [{"role": "system", "content": self._prompt}, {"role": "user", "content": user}]
 
     async def step(self, reply: str) -> Step:
         """Compare the reply's calls with those on record, and go on as recorded, or after a mistake as set."""

@@ -26,6 +26,7 @@ SCENES = ("S-S", "S-M", "M-S", "M-M", "OOD")
 _ID = re.compile(r"([A-Z]+(?:-[A-Z])?)_(\d+)(?:_(\d+))?")
 _TOOLS = re.compile(r"that you can use:\s*")
 _HISTORY = re.compile(r"\n(?:History Dialog:[ \t]*\n)?(?=[Uu]ser:)")
+_SEVERAL = "Multiple APIs may need to be called"
 _SPEAKER = re.compile(r"^(user|function|action|observation|assistant):[ \t:]*", re.IGNORECASE | re.MULTILINE)
 
 
@@ -61,11 +62,13 @@ class Dialogue:
     Attributes:
         scene: one of ``SCENES``.
         tools: the description of the tools, as published: JSON, or Python literals, as text.
+        several_calls: one reply may need several calls, and the instructions of the benchmark say so.
         turns: the user's turns.
     """
 
     scene: str
     tools: str
+    several_calls: bool
     turns: tuple[UserTurn, ...]
 
     @property
@@ -86,6 +89,7 @@ class _Row:
     """One row: the tools, the exchanges so far (user, observation, said), and the right calls of the last one."""
 
     tools: str
+    several_calls: bool
     exchanges: tuple[tuple[str, str, str], ...]
     calls: tuple[ToolCall, ...]
 
@@ -172,8 +176,13 @@ def _row(row: Mapping[str, Any]) -> _Row:
         # An empty name is how the single-call scenes write that nothing is to be called.
         if name.strip():
             calls.append(ToolCall(name=name.strip(), arguments=given))
-    tools, history = row["question"][listed.end() : begins.start()], row["question"][begins.end() :]
-    return _Row(tools=tools.strip(), exchanges=tuple(_exchanges(history)), calls=tuple(calls))
+    text = row["question"]
+    return _Row(
+        tools=text[listed.end() : begins.start()].strip(),
+        several_calls=_SEVERAL in text[: listed.start()],
+        exchanges=tuple(_exchanges(text[begins.end() :])),
+        calls=tuple(calls),
+    )
 
 
 def _exchanges(history: str) -> Iterable[tuple[str, str, str]]:
@@ -201,7 +210,7 @@ def _dialogue(scene: str, rows: Mapping[int, _Row]) -> Dialogue | str:
         return "a_turn_is_empty"
     if any(row.exchanges[at][2] for at, row in rows.items()):
         return "ends_with_the_assistant"
-    if len({row.tools for row in rows.values()}) > 1:
+    if len({(row.tools, row.several_calls) for row in rows.values()}) > 1:
         return "tools_differ"
     turns = []
     for at in range(len(rows)):
@@ -212,7 +221,8 @@ def _dialogue(scene: str, rows: Mapping[int, _Row]) -> Dialogue | str:
                 user=row.exchanges[at][0], calls=row.calls, observation=observation if row.calls else "", said=said
             )
         )
-    return Dialogue(scene=scene, tools=rows[0].tools, turns=tuple(turns))
+    first = rows[0]
+    return Dialogue(scene=scene, tools=first.tools, several_calls=first.several_calls, turns=tuple(turns))
 
 
 def _from_hub(scene: str) -> Path:
