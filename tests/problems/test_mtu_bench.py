@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ def test_the_rows_of_a_dialogue_become_one_dialogue_in_any_order(tmp_path: Path)
         Dialogue(scene="M-S", tools=CLOCK, several_calls=False, turns=(UserTurn(user="Hello there.", calls=()),)),
     ]
     assert counts == {"rows": 7, "dialogues": 3}
+
+
+def test_answers_can_be_json_text(tmp_path: Path) -> None:
+    rows = [row | {"answer": json.dumps(row["answer"])} for row in [*single_calls("M-S_7"), *several_calls("M-M_0")]]
+    found, _ = load_dialogues(["M-S", "M-M"], [write(tmp_path / "rows.jsonl", rows)])
+    assert [dialogue.turns for dialogue in found] == [ALARM_TURNS, WARM_TURNS]
 
 
 def test_scenes_of_a_single_turn(tmp_path: Path) -> None:

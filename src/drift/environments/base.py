@@ -61,6 +61,12 @@ def task_hash(tasks: Sequence[Task]) -> str:
     return digest.hexdigest()[:16]
 
 
+def source_of(factory: EnvironmentFactory, tasks: Sequence[Task]) -> dict[str, dict[str, int]]:
+    """For the manifest: what ``tasks``, of one split, were drawn from, and what of that was left out; else nothing."""
+    source_counts = getattr(factory, "source_counts", None)
+    return {"source": dict(source_counts(tasks[0].split))} if source_counts is not None and tasks else {}
+
+
 def describe(settings: Mapping[str, Any]) -> str:
     """Settings as ``a=1, b=2`` for messages and reports."""
     return ", ".join(f"{key}={value}" for key, value in settings.items())

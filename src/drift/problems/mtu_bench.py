@@ -2,7 +2,8 @@
 
 The hub and the authors' repository hold MTU-Eval, one file per scene, one row per user turn: ``id`` is
 ``<scene>_<dialogue>`` or ``<scene>_<dialogue>_<turn>``, ``question`` holds the tools and the dialogue so far as text,
-``answer`` the calls that are right, ``{name: arguments}`` in order. The training part was not released.
+``answer`` the calls that are right, ``{name: arguments}`` in order, as an object or as JSON text. The training part was
+not released.
 """
 
 from __future__ import annotations
@@ -238,6 +239,6 @@ def _from_hub(scene: str) -> Path:
         return Path(hf_hub_download(HUB, f"{scene}_eval.jsonl", repo_type="dataset"))
     except Exception as error:  # its errors are of half a dozen families, those of the HTTP client among them
         raise ConfigError(
-            f"{HUB} can't be read from the hub: {type(error).__name__}: {error}. "
+            f"{HUB} can't be read from the hub: {type(error).__name__}: {str(error).rstrip('.')}. "
             "Check the connection, or give local files as environment.settings.files."
         ) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drift.dataset.store import TrajectoryWriter
-from drift.environments.base import EnvironmentFactory, task_hash
+from drift.environments.base import EnvironmentFactory, source_of, task_hash
 from drift.errors import ConfigError, EnvironmentFault, Interrupted, require
 from drift.policies.base import Policy, Sampling, derive_seed
 from drift.progress import Progress
@@ -90,12 +90,8 @@ def collect(
                 ) from stop
         # What went wrong on the way to a policy, and was tried again.
         retried = getattr(policy, "counts", None)
-        more: dict[str, Any] = {"policy_errors": dict(retried)} if retried is not None else {}
-        # What the tasks were drawn from, and what of it was left out.
-        source_counts = getattr(factory, "source_counts", None)
-        if source_counts is not None:
-            more["source"] = dict(source_counts(tasks[0].split))
-        manifest = writer.finish(more)
+        more = {"policy_errors": dict(retried)} if retried is not None else {}
+        manifest = writer.finish({**more, **source_of(factory, tasks)})
     if manifest["counts"].get("stop_error", 0) == planned:
         raise EnvironmentFault(
             f"every conversation failed in the environment {collection.environment.get('name')!r}; "
