@@ -16,6 +16,7 @@ ENVIRONMENTS = Registry(
         "choice": "drift.environments.choice:ChoiceQuestions",
         "guess": "drift.environments.guess:Guess",
         "math": "drift.environments.math:MathQuestions",
+        "tools": "drift.environments.tools:Tools",
     },
 )
 

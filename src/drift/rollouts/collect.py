@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drift.dataset.store import TrajectoryWriter
-from drift.environments.base import EnvironmentFactory, task_hash
+from drift.environments.base import EnvironmentFactory, source_of, task_hash
 from drift.errors import ConfigError, EnvironmentFault, Interrupted, require
 from drift.policies.base import AnyPolicy, Sampling, TextPolicy, derive_seed
 from drift.progress import Progress
@@ -91,7 +91,8 @@ def collect(
                 ) from stop
         # What went wrong on the way to a policy, and was tried again.
         retried = getattr(policy, "counts", None)
-        manifest = writer.finish({"policy_errors": dict(retried)} if retried is not None else None)
+        more = {"policy_errors": dict(retried)} if retried is not None else {}
+        manifest = writer.finish({**more, **source_of(factory, tasks)})
     if manifest["counts"].get("stop_error", 0) == planned:
         raise EnvironmentFault(
             f"every conversation failed in the environment {collection.environment.get('name')!r}; "
