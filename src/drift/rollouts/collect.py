@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ def collect(
         ConfigError: no tasks, or two tasks with one id.
         DatasetError: ``out`` was begun with other settings, tasks or policy.
         EnvironmentFault: every conversation failed in the environment.
+        PolicyError: the policy, or a model that the environment asks, can't be used.
         Interrupted: Ctrl-C; what was finished is on disk.
         StorageError: the disk refuses.
     """
@@ -59,7 +61,7 @@ def collect(
     if len({task.id for task in tasks}) != len(tasks):
         raise ConfigError("two tasks have the same id; ids must be unique. Mend the environment's tasks().")
     planned = len(tasks) * collection.samples
-    spec = {
+    spec: dict[str, Any] = {
         "environment": collection.environment,
         "tasks": len(tasks),
         "task_hash": task_hash(tasks),
@@ -69,6 +71,11 @@ def collect(
         "sampling": {**asdict(collection.sampling), "stop": list(collection.sampling.stop)},
         "policy": policy.fingerprint,
     }
+    # A judge or a simulated user decides the data as much as the policy does.
+    asked = getattr(factory, "fingerprints", None)
+    if asked:
+        spec["environment_policies"] = dict(asked)
+    counted = Counter(getattr(factory, "counts", None) or {})
     with TrajectoryWriter(out, spec, tasks) as writer:
         todo = [
             assignment
@@ -90,7 +97,10 @@ def collect(
                 ) from stop
         # What went wrong on the way to a policy, and was tried again.
         retried = getattr(policy, "counts", None)
-        manifest = writer.finish({"policy_errors": dict(retried)} if retried is not None else None)
+        more: dict[str, Any] = {} if retried is None else {"policy_errors": dict(retried)}
+        if getattr(factory, "counts", None) is not None:
+            more["environment_counts"] = dict(sorted((Counter(factory.counts) - counted).items()))
+        manifest = writer.finish(more)
     if manifest["counts"].get("stop_error", 0) == planned:
         raise EnvironmentFault(
             f"every conversation failed in the environment {collection.environment.get('name')!r}; "
@@ -123,6 +133,7 @@ async def _hold_all(
         # One cause stops all conversations at once; the first is the one to tell the user.
         raise failures.exceptions[0] from failures
     finally:
-        close = getattr(policy, "aclose", None)
-        if close is not None:
-            await close()
+        for owner in (policy, factory):
+            close = getattr(owner, "aclose", None)
+            if close is not None:
+                await close()
