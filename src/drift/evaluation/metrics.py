@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,7 @@ class Runs:
         failures_N: ``(N,)`` replies without a readable answer where one was asked for.
         reward_N: ``(N,)`` sum of the environment's rewards.
         tokens_N: ``(N,)`` tokens sampled.
-        excluded: conversations that failed.
+        excluded: conversations that failed, or whose prompt is left out.
     """
 
     prompts: tuple[str, ...]
@@ -50,11 +50,11 @@ class Runs:
     excluded: int
 
 
-def runs_of(trajectories: Sequence[Trajectory]) -> Runs:
-    """Read the arrays off trajectories."""
-    kept = [t for t in trajectories if t.error is None and t.turns]
-    prompts = tuple(sorted({t.task_id for t in kept}))
-    index = {prompt: i for i, prompt in enumerate(prompts)}
+def runs_of(trajectories: Sequence[Trajectory], prompts: Collection[str] | None = None) -> Runs:
+    """Read the arrays off trajectories; those of other ``prompts`` than the given ones count as excluded."""
+    kept = [t for t in trajectories if has_outcome(t) and (prompts is None or t.task_id in prompts)]
+    names = tuple(sorted({t.task_id for t in kept}))
+    index = {prompt: i for i, prompt in enumerate(names)}
     graded = [[turn.step.answer for turn in t.turns if turn.step.graded] for t in kept]
     longest = max((len(t.turns) for t in kept), default=0)
     graded_NT = np.zeros((len(kept), longest), bool)
@@ -62,7 +62,7 @@ def runs_of(trajectories: Sequence[Trajectory]) -> Runs:
         graded_NT[row, : len(t.turns)] = [turn.step.graded for turn in t.turns]
     solved = [next((at for at, turn in enumerate(t.turns, 1) if turn.step.success), 0) for t in kept]
     return Runs(
-        prompts=prompts,
+        prompts=names,
         prompt_N=np.array([index[t.task_id] for t in kept], np.int64),
         solved_at_N=np.array(solved, np.int64),
         turns_N=np.array([len(t.turns) for t in kept], np.int64),
@@ -73,6 +73,11 @@ def runs_of(trajectories: Sequence[Trajectory]) -> Runs:
         tokens_N=np.array([t.tokens_sampled for t in kept], np.int64),
         excluded=len(trajectories) - len(kept),
     )
+
+
+def has_outcome(trajectory: Trajectory) -> bool:
+    """Whether a conversation was held to an end that can be measured."""
+    return trajectory.error is None and bool(trajectory.turns)
 
 
 def metrics(runs: Runs, max_turns: int) -> dict[str, Ratio]:

@@ -75,7 +75,7 @@ def collect(
     asked = getattr(factory, "fingerprints", None)
     if asked:
         spec["environment_policies"] = dict(asked)
-    counted = Counter(getattr(factory, "counts", None) or {})
+    before = Counter(getattr(factory, "counts", None) or {})
     with TrajectoryWriter(out, spec, tasks) as writer:
         todo = [
             assignment
@@ -98,8 +98,10 @@ def collect(
         # What went wrong on the way to a policy, and was tried again.
         retried = getattr(policy, "counts", None)
         more: dict[str, Any] = {} if retried is None else {"policy_errors": dict(retried)}
-        if getattr(factory, "counts", None) is not None:
-            more["environment_counts"] = dict(sorted((Counter(factory.counts) - counted).items()))
+        happened = getattr(factory, "counts", None)
+        if happened is not None:
+            # The same factory may serve several collections.
+            more["environment_counts"] = dict(sorted((Counter(happened) - before).items()))
         manifest = writer.finish(more)
     if manifest["counts"].get("stop_error", 0) == planned:
         raise EnvironmentFault(

@@ -1,4 +1,4 @@
-"""Text that was written by somebody else, put into a prompt so that it stays material and can't speak for the prompt."""
+"""Text that was written by somebody else, put into a prompt so that it can't speak for the prompt."""
 
 from __future__ import annotations
 
