@@ -104,9 +104,11 @@ def collect(
             more["environment_counts"] = dict(sorted((Counter(happened) - before).items()))
         manifest = writer.finish(more)
     if manifest["counts"].get("stop_error", 0) == planned:
+        name = collection.environment.get("name")
+        told = ", ".join(f"{kind} {count}" for kind, count in manifest.get("environment_counts", {}).items())
         raise EnvironmentFault(
-            f"every conversation failed in the environment {collection.environment.get('name')!r}; "
-            f"look at the error column in {out}, or run `drift check {collection.environment.get('name')}`."
+            f"every conversation failed in the environment {name!r}{f' ({told})' if told else ''}; "
+            f"look at the error column in {out}, or run `drift check {name}`."
         )
     return manifest
 
