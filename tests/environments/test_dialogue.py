@@ -363,3 +363,20 @@ def test_killed_and_started_again_it_ends_with_the_same_data(files: dict, tmp_pa
 def test_bad_settings_are_refused(name: str, settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_environment(name, settings)
+
+
+def test_settings_that_the_verifier_refuses_are_found_before_the_first_conversation(files: dict) -> None:
+    environment = Reasoning(**files, verifier_settings={"deadlin": 1})
+    with pytest.raises(ConfigError, match=r"unknown setting 'deadlin'"):
+        environment.tasks("train", 2, 0)
+
+
+def test_ten_megabytes_of_anything_are_dealt_with_in_time(files: dict) -> None:
+    judge = {"policy": "scripted:<score>5</score>"}
+    environment = Clarify(**files, user="scripted:It is heavy.", judge=judge)
+    task = task_with(environment, "C")
+    start = time.monotonic()
+    for text in ("A? " * 3_000_000, "<answer>" * 1_200_000, "\u0301" * 5_000_000, "\x00\ud800" * 2_000_000):
+        steps = play(environment, task, [text] * 3)
+        assert len(steps) == 3 and steps[-1].reward == 0.5
+    assert time.monotonic() - start < 30

@@ -63,6 +63,13 @@ class Dialogue(QuestionSource, ABC):
     def start(self, task: Task) -> DialogueEpisode:
         """A fresh episode of ``task``."""
 
+    def tasks(self, split: str, count: int, seed: int) -> list[Task]:
+        """As ``QuestionSource.tasks``; raises ``ConfigError`` if an answer's verifier can't be made."""
+        found = super().tasks(split, count, seed)
+        for task in {(task.payload["verifier"], not task.payload["options"]): task for task in found}.values():
+            self.verifier_of(task)
+        return found
+
     @property
     def counts(self) -> Counter[str]:
         """What happened to the judge; see ``Judge.counts``."""

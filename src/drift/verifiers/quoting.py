@@ -35,10 +35,9 @@ def quote(parts: Sequence[tuple[str, str]], *, tags: Sequence[str] = (), max_cha
         max_characters: of all texts together; each may have its equal share and what shorter ones leave of theirs.
         salt: what else the code depends on.
     """
-    clean = [(label, _writable(text)) for label, text in parts]
-    limit = _limit([len(text) for _, text in clean], max_characters)
-    kept = [(label, _middle_out(text, limit)) for label, text in clean]
-    cut = sum(max(0, len(text) - limit) for _, text in clean)
+    limit = _limit([len(text) for _, text in parts], max_characters)
+    kept = [(label, _writable(_middle_out(text, limit))) for label, text in parts]
+    cut = sum(max(0, len(text) - limit) for _, text in parts)
     if tags:
         opening = re.compile(rf"<(?=\s{{0,8}}/?\s{{0,8}}(?:{'|'.join(map(re.escape, tags))})\b)", re.IGNORECASE)
         kept = [(label, opening.sub("‹", text)) for label, text in kept]
