@@ -114,6 +114,8 @@ class Trajectory:
         messages: the conversation as chat messages, the opening included.
         stop_reason: why it ended: ``success``, ``turns`` (the environment ended it), ``context`` (the next prompt
             would not fit the policy's context) or ``error``.
+        text_only: the policy told no token ids. Those of every turn are empty, which here means unknown; it can't be
+            trained on until ``drift import`` has tokenized it.
     """
 
     id: str
@@ -126,6 +128,7 @@ class Trajectory:
     turns: tuple[Turn, ...]
     stop_reason: StopReason
     error: str | None = None
+    text_only: bool = False
 
     @property
     def success(self) -> bool:
@@ -133,9 +136,9 @@ class Trajectory:
         return bool(self.turns) and self.turns[-1].step.success
 
     @property
-    def tokens_sampled(self) -> int:
-        """Number of tokens the policy generated over all turns."""
-        return sum(len(turn.completion.token_ids) for turn in self.turns)
+    def tokens_sampled(self) -> int | None:
+        """Number of tokens the policy generated over all turns; ``None`` if it did not tell."""
+        return None if self.text_only else sum(len(turn.completion.token_ids) for turn in self.turns)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from drift.recipe import built_in_recipes
 # The whole pipeline on the shipped policy, as small as it can be and still be the real thing.
 QUICK = [
     "--rollouts.tasks", "24", "--rollouts.samples", "4", "--training.max_steps", "4", "--training.batch_size", "16",
-    "--training.micro_batch_size", "16", "--evaluation.tasks", "20", "--evaluation.samples", "1",
+    "--evaluation.tasks", "20", "--evaluation.samples", "1",
 ]  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def test_stages_one_by_one_do_what_the_recipe_does(tmp_path: Path, capsys: pytes
     assert "trajectories 48" in capsys.readouterr().out
     assert main(["weigh", data, "--out", weights, "--scheme", "swift", "--beta", "0.2"]) == 0
     assert "mixed_share" in capsys.readouterr().out
-    train = ["train", data, weights, "--out", model, "--max_steps", "2", "--batch_size", "8", "--micro_batch_size", "4"]
+    train = ["train", data, weights, "--out", model, "--max_steps", "2", "--batch_size", "8"]
     assert main([*train, "--turns", "all", "--normalization", "mean"]) == 0
     assert "2 steps; rows" in capsys.readouterr().out
     evaluate = ["evaluate", "guess", "--out", str(tmp_path / "evaluation"), "--tasks", "10", "--samples", "0"]

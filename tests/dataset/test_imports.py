@@ -91,7 +91,7 @@ def test_the_manifest_says_what_it_was_made_from(imported: Import, tmp_path: Pat
             "file": "log.jsonl",
             "sha256": hashlib.sha256((tmp_path / "log.jsonl").read_bytes()).hexdigest(),
         },
-        "text_only": True,
+        "ids": "retokenized",
         "tokenizer": "default",
         "end_id": 1,
         "max_length": 1024,
@@ -426,7 +426,7 @@ def test_imported_conversations_are_weighed_and_trained_without_an_environment(
     table = pq.read_table(weights / "weights.parquet").to_pylist()
     # Two rewards per prompt, 0 and 1: mean 1/2, standard deviation 1/2.
     assert {(entry["return"], entry["weight"]) for entry in table} == {(0.0, -1.0), (1.0, 1.0)}
-    settings: dict[str, Any] = {"turns": "all", "max_steps": 1, "batch_size": 8, "micro_batch_size": 8}
+    settings: dict[str, Any] = {"turns": "all", "max_steps": 1, "batch_size": 8}
     model = drift.train(data, weights, out=tmp_path / "model", **settings)
     assert read_manifest(model, "model")["counts"]["rows"] == 8
 

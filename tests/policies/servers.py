@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from drift.policies.base import Sampling
 from drift.policies.hf import HFPolicy
 
-Answer = tuple[int, bytes]
+CONTEXT = 256
 
 
 class LoopbackServer:
@@ -64,13 +64,15 @@ class PolicyServer(LoopbackServer):
         super().__init__()
         self._policy, self._change = policy, change
         self.seeds: list[int] = []
+        self.requests: list[dict[str, Any]] = []
 
     async def respond(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
         if path.endswith("/models"):
-            entry = {"id": "served", "object": "model", "created": 0, "owned_by": "x", "max_model_len": 256}
+            entry = {"id": "served", "object": "model", "created": 0, "owned_by": "x", "max_model_len": CONTEXT}
             writer.write(self.packed(200, json.dumps({"object": "list", "data": [entry]}).encode()))
         else:
             request = json.loads(body)
+            self.requests.append(request)
             self.seeds.append(request["seed"])
             sampling = Sampling(
                 temperature=request["temperature"],
@@ -78,18 +80,24 @@ class PolicyServer(LoopbackServer):
                 max_new_tokens=request["max_tokens"],
                 stop=tuple(request.get("stop") or ()),
             )
-            reply = await self._policy.complete(tuple(request["prompt"]), sampling=sampling, seed=request["seed"])
-            choice = {
-                "index": 0,
-                "text": reply.text,
-                "finish_reason": reply.finish_reason,
-                "token_ids": list(reply.token_ids),
-                "prompt_token_ids": request["prompt"],
-                "logprobs": {"token_logprobs": list(reply.logprobs or ())},
-            }
+            chat = path.endswith("/chat/completions")
+            prompt = self._policy.chat.first(request["messages"]) if chat else tuple(request["prompt"])
+            if len(prompt) + sampling.max_new_tokens > CONTEXT:
+                error = {"error": {"message": f"The maximum context length is {CONTEXT} tokens.", "code": 400}}
+                writer.write(self.packed(400, json.dumps(error).encode()))
+                return await writer.drain()
+            reply = await self._policy.complete(prompt, sampling=sampling, seed=request["seed"])
+            choice: dict[str, Any] = {"index": 0, "finish_reason": reply.finish_reason}
+            if chat:
+                choice["message"] = {"role": "assistant", "content": reply.text}
+            else:
+                choice["text"] = reply.text
+                choice["token_ids"], choice["prompt_token_ids"] = list(reply.token_ids), request["prompt"]
+                choice["logprobs"] = {"token_logprobs": list(reply.logprobs or ())}
             found = self._change({"id": "c", "object": "text_completion", "choices": [choice]})
             writer.write(self.packed(200, json.dumps(found).encode()))
         await writer.drain()
+        return None
 
 
 class FaultProxy(LoopbackServer):

@@ -231,3 +231,12 @@ def test_vllm_serves_trajectories_that_the_model_itself_scores_alike(vllm_port: 
         again = read_trajectories(rollout(policy=broken, settings=settings, out=tmp_path / "faults"))
         assert len({t.id for t in again}) == 400
         assert read_manifest(tmp_path / "faults", "trajectories")["policy_errors"].keys() == proxy.injected.keys()
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_vllm_answers_in_text_alone_too(vllm_port: int, tmp_path: Path) -> None:
+    choice = PolicyChoice(model="openai-chat:served", settings={"url": f"http://127.0.0.1:{vllm_port}/v1", **FAST})
+    settings = RolloutSettings(tasks=100, samples=1, sampling=Sampling(max_new_tokens=16))
+    found = read_trajectories(rollout(policy=choice, settings=settings, out=tmp_path))
+    assert len(found) == 100 and all(t.text_only for t in found) and 0.2 < sum(t.success for t in found) / 100 < 0.9

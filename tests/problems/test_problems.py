@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from drift.errors import ConfigError
-from drift.problems import PROBLEM_SETS, Problem, get_problem_set, load_problems
+from drift.problems import PROBLEM_SETS, LeftOut, Problem, ProblemSet, get_problem_set, load_problems, load_split
 from drift.problems.base import lettered
 
 # One row in the schema of each set on the hub, and what must come of it.
-ROWS: dict[str, tuple[dict[str, Any], Problem | None]] = {
+ROWS: dict[str, tuple[dict[str, Any], Problem]] = {
     "gsm8k": (
         {"question": "Ann has 2 bags of 1,000 beads. How many?", "answer": "2*1000=<<2*1000=2000>>2000.\n#### 2,000"},
         Problem(question="Ann has 2 bags of 1,000 beads. How many?", gold="2,000"),
@@ -26,6 +26,60 @@ ROWS: dict[str, tuple[dict[str, Any], Problem | None]] = {
             "unique_id": "test/algebra/1.json",
         },
         Problem(question="What is half of $\\pi$?", gold="\\frac{\\pi}{2}"),
+    ),
+    "math": (
+        {
+            "problem": "What is half of $\\pi$? ",
+            "level": "Level 1",
+            "type": "Algebra",
+            "solution": "Not $\\boxed{\\pi}$ but half: $\\boxed{\\frac{\\pi}{2}}$.",
+        },
+        Problem(question="What is half of $\\pi$?", gold="\\frac{\\pi}{2}"),
+    ),
+    "mathdial": (
+        {
+            "qid": 5000012,
+            "scenario": 1,
+            "question": "Ann has 2 bags of 1,000 beads. How many?",
+            "ground_truth": "She has 2*1000=2000 beads.\n 2000",
+            "student_incorrect_solution": "1000 + 2 = 1002 \n 1002",
+            "student_profile": "Mia is in 7th grade.",
+            "teacher_described_confusion": "adds",
+            "self-correctness": "Yes",
+            "self-typical-confusion": 4.0,
+            "self-typical-interactions": 4.0,
+            "conversation": "Teacher: (probing)Why plus?|EOM|Student: Oh, 2000.",
+        },
+        Problem(question="Ann has 2 bags of 1,000 beads. How many?", gold="2000"),
+    ),
+    "mmlu_redux": (
+        {
+            "question": "Which is a gas?",
+            "choices": ["iron", "neon", "salt", "wax"],
+            "answer": 0,
+            "error_type": "wrong_groundtruth",
+            "source": "https://example.org/quiz",
+            "correct_answer": "1",
+            "potential_reason": "",
+        },
+        Problem(question="Which is a gas?", gold="B", options=("iron", "neon", "salt", "wax")),
+    ),
+    "mmlu_pro": (
+        {
+            "question_id": 70,
+            "question": "Which is a gas?",
+            "options": ["iron", "salt", "wax", "gold", "ice", "sand", "milk", "tin", "clay", "neon"],
+            "answer": "J",
+            "answer_index": 9,
+            "cot_content": "",
+            "category": "chemistry",
+            "src": "ori_mmlu-chemistry",
+        },
+        Problem(
+            question="Which is a gas?",
+            gold="J",
+            options=("iron", "salt", "wax", "gold", "ice", "sand", "milk", "tin", "clay", "neon"),
+        ),
     ),
     "metamath": (
         {
@@ -132,10 +186,121 @@ def test_theoremqa_answers_get_the_verifier_of_their_type(kind: str, answer: Any
     assert found == Problem(question="?", gold=gold, verifier=verifier)
 
 
-def test_rows_that_are_not_for_us_are_left_out() -> None:
-    assert get_problem_set("metamath").read({"type": "GSM_SV", "query": "q", "response": "The answer is: 1"}) is None
+def test_rows_that_are_not_for_us_are_left_out_for_a_reason() -> None:
+    row = {"type": "GSM_SV", "query": "q", "response": "The answer is: 1"}
+    assert get_problem_set("metamath").read(row) == LeftOut(reason="other_type")
     picture = {"Question": "?", "Answer": 1, "Answer_type": "integer", "Picture": b"png"}
-    assert get_problem_set("theoremqa").read(picture) is None
+    assert get_problem_set("theoremqa").read(picture) == LeftOut(reason="picture")
+
+
+@pytest.mark.parametrize(
+    ("solution", "gold"),
+    [
+        ("so $\\boxed 2$.", "2"),
+        ("so $x = \\boxed 9$", "9"),
+        ("so $\\fbox{4}$", "4"),
+        ("so $\\boxed{\\text{(A)}}$ or $\\boxed{\\{1,2\\}}$", "\\{1,2\\}"),
+        ("so it is 4.", None),
+        ("so $\\boxed{}$", None),
+    ],
+)
+def test_the_answers_of_math_are_the_last_box(solution: str, gold: str | None) -> None:
+    row = {"problem": "?", "level": "Level 5", "type": "Algebra", "solution": solution}
+    expected = LeftOut(reason="no_boxed_answer") if gold is None else Problem(question="?", gold=gold)
+    assert get_problem_set("math").read(row) == expected
+
+
+@pytest.mark.parametrize(
+    ("choices", "error", "correct", "gold"),
+    [
+        (["w", "x", "y", "z"], "ok", None, "A"),
+        (["w", "x", "y", "z"], "ok", "3", "A"),
+        (["w", "x", "y", "z"], "wrong_groundtruth", "C", "C"),
+        (["w", "x", "y", "z"], "wrong_groundtruth", " d ", "D"),
+        (["w", "x", "y", "z"], "Wrong Groundtruth ", "3", "D"),
+        (["iron", "neon", "salt", "wax"], "wrong_groundtruth", "Neon", "B"),
+        # An index, but also the text of another option.
+        (["1", "2", "3", "4"], "wrong_groundtruth", "2", None),
+        (["4", "5", "6", "7"], "wrong_groundtruth", "6", "C"),
+        (["w", "x", "y", "z"], "wrong_groundtruth", "A", None),  # the label that is said to be wrong
+        (["w", "x", "y", "z"], "wrong_groundtruth", "E", None),
+        (["w", "x", "y", "z"], "wrong_groundtruth", "1 or 2", None),
+        (["w", "x", "y", "z"], "wrong_groundtruth", None, None),
+    ],
+)
+def test_mmlu_redux_takes_the_corrected_label(
+    choices: list[str], error: str, correct: str | None, gold: str | None
+) -> None:
+    row = {"question": "?", "choices": choices, "answer": 0, "error_type": error, "correct_answer": correct}
+    found = get_problem_set("mmlu_redux").read(row)
+    if gold is None:
+        assert found == LeftOut(reason="wrong_groundtruth_not_corrected")
+    else:
+        assert found == Problem(question="?", gold=gold, options=tuple(choices))
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["bad_question_clarity", "bad_options_clarity", "no_correct_answer", "multiple_correct_answers", "expert"],
+)
+def test_mmlu_redux_leaves_out_what_has_no_one_answer(error: str) -> None:
+    row = {"question": "?", "choices": ["w", "x"], "answer": 0, "error_type": error, "correct_answer": "1"}
+    assert get_problem_set("mmlu_redux").read(row) == LeftOut(reason=error)
+    with pytest.raises(ValueError, match="error_type 'odd', expected ok"):
+        get_problem_set("mmlu_redux").read(row | {"error_type": "odd"})
+
+
+def test_labels_that_contradict_themselves_are_not_of_the_schema() -> None:
+    row = {"question": "?", "options": ["w", "x"], "answer": "A", "answer_index": 1}
+    with pytest.raises(ValueError, match="answer 'A', but answer_index 1 is B"):
+        get_problem_set("mmlu_pro").read(row)
+    with pytest.raises(ValueError, match="ends with 'I give up', expected a number"):
+        get_problem_set("mathdial").read({"question": "?", "ground_truth": "2\nI give up"})
+
+
+def test_every_row_is_counted(tmp_path: Path) -> None:
+    row = {"choices": ["w", "x", "y", "z"], "answer": 0, "correct_answer": None}
+    kinds = ["ok", "expert", "ok", "no_correct_answer", "expert", "ok", "wrong_groundtruth"]
+    rows = [row | {"question": f"q{i}", "error_type": kind} for i, kind in enumerate(kinds)]
+    rows.append(rows[0])
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found = load_split(get_problem_set("mmlu_redux"), "test", str(file))
+    assert [problem.question for problem in found.problems] == ["q0", "q2", "q5"]
+    assert found.counts == {
+        "rows": 8,
+        "problems": 3,
+        "repeated": 1,
+        "left_out_expert": 2,
+        "left_out_no_correct_answer": 1,
+        "left_out_wrong_groundtruth_not_corrected": 1,
+    }
+    assert found.counts["rows"] == sum(count for key, count in found.counts.items() if key != "rows")
+
+
+def test_several_configurations_are_read_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(hub: str, config: str | None, *, split: str) -> list[dict[str, str]]:
+        asked.append((hub, config, split))
+        return [{"problem": f"{config} of {split}?", "solution": f"\\boxed{{{len(asked)}}}"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = load_problems(get_problem_set("math"), "train")
+    subjects = [
+        "algebra",
+        "counting_and_probability",
+        "geometry",
+        "intermediate_algebra",
+        "number_theory",
+        "prealgebra",
+        "precalculus",
+    ]
+    assert asked == [("EleutherAI/hendrycks_math", subject, "train") for subject in subjects]
+    assert [(p.question, p.gold) for p in found] == [(f"{s} of train?", str(i + 1)) for i, s in enumerate(subjects)]
+    with pytest.raises(ConfigError, match="config or configs, not both"):
+        ProblemSet(hub="a/b", config="x", configs=("y",), splits={}, read=get_problem_set("math").read)
 
 
 def test_the_same_question_is_the_same_problem_whatever_set_it_is_in() -> None:

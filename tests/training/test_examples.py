@@ -1,7 +1,8 @@
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from drift.training.examples import build_examples, rows_of
+from drift.training.examples import Choice, build_examples, rows_of
 from drift.types import Completion, Step, Trajectory, Turn
 
 Make = Callable[..., Trajectory]
@@ -57,7 +58,12 @@ def test_rows_that_are_left_out_are_counted_by_reason(make_trajectory: Make) -> 
     made = [make_trajectory("t", k, ("1",)) for k in range(4)]
     long = make_trajectory("t", 4, ("1" * 50,))
     weights = {"t#0": 1.0, "t#1": 0.0, "t#2": -1.0, "t#4": 1.0}
-    rows, counts = build_examples([*made, long], weights, turns="terminal", normalization="sum", max_length=30)
+    choice = Choice(weights=weights, negligible={"t#2"}, turns="terminal", normalization="sum", max_length=30)
+    counts: Counter[str] = Counter()
+    rows = list(build_examples([*made, long], choice, counts))
     assert [row.trajectory_id for row in rows] == ["t#0", "t#2"]
-    assert rows[1].weight[-1] == -1.0
-    assert counts == {"rows": 2, "skipped_unweighted": 1, "skipped_zero_weight": 1, "skipped_too_long": 1}
+    # A negligible row is counted and has nothing to compute.
+    assert rows[1].token_ids == () and rows[0].weight[-1] == 1.0
+    assert counts == {
+        "rows": 2, "skipped_negligible": 1, "skipped_unweighted": 1, "skipped_zero_weight": 1, "skipped_too_long": 1
+    }  # fmt: skip

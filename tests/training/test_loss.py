@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from drift.training.examples import rows_of
+from drift.training.forward import padded_batch
 from drift.training.loss import weighted_loss
-from drift.training.trainer import ExampleDataset, collate
 from drift.types import Example
 
 
@@ -70,15 +70,14 @@ def test_padding_changes_nothing(make_trajectory, tiny_model) -> None:  # type: 
     rows: list[Example] = []
     for k, answers in enumerate([("1",), ("1", "2", "33"), ("4", "5")]):
         rows += rows_of(make_trajectory("t", k, answers), 0.5 + k, turns="all", normalization="mean")
-    items = [ExampleDataset(rows)[i] for i in range(3)]
 
-    def loss(chosen: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        batch = collate(0, chosen)
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return weighted_loss(logits, batch["input_ids"], batch["weight"], 3)
+    def loss(chosen: list[Example]) -> torch.Tensor:
+        batch = padded_batch(chosen)
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        return weighted_loss(logits, batch.input_ids, batch.weight, 3)
 
-    together = loss(items)
-    separate = sum(loss([item]).item() for item in items)
+    together = loss(rows)
+    separate = sum(loss([row]).item() for row in rows)
     assert together.item() == pytest.approx(separate, rel=1e-5)
 
 
@@ -87,14 +86,14 @@ def test_uniform_weights_are_plain_fine_tuning(make_trajectory, tiny_model) -> N
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     rows = [rows_of(make_trajectory("t", k, ("1", "2")), 1.0, turns="all", normalization="sum")[0] for k in range(3)]
-    batch = collate(0, [ExampleDataset(rows)[i] for i in range(3)])
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    batch = padded_batch(rows)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 
-    weighted_loss(model(**inputs).logits, batch["input_ids"], batch["weight"], 3).backward()
+    weighted_loss(model(**inputs).logits, batch.input_ids, batch.weight, 3).backward()
     ours = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     # The library's own supervised loss: a sum over labels, divided by the number it is told.
-    labels = torch.where(batch["weight"] != 0, batch["input_ids"], -100)
+    labels = torch.where(batch.weight != 0, batch.input_ids, -100)
     model(**inputs, labels=labels, num_items_in_batch=3).loss.backward()
     for mine, parameter in zip(ours, model.parameters(), strict=True):
         assert torch.allclose(mine, parameter.grad, rtol=1e-5, atol=1e-7)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,8 +23,10 @@ from drift.errors import ConfigError, DatasetError, Interrupted, TrainingError
 from drift.manifest import read_manifest
 from drift.policies.hf import fingerprint, load_model
 from drift.training.config import LoraSettings, TrainingConfig
+from drift.training.forward import teach, use_trees
+from drift.training.plan import Rows, plan_steps
 from drift.training.run import last_checkpoint, training_arguments
-from drift.training.trainer import ExampleDataset, WeightedTrainer, collate
+from drift.training.trainer import StepDataset, WeightedTrainer
 from drift.types import Example, Trajectory
 from drift.weights.config import WeightConfig
 
@@ -51,17 +54,19 @@ def examples() -> list[Example]:
     return rows
 
 
-def one_step(model_folder: Path, rows: list[Example], out: Path, micro: int) -> dict[str, torch.Tensor]:
-    """Parameters after one step of plain gradient descent on all rows, split into micro-batches."""
+def one_step(model_folder: Path, rows: list[Example], out: Path, tokens: int, trees: bool) -> dict[str, torch.Tensor]:
+    """Parameters after one step of plain gradient descent on all rows, ``tokens`` at most in one forward pass."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    config = TrainingConfig(
-        batch_size=len(rows), micro_batch_size=micro, max_steps=1, warmup=0.0, save_steps=0, max_grad_norm=0.0
-    )
+    teach(model)
+    use_trees(model, trees)
+    lengths = np.array([len(row.token_ids) for row in rows])
+    facts = Rows(group_N=np.zeros(len(rows), np.int64), length_N=lengths)
+    steps = plan_steps(facts, batch_size=len(rows), steps=1, seed=0, ranks=1, by_group=True)
+    config = TrainingConfig(batch_size=len(rows), max_steps=1, warmup=0.0, save_steps=0, max_grad_norm=0.0)
     trainer = WeightedTrainer(
         model=model,
-        args=training_arguments(config, out, 0, "cpu"),
-        train_dataset=ExampleDataset(rows),
-        data_collator=lambda batch: collate(0, batch),
+        args=training_arguments(config, out, 1, 0, "cpu"),
+        train_dataset=StepDataset(steps, rows, rank=0, tokens_per_batch=tokens, trees=trees),
         optimizers=(torch.optim.SGD(model.parameters(), lr=1.0), None),
     )
     trainer.train()
@@ -79,12 +84,13 @@ def expected_step(model_folder: Path, rows: list[Example]) -> dict[str, torch.Te
     return {name: (parameter - parameter.grad).detach() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("micro", [16, 4, 1])
-def test_one_batch_is_many_micro_batches_is_each_row_alone(
-    tiny_model: Path, examples: list[Example], tmp_path: Path, micro: int
+@pytest.mark.parametrize("trees", [True, False])
+@pytest.mark.parametrize("tokens", [10_000, 90, 1])
+def test_one_pass_is_many_passes_is_each_row_alone(
+    tiny_model: Path, examples: list[Example], tmp_path: Path, tokens: int, trees: bool
 ) -> None:
     expected = expected_step(tiny_model, examples)
-    found = one_step(tiny_model, examples, tmp_path, micro)
+    found = one_step(tiny_model, examples, tmp_path, tokens, trees)
     for name, value in found.items():
         assert torch.allclose(value.double(), expected[name], rtol=1e-5, atol=2e-6), name
 
@@ -95,23 +101,33 @@ def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Examp
         textwrap.dedent(
             """
             import pickle, sys, torch
+            import numpy as np
             from transformers import AutoModelForCausalLM
             from pathlib import Path
             from drift.training.config import TrainingConfig
+            from drift.training.forward import teach, use_trees
+            from drift.training.plan import Rows, plan_steps
             from drift.training.run import training_arguments
-            from drift.training.trainer import ExampleDataset, WeightedTrainer, collate
+            from drift.training.trainer import StepDataset, WeightedTrainer
 
             folder, rows, out = sys.argv[1:]
             examples = pickle.loads(Path(rows).read_bytes())
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            config = TrainingConfig(
-                batch_size=16, micro_batch_size=4, max_steps=1, warmup=0.0, save_steps=0, max_grad_norm=0.0
-            )
+            teach(model)
+            use_trees(model, True)
+            config = TrainingConfig(batch_size=16, max_steps=1, warmup=0.0, save_steps=0, max_grad_norm=0.0)
+            args = training_arguments(config, Path(out), 1, 0, "cpu")
+            lengths = np.array([len(row.token_ids) for row in examples])
+            # One prompt has nearly all rows, and one rank makes more passes than the other.
+            facts = Rows(group_N=np.array([0] * 13 + [1, 2, 3]), length_N=lengths)
+            steps = plan_steps(facts, batch_size=16, steps=1, seed=0, ranks=2, by_group=True)
+            tokens = 40 if args.process_index else 200
             trainer = WeightedTrainer(
                 model=model,
-                args=training_arguments(config, Path(out), 0, "cpu"),
-                train_dataset=ExampleDataset(examples),
-                data_collator=lambda batch: collate(0, batch),
+                args=args,
+                train_dataset=StepDataset(
+                    steps, examples, rank=args.process_index, tokens_per_batch=tokens, trees=True
+                ),
                 optimizers=(torch.optim.SGD(model.parameters(), lr=1.0), None),
             )
             assert trainer.accelerator.num_processes == 2
@@ -157,7 +173,7 @@ def weighed(tmp_path: Path, tiny_model: Path, make_trajectory: Make) -> tuple[Pa
 
 
 def settings(**changes: Any) -> TrainingConfig:
-    defaults = {"max_steps": 6, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-3, "save_steps": 2}
+    defaults = {"max_steps": 6, "batch_size": 8, "tokens_per_batch": 100, "learning_rate": 1e-3, "save_steps": 2}
     return TrainingConfig(**{**defaults, "log_steps": 1, **changes})
 
 
@@ -197,7 +213,7 @@ def test_training_killed_and_started_again_ends_with_the_same_curve_and_model(
 ) -> None:
     whole = train(*weighed, out=tmp_path / "whole", base=str(tiny_model), config=settings(max_steps=12))
     command = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--out", str(tmp_path / "broken")]
-    command += ["--base", str(tiny_model), "--max_steps", "12", "--batch_size", "8", "--micro_batch_size", "4"]
+    command += ["--base", str(tiny_model), "--max_steps", "12", "--batch_size", "8", "--tokens_per_batch", "100"]
     command += ["--learning_rate", "1e-3", "--save_steps", "2", "--log_steps", "1"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while last_checkpoint(tmp_path / "broken") is None and child.poll() is None:
@@ -225,7 +241,6 @@ def test_a_checkpoint_without_an_end_is_not_gone_on_from(tmp_path: Path) -> None
 def test_ctrl_c_keeps_the_checkpoint_and_says_so(weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--out", str(tmp_path / "model")]
     command += ["--base", str(tiny_model), "--max_steps", "100000", "--batch_size", "8", "--save_steps", "2"]
-    command += ["--micro_batch_size", "8"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while last_checkpoint(tmp_path / "model") is None and child.poll() is None:
         time.sleep(0.01)
@@ -279,7 +294,7 @@ def test_negative_weights_push_replies_away(tmp_path: Path, tiny_model: Path, ma
         writer.append(bad)
         writer.finish()
     weigh_dataset(tmp_path / "data", WeightConfig(scheme="swift"), tmp_path / "weights")
-    config = settings(turns="all", batch_size=2, micro_batch_size=1, max_steps=10, learning_rate=3e-4, save_steps=0)
+    config = settings(turns="all", batch_size=2, max_steps=10, learning_rate=3e-4, save_steps=0)
     out = train(tmp_path / "data", tmp_path / "weights", out=tmp_path / "m", base=str(tiny_model), config=config)
 
     def score(folder: Path, trajectory: Trajectory) -> float:
@@ -310,7 +325,9 @@ def test_bad_settings_and_data_are_refused_before_training(
         train(*weighed, out=tmp_path / "z", base=str(tiny_model), config=settings(learning_rate=0.5))
     for change, name in (
         ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": 8, "micro_batch_size": 3}, "micro_batch_size"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch"),
+        ({"shuffle": "groups"}, "shuffle"),
+        ({"skip_mass": 1.0}, "skip_mass"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"max_steps": 0, "epochs": 0}, "epochs"),
         ({"turns": "first"}, "turns"),

@@ -12,9 +12,13 @@ from drift.cli.main import parse
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("file", type=str, help="logged conversations, JSON Lines or Parquet")
+    parser.add_argument(
+        "file", type=str, help="logged conversations: JSON Lines, Parquet, or a directory of trajectories"
+    )
     parser.add_argument("--out", type=str, required=True, help="directory of the trajectories")
-    parser.add_argument("--format", type=str, default="messages", help="messages, drift, mathdial or a registered one")
+    parser.add_argument(
+        "--format", type=str, default="messages", help="messages, drift, mathdial, trajectories or a registered one"
+    )
     parser.add_argument("--settings", type=dict, default={}, help="the format's own settings, as {reward: score}")
     parser.add_argument("--model", type=str, default="default", help="the model to be trained: its template is used")
     parser.add_argument("--max_length", type=int, default=0, help="most tokens of a conversation; 0 takes the model's")

@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
         ("turns", pa.list_(_TURN)),
         ("stop_reason", pa.string()),
         ("error", pa.string()),
+        ("text_only", pa.bool_()),
     ]
 )
 
@@ -73,6 +74,7 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
         ],
         "stop_reason": trajectory.stop_reason,
         "error": trajectory.error,
+        "text_only": trajectory.text_only,
     }
 
 
@@ -99,18 +101,21 @@ def from_row(row: dict[str, Any]) -> Trajectory:
         )
         turns.append(Turn(prompt_ids=tuple(turn["prompt_ids"]), completion=completion, step=step))
     plain = {key: row[key] for key in ("id", "task_id", "group_id", "sample", "policy", "seed", "stop_reason", "error")}
+    plain["text_only"] = bool(row.get("text_only"))
     return Trajectory(**plain, messages=tuple(row["messages"]), turns=tuple(turns))
 
 
 def dataset_hash(trajectories: Iterable[Trajectory]) -> str:
     """Hash of what was said and how it was judged, in whatever order the trajectories come.
 
-    Left out: log-probabilities, whose last bits depend on the batch, and ``info``, which is the environment's own.
+    Left out: log-probabilities, whose last bits depend on the batch, ``info``, which is the environment's own, and
+    ``text_only``, which the ids tell.
     ``graded`` is left out where it is true, so that data without other turns keep the hash they always had.
     """
     digests = []
     for trajectory in trajectories:
         row = to_row(trajectory)
+        del row["text_only"]
         for turn in row["turns"]:
             del turn["logprobs"], turn["info"]
             if turn["graded"]:

@@ -116,13 +116,14 @@ class TrajectoryWriter:
         """Close the data set: write counts, cost, hash and ``more`` into the manifest, and return it."""
         self.flush()
         counts: Counter[str] = Counter()
-        tokens = 0
+        tokens: int | None = 0
 
         def counted() -> Iterator[Trajectory]:
             nonlocal tokens
             for trajectory in _stored(self._directory):
                 counts[trajectory.stop_reason] += 1
-                tokens += trajectory.tokens_sampled
+                sampled = trajectory.tokens_sampled
+                tokens = None if tokens is None or sampled is None else tokens + sampled
                 yield trajectory
 
         digest = dataset_hash(counted())
@@ -159,12 +160,13 @@ class TrajectoryWriter:
         )
 
 
-def _shards(directory: Path) -> list[Path]:
+def shards(directory: Path) -> list[Path]:
+    """The files that hold a data set's rows, in the order they were written."""
     return sorted((directory / "shards").glob("*.parquet"))
 
 
 def _tables(directory: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    for path in _shards(directory):
+    for path in shards(directory):
         try:
             yield pq.read_table(path, columns=columns)
         except (pa.ArrowException, OSError) as error:
@@ -196,20 +198,38 @@ def read_trajectories(directory: Path, *, complete_only: bool = True) -> list[Tr
     """
     manifest = read_manifest(directory, KIND)
     if complete_only and not manifest["complete"]:
+        raise _incomplete(directory, manifest)
+    found = list(stream_trajectories(directory) if complete_only else _stored(directory))
+    return sorted(found, key=lambda trajectory: (trajectory.task_id, trajectory.sample))
+
+
+def stream_trajectories(directory: Path) -> Iterator[Trajectory]:
+    """The trajectories of a finished data set, a shard at a time in memory, in the order they were written.
+
+    Raises:
+        DatasetError: as ``read_trajectories``; that a shard is gone is only known at the end.
+    """
+    manifest = read_manifest(directory, KIND)
+    if not manifest["complete"]:
+        raise _incomplete(directory, manifest)
+    expected, count = manifest["counts"].get("trajectories"), 0
+    for trajectory in _stored(directory):
+        count += 1
+        yield trajectory
+    if expected != count:
         raise DatasetError(
-            f"{directory} is incomplete: {len(_read_ids(directory))} of {manifest['spec'].get('trajectories', '?')} "
-            "trajectories. Run the same command again: it goes on where it was."
-        )
-    found = list(_stored(directory))
-    expected = manifest["counts"].get("trajectories")
-    if complete_only and expected != len(found):
-        raise DatasetError(
-            f"{directory}: {len(found)} trajectories on disk, the manifest says {expected}: a shard is missing. "
+            f"{directory}: {count} trajectories on disk, the manifest says {expected}: a shard is missing. "
             "Restore it, or run the same rollout command again: the missing ones are sampled again."
         )
-    if complete_only and not found:
+    if not count:
         raise DatasetError(f"{directory} holds no trajectories. Run the rollouts with at least one task.")
-    return sorted(found, key=lambda trajectory: (trajectory.task_id, trajectory.sample))
+
+
+def _incomplete(directory: Path, manifest: Mapping[str, Any]) -> DatasetError:
+    return DatasetError(
+        f"{directory} is incomplete: {len(_read_ids(directory))} of {manifest['spec'].get('trajectories', '?')} "
+        "trajectories. Run the same command again: it goes on where it was."
+    )
 
 
 def write_tasks(directory: Path, tasks: Iterable[Task]) -> None:
@@ -235,4 +255,4 @@ def as_hf_dataset(directory: Path) -> Any:
     from datasets import Dataset
 
     read_manifest(directory, KIND)
-    return Dataset.from_parquet([str(path) for path in _shards(directory)])
+    return Dataset.from_parquet([str(path) for path in shards(directory)])

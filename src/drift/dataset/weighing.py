@@ -43,6 +43,19 @@ class Outcomes:
     failures_N: NDArray[np.int64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightTable:
+    """Weights as they were written: id, group and weight of each trajectory that did not fail."""
+
+    ids: list[str]
+    groups: list[str]
+    weights_N: NDArray[np.float64]
+
+    def by_id(self) -> dict[str, float]:
+        """Weight by trajectory id."""
+        return dict(zip(self.ids, self.weights_N.tolist(), strict=True))
+
+
 def outcomes(trajectories: Sequence[Trajectory]) -> Outcomes:
     """Read outcomes off trajectories. Those with an error or without a turn have none and are left out."""
     kept = [t for t in trajectories if t.error is None and t.turns]
@@ -141,8 +154,8 @@ def weights_hash(ids: Sequence[str], weights_N: NDArray[np.float64]) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def read_weights(directory: Path, data: Path) -> dict[str, float]:
-    """Weights by trajectory id; raises ``DatasetError`` where they were not made from ``data`` as it is now."""
+def read_weights(directory: Path, data: Path) -> WeightTable:
+    """The weights in ``directory``; raises ``DatasetError`` where they were not made from ``data`` as it is now."""
     manifest = read_manifest(directory, KIND)
     current = read_manifest(data, TRAJECTORIES)["dataset_hash"]
     if manifest["dataset_hash"] != current:
@@ -154,4 +167,8 @@ def read_weights(directory: Path, data: Path) -> dict[str, float]:
         table = pq.read_table(directory / FILE)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{directory / FILE} can't be read: {error}. Run drift weigh again.") from error
-    return dict(zip(table.column("id").to_pylist(), table.column("weight").to_pylist(), strict=True))
+    return WeightTable(
+        ids=table.column("id").to_pylist(),
+        groups=table.column("group_id").to_pylist(),
+        weights_N=table.column("weight").to_numpy(),
+    )

@@ -18,6 +18,7 @@ ENVIRONMENTS = Registry(
         "guess": "drift.environments.guess:Guess",
         "math": "drift.environments.math:MathQuestions",
         "reasoning": "drift.environments.reasoning:Reasoning",
+        "tools": "drift.environments.tools:Tools",
     },
 )
 

@@ -29,7 +29,8 @@ class EnvironmentFactory(Protocol):
     """A kind of environment: its settings, its tasks, and how to start an episode of one.
 
     Register a class (or a function returning one) under the entry-point group ``drift.environments``. Its keyword
-    arguments are the settings a recipe may give under ``environment.settings``.
+    arguments are the settings a recipe may give under ``environment.settings``. One that reads its tasks from elsewhere
+    may have ``source_counts(split) -> dict[str, int]``, which ``drift check`` and the manifest tell.
 
     A factory that asks models of its own, a judge or a simulated user, may have ``fingerprints``, the fingerprint of
     each by its role, which become part of what decides the data; ``counts``, a ``Counter`` of what happened on the way,
@@ -63,6 +64,12 @@ def task_hash(tasks: Sequence[Task]) -> str:
     for task_id in sorted(task.id for task in tasks):
         digest.update(task_id.encode() + b"\n")
     return digest.hexdigest()[:16]
+
+
+def source_of(factory: EnvironmentFactory, tasks: Sequence[Task]) -> dict[str, dict[str, int]]:
+    """For the manifest: what ``tasks``, of one split, were drawn from, and what of that was left out; else nothing."""
+    source_counts = getattr(factory, "source_counts", None)
+    return {"source": dict(source_counts(tasks[0].split))} if source_counts is not None and tasks else {}
 
 
 def describe(settings: Mapping[str, Any]) -> str:

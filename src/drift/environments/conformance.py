@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from drift.environments.base import SPLITS, Environment, EnvironmentFactory
+from drift.environments.base import SPLITS, Environment, EnvironmentFactory, describe
 from drift.types import Message, Step, Task
 
 REPLIES = (
@@ -81,7 +81,9 @@ def _check_tasks(factory: EnvironmentFactory, count: int, seed: int) -> str:
         for task in first:
             _expect(task.split == split, f"{task.id}: split {task.split!r}, expected {split!r}")
             json.dumps({"group": task.group_id, **task.payload})
-    return f"{count} per split"
+    source_counts = getattr(factory, "source_counts", None)
+    drawn_from = [f"; {split} from {describe(source_counts(split))}" for split in SPLITS] if source_counts else []
+    return f"{count} per split{''.join(drawn_from)}"
 
 
 def _check_splits(factory: EnvironmentFactory, count: int, seed: int) -> str:

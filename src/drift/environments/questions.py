@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from drift.environments.answers import extract_answer
-from drift.environments.base import SPLITS
+from drift.environments.base import SPLITS, describe
 from drift.errors import ConfigError, require
-from drift.problems import Problem, get_problem_set, load_problems
+from drift.problems import Loaded, Problem, get_problem_set, load_split
 from drift.problems.base import LETTERS
 from drift.types import Message, Step, Task
 from drift.verifiers import Verification, Verifier, make_verifier
@@ -58,7 +58,7 @@ class QuestionSource:
         if count > len(problems):
             raise ConfigError(
                 f"{getattr(self, split)} has {len(problems)} {split} problems that can be used; {count} were asked "
-                f"for. Ask for at most {len(problems)}."
+                f"for. Ask for at most {len(problems)}. Its source: {describe(self.source_counts(split))}."
             )
         drawn = random.Random(f"questions/{split}/{seed}").sample(problems, count)
         return [_task(problem, split) for problem in drawn]
@@ -72,7 +72,14 @@ class QuestionSource:
         """Whether the test set can be read where the training set is: whoever gives local files may be offline."""
         return bool(self.test_file) or (not self.train_file and "test" in get_problem_set(self.test).splits)
 
+    def source_counts(self, split: str) -> dict[str, int]:
+        """How many rows the source of ``split`` has, and what became of them; see ``drift.problems.Loaded``."""
+        return dict(self._source(split).counts)
+
     def _problems(self, split: str) -> list[Problem]:
+        return list(self._source(split).problems)
+
+    def _source(self, split: str) -> Loaded:
         return _load(getattr(self, split), split, getattr(self, f"{split}_file"))
 
 
@@ -114,8 +121,8 @@ class Questions(QuestionSource):
 
 
 @functools.lru_cache(maxsize=8)
-def _load(name: str, split: str, file: str) -> list[Problem]:
-    return load_problems(get_problem_set(name), split, file)
+def _load(name: str, split: str, file: str) -> Loaded:
+    return load_split(get_problem_set(name), split, file)
 
 
 def _task(problem: Problem, split: str) -> Task:

@@ -34,7 +34,7 @@ class Runs:
         distinct_N: ``(N,)`` number of distinct answers E.
         failures_N: ``(N,)`` replies without a readable answer where one was asked for.
         reward_N: ``(N,)`` sum of the environment's rewards.
-        tokens_N: ``(N,)`` tokens sampled.
+        tokens_N: ``(N,)`` tokens sampled; −1 where the policy told none.
         excluded: conversations that failed, or whose prompt is left out.
     """
 
@@ -70,7 +70,7 @@ def runs_of(trajectories: Sequence[Trajectory], prompts: Collection[str] | None 
         distinct_N=np.array([len({*answers} - {None}) for answers in graded], np.int64),
         failures_N=np.array([answers.count(None) for answers in graded], np.int64),
         reward_N=np.array([sum(turn.step.reward for turn in t.turns) for t in kept], float),
-        tokens_N=np.array([t.tokens_sampled for t in kept], np.int64),
+        tokens_N=np.array([-1 if t.tokens_sampled is None else t.tokens_sampled for t in kept], np.int64),
         excluded=len(trajectories) - len(kept),
     )
 
@@ -131,6 +131,6 @@ def metrics(runs: Runs, max_turns: int) -> dict[str, Ratio]:
         np.where(graded_N > 1, runs.distinct_N / np.maximum(graded_N, 1), 0.0), graded_N > 1
     )
     found["format_failures"] = ratio(runs.failures_N, graded_N)
-    found["reply_tokens"] = ratio(runs.tokens_N, turns)
+    found["reply_tokens"] = ratio(np.maximum(runs.tokens_N, 0), np.where(runs.tokens_N < 0, 0, turns))
     found["reward"] = ratio(runs.reward_N, one_N)
     return found

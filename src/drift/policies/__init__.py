@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from drift.policies.base import DEFAULT_MODEL, Policy, Sampling, derive_seed
+from drift.policies.base import DEFAULT_MODEL, AnyPolicy, Policy, Sampling, TextPolicy, derive_seed
 from drift.registry import Registry
 
 POLICIES = Registry(
@@ -14,12 +14,13 @@ POLICIES = Registry(
     {
         "hf": "drift.policies.hf:HFPolicy",
         "openai": "drift.policies.openai:OpenAIPolicy",
+        "openai-chat": "drift.policies.openai_chat:OpenAIChatPolicy",
         "scripted": "drift.policies.scripted:ScriptedPolicy",
     },
 )
 
 
-def make_policy(model: str, settings: Mapping[str, Any] | None = None, **usual: Any) -> Policy:
+def make_policy(model: str, settings: Mapping[str, Any] | None = None, **usual: Any) -> AnyPolicy:
     """The policy that ``model`` names.
 
     Args:
@@ -36,7 +37,7 @@ def make_policy(model: str, settings: Mapping[str, Any] | None = None, **usual: 
     key = next(iter(_parameters(kind)))
     value: object = tuple(argument.split("|")) if kind == "scripted" else argument
     accepted = {k: v for k, v in usual.items() if k in _parameters(kind)}
-    made: Policy = POLICIES.make(kind, {key: value, **accepted, **(settings or {})}, where="policy.settings")
+    made: AnyPolicy = POLICIES.make(kind, {key: value, **accepted, **(settings or {})}, where="policy.settings")
     return made
 
 
@@ -51,4 +52,14 @@ def _parameters(kind: str) -> list[str]:
     return list(inspect.signature(POLICIES.get(kind)).parameters)
 
 
-__all__ = ["DEFAULT_MODEL", "POLICIES", "Policy", "Sampling", "derive_seed", "make_policy", "model_path"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "POLICIES",
+    "AnyPolicy",
+    "Policy",
+    "Sampling",
+    "TextPolicy",
+    "derive_seed",
+    "make_policy",
+    "model_path",
+]

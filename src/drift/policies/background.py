@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from drift.errors import require, unknown_name
-from drift.policies.base import Policy, Sampling
+from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, next_reply
 from drift.types import Completion, Message
 
 
@@ -37,14 +37,14 @@ class BackgroundPolicy:
         if colon and kind not in POLICIES.names():
             raise unknown_name("policy", kind, POLICIES.names(), where=where)
         self._model, self._settings = model if colon else f"hf:{model}", dict(settings)
-        self._policy: Policy | None = None
+        self._policy: AnyPolicy | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         # Held while the model loads, which takes long; the other one never is.
         self._loading, self._starting = threading.Lock(), threading.Lock()
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> AnyPolicy:
         """The policy, loaded if it is not; raises ``PolicyError`` or ``ConfigError`` if it can't be."""
         from drift.policies import make_policy
 
@@ -66,11 +66,10 @@ class BackgroundPolicy:
         return asyncio.run_coroutine_threadsafe(self._ask(messages, sampling, seed), self._running_loop())
 
     async def _ask(self, messages: Sequence[Message], sampling: Sampling, seed: int) -> Completion | None:
-        policy = self.policy
-        prompt = policy.chat.first(messages)
-        if policy.context_length is not None and len(prompt) + sampling.max_new_tokens > policy.context_length:
+        try:
+            return (await next_reply(self.policy, messages, None, sampling=sampling, seed=seed))[1]
+        except ContextExceeded:
             return None
-        return await policy.complete(prompt, sampling=sampling, seed=seed)
 
     async def aclose(self) -> None:
         """Close the policy's connections and end the loop; a later question starts another."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from drift.chat import Chat
-from drift.errors import require
-from drift.types import Completion
+from drift.errors import PolicyError, require
+from drift.types import Completion, Message, Turn
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 
@@ -69,6 +70,61 @@ class Policy(Protocol):
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
         """Sample one reply to ``prompt_ids``; the same arguments give the same reply."""
         ...
+
+
+@runtime_checkable
+class TextPolicy(Protocol):
+    """A policy that is given text and returns text, because nobody tells which ids it saw and sampled.
+
+    What it says can be judged, measured and logged. To be trained it must be tokenized first (``drift import``).
+    ``counts`` and ``aclose`` are as in ``Policy``.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what is known to decide what the policy says."""
+        ...
+
+    async def reply(self, messages: Sequence[Message], *, sampling: Sampling, seed: int) -> Completion:
+        """Sample one reply to a conversation; its ``token_ids`` are empty."""
+        ...
+
+
+AnyPolicy = Policy | TextPolicy
+
+
+class ContextExceeded(PolicyError):
+    """A server refuses a conversation because it has become too long; the conversation ends there."""
+
+
+async def next_reply(
+    policy: AnyPolicy, messages: Sequence[Message], previous: Turn | None, *, sampling: Sampling, seed: int
+) -> tuple[tuple[int, ...], Completion]:
+    """The prompt ids and the reply of ``policy`` to a conversation, whichever kind of policy it is.
+
+    Args:
+        policy: with ids or text alone.
+        messages: the conversation so far; the last message is not the assistant's.
+        previous: the assistant's last turn; ``None`` if this is its first.
+        sampling: how the reply is drawn.
+        seed: of this reply.
+
+    Returns:
+        What the policy was prompted with (empty for text alone), and its reply.
+
+    Raises:
+        ContextExceeded: prompt and reply would not fit the policy's context.
+    """
+    if isinstance(policy, TextPolicy):
+        return (), await policy.reply(messages, sampling=sampling, seed=seed)
+    prompt = policy.chat.first(messages) if previous is None else policy.chat.next(messages, previous)
+    limit = policy.context_length
+    if limit is not None and len(prompt) + sampling.max_new_tokens > limit:
+        raise ContextExceeded(
+            f"a prompt of {len(prompt)} tokens and a reply of up to {sampling.max_new_tokens} don't fit the policy's "
+            f"context of {limit}. Shorten the conversation or lower sampling.max_new_tokens."
+        )
+    return prompt, await policy.complete(prompt, sampling=sampling, seed=seed)
 
 
 def derive_seed(*parts: object) -> int:

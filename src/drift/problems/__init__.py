@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from drift.problems.base import Problem, ProblemSet, load_problems
+from drift.problems.base import LeftOut, Loaded, Problem, ProblemSet, load_problems, load_split
 from drift.registry import Registry
 
 PROBLEM_SETS = Registry(
@@ -12,9 +12,13 @@ PROBLEM_SETS = Registry(
         "arc": "drift.problems.arc:problem_set",
         "gpqa": "drift.problems.gpqa:problem_set",
         "gsm8k": "drift.problems.gsm8k:problem_set",
+        "math": "drift.problems.math:problem_set",
         "math500": "drift.problems.math500:problem_set",
+        "mathdial": "drift.problems.mathdial:problem_set",
         "metamath": "drift.problems.metamath:problem_set",
         "mmlu": "drift.problems.mmlu:problem_set",
+        "mmlu_pro": "drift.problems.mmlu_pro:problem_set",
+        "mmlu_redux": "drift.problems.mmlu_redux:problem_set",
         "openbookqa": "drift.problems.openbookqa:problem_set",
         "sciq": "drift.problems.sciq:problem_set",
         "theoremqa": "drift.problems.theoremqa:problem_set",
@@ -28,4 +32,13 @@ def get_problem_set(name: str) -> ProblemSet:
     return found
 
 
-__all__ = ["PROBLEM_SETS", "Problem", "ProblemSet", "get_problem_set", "load_problems"]
+__all__ = [
+    "PROBLEM_SETS",
+    "LeftOut",
+    "Loaded",
+    "Problem",
+    "ProblemSet",
+    "get_problem_set",
+    "load_problems",
+    "load_split",
+]

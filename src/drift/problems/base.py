@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drift.errors import ConfigError
+from drift.errors import ConfigError, require
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -38,25 +39,58 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """What becomes of a row of the schema that holds no problem to ask: the reason, by which such rows are counted."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProblemSet:
     """Where problems come from.
 
     Attributes:
         hub: id of the data set on the hub.
         config: its configuration; ``None`` for the default.
+        configs: several configurations, one per subject, say, that together are the set; instead of ``config``.
         splits: our ``train`` and ``test`` to the hub's name; a split that is missing does not exist.
-        read: makes a problem of a row; ``None`` leaves the row out, ``KeyError``, ``ValueError`` or ``TypeError``
+        read: makes a problem of a row, or says why the row is left out; ``KeyError``, ``ValueError`` or ``TypeError``
             mean that it is not of the schema.
     """
 
     hub: str
     config: str | None = None
+    configs: tuple[str, ...] = ()
     splits: Mapping[str, str]
-    read: Callable[[Mapping[str, Any]], Problem | None]
+    read: Callable[[Mapping[str, Any]], Problem | LeftOut]
+
+    def __post_init__(self) -> None:
+        require(
+            not (self.config and self.configs), f"configs of {self.hub}", self.configs, "config or configs, not both"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """The distinct problems of one split, in the order of their source, and what the other rows were.
+
+    Attributes:
+        problems: the problems.
+        counts: rows by what became of them: ``rows`` (all of them), ``problems``, ``repeated`` (a problem that an
+            earlier row holds) and ``left_out_<reason>``.
+    """
+
+    problems: tuple[Problem, ...]
+    counts: Mapping[str, int]
 
 
 def load_problems(problem_set: ProblemSet, split: str, file: str = "") -> list[Problem]:
-    """The distinct problems of one split, in the order of their source.
+    """The distinct problems of one split, in the order of their source; see ``load_split``."""
+    return list(load_split(problem_set, split, file).problems)
+
+
+def load_split(problem_set: ProblemSet, split: str, file: str = "") -> Loaded:
+    """Read one split, and count what was left out.
 
     Args:
         problem_set: whose.
@@ -71,8 +105,9 @@ def load_problems(problem_set: ProblemSet, split: str, file: str = "") -> list[P
             f"{problem_set.hub} has no {split} split, only {', '.join(problem_set.splits)}. "
             f"Name another set for it, or give a local file as environment.settings.{split}_file."
         )
-    rows = _local(Path(file).expanduser()) if file else _hub(problem_set, split)
+    rows = local_rows(Path(file).expanduser()) if file else _hub(problem_set, split)
     found: dict[str, Problem] = {}
+    counts: Counter[str] = Counter()
     for number, row in enumerate(rows, start=1):
         try:
             problem = problem_set.read(row)
@@ -81,11 +116,15 @@ def load_problems(problem_set: ProblemSet, split: str, file: str = "") -> list[P
                 f"row {number} of {file or problem_set.hub} is not of the schema of {problem_set.hub}: "
                 f"{type(error).__name__}: {error}. Mend or remove the row, or name the set that the file is of."
             ) from error
-        if problem is not None:
+        if isinstance(problem, LeftOut):
+            counts[f"left_out_{problem.reason}"] += 1
+        else:
+            counts["repeated"] += problem.id in found
             found.setdefault(problem.id, problem)
     if not found:
         raise ConfigError(f"{file or problem_set.hub} holds no problem that can be used in its {split} split.")
-    return list(found.values())
+    kept = {"rows": len(found) + counts.total(), "problems": len(found)}
+    return Loaded(problems=tuple(found.values()), counts=kept | dict(sorted((+counts).items())))
 
 
 def lettered(texts: Sequence[str], right: int, *, shuffle: bool = False) -> tuple[tuple[str, ...], str]:
@@ -107,7 +146,8 @@ def lettered(texts: Sequence[str], right: int, *, shuffle: bool = False) -> tupl
     return tuple(texts[at].strip() for at in order), LETTERS[order.index(right)]
 
 
-def _local(path: Path) -> Iterator[Mapping[str, Any]]:
+def local_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a JSON Lines, JSON or Parquet file; raises ``ConfigError`` if it can't be read."""
     try:
         with path.open("rb") as file:
             head = file.read(64).lstrip()
@@ -132,11 +172,12 @@ def _hub(problem_set: ProblemSet, split: str) -> Iterator[Mapping[str, Any]]:
             f"{problem_set.hub} is read with the datasets package, which is missing. "
             "Install it: pip install 'drift-rl[datasets]', or give local files."
         ) from error
-    try:
-        rows = load_dataset(problem_set.hub, problem_set.config, split=problem_set.splits[split])
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"{problem_set.hub} can't be read from the hub: {error}. "
-            f"Check the connection, or give a local file as environment.settings.{split}_file."
-        ) from error
-    yield from rows
+    for config in problem_set.configs or (problem_set.config,):
+        try:
+            rows = load_dataset(problem_set.hub, config, split=problem_set.splits[split])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"{problem_set.hub} can't be read from the hub: {error}. "
+                f"Check the connection, or give a local file as environment.settings.{split}_file."
+            ) from error
+        yield from rows

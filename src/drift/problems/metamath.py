@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from drift.problems.base import Problem, ProblemSet
+from drift.problems.base import LeftOut, Problem, ProblemSet
 
 _ANSWER = "The answer is:"
 
 
-def read(row: Mapping[str, Any]) -> Problem | None:
+def read(row: Mapping[str, Any]) -> Problem | LeftOut:
     """A problem from ``query`` and what ``response`` ends with; other types than ``MATH_*`` are left out."""
     if not row["type"].startswith("MATH_"):
-        return None
+        return LeftOut(reason="other_type")
     _, marker, gold = row["response"].rpartition(_ANSWER)
     if not marker or not gold.strip():
         raise ValueError(f"the response does not end with {_ANSWER!r} and an answer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from drift.problems.base import Problem, ProblemSet
+from drift.problems.base import LeftOut, Problem, ProblemSet
 
 _VERIFIERS = {
     "bool": "exact",
@@ -17,10 +17,10 @@ _VERIFIERS = {
 }
 
 
-def read(row: Mapping[str, Any]) -> Problem | None:
+def read(row: Mapping[str, Any]) -> Problem | LeftOut:
     """A problem from ``Question``, ``Answer`` and ``Answer_type``; questions about a picture are left out."""
     if row.get("Picture") is not None:
-        return None
+        return LeftOut(reason="picture")
     kind, gold = row["Answer_type"], str(row["Answer"]).strip()
     if kind not in _VERIFIERS:
         raise ValueError(f"Answer_type {kind!r}, expected one of {', '.join(_VERIFIERS)}")

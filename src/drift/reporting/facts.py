@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,19 +158,23 @@ def _cell(row: Mapping[str, Any], scale: float, *, signed: bool) -> tuple[str, s
     return value, f"{low} to {high}"
 
 
+def _sampled(costs: Collection[Mapping[str, Any]]) -> str:
+    counts = [cost["tokens_sampled"] for cost in costs]
+    return "unknown" if None in counts else f"{sum(counts):,} sampled"
+
+
 def costs(facts: Facts) -> list[dict[str, str]]:
     """Rows of the cost table: stage, seconds, tokens; the last is the total time."""
     rows: list[tuple[str, float, str]] = []
     if facts.rollouts:
         cost = facts.rollouts["cost"]
-        rows.append(("rollouts", cost["seconds"], f"{cost['tokens_sampled']:,} sampled"))
+        rows.append(("rollouts", cost["seconds"], _sampled([cost])))
     if facts.weights:
         rows.append(("weights", facts.weights["cost"]["seconds"], ""))
     if facts.model:
         cost = facts.model["cost"]
         rows.append(("training", cost["seconds"], f"{cost['tokens_trained']:,} trained"))
     measured = facts.evaluation["cost"].values()
-    tokens = sum(cost["tokens_sampled"] for cost in measured)
-    rows.append(("evaluation", sum(cost["seconds"] for cost in measured), f"{tokens:,} sampled"))
+    rows.append(("evaluation", sum(cost["seconds"] for cost in measured), _sampled(measured)))
     rows.append(("total", sum(seconds for _, seconds, _ in rows), ""))
     return [{"stage": stage, "seconds": f"{seconds:,.1f}", "tokens": text} for stage, seconds, text in rows]

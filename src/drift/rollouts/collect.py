@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from drift.dataset.store import TrajectoryWriter
-from drift.environments.base import EnvironmentFactory, task_hash
+from drift.environments.base import EnvironmentFactory, source_of, task_hash
 from drift.errors import ConfigError, EnvironmentFault, Interrupted, require
-from drift.policies.base import Policy, Sampling, derive_seed
+from drift.policies.base import AnyPolicy, Sampling, TextPolicy, derive_seed
 from drift.progress import Progress
 from drift.rollouts.episode import Assignment, episode
 from drift.types import Task
@@ -44,7 +44,7 @@ class Collection:
 
 
 def collect(
-    tasks: Sequence[Task], factory: EnvironmentFactory, policy: Policy, collection: Collection, out: Path
+    tasks: Sequence[Task], factory: EnvironmentFactory, policy: AnyPolicy, collection: Collection, out: Path
 ) -> dict[str, Any]:
     """Hold every conversation that ``out`` does not hold yet, and return the manifest.
 
@@ -70,6 +70,7 @@ def collect(
         "seed": collection.seed,
         "sampling": {**asdict(collection.sampling), "stop": list(collection.sampling.stop)},
         "policy": policy.fingerprint,
+        "ids": "none" if isinstance(policy, TextPolicy) else "sampled",
     }
     # A judge or a simulated user decides the data as much as the policy does.
     asked = getattr(factory, "fingerprints", None)
@@ -102,7 +103,7 @@ def collect(
         if happened is not None:
             # The same factory may serve several collections.
             more["environment_counts"] = dict(sorted((Counter(happened) - before).items()))
-        manifest = writer.finish(more)
+        manifest = writer.finish({**more, **source_of(factory, tasks)})
     if manifest["counts"].get("stop_error", 0) == planned:
         name = collection.environment.get("name")
         told = ", ".join(f"{kind} {count}" for kind, count in manifest.get("environment_counts", {}).items())
@@ -116,7 +117,7 @@ def collect(
 async def _hold_all(
     todo: Sequence[Assignment],
     factory: EnvironmentFactory,
-    policy: Policy,
+    policy: AnyPolicy,
     collection: Collection,
     writer: TrajectoryWriter,
     progress: Progress,

@@ -7,7 +7,7 @@ from typing import Any
 
 from drift.environments.base import EnvironmentFactory
 from drift.errors import PolicyError
-from drift.policies.base import Policy, Sampling, derive_seed
+from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, TextPolicy, derive_seed, next_reply
 from drift.types import Message, Step, StopReason, Task, Trajectory, Turn
 
 
@@ -30,7 +30,7 @@ class _EnvironmentFailure(Exception):
 
 
 async def episode(
-    assignment: Assignment, factory: EnvironmentFactory, policy: Policy, sampling: Sampling
+    assignment: Assignment, factory: EnvironmentFactory, policy: AnyPolicy, sampling: Sampling
 ) -> Trajectory:
     """Hold one conversation and record it.
 
@@ -47,14 +47,9 @@ async def episode(
     try:
         environment = _guard("start", lambda: factory.start(assignment.task))
         messages += _guard("opening", environment.opening)
-        prompt = policy.chat.first(messages)
         while True:
-            limit = policy.context_length
-            if limit is not None and len(prompt) + sampling.max_new_tokens > limit:
-                reason = "context"
-                break
-            seed = derive_seed(assignment.seed, len(turns))
-            completion = await policy.complete(prompt, sampling=sampling, seed=seed)
+            seed, previous = derive_seed(assignment.seed, len(turns)), turns[-1] if turns else None
+            prompt, completion = await next_reply(policy, messages, previous, sampling=sampling, seed=seed)
             messages.append({"role": "assistant", "content": completion.text})
             step = await _step(environment, completion.text)
             turns.append(Turn(prompt_ids=prompt, completion=completion, step=step))
@@ -62,7 +57,8 @@ async def episode(
             if step.done:
                 reason = "success" if step.success else "turns"
                 break
-            prompt = policy.chat.next(messages, turns[-1])
+    except ContextExceeded:
+        reason = "context"
     except _EnvironmentFailure as failure:
         reason, error = "error", str(failure)
     return Trajectory(
@@ -76,6 +72,7 @@ async def episode(
         turns=tuple(turns),
         stop_reason=reason,
         error=error,
+        text_only=isinstance(policy, TextPolicy),
     )
 
 

@@ -38,7 +38,10 @@ class TrainingConfig:
         turns: terminal trains the last reply of each conversation (DRIFT), all trains every reply (Refit, Swift).
         normalization: token loss of a reply: sum (Eq. 15) or mean over its tokens (published code).
         batch_size: rows per optimizer step.
-        micro_batch_size: rows per forward pass; must divide batch_size.
+        tokens_per_batch: the most tokens of one forward pass, shared prefixes counted once; memory, not results.
+        share_prefixes: compute what conversations of a prompt have in common once; the gradients are the same.
+        shuffle: prompts takes the conversations of a prompt one after the other, which sharing needs; rows mixes all.
+        skip_mass: conversations of the smallest weights are not computed, up to this share of their prompt's weight.
         max_steps: optimizer steps; the data are passed over as often as that takes. 0 takes epochs instead.
         epochs: passes over the data, where max_steps is 0.
         learning_rate: peak learning rate.
@@ -59,7 +62,10 @@ class TrainingConfig:
     turns: Literal["terminal", "all"] = "terminal"
     normalization: Literal["sum", "mean"] = "sum"
     batch_size: int = 128
-    micro_batch_size: int = 128
+    tokens_per_batch: int = 8192
+    share_prefixes: bool = True
+    shuffle: Literal["prompts", "rows"] = "prompts"
+    skip_mass: float = 1e-3
     max_steps: int = 200
     epochs: float = 1.0
     learning_rate: float = 5e-6
@@ -80,8 +86,9 @@ class TrainingConfig:
         require(self.turns in ("terminal", "all"), "training.turns", self.turns, "terminal or all")
         require(self.normalization in ("sum", "mean"), "training.normalization", self.normalization, "sum or mean")
         require(self.batch_size >= 1, "training.batch_size", self.batch_size, "a whole number ≥ 1")
-        fits = self.micro_batch_size >= 1 and self.batch_size % min(self.batch_size, self.micro_batch_size) == 0
-        require(fits, "training.micro_batch_size", self.micro_batch_size, f"a divisor of batch_size {self.batch_size}")
+        require(self.tokens_per_batch >= 1, "training.tokens_per_batch", self.tokens_per_batch, "a whole number ≥ 1")
+        require(self.shuffle in ("prompts", "rows"), "training.shuffle", self.shuffle, "prompts or rows")
+        require(0 <= self.skip_mass < 1, "training.skip_mass", self.skip_mass, "a share of at least 0 and below 1")
         require(self.max_steps >= 0, "training.max_steps", self.max_steps, "a whole number ≥ 0")
         require(self.max_steps > 0 or self.epochs > 0, "training.epochs", self.epochs, "a number > 0")
         require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "a number > 0")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from drift.chat import extends
 from drift.types import Example, TokenNormalization, Trajectory, Turn, TurnScope
+
+COUNTED = ("rows", "skipped_negligible", "skipped_unweighted", "skipped_zero_weight", "skipped_too_long")
 
 
 def turn_weights(turn: Turn, weight: float, normalization: TokenNormalization) -> list[float]:
@@ -54,39 +57,52 @@ def rows_of(
     ]
 
 
-def build_examples(
-    trajectories: Iterable[Trajectory],
-    weights: Mapping[str, float],
-    *,
-    turns: TurnScope,
-    normalization: TokenNormalization,
-    max_length: int | None,
-) -> tuple[list[Example], dict[str, int]]:
-    """All training rows, and why others were left out.
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which conversations become rows, and how.
+
+    Attributes:
+        weights: weight by trajectory id; a trajectory without one failed and has none.
+        negligible: ids of those whose weight is too small to matter; they count as rows and are not computed.
+        turns: which replies to train.
+        normalization: token loss of a reply.
+        max_length: longest row in tokens; ``None`` for any.
+    """
+
+    weights: Mapping[str, float]
+    negligible: Collection[str] = frozenset()
+    turns: TurnScope
+    normalization: TokenNormalization
+    max_length: int | None
+
+
+def build_examples(trajectories: Iterable[Trajectory], choice: Choice, counts: Counter[str]) -> Iterator[Example]:
+    """All training rows, one conversation at a time.
+
+    A negligible one gives a row without tokens, so that steps hold the rows they would have held.
 
     Args:
         trajectories: the data set.
-        weights: weight by trajectory id; a trajectory without one failed and has none.
-        turns: which replies to train.
-        normalization: token loss of a reply.
-        max_length: longest row in tokens.
-
-    Returns:
-        The rows, and counts: ``rows``, ``skipped_unweighted`` (failed), ``skipped_zero_weight``, ``skipped_too_long``.
+        choice: which of them, and how.
+        counts: ``rows``, ``skipped_negligible`` (among them), ``skipped_unweighted`` (failed),
+            ``skipped_zero_weight`` and ``skipped_too_long`` are added up here.
     """
-    kept: list[Example] = []
-    counts: Counter[str] = Counter(rows=0, skipped_unweighted=0, skipped_zero_weight=0, skipped_too_long=0)
+    counts.update(dict.fromkeys(COUNTED, 0))
     for trajectory in trajectories:
-        weight = weights.get(trajectory.id)
+        weight = choice.weights.get(trajectory.id)
         if weight is None:
             counts["skipped_unweighted"] += 1
-        elif weight == 0:
+            continue
+        if weight == 0:
             counts["skipped_zero_weight"] += 1
-        else:
-            for row in rows_of(trajectory, weight, turns=turns, normalization=normalization):
-                if max_length is not None and len(row.token_ids) > max_length:
-                    counts["skipped_too_long"] += 1
-                else:
-                    counts["rows"] += 1
-                    kept.append(row)
-    return kept, dict(counts)
+            continue
+        for row in rows_of(trajectory, weight, turns=choice.turns, normalization=choice.normalization):
+            if choice.max_length is not None and len(row.token_ids) > choice.max_length:
+                counts["skipped_too_long"] += 1
+                continue
+            counts["rows"] += 1
+            if trajectory.id in choice.negligible:
+                counts["skipped_negligible"] += 1
+                yield replace(row, token_ids=(), sampled=(), weight=())
+            else:
+                yield row

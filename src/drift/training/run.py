@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import errno
-import functools
+import math
 import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from drift.chat import TemplateChat
 from drift.dataset.store import KIND as TRAJECTORIES
-from drift.dataset.store import read_trajectories
+from drift.dataset.store import stream_trajectories
 from drift.dataset.weighing import KIND as WEIGHTS
-from drift.dataset.weighing import read_weights
+from drift.dataset.weighing import WeightTable, read_weights
 from drift.errors import ConfigError, DatasetError, Interrupted, TrainingError
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest, writing
 from drift.policies import model_path
 from drift.policies.hf import fingerprint, load_model
 from drift.progress import Progress
 from drift.training.config import KIND, LoraSettings, TrainingConfig
-from drift.training.examples import build_examples
-from drift.training.trainer import ExampleDataset, MetricsLog, WeightedTrainer, collate
+from drift.training.examples import Choice, build_examples
+from drift.training.forward import teach, use_trees, why_not_trees
+from drift.training.plan import Step, plan_steps
+from drift.training.rows import NAME as ROWS
+from drift.training.rows import RowFile, write_rows
+from drift.training.trainer import MetricsLog, StepDataset, WeightedTrainer
 from drift.types import Example
+from drift.weights.groups import index_groups
+from drift.weights.skipping import negligible
 
 SPEC = "training.json"
 METRICS = "metrics.jsonl"
@@ -65,8 +74,8 @@ def train_model(
         Interrupted: Ctrl-C.
     """
     manifest = read_manifest(data, TRAJECTORIES)
-    by_id = read_weights(weights, data)
-    trajectories = read_trajectories(data)
+    _check_ids(manifest["spec"], data, base)
+    table = read_weights(weights, data)
     model, tokenizer = load_model(model_path(base), dtype="float32", device=device)
     TemplateChat(tokenizer, source=base)
     own = fingerprint(model, tokenizer)
@@ -82,28 +91,45 @@ def train_model(
     if _finished(out, spec):
         return read_manifest(out, KIND)
     limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
-    examples, counts = build_examples(
-        trajectories, by_id, turns=config.turns, normalization=config.normalization, max_length=limit
-    )
-    if not examples:
-        raise TrainingError(f"no rows to train on: {counts}. Look at the weights, or raise training.max_length.")
+    counts, dropped = _write_rows(out / ROWS, data, table, config, limit)
+    if counts["rows"] == counts["skipped_negligible"]:
+        raise TrainingError(f"no rows to train on: {dict(counts)}. Look at the weights, or raise training.max_length.")
     write_json(out / SPEC, spec)
     start = time.monotonic()
-    trainer = _fit(model, tokenizer, examples, config, out, seed, device)
+    rows = RowFile(out / ROWS)
+    steps = plan_steps(
+        rows.facts,
+        batch_size=config.batch_size,
+        steps=config.max_steps or math.ceil(config.epochs * len(rows) / config.batch_size),
+        seed=seed,
+        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        by_group=config.shuffle == "prompts",
+    )
+    trainer = _fit(model, rows, steps, config, out, seed, device)
     _save(trainer, tokenizer, out, config.lora)
-    tokens = sum(len(example.token_ids) for example in examples) * trainer.state.epoch
+    tokens = sum(int(rows.facts.length_N[list(share)].sum()) for step in steps for share in step.ranks)
     content = {
         "spec": spec,
         "base": base,
         "scheme": read_manifest(weights, WEIGHTS)["config"],
         "turns": config.turns,
         "normalization": config.normalization,
-        "counts": counts,
+        "counts": dict(counts),
+        "dropped_mass": dropped,
         "steps": trainer.state.global_step,
-        "cost": {"seconds": round(time.monotonic() - start, 3), "tokens_trained": int(tokens)},
+        "cost": {"seconds": round(time.monotonic() - start, 3), "tokens_trained": tokens},
     }
     write_manifest(out, KIND, content)
+    (out / ROWS).unlink()
     return read_manifest(out, KIND)
+
+
+def _check_ids(spec: dict[str, Any], data: Path, base: str) -> None:
+    if spec.get("ids") == "none":
+        raise DatasetError(
+            f"{data} holds text alone: the policy told no token ids, and training needs them. Tokenize it for the "
+            f"model to be trained: drift import {data} --format trajectories --model {base} --out DIR. Then weigh DIR."
+        )
 
 
 def _check_policy(own: str, made_by: str, data: Path, base: str) -> None:
@@ -134,21 +160,12 @@ def _finished(out: Path, spec: dict[str, Any]) -> bool:
     return (out / MANIFEST).is_file()
 
 
-def training_arguments(config: TrainingConfig, out: Path, seed: int, device: str) -> TrainingArguments:
-    """``config`` in transformers' terms. ``batch_size`` counts rows over all ranks."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = min(config.batch_size, config.micro_batch_size)
-    if config.batch_size % (micro * ranks):
-        raise ConfigError(
-            f"training.batch_size {config.batch_size} can't be split into micro-batches of {micro} on {ranks} ranks. "
-            "Make it a multiple of their product."
-        )
+def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int, device: str) -> TrainingArguments:
+    """``config`` in transformers' terms; one item of its data loader is one optimizer step."""
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // (micro * ranks),
-        max_steps=config.max_steps or -1,
-        num_train_epochs=config.epochs,
+        per_device_train_batch_size=1,
+        max_steps=steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup,
@@ -202,8 +219,8 @@ class _Bar(TrainerCallback):  # type: ignore[misc]
 
 def _fit(
     model: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
+    rows: Sequence[Example],
+    steps: Sequence[Step],
     config: TrainingConfig,
     out: Path,
     seed: int,
@@ -212,13 +229,20 @@ def _fit(
     set_seed(seed)
     if config.lora.rank:
         model = _with_lora(model, config.lora)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    teach(model)
+    trees = config.share_prefixes and _can_share(model)
+    use_trees(model, trees)
     with _saving(out):
         trainer = WeightedTrainer(
             model=model,
-            args=training_arguments(config, out, seed, device),
-            train_dataset=ExampleDataset(examples),
-            data_collator=functools.partial(collate, pad),
+            args=training_arguments(config, out, len(steps), seed, device),
+            train_dataset=StepDataset(
+                steps,
+                rows,
+                rank=int(os.environ.get("RANK", "0")),
+                tokens_per_batch=config.tokens_per_batch,
+                trees=trees,
+            ),
             callbacks=[MetricsLog(out / METRICS), _Bar()],
         )
         checkpoint = last_checkpoint(out)
@@ -235,6 +259,31 @@ def _fit(
                 )
             ) from stop
     return trainer
+
+
+def _write_rows(
+    path: Path, data: Path, table: WeightTable, config: TrainingConfig, limit: int | None
+) -> tuple[Counter[str], float]:
+    """Write the training rows; returns what was counted, and the largest share of a prompt's weight left out."""
+    index_N, _ = index_groups(table.groups)
+    skipped_N, dropped_G = negligible(table.weights_N, index_N, config.skip_mass)
+    choice = Choice(
+        weights=table.by_id(),
+        negligible={table.ids[at] for at in np.flatnonzero(skipped_N)},
+        turns=config.turns,
+        normalization=config.normalization,
+        max_length=limit,
+    )
+    counts: Counter[str] = Counter()
+    write_rows(path, build_examples(stream_trajectories(data), choice, counts))
+    return counts, float(dropped_G.max(initial=0.0))
+
+
+def _can_share(model: Any) -> bool:
+    reason = why_not_trees(model)
+    if reason:
+        print(f"training: what conversations share is computed for each, as with this model {reason}", file=sys.stderr)
+    return not reason
 
 
 def last_checkpoint(out: Path) -> Path | None:
@@ -267,6 +316,7 @@ def _with_lora(model: Any, lora: LoraSettings) -> Any:
 def _save(trainer: WeightedTrainer, tokenizer: Any, out: Path, lora: LoraSettings) -> None:
     """Save an ordinary model folder; an adapter is kept beside the merged model."""
     model = trainer.accelerator.unwrap_model(trainer.model)
+    use_trees(model, False)
     with _saving(out):
         if lora.rank:
             model.save_pretrained(out / "adapter")

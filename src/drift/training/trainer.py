@@ -1,10 +1,12 @@
-"""``transformers.Trainer`` with the weighted loss, right under gradient accumulation and several ranks."""
+"""``transformers.Trainer`` with the weighted loss, right under accumulation and several ranks of unequal load."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,75 +14,116 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from drift.errors import TrainingError
-from drift.training.loss import weighted_loss
+from drift.training.forward import Batch, padded_batch, tree_batch
+from drift.training.plan import Step, pack, pack_padded
+from drift.training.tree import grow
 from drift.types import Example
 
 
-class ExampleDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Training rows as tensors."""
+@dataclass(frozen=True, kw_only=True)
+class StepInputs:
+    """What one rank computes for one optimizer step.
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._examples = examples
+    Attributes:
+        passes: one batch for each forward pass.
+        rows: rows of the step over all ranks: what the loss is divided by.
+    """
+
+    passes: list[Batch]
+    rows: int
+
+
+class StepDataset(torch.utils.data.Dataset[StepInputs]):
+    """Optimizer steps as one rank computes them; item i is step i, so that a resumed run goes on where it was.
+
+    Args:
+        steps: the plan.
+        rows: the training rows.
+        rank: which rank this is.
+        tokens_per_batch: the most tokens of one forward pass.
+        trees: compute shared prefixes once; otherwise each row is padded and computed for itself.
+    """
+
+    def __init__(
+        self, steps: Sequence[Step], rows: Sequence[Example], *, rank: int, tokens_per_batch: int, trees: bool
+    ) -> None:
+        self._steps, self._rows, self._rank = steps, rows, rank
+        self._tokens, self._trees = tokens_per_batch, trees
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._steps)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        example = self._examples[index]
-        return {
-            "input_ids": torch.tensor(example.token_ids),
-            "weight": torch.tensor(example.weight, dtype=torch.float32),
-        }
+    def __getitem__(self, index: int) -> StepInputs:
+        step = self._steps[index]
+        rows = [self._rows[row] for row in step.ranks[self._rank]]
+        passes: list[Batch]
+        if self._trees:
+            passes = [tree_batch(tree) for tree in pack(rows, self._tokens)]
+        else:
+            passes = [padded_batch(fitting) for fitting in pack_padded(rows, self._tokens)]
+        return StepInputs(passes=passes, rows=step.rows)
 
-
-def collate(pad_id: int, rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Pad rows on the right to ``input_ids``, ``attention_mask`` and ``weight``, each ``(B, T)``."""
-    pad = torch.nn.utils.rnn.pad_sequence
-    ids = [row["input_ids"] for row in rows]
-    return {
-        "input_ids": pad(ids, batch_first=True, padding_value=pad_id),
-        "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True),
-        "weight": pad([row["weight"] for row in rows], batch_first=True),
-    }
+    def nothing(self) -> Batch:
+        """A pass over two tokens of no weight, for a rank that has fewer rows than others."""
+        row = Example(trajectory_id="", group_id="", token_ids=(0, 0), sampled=(False, False), weight=(0.0, 0.0))
+        return tree_batch(grow([row])) if self._trees else padded_batch([row])
 
 
 class WeightedTrainer(Trainer):  # type: ignore[misc]
-    """Divides by the number of rows of the whole optimizer step, whatever micro-batches and ranks it is split into.
+    """Drives optimizer, schedule, checkpoints and ranks; what a step computes comes ready from a ``StepDataset``.
 
-    ``Trainer`` averages gradients over ranks; each rank's loss is multiplied by their number to undo that, so that
-    what is left is the sum over all rows, over all rows.
+    The loss is the sum over all rows of the step, divided by their number. ``Trainer`` averages gradients over ranks;
+    each rank's loss is multiplied by their number to undo that.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Tells Trainer that the loss already accounts for accumulation; the name of the switch depends on its version.
-        self.model_accepts_loss_kwargs = True
-        self.loss_is_scaled_for_ga = True
+    def get_train_dataloader(self) -> Any:
+        """One item is one optimizer step of this rank: nothing is left to shuffle, shard or accumulate."""
+        return torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_size=1,
+            collate_fn=_only,
+            num_workers=self.args.dataloader_num_workers,
+            persistent_workers=self.args.dataloader_num_workers > 0,
+        )
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor]:
-        """The micro-batches of one optimizer step, and the number of rows in them over all ranks."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        rows = torch.tensor(sum(len(batch["input_ids"]) for batch in batches), device=device)
-        if self.args.world_size > 1:
-            rows = self.accelerator.gather(rows).sum()
-        return batches, rows
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The next step; its number of rows comes with it."""
+        step = next(epoch_iterator)
+        return [step], step.rows
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """One micro-batch's share of the step's loss."""
-        if num_items_in_batch is None:
-            num_items_in_batch = len(inputs["input_ids"])
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        loss = weighted_loss(outputs.logits, inputs["input_ids"], inputs["weight"], num_items_in_batch)
-        loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+    def training_step(
+        self, model: torch.nn.Module, inputs: StepInputs, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """All forward and backward passes of one step; gradients meet other ranks' in the last one."""
+        model.train()
+        device = self.args.device
+        passes = [batch.to(device) for batch in inputs.passes]
+        # Ranks of unequal load make as many passes: some engines wait for one another in each.
+        passes += [self.train_dataset.nothing().to(device)] * (self._most_passes(len(passes)) - len(passes))
+        total = torch.zeros((), device=device)
+        for at, batch in enumerate(passes):
+            last = at == len(passes) - 1
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    loss = model(batch=batch) / inputs.rows * self.accelerator.num_processes
+                self.accelerator.backward(loss)
+            total += loss.detach().float()
+        return total
+
+    def _most_passes(self, own: int) -> int:
+        if self.accelerator.num_processes == 1:
+            return max(1, own)
+        counts = self.accelerator.gather(torch.tensor([own], device=self.args.device))
+        return max(1, int(counts.max()))
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: the estimate of transformers is for rows of their own."""
+        return 0
+
+
+def _only(items: list[StepInputs]) -> StepInputs:
+    return items[0]
 
 
 class MetricsLog(TrainerCallback):  # type: ignore[misc]
@@ -91,13 +134,15 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop lines of steps that will be run again."""
+        if not state.is_world_process_zero:
+            return
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
         self._path.write_text("".join(line + "\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Write one line; stop on a loss or gradient that is not finite."""
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
+        if not logs or "loss" not in logs:
             return
         names = ("loss", "grad_norm", "learning_rate")
         row: dict[str, float] = {"step": state.global_step}
@@ -108,5 +153,6 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
                     f"went wrong by step {state.global_step}: {name} is {row[name]}. The last checkpoint stays. "
                     "Lower training.learning_rate, or look at the weights: negative or very large ones can do this."
                 )
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if state.is_world_process_zero:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args, runtime_checkable
 
+from drift.problems.boxed import boxed as boxed  # a solution's answer is boxed as a reply's is
+
 Verdict = Literal["right", "wrong", "unparseable"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
-
-# One pass over commands and braces; an escaped brace is no brace.
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,20 +61,3 @@ def judged(correct: bool, answer: str) -> Verification:
 def unparseable(reason: str) -> Verification:
     """The record of a reply in which no answer could be read, and why."""
     return Verification(verdict="unparseable", answer=None, reason=reason)
-
-
-def boxed(text: str) -> str | None:
-    r"""What the last complete ``\boxed{…}`` of ``text`` holds, stripped; ``None`` if there is none. Linear time."""
-    opened: list[int | None] = []  # where the content of each open brace starts, if it belongs to a box
-    found: tuple[int, int] | None = None
-    for match in _BRACES.finditer(text):
-        token = match.group()
-        if token.startswith("\\boxed"):
-            opened.append(match.end())
-        elif token == "{":
-            opened.append(None)
-        elif token == "}" and opened:
-            start = opened.pop()
-            if start is not None:
-                found = (start, match.start())
-    return None if found is None else text[found[0] : found[1]].strip()

@@ -142,7 +142,7 @@ def import_file(
         _refuse_bad_rows(source, Conversion(source, reader, target))
     spec = {
         "import": {"format": format, "settings": dict(settings), "file": path.name, "sha256": source.sha256},
-        "text_only": True,
+        "ids": "retokenized",
         "tokenizer": model,
         "end_id": target.end_id,
         "max_length": target.max_length,

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drift.dataset.imports.base import BadRow, show
+from drift.dataset.store import KIND, shards
 from drift.errors import DatasetError
+from drift.manifest import read_manifest
 
 _CHUNK = 1 << 20
 _BATCH = 64
@@ -21,19 +23,19 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A log file: JSON Lines, or Parquet if it begins as one.
+    """A log: JSON Lines, Parquet if it begins as such, or a directory of trajectories.
 
     Attributes:
-        path: the file.
-        sha256: of its bytes.
+        path: the file or directory.
+        sha256: of its bytes; of a directory, its ``dataset_hash``.
         rows: how many lines or rows it has, empty lines included.
-        parquet: whether it is Parquet.
+        parquet: the Parquet files to read in turn; none for JSON Lines.
     """
 
     path: Path
     sha256: str
     rows: int
-    parquet: bool
+    parquet: tuple[Path, ...]
 
     def __iter__(self) -> Iterator[tuple[int, object]]:
         """Line number (Parquet: row number) from 1, and the value there, or the ``BadRow`` that it is."""
@@ -52,22 +54,25 @@ class Source:
                     yield line, BadRow("not_json", f"{fault}; the line begins {show(start)}")
 
     def _parquet_rows(self) -> Iterator[tuple[int, object]]:
-        try:
-            line = 0
-            for batch in pq.ParquetFile(self.path).iter_batches(batch_size=_BATCH):
-                for row in batch.to_pylist():
-                    line += 1
-                    yield line, row
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(self.path, error) from error
+        line = 0
+        for path in self.parquet:
+            try:
+                for batch in pq.ParquetFile(path).iter_batches(batch_size=_BATCH):
+                    for row in batch.to_pylist():
+                        line += 1
+                        yield line, row
+            except (pa.ArrowException, OSError) as error:
+                raise _unreadable(path, error) from error
 
 
 def open_source(path: Path) -> Source:
-    """Look at a log file: hash, number of rows, and which of the two kinds it is.
+    """Look at a log: hash, number of rows, and which kind it is.
 
     Raises:
-        DatasetError: there is no such file, or it can't be read.
+        DatasetError: there is no such file, it can't be read, or it is a directory without finished trajectories.
     """
+    if path.is_dir():
+        return _trajectories(path)
     digest, newlines, ended, head = hashlib.sha256(), 0, True, b""
     try:
         with path.open("rb") as file:
@@ -80,7 +85,15 @@ def open_source(path: Path) -> Source:
         rows = pq.ParquetFile(path).metadata.num_rows if parquet else newlines + (not ended)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
-    return Source(path=path, sha256=digest.hexdigest(), rows=rows, parquet=parquet)
+    return Source(path=path, sha256=digest.hexdigest(), rows=rows, parquet=(path,) if parquet else ())
+
+
+def _trajectories(path: Path) -> Source:
+    manifest = read_manifest(path, KIND)
+    if not manifest["complete"]:
+        raise DatasetError(f"{path} is incomplete. Run the command that writes it again: it goes on where it was.")
+    files = tuple(shards(path))
+    return Source(path=path, sha256=manifest["dataset_hash"], rows=manifest["counts"]["trajectories"], parquet=files)
 
 
 def _unreadable(path: Path, error: Exception) -> DatasetError:

@@ -1,0 +1,120 @@
+"""Attention over a tree of segments, behind transformers' ``AttentionInterface``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+NAME = "drift_tree"
+
+
+class Layout:
+    """Which segments of a sequence see which, with the masks made for them so far.
+
+    Args:
+        lengths: of the segments, in order.
+        ancestors: of each segment, the segments before it that it continues, from the first.
+    """
+
+    def __init__(self, lengths: Sequence[int], ancestors: Sequence[Sequence[int]]) -> None:
+        self.lengths = list(lengths)
+        self.ancestors = [list(chain) for chain in ancestors]
+        self._masks: dict[tuple[Any, ...], torch.Tensor | None] = {}
+
+    def mask(self, segment: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+        """``(S, P+S)`` which keys each query of a segment sees; ``None`` where that is plain causal.
+
+        Args:
+            segment: which; its S tokens follow the P of its ancestors.
+            window: sliding window in tokens, if there is one.
+            device: where the mask is needed.
+        """
+        own = self.lengths[segment]
+        above = sum(self.lengths[index] for index in self.ancestors[segment])
+        if window is not None and above + own <= window:
+            window = None
+        if above == 0 and window is None:
+            return None
+        key = (own, above, window, device)
+        if key not in self._masks:
+            distance = torch.arange(above, above + own, device=device)[:, None] - torch.arange(
+                above + own, device=device
+            )
+            seen = distance >= 0
+            self._masks[key] = seen if window is None else seen & (distance < window)
+        return self._masks[key]
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    tree: Layout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Each segment attends to its ancestors and, causally, to itself.
+
+    Args:
+        module: the attention layer.
+        query: ``(1, H, N, D)``.
+        key: ``(1, H_kv, N, D)``.
+        value: ``(1, H_kv, N, D)``.
+        attention_mask: unused; the layout says it all.
+        tree: the layout of the N tokens.
+        scaling: of the scores; ``None`` is ``D^−½``.
+        dropout: of the attention probabilities.
+        sliding_window: how many tokens back a token sees, itself included.
+        softcap: scores become ``softcap · tanh(score / softcap)``.
+
+    Returns:
+        ``(1, N, H, D)``, and no attention probabilities.
+    """
+    repeats = query.shape[1] // key.shape[1]
+    # One split and not N slices: the gradient of a slice is a tensor as long as the whole.
+    queries, keys, values = (torch.split(part, tree.lengths, dim=2) for part in (query, key, value))
+    found = []
+    for segment, above in enumerate(tree.ancestors):
+        chain = [*above, segment]
+        k, v = (torch.cat([part[i] for i in chain], dim=2) if above else part[segment] for part in (keys, values))
+        if repeats > 1:
+            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+        mask = tree.mask(segment, sliding_window, query.device)
+        if softcap is not None:
+            found.append(_capped(queries[segment], k, v, mask, scaling, dropout, softcap))
+            continue
+        found.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                queries[segment], k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling
+            )
+        )
+    return torch.cat(found, dim=2).transpose(1, 2), None
+
+
+def _capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float,
+) -> torch.Tensor:
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    probabilities = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    return torch.nn.functional.dropout(probabilities, p=dropout) @ value
+
+
+AttentionInterface.register(NAME, tree_attention)
