@@ -102,10 +102,11 @@ def test_an_error_reaches_who_asked_and_nobody_else() -> None:
 
 
 def test_a_question_that_is_no_longer_wanted_ends_and_closing_ends_the_rest() -> None:
-    ended = threading.Semaphore(0)
+    begun, ended = threading.Semaphore(0), threading.Semaphore(0)
 
     class Endless(ScriptedPolicy):
         async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+            begun.release()
             try:
                 await asyncio.sleep(600)
             finally:
@@ -121,8 +122,9 @@ def test_a_question_that_is_no_longer_wanted_ends_and_closing_ends_the_rest() ->
                 await asyncio.wrap_future(background.ask(saying("?"), sampling=SHORT, seed=0))
 
     asyncio.run(give_up())
-    assert ended.acquire(timeout=10)
+    assert begun.acquire(timeout=10) and ended.acquire(timeout=10)
     background.ask(saying("?"), sampling=SHORT, seed=1)
+    assert begun.acquire(timeout=10)
     thread = background._thread
     asyncio.run(asyncio.wait_for(background.aclose(), 10))
     assert ended.acquire(timeout=10)
