@@ -54,6 +54,8 @@ class Step:
         answer: the answer in normalised form, compared to count repeats; ``None`` if none could be parsed
             (a format failure, which is not the same as a wrong answer).
         info: anything else worth keeping (JSON values only).
+        graded: an answer was asked for here. Where none was (a clarifying question, an explanation), ``answer`` is
+            ``None`` and the reply counts neither as an answer nor as a format failure.
     """
 
     messages: tuple[Message, ...]
@@ -62,6 +64,7 @@ class Step:
     success: bool
     answer: str | None
     info: Mapping[str, Any] = field(default_factory=dict)
+    graded: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,3 +181,28 @@ def test_shards_are_plain_parquet(tmp_path: Path, six: list[Trajectory]) -> None
     table = pq.read_table(tmp_path / "shards" / "000000.parquet")
     assert table.column("stop_reason").to_pylist() == [t.stop_reason for t in six]
     assert table.column("turns").to_pylist()[0][0]["token_ids"] == list(six[0].turns[0].completion.token_ids)
+
+
+def test_turns_that_ask_for_no_answer_are_kept_and_older_shards_read_as_ever(six: list[Trajectory]) -> None:
+    turn = six[0].turns[1]
+    asking = replace(turn, step=replace(turn.step, graded=False))
+    changed = replace(six[0], turns=(six[0].turns[0], asking, six[0].turns[2]))
+    assert from_row(to_row(changed)) == changed != six[0]
+    assert dataset_hash([changed, *six[1:]]) != dataset_hash(six)
+    # A row from before there was such a mark: all its turns are graded, and its hash is what it was.
+    old = to_row(six[0])
+    for row in old["turns"]:
+        del row["graded"]
+    assert from_row(old) == six[0]
+
+
+def test_the_hash_of_graded_turns_is_that_of_the_first_version(make_trajectory: Make) -> None:
+    import hashlib
+
+    columns = "id task_id group_id sample policy seed messages turns stop_reason error".split()  # noqa: SIM905
+    row = {name: value for name, value in to_row(make_trajectory("t", 0, ("1", None))).items() if name in columns}
+    for turn in row["turns"]:
+        for key in ("logprobs", "info", "graded"):
+            del turn[key]
+    line = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+    assert dataset_hash([make_trajectory("t", 0, ("1", None))]) == hashlib.sha256(line.encode()).hexdigest()

@@ -225,11 +225,12 @@ def test_reading_five_thousand_digits_with_int_is_found():
         ({"reward": float("nan")}, "reward nan"),
         ({"reward": float("-inf")}, "reward -inf"),
         ({"answer": 7}, "answer 7"),
+        ({"answer": "7", "graded": False}, "answer '7' although none was asked for"),
         ({"messages": ({"role": "user", "content": ""},)}, "messages"),
         ({"messages": ()}, "no messages although not done"),
         ({"info": {"seen": {1, 2}}}, "not JSON serializable"),
     ],
-    ids=["nan", "infinite", "answer not text", "empty message", "no message", "info not JSON"],
+    ids=["nan", "infinite", "answer not text", "answer not asked for", "empty message", "no message", "info not JSON"],
 )
 def test_steps_that_can_not_be_used_are_found(changed, detail):
     findings = [f for f in check_environment(with_step(**changed), tasks=3) if not f.passed]

@@ -15,6 +15,7 @@ METRICS = {
     "distinct_answers",
     "format_failures",
     "reply_tokens",
+    "reward",
 }
 
 

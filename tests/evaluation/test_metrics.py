@@ -11,10 +11,17 @@ MAX_TURNS = 4
 
 
 def conversation(task, sample, turns, *, error=None):
-    """A trajectory from its outcome: ``turns`` holds (answer, success, tokens) of each reply."""
+    """A trajectory from its outcome: ``turns`` holds (answer, success, tokens) of each reply, and False if ungraded."""
     made = []
-    for answer, success, tokens in turns:
-        step = Step(messages=(), reward=float(success), done=success, success=success, answer=answer)
+    for answer, success, tokens, *rest in turns:
+        step = Step(
+            messages=(),
+            reward=float(success) - 0.25,
+            done=success,
+            success=success,
+            answer=answer,
+            graded=all(rest),
+        )
         reply = Completion(text="", token_ids=(5,) * tokens, logprobs=None, finish_reason="stop")
         made.append(Turn(prompt_ids=(1, 2), completion=reply, step=step))
     solved = bool(turns) and turns[-1][1]
@@ -33,11 +40,13 @@ def conversation(task, sample, turns, *, error=None):
 
 
 wrong = st.tuples(st.sampled_from(["1", "2", "3", None]), st.just(False), st.integers(1, 9))
+asking = st.tuples(st.none(), st.just(False), st.integers(1, 9), st.just(False))
 right = st.tuples(st.just("42"), st.just(True), st.integers(1, 9))
 # Stop on success: wrong replies, and a right one to end with or the turns run out.
 outcomes = st.one_of(
     st.lists(wrong, min_size=1, max_size=MAX_TURNS),
-    st.tuples(st.lists(wrong, max_size=MAX_TURNS - 1), right).map(lambda pair: [*pair[0], pair[1]]),
+    st.tuples(st.lists(wrong | asking, max_size=MAX_TURNS - 1), right).map(lambda pair: [*pair[0], pair[1]]),
+    st.lists(asking, min_size=1, max_size=MAX_TURNS),
 )
 data = st.lists(
     st.tuples(st.sampled_from(["t-b", "t-a", "t-c"]), outcomes, st.sampled_from([None, None, None, "it broke"])),
@@ -54,26 +63,33 @@ def naive(trajectories, prompt=None):
         held[0] += numerator
         held[1] += denominator
 
+    asked_by = min(
+        (t for held in trajectories if held.error is None for t, turn in enumerate(held.turns, 1) if turn.step.graded),
+        default=MAX_TURNS,
+    )
     for trajectory in trajectories:
         if trajectory.error is not None or (prompt is not None and trajectory.task_id != prompt):
             continue
         replies = [(turn.step.answer, turn.step.success) for turn in trajectory.turns]
         for k in range(1, MAX_TURNS + 1):
-            count(f"multi@{k}", any(success for _, success in replies[:k]), 1)
+            asked = k >= min(asked_by, MAX_TURNS)
+            count(f"multi@{k}", any(success for _, success in replies[:k]), asked)
         for t in range(1, MAX_TURNS + 1):
-            got_there = len(replies) >= t and not any(success for _, success in replies[: t - 1])
+            graded = len(replies) >= t and trajectory.turns[t - 1].step.graded
+            got_there = graded and not any(success for _, success in replies[: t - 1])
             count(f"accuracy@{t}", got_there and replies[t - 1][1], got_there)
         for t in range(2, MAX_TURNS + 1):
-            wrong_at_first = not replies[0][1]
+            wrong_at_first = trajectory.turns[0].step.graded and not replies[0][1]
             count(f"corrected@{t}", wrong_at_first and any(success for _, success in replies[:t]), wrong_at_first)
         solved = any(success for _, success in replies)
         turn_of_success = [success for _, success in replies].index(True) + 1 if solved else 0
         count("turns_to_success", turn_of_success, solved)
         count("turns", len(replies), 1)
-        answers = {answer for answer, _ in replies if answer is not None}
-        long = len(replies) >= 2
-        count("distinct_answers", len(answers) / len(replies) if long else 0, long)
-        count("format_failures", sum(answer is None for answer, _ in replies), len(replies))
+        graded = [turn.step.answer for turn in trajectory.turns if turn.step.graded]
+        long = len(graded) >= 2
+        count("distinct_answers", len(set(graded) - {None}) / len(graded) if long else 0, long)
+        count("format_failures", graded.count(None), len(graded))
+        count("reward", sum(turn.step.reward for turn in trajectory.turns), 1)
         count("reply_tokens", sum(len(turn.completion.token_ids) for turn in trajectory.turns), len(replies))
     return totals
 
@@ -127,6 +143,8 @@ def test_metrics_of_four_conversations_match_a_hand_count():
             "distinct_answers": (2 / 3 + 2 / 4 + 2 / 2) / 3,
             "format_failures": 1 / 10,
             "reply_tokens": (4 + 10 + 6 + 10) / 10,
+            # Each success is worth 1, and each turn costs 0.25 here.
+            "reward": (3 - 0.25 * 10) / 4,
         },
         rel=1e-12,
     )
@@ -191,3 +209,24 @@ def test_a_group_of_guesses_without_repeats_has_distinct_share_one():
     ratio = metrics(runs_of([conversation("a", 0, turns)]), 4)["distinct_answers"]
     assert ratio_value(ratio) == 1.0
     assert np.all(ratio.denominator_P == 1)
+
+
+def test_turns_that_ask_for_no_answer_are_neither_answers_nor_failures():
+    ask = (None, False, 5, False)
+    trajectories = [
+        conversation("a", 0, [ask, ask, ("7", True, 1)]),
+        conversation("a", 1, [ask, ask, (None, False, 1)]),
+        conversation("b", 0, [ask, ask, ("5", False, 1)]),
+    ]
+    found = {name: ratio_value(ratio) for name, ratio in metrics(runs_of(trajectories), 3).items()}
+    nothing = {"multi@1", "multi@2", "accuracy@1", "accuracy@2", "corrected@2", "corrected@3", "distinct_answers"}
+    assert {name for name, value in found.items() if value is None} == nothing
+    assert (found["multi@3"], found["accuracy@3"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert found["format_failures"] == pytest.approx(1 / 3)
+    assert (found["turns"], found["reply_tokens"]) == (3, pytest.approx(11 / 3))
+
+
+def test_prompts_left_out_are_counted():
+    made = [conversation("a", 0, [("7", True, 1)]), conversation("b", 0, [("7", True, 1)])]
+    runs = runs_of(made, {"b"})
+    assert (runs.prompts, runs.excluded) == (("b",), 1)

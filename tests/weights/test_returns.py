@@ -105,3 +105,20 @@ def test_returns_do_not_change_the_arrays_they_are_given():
     trajectory_return(*given_arrays, gamma=0.9, repetition=0.5, format_failure=0.1)
     for array, copy in zip(given_arrays, copies, strict=True):
         assert array.tolist() == copy.tolist()
+
+
+@pytest.mark.parametrize(
+    ("success", "turns", "graded", "distinct", "failures", "expected"),
+    [
+        (1, 3, 1, 1, 0, 0.81),  # two questions and a right answer: nothing was repeated, the discount counts all turns
+        (0, 3, 1, 1, 0, 0.0),
+        (0, 3, 1, 0, 1, -0.5 - 0.1),  # the only answer asked for can't be read
+        (0, 4, 2, 1, 0, -0.5 * (1 - 1 / 2)),  # asked for twice, the same said twice
+        (0, 2, 0, 0, 0, 0.0),  # over before an answer was asked for
+    ],
+)
+def test_turns_that_ask_for_no_answer_cost_nothing(success, turns, graded, distinct, failures, expected):
+    found_N = trajectory_return(
+        [success], [turns], [distinct], [failures], gamma=0.9, repetition=0.5, format_failure=0.1, graded_N=[graded]
+    )
+    assert found_N[0] == pytest.approx(expected, abs=1e-15)

@@ -25,6 +25,7 @@ _TURN = pa.struct(
         ("answer", pa.string()),
         ("messages", _MESSAGES),
         ("info", pa.string()),
+        ("graded", pa.bool_()),
     ]
 )
 SCHEMA = pa.schema(
@@ -67,6 +68,7 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
                 "answer": turn.step.answer,
                 "messages": list(turn.step.messages),
                 "info": json.dumps(dict(turn.step.info), sort_keys=True),
+                "graded": turn.step.graded,
             }
             for turn in trajectory.turns
         ],
@@ -94,6 +96,8 @@ def from_row(row: dict[str, Any]) -> Trajectory:
             success=turn["success"],
             answer=turn["answer"],
             info=json.loads(turn["info"]),
+            # Shards written before there was this column hold graded turns alone.
+            graded=turn.get("graded", True),
         )
         turns.append(Turn(prompt_ids=tuple(turn["prompt_ids"]), completion=completion, step=step))
     plain = {key: row[key] for key in ("id", "task_id", "group_id", "sample", "policy", "seed", "stop_reason", "error")}
@@ -106,6 +110,7 @@ def dataset_hash(trajectories: Iterable[Trajectory]) -> str:
 
     Left out: log-probabilities, whose last bits depend on the batch, ``info``, which is the environment's own, and
     ``text_only``, which the ids tell.
+    ``graded`` is left out where it is true, so that data without other turns keep the hash they always had.
     """
     digests = []
     for trajectory in trajectories:
@@ -113,5 +118,7 @@ def dataset_hash(trajectories: Iterable[Trajectory]) -> str:
         del row["text_only"]
         for turn in row["turns"]:
             del turn["logprobs"], turn["info"]
+            if turn["graded"]:
+                del turn["graded"]
         digests.append(hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest())
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()

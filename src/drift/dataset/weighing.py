@@ -38,6 +38,7 @@ class Outcomes:
     success_N: NDArray[np.bool_]
     reward_N: NDArray[np.float64]
     turns_N: NDArray[np.int64]
+    graded_N: NDArray[np.int64]
     distinct_N: NDArray[np.int64]
     failures_N: NDArray[np.int64]
 
@@ -58,15 +59,16 @@ class WeightTable:
 def outcomes(trajectories: Sequence[Trajectory]) -> Outcomes:
     """Read outcomes off trajectories. Those with an error or without a turn have none and are left out."""
     kept = [t for t in trajectories if t.error is None and t.turns]
-    answers = [[turn.step.answer for turn in t.turns if turn.step.answer is not None] for t in kept]
+    graded = [[turn.step.answer for turn in t.turns if turn.step.graded] for t in kept]
     return Outcomes(
         ids=[t.id for t in kept],
         groups=[t.group_id for t in kept],
         success_N=np.array([t.success for t in kept], bool),
         reward_N=np.array([sum(turn.step.reward for turn in t.turns) for t in kept], float),
         turns_N=np.array([len(t.turns) for t in kept], np.int64),
-        distinct_N=np.array([len(set(given)) for given in answers], np.int64),
-        failures_N=np.array([len(t.turns) - len(given) for t, given in zip(kept, answers, strict=True)], np.int64),
+        graded_N=np.array(list(map(len, graded)), np.int64),
+        distinct_N=np.array([len({*answers} - {None}) for answers in graded], np.int64),
+        failures_N=np.array([answers.count(None) for answers in graded], np.int64),
     )
 
 
@@ -94,6 +96,7 @@ def compute_weights(
         gamma=config.gamma,
         repetition=repetition,
         format_failure=config.format_failure,
+        graded_N=found.graded_N,
     )
     named = {"success_N": found.success_N, "beta": config.beta, "w_max": config.w_max, **config.parameters}
     weights_N = apply_scheme(config.scheme, returns_N, index_N, named)

@@ -14,8 +14,10 @@ ENVIRONMENTS = Registry(
     {
         "arithmetic": "drift.environments.arithmetic:Arithmetic",
         "choice": "drift.environments.choice:ChoiceQuestions",
+        "clarify": "drift.environments.clarify:Clarify",
         "guess": "drift.environments.guess:Guess",
         "math": "drift.environments.math:MathQuestions",
+        "reasoning": "drift.environments.reasoning:Reasoning",
         "tools": "drift.environments.tools:Tools",
     },
 )

@@ -31,6 +31,11 @@ class EnvironmentFactory(Protocol):
     Register a class (or a function returning one) under the entry-point group ``drift.environments``. Its keyword
     arguments are the settings a recipe may give under ``environment.settings``. One that reads its tasks from elsewhere
     may have ``source_counts(split) -> dict[str, int]``, which ``drift check`` and the manifest tell.
+
+    A factory that asks models of its own, a judge or a simulated user, may have ``fingerprints``, the fingerprint of
+    each by its role, which become part of what decides the data; ``counts``, a ``Counter`` of what happened on the way,
+    which goes into the manifest as ``environment_counts``; and ``async aclose()``, called when a collection ends, after
+    which it can be used again.
     """
 
     @property

@@ -57,6 +57,9 @@ def check_environment(factory: EnvironmentFactory, *, tasks: int = 20, seed: int
         run(f"episodes end within max_turns on {shown}", lambda reply=reply: _play(factory, reply, tasks, seed))  # type: ignore[misc]
     run("the same replies give the same steps", lambda: _check_repeatable(factory, tasks, seed))
     run("episodes do not share state", lambda: _check_separate(factory, tasks, seed))
+    close = getattr(factory, "aclose", None)
+    if close is not None:
+        asyncio.run(close())
     return findings
 
 
@@ -112,6 +115,7 @@ async def _episode(environment: Environment, reply: str, limit: int) -> list[Ste
         _expect(all(map(_valid, step.messages)), f"messages {step.messages!r}")
         _expect(step.reward == step.reward and abs(step.reward) != float("inf"), f"reward {step.reward}")
         _expect(step.answer is None or isinstance(step.answer, str), f"answer {step.answer!r}")
+        _expect(step.graded or step.answer is None, f"answer {step.answer!r} although none was asked for")
         json.dumps(dict(step.info))
         steps.append(step)
     return steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,14 @@ from drift.verifiers.choice import Choice
 
 
 @dataclass(frozen=True, kw_only=True)
-class Questions:
-    """What ``math`` and ``choice`` share; a subclass says which verifier is usual and how a question is asked.
+class QuestionSource:
+    """Where an environment's questions come from, and how their answers are checked.
 
     Args:
         train: problem set to train on.
         test: problem set to test on.
         train_file: local file of the training set's schema, instead of the hub.
         test_file: local file of the test set's schema, instead of the hub.
-        max_turns: T, the most replies in an episode.
-        prompt: the opening message, ``{question}`` standing for the question (and its options).
-        feedback: what the environment says to a wrong answer.
-        format_feedback: what it says to a reply without a readable answer.
         verifier_settings: settings of the usual verifier.
     """
 
@@ -39,21 +36,12 @@ class Questions:
     test: str = "gsm8k"
     train_file: str = ""
     test_file: str = ""
-    max_turns: int = 5
-    prompt: str = "{question}\n\nThink step by step and end with <answer>your answer</answer>."
-    feedback: str = "Incorrect. Please think again."
-    format_feedback: str = "No answer found. Please end with <answer>your answer</answer>."
     verifier_settings: dict[str, Any] = field(default_factory=dict)
 
     usual_verifier = "math"
 
     def __post_init__(self) -> None:
         where = "environment.settings"
-        require(self.max_turns >= 1, f"{where}.max_turns", self.max_turns, "a whole number ≥ 1")
-        require("{question}" in self.prompt, f"{where}.prompt", self.prompt, "a text that holds {question}")
-        for name in ("feedback", "format_feedback"):
-            require(bool(getattr(self, name)), f"{where}.{name}", getattr(self, name), "a text")
-        self.verifier("")
         for split in SPLITS:
             get_problem_set(getattr(self, split))
             file = getattr(self, f"{split}_file")
@@ -75,12 +63,6 @@ class Questions:
         drawn = random.Random(f"questions/{split}/{seed}").sample(problems, count)
         return [_task(problem, split) for problem in drawn]
 
-    def start(self, task: Task) -> QuestionEpisode:
-        """A fresh episode of ``task``."""
-        options = tuple(task.payload["options"])
-        verifier = self.verifier(str(task.payload["verifier"]))
-        return QuestionEpisode(self, str(task.payload["question"]), str(task.payload["gold"]), options, verifier)
-
     def verifier(self, name: str) -> Verifier:
         """The verifier called ``name``, or the usual one."""
         usual = name in ("", self.usual_verifier)
@@ -99,6 +81,43 @@ class Questions:
 
     def _source(self, split: str) -> Loaded:
         return _load(getattr(self, split), split, getattr(self, f"{split}_file"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions(QuestionSource):
+    """What ``math`` and ``choice`` share; a subclass says which verifier is usual and how a question is asked.
+
+    Args:
+        train: problem set to train on.
+        test: problem set to test on.
+        train_file: local file of the training set's schema, instead of the hub.
+        test_file: local file of the test set's schema, instead of the hub.
+        max_turns: T, the most replies in an episode.
+        prompt: the opening message, ``{question}`` standing for the question (and its options).
+        feedback: what the environment says to a wrong answer.
+        format_feedback: what it says to a reply without a readable answer.
+        verifier_settings: settings of the usual verifier.
+    """
+
+    max_turns: int = 5
+    prompt: str = "{question}\n\nThink step by step and end with <answer>your answer</answer>."
+    feedback: str = "Incorrect. Please think again."
+    format_feedback: str = "No answer found. Please end with <answer>your answer</answer>."
+
+    def __post_init__(self) -> None:
+        where = "environment.settings"
+        require(self.max_turns >= 1, f"{where}.max_turns", self.max_turns, "a whole number ≥ 1")
+        require("{question}" in self.prompt, f"{where}.prompt", self.prompt, "a text that holds {question}")
+        for name in ("feedback", "format_feedback"):
+            require(bool(getattr(self, name)), f"{where}.{name}", getattr(self, name), "a text")
+        self.verifier("")
+        super().__post_init__()
+
+    def start(self, task: Task) -> QuestionEpisode:
+        """A fresh episode of ``task``."""
+        options = tuple(task.payload["options"])
+        verifier = self.verifier(str(task.payload["verifier"]))
+        return QuestionEpisode(self, str(task.payload["question"]), str(task.payload["gold"]), options, verifier)
 
 
 @functools.lru_cache(maxsize=8)
@@ -128,15 +147,12 @@ class QuestionEpisode:
 
     def opening(self) -> list[Message]:
         """The question and its options, as one user message."""
-        listed = (f"\n{letter}. {text}" for letter, text in zip(LETTERS, self._options, strict=False))
-        # Replaced and not formatted: a question may hold braces of its own.
-        content = self._settings.prompt.replace("{question}", self._question + "".join(listed))
-        return [{"role": "user", "content": content}]
+        return [{"role": "user", "content": asked(self._settings.prompt, self._question, self._options)}]
 
     async def step(self, reply: str) -> Step:
         """Reward 1 for the right answer, else 0; format failures get feedback of their own."""
         self._turn += 1
-        found = await self._judge(reply)
+        found = await check_answer(self._verifier, reply, self._gold, self._options)
         done = found.right or self._turn >= self._settings.max_turns
         feedback = self._settings.feedback if found.answer is not None else self._settings.format_feedback
         return Step(
@@ -148,14 +164,21 @@ class QuestionEpisode:
             info={"reason": found.reason} if found.reason else {},
         )
 
-    async def _judge(self, reply: str) -> Verification:
-        """The tagged answer counts, else a boxed one; a choice is also read from the reply's own words."""
-        answer = extract_answer(reply)
-        if isinstance(self._verifier, Choice):
-            text = reply if answer is None else answer
-            return await self._verifier.verify_async(text, self._gold, options=self._options)
-        if answer is None:
-            answer = boxed(reply)
-        if answer is None:
-            return unparseable("no answer tag")
-        return await self._verifier.verify_async(answer, self._gold)
+
+def asked(prompt: str, question: str, options: Sequence[str]) -> str:
+    """``prompt`` with the question, and its options by letter, in place of ``{question}``."""
+    listed = (f"\n{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
+    # Replaced and not formatted: a question may hold braces of its own.
+    return prompt.replace("{question}", question + "".join(listed))
+
+
+async def check_answer(verifier: Verifier, reply: str, gold: str, options: Sequence[str]) -> Verification:
+    """The tagged answer counts, else a boxed one; a choice is also read from the reply's own words."""
+    answer = extract_answer(reply)
+    if isinstance(verifier, Choice):
+        return await verifier.verify_async(reply if answer is None else answer, gold, options=options)
+    if answer is None:
+        answer = boxed(reply)
+    if answer is None:
+        return unparseable("no answer tag")
+    return await verifier.verify_async(answer, gold)

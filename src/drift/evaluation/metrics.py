@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,43 +30,61 @@ class Runs:
         prompt_N: ``(N,)`` index of each conversation's prompt.
         solved_at_N: ``(N,)`` turn of the first success, from 1; 0 if there was none.
         turns_N: ``(N,)`` number of turns L.
+        graded_NT: ``(N, T)`` whether an answer was asked for at each turn; false after the last one.
         distinct_N: ``(N,)`` number of distinct answers E.
-        failures_N: ``(N,)`` replies without a readable answer.
+        failures_N: ``(N,)`` replies without a readable answer where one was asked for.
+        reward_N: ``(N,)`` sum of the environment's rewards.
         tokens_N: ``(N,)`` tokens sampled; −1 where the policy told none.
-        excluded: conversations that failed.
+        excluded: conversations that failed, or whose prompt is left out.
     """
 
     prompts: tuple[str, ...]
     prompt_N: NDArray[np.int64]
     solved_at_N: NDArray[np.int64]
     turns_N: NDArray[np.int64]
+    graded_NT: NDArray[np.bool_]
     distinct_N: NDArray[np.int64]
     failures_N: NDArray[np.int64]
+    reward_N: Floats
     tokens_N: NDArray[np.int64]
     excluded: int
 
 
-def runs_of(trajectories: Sequence[Trajectory]) -> Runs:
-    """Read the arrays off trajectories."""
-    kept = [t for t in trajectories if t.error is None and t.turns]
-    prompts = tuple(sorted({t.task_id for t in kept}))
-    index = {prompt: i for i, prompt in enumerate(prompts)}
-    answers = [[turn.step.answer for turn in t.turns if turn.step.answer is not None] for t in kept]
+def runs_of(trajectories: Sequence[Trajectory], prompts: Collection[str] | None = None) -> Runs:
+    """Read the arrays off trajectories; those of other ``prompts`` than the given ones count as excluded."""
+    kept = [t for t in trajectories if has_outcome(t) and (prompts is None or t.task_id in prompts)]
+    names = tuple(sorted({t.task_id for t in kept}))
+    index = {prompt: i for i, prompt in enumerate(names)}
+    graded = [[turn.step.answer for turn in t.turns if turn.step.graded] for t in kept]
+    longest = max((len(t.turns) for t in kept), default=0)
+    graded_NT = np.zeros((len(kept), longest), bool)
+    for row, t in enumerate(kept):
+        graded_NT[row, : len(t.turns)] = [turn.step.graded for turn in t.turns]
     solved = [next((at for at, turn in enumerate(t.turns, 1) if turn.step.success), 0) for t in kept]
     return Runs(
-        prompts=prompts,
+        prompts=names,
         prompt_N=np.array([index[t.task_id] for t in kept], np.int64),
         solved_at_N=np.array(solved, np.int64),
         turns_N=np.array([len(t.turns) for t in kept], np.int64),
-        distinct_N=np.array([len(set(given)) for given in answers], np.int64),
-        failures_N=np.array([len(t.turns) - len(given) for t, given in zip(kept, answers, strict=True)], np.int64),
+        graded_NT=graded_NT,
+        distinct_N=np.array([len({*answers} - {None}) for answers in graded], np.int64),
+        failures_N=np.array([answers.count(None) for answers in graded], np.int64),
+        reward_N=np.array([sum(turn.step.reward for turn in t.turns) for t in kept], float),
         tokens_N=np.array([-1 if t.tokens_sampled is None else t.tokens_sampled for t in kept], np.int64),
         excluded=len(trajectories) - len(kept),
     )
 
 
+def has_outcome(trajectory: Trajectory) -> bool:
+    """Whether a conversation was held to an end that can be measured."""
+    return trajectory.error is None and bool(trajectory.turns)
+
+
 def metrics(runs: Runs, max_turns: int) -> dict[str, Ratio]:
     """Every metric by name (docs/artifacts.md).
+
+    L counts the turns in which an answer was asked for; where one was asked for at no turn up to k, or not at turn t,
+    there is nothing to measure.
 
     ``multi@k``
         share solved within k turns, ``(1/N) Σ_i max_{t≤k} V(y_{i,t})`` (DRIFT Eq. 21).
@@ -77,11 +95,16 @@ def metrics(runs: Runs, max_turns: int) -> dict[str, Ratio]:
     ``turns_to_success``, ``turns``
         mean turn of the first success, of those solved; mean number of turns.
     ``distinct_answers``
-        mean E/L of conversations of two turns or more; 1 means nothing was repeated.
+        mean E/L of conversations of two such turns or more; 1 means nothing was repeated.
     ``format_failures``, ``reply_tokens``
-        share of replies without a readable answer; tokens per reply.
+        share of replies without a readable answer where one was asked for; tokens per reply.
+    ``reward``
+        mean reward of a conversation, in the environment's unit.
     """
     count = len(runs.prompts)
+    graded_NT = np.zeros((len(runs.turns_N), max(max_turns, runs.graded_NT.shape[1])), bool)
+    graded_NT[:, : runs.graded_NT.shape[1]] = runs.graded_NT
+    graded_N = graded_NT.sum(axis=1)
 
     def ratio(numerator_N: NDArray[np.generic], denominator_N: NDArray[np.generic]) -> Ratio:
         top_P, bottom_P = (
@@ -94,15 +117,20 @@ def metrics(runs: Runs, max_turns: int) -> dict[str, Ratio]:
     one_N = np.ones_like(turns)
     found: dict[str, Ratio] = {}
     for k in range(1, max_turns + 1):
-        found[f"multi@{k}"] = ratio((solved > 0) & (solved <= k), one_N)
+        asked = k == max_turns or bool(graded_NT[:, :k].any())
+        found[f"multi@{k}"] = ratio((solved > 0) & (solved <= k), one_N * asked)
     for t in range(1, max_turns + 1):
-        reached_N = (turns >= t) & ((solved == 0) | (solved >= t))
+        reached_N = graded_NT[:, t - 1] & ((solved == 0) | (solved >= t))
         found[f"accuracy@{t}"] = ratio(solved == t, reached_N)
+    wrong_N = graded_NT[:, 0] & (solved != 1)
     for t in range(2, max_turns + 1):
-        found[f"corrected@{t}"] = ratio((solved > 1) & (solved <= t), solved != 1)
+        found[f"corrected@{t}"] = ratio(wrong_N & (solved > 1) & (solved <= t), wrong_N)
     found["turns_to_success"] = ratio(solved, solved > 0)
     found["turns"] = ratio(turns, one_N)
-    found["distinct_answers"] = ratio(np.where(turns > 1, runs.distinct_N / turns, 0.0), turns > 1)
-    found["format_failures"] = ratio(runs.failures_N, turns)
+    found["distinct_answers"] = ratio(
+        np.where(graded_N > 1, runs.distinct_N / np.maximum(graded_N, 1), 0.0), graded_N > 1
+    )
+    found["format_failures"] = ratio(runs.failures_N, graded_N)
     found["reply_tokens"] = ratio(np.maximum(runs.tokens_N, 0), np.where(runs.tokens_N < 0, 0, turns))
+    found["reward"] = ratio(runs.reward_N, one_N)
     return found

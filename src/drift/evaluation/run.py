@@ -9,14 +9,14 @@ from typing import Any
 
 from drift.dataset.store import read_tasks, read_trajectories
 from drift.environments.base import EnvironmentFactory, task_hash
-from drift.errors import ConfigError, require
+from drift.errors import ConfigError, EnvironmentFault, require
 from drift.evaluation.estimates import estimate_all
-from drift.evaluation.metrics import runs_of
+from drift.evaluation.metrics import Runs, has_outcome, runs_of
 from drift.manifest import write_json, write_manifest
 from drift.policies import make_policy
 from drift.policies.base import Sampling
 from drift.rollouts.collect import Collection, collect
-from drift.types import Task
+from drift.types import Task, Trajectory
 
 KIND = "evaluation"
 ESTIMATES = "estimates.json"
@@ -102,7 +102,7 @@ def evaluate_policies(
         estimate
         for mode in modes
         for estimate in estimate_all(
-            {name: runs_of(read_trajectories(out / mode / name)) for name in policies},
+            _on_common_prompts({name: read_trajectories(out / mode / name) for name in policies}),
             mode=mode,
             max_turns=factory.max_turns,
             baseline=next(iter(policies)),
@@ -123,3 +123,14 @@ def evaluate_policies(
     }
     write_manifest(out, KIND, content)
     return content
+
+
+def _on_common_prompts(held: Mapping[str, Sequence[Trajectory]]) -> dict[str, Runs]:
+    """Runs of every policy on the prompts that all of them have: a judge may fail on one of them alone."""
+    common = set.intersection(*({t.task_id for t in found if has_outcome(t)} for found in held.values()))
+    if not common:
+        raise EnvironmentFault(
+            f"there is no task on which every policy ({', '.join(held)}) has a conversation that did not fail; "
+            "look at the error column of their trajectories."
+        )
+    return {name: runs_of(found, common) for name, found in held.items()}

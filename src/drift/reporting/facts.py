@@ -127,6 +127,10 @@ def table(facts: Facts, mode: str) -> list[dict[str, Any]]:
     final = facts.evaluation["max_turns"]
     main = {f"corrected@{final}", "turns_to_success", "distinct_answers", "format_failures"}
     names = [name for policy, name in facts.rows if policy == base and name.startswith(f"{mode}/")]
+    # A reward of 1 for success says nothing that multi@T doesn't.
+    pairs = [(policy, f"{mode}/reward", f"{mode}/multi@{final}") for policy in facts.policies]
+    if f"{mode}/reward" in names and any(facts.rows[p, r]["value"] != facts.rows[p, m]["value"] for p, r, m in pairs):
+        main.add("reward")
     rows = []
     for name in names:
         metric = name.partition("/")[2]
@@ -136,7 +140,7 @@ def table(facts: Facts, mode: str) -> list[dict[str, Any]]:
         sure = difference is not None and difference["low"] is not None and difference["low"] * difference["high"] > 0
         rows.append(
             {
-                "metric": metric.replace("_", " ") + (" %" if scale == 100 else ""),
+                "metric": metric.replace("_", " ") + (" × 100" if metric == "reward" else " %" if scale == 100 else ""),
                 "main": metric in main or metric.startswith("multi@"),
                 "cells": cells,
                 "difference": _cell(difference, scale, signed=True) if difference else None,

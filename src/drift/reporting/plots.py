@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +37,11 @@ def multi_at_k(facts: Facts, mode: str) -> str:
         for index, policy in enumerate(facts.policies):
             rows = [facts.rows[(policy, f"{mode}/multi@{k}")] for k in turns]
             color = COLORS[index % len(COLORS)]
-            values, low, high = ([100 * row[key] for row in rows] for key in ("value", "low", "high"))
+            # Where no answer was asked for yet there is nothing to draw.
+            values, low, high = (
+                [math.nan if row["value"] is None else 100 * row[key] for row in rows]
+                for key in ("value", "low", "high")
+            )
             axes.plot(turns, values, marker="o", color=color, label=policy)
             axes.fill_between(turns, low, high, color=color, alpha=0.18, linewidth=0)
         axes.set_xticks(turns)

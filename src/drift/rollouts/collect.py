@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ def collect(
         ConfigError: no tasks, or two tasks with one id.
         DatasetError: ``out`` was begun with other settings, tasks or policy.
         EnvironmentFault: every conversation failed in the environment.
+        PolicyError: the policy, or a model that the environment asks, can't be used.
         Interrupted: Ctrl-C; what was finished is on disk.
         StorageError: the disk refuses.
     """
@@ -59,7 +61,7 @@ def collect(
     if len({task.id for task in tasks}) != len(tasks):
         raise ConfigError("two tasks have the same id; ids must be unique. Mend the environment's tasks().")
     planned = len(tasks) * collection.samples
-    spec = {
+    spec: dict[str, Any] = {
         "environment": collection.environment,
         "tasks": len(tasks),
         "task_hash": task_hash(tasks),
@@ -70,6 +72,11 @@ def collect(
         "policy": policy.fingerprint,
         "ids": "none" if isinstance(policy, TextPolicy) else "sampled",
     }
+    # A judge or a simulated user decides the data as much as the policy does.
+    asked = getattr(factory, "fingerprints", None)
+    if asked:
+        spec["environment_policies"] = dict(asked)
+    before = Counter(getattr(factory, "counts", None) or {})
     with TrajectoryWriter(out, spec, tasks) as writer:
         todo = [
             assignment
@@ -91,12 +98,18 @@ def collect(
                 ) from stop
         # What went wrong on the way to a policy, and was tried again.
         retried = getattr(policy, "counts", None)
-        more = {"policy_errors": dict(retried)} if retried is not None else {}
+        more: dict[str, Any] = {} if retried is None else {"policy_errors": dict(retried)}
+        happened = getattr(factory, "counts", None)
+        if happened is not None:
+            # The same factory may serve several collections.
+            more["environment_counts"] = dict(sorted((Counter(happened) - before).items()))
         manifest = writer.finish({**more, **source_of(factory, tasks)})
     if manifest["counts"].get("stop_error", 0) == planned:
+        name = collection.environment.get("name")
+        told = ", ".join(f"{kind} {count}" for kind, count in manifest.get("environment_counts", {}).items())
         raise EnvironmentFault(
-            f"every conversation failed in the environment {collection.environment.get('name')!r}; "
-            f"look at the error column in {out}, or run `drift check {collection.environment.get('name')}`."
+            f"every conversation failed in the environment {name!r}{f' ({told})' if told else ''}; "
+            f"look at the error column in {out}, or run `drift check {name}`."
         )
     return manifest
 
@@ -125,6 +138,7 @@ async def _hold_all(
         # One cause stops all conversations at once; the first is the one to tell the user.
         raise failures.exceptions[0] from failures
     finally:
-        close = getattr(policy, "aclose", None)
-        if close is not None:
-            await close()
+        for owner in (policy, factory):
+            close = getattr(owner, "aclose", None)
+            if close is not None:
+                await close()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drift.environments.base import EnvironmentFactory
+from drift.errors import PolicyError
 from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, TextPolicy, derive_seed, next_reply
 from drift.types import Message, Step, StopReason, Task, Trajectory, Turn
 
@@ -34,7 +35,8 @@ async def episode(
     """Hold one conversation and record it.
 
     An exception from the environment ends the conversation and is recorded in ``Trajectory.error`` with the turns so
-    far. An exception from the policy is a fault of the run and is raised.
+    far. An exception from the policy is a fault of the run and is raised; so is the ``PolicyError`` of a model that
+    the environment asks, its judge or its simulated user: without it no other conversation would fare better.
 
     Turn t is sampled with ``derive_seed(assignment.seed, t)``.
     """
@@ -84,6 +86,8 @@ def _guard(call: str, run: Any) -> Any:
 async def _step(environment: Any, reply: str) -> Step:
     try:
         step = await environment.step(reply)
+    except PolicyError:
+        raise
     except Exception as error:
         raise _EnvironmentFailure(f"environment.step raised {type(error).__name__}: {error}") from error
     if not isinstance(step, Step):

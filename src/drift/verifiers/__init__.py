@@ -14,6 +14,7 @@ VERIFIERS = Registry(
     {
         "choice": "drift.verifiers.choice:Choice",
         "exact": "drift.verifiers.exact:Exact",
+        "judge": "drift.verifiers.judge:Judge",
         "math": "drift.verifiers.math:Math",
         "numeric": "drift.verifiers.numeric:Numeric",
     },

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 from drift.problems.boxed import boxed as boxed  # a solution's answer is boxed as a reply's is
@@ -19,11 +20,15 @@ class Verification:
         verdict: ``right``, ``wrong``, or ``unparseable``: no answer could be read, which is not the same as wrong.
         answer: what was read, in normalised form, compared to count repeats; ``None`` exactly if unparseable.
         reason: why nothing could be read, for example ``deadline``; empty otherwise.
+        score: how good it is, from a verifier that grades (0 to 10); ``None`` from one that tells right from wrong.
+        scores: further scores by criterion, on the same scale, as far as they were given.
     """
 
     verdict: Verdict
     answer: str | None
     reason: str = ""
+    score: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def right(self) -> bool:

@@ -27,17 +27,19 @@ def repetition_penalty(distinct_N: ArrayLike, turns_N: ArrayLike, coefficient: f
     """What repeating oneself costs: ``λ (1 − E/L)``, E the number of distinct answers (DRIFT Eq. 12).
 
     A reply without a readable answer adds nothing to E. (Published code divides by the number of readable answers
-    instead of L.)
+    instead of L.) Where no answer was ever asked for, nothing was repeated: L = 0 costs 0.
 
     Args:
         distinct_N: ``(N,)`` E, between 0 and L.
-        turns_N: ``(N,)`` L ≥ 1.
+        turns_N: ``(N,)`` L ≥ 0, the turns in which an answer was asked for.
         coefficient: λ ≥ 0.
 
     Returns:
         ``(N,)`` in [0, λ].
     """
-    found_N: Floats = float(coefficient) * (1 - np.asarray(distinct_N, float) / np.asarray(turns_N, float))
+    turns = np.asarray(turns_N, float)
+    share_N = np.where(turns > 0, np.asarray(distinct_N, float) / np.maximum(turns, 1), 1.0)
+    found_N: Floats = float(coefficient) * (1 - share_N)
     return found_N
 
 
@@ -63,6 +65,7 @@ def trajectory_return(
     gamma: float,
     repetition: float,
     format_failure: float,
+    graded_N: ArrayLike | None = None,
 ) -> Floats:
     """The return of DRIFT Eq. 12, ``R = base·γ^(L−1) − λ(1 − E/L)``, less a format penalty (0 in the paper).
 
@@ -74,12 +77,14 @@ def trajectory_return(
         gamma: γ.
         repetition: λ.
         format_failure: cost of one format failure.
+        graded_N: ``(N,)`` turns in which an answer was asked for, the L of the repetition penalty; all L of them
+            unless given. The discount counts every turn.
 
     Returns:
         ``(N,)`` R.
     """
     return (
         discounted_return(base_N, turns_N, gamma)
-        - repetition_penalty(distinct_N, turns_N, repetition)
+        - repetition_penalty(distinct_N, turns_N if graded_N is None else graded_N, repetition)
         - format_penalty(failures_N, format_failure)
     )
