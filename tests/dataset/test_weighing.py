@@ -93,7 +93,7 @@ def test_weights_are_written_beside_the_data_and_read_by_id(tmp_path: Path, data
     folder = stored(tmp_path / "data", data)
     manifest = weigh_dataset(folder, WeightConfig(), tmp_path / "weights")
     assert manifest["excluded"] == {"failed": 1}
-    by_id = read_weights(tmp_path / "weights", folder)
+    by_id = read_weights(tmp_path / "weights", folder).by_id()
     expected = compute_weights(outcomes(data), WeightConfig())[1]
     assert by_id == dict(zip(outcomes(data).ids, expected.tolist(), strict=True))
     again = weigh_dataset(folder, WeightConfig(), tmp_path / "again")
