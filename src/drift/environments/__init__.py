@@ -15,7 +15,10 @@ ENVIRONMENTS = Registry(
         "arithmetic": "drift.environments.arithmetic:Arithmetic",
         "choice": "drift.environments.choice:ChoiceQuestions",
         "guess": "drift.environments.guess:Guess",
+        "gymnasium": "drift.environments.adapters.gymnasium:Gymnasium",
         "math": "drift.environments.math:MathQuestions",
+        "openenv": "drift.environments.adapters.openenv:OpenEnv",
+        "verifiers": "drift.environments.adapters.verifiers:Verifiers",
     },
 )
 

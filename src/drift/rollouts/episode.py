@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from drift.environments.base import EnvironmentFactory
+from drift.environments.base import EnvironmentFactory, close_episode, open_episode
 from drift.policies.base import Policy, Sampling, derive_seed
 from drift.types import Message, Step, StopReason, Task, Trajectory, Turn
 
@@ -42,9 +43,10 @@ async def episode(
     turns: list[Turn] = []
     reason: StopReason
     error: str | None = None
+    environment: Any = None
     try:
-        environment = _guard("start", lambda: factory.start(assignment.task))
-        messages += _guard("opening", environment.opening)
+        environment = _start(factory, assignment.task)
+        messages += await _opening(environment)
         prompt = policy.chat.first(messages)
         while True:
             limit = policy.context_length
@@ -63,6 +65,8 @@ async def episode(
             prompt = policy.chat.next(messages, turns[-1])
     except _EnvironmentFailure as failure:
         reason, error = "error", str(failure)
+    finally:
+        await _close(environment, assignment.trajectory_id)
     return Trajectory(
         id=assignment.trajectory_id,
         task_id=assignment.task.id,
@@ -77,11 +81,26 @@ async def episode(
     )
 
 
-def _guard(call: str, run: Any) -> Any:
+def _start(factory: EnvironmentFactory, task: Task) -> Any:
     try:
-        return run()
+        return factory.start(task)
     except Exception as error:
-        raise _EnvironmentFailure(f"environment.{call} raised {type(error).__name__}: {error}") from error
+        raise _EnvironmentFailure(f"environment.start raised {type(error).__name__}: {error}") from error
+
+
+async def _opening(environment: Any) -> list[Message]:
+    try:
+        return await open_episode(environment)
+    except Exception as error:
+        raise _EnvironmentFailure(f"environment.opening raised {type(error).__name__}: {error}") from error
+
+
+async def _close(environment: Any, trajectory_id: str) -> None:
+    """Let the environment go. What it said stays valid, so a failure here is a warning and no error of the episode."""
+    try:
+        await close_episode(environment)
+    except Exception as error:
+        warnings.warn(f"{trajectory_id}: environment.aclose raised {type(error).__name__}: {error}", stacklevel=2)
 
 
 async def _step(environment: Any, reply: str) -> Step:
