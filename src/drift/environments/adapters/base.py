@@ -95,17 +95,14 @@ class Adapter:
 
     def read(self, reply: str) -> str | None:
         """The action in ``reply``, stripped; ``None`` if there is none."""
-        if len(reply) > LONGEST_REPLY:
-            reply = reply[-LONGEST_REPLY:]
+        reply = reply[-LONGEST_REPLY:]
         if self.action == "answer":
             return extract_answer(reply) or None
         if self.action == "pattern":
-            found = None
-            for found in _compiled(self.pattern).finditer(reply):
-                pass
-            if found is None:
+            found = list(_compiled(self.pattern).finditer(reply))
+            if not found:
                 return None
-            reply = found.group(1 if found.re.groups else 0) or ""
+            reply = found[-1].group(1 if found[-1].re.groups else 0) or ""
         return reply.strip() or None
 
     def first(self, observation: str) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Environments with the API of gymnasium: ``reset(seed=…)`` and ``step(action)``, observations that can be told as text."""
+"""Environments with the API of gymnasium, whose observations can be told as text and actions taken from it."""
 
 from __future__ import annotations
 

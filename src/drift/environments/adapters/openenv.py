@@ -59,7 +59,8 @@ class OpenEnv(Adapter):
         require(
             parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None,
             f"{where}.url",
-            self.url,
+            # What stands before an @ may be a password.
+            self.url.rpartition("@")[2],
             "an http or https address without a user name",
         )
         require(bool(self.environment), f"{where}.environment", self.environment, "a name for the tasks' ids")
@@ -94,7 +95,9 @@ def _only_field(url: str, deadline_s: float) -> dict[str, Any]:
         with urllib.request.urlopen(f"{url.rstrip('/')}/schema", timeout=deadline_s) as answer:
             schema = json.load(answer)["action"]
     except (OSError, urllib.error.URLError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"environment.settings.url: {url}/schema can't be read: {error}. Is the server up?") from error
+        raise ConfigError(
+            f"environment.settings.url: {url}/schema can't be read: {error}. Is the server up?"
+        ) from error
     required = schema.get("required", [])
     kinds = {"string": ACTION, "integer": NUMBER}
     kind = schema["properties"][required[0]].get("type") if len(required) == 1 else None
