@@ -134,7 +134,31 @@ def test_the_same_seed_gives_the_same_data_however_many_conversations_are_open(t
     }  # fmt: skip
     assert len(hashes) == 1
     other = environment.tasks("train", 20, 2)
-    assert gathered(environment, other, ScriptedPolicy(replies), tmp_path / "x", samples=3)["dataset_hash"] not in hashes
+    assert (
+        gathered(environment, other, ScriptedPolicy(replies), tmp_path / "x", samples=3)["dataset_hash"] not in hashes
+    )
+
+
+def test_a_run_that_was_broken_off_ends_with_the_data_it_would_have_had(tmp_path):
+    environment = Gymnasium(**ICY)
+    tasks, replies = environment.tasks("train", 20, 1), [f"<answer>{move}</answer>" for move in MOVES]
+    whole = gathered(environment, tasks, ScriptedPolicy(replies), tmp_path / "whole", samples=2)
+
+    class Broken(ScriptedPolicy):
+        asked = 0
+
+        async def complete(self, *arguments, **named):
+            self.asked += 1
+            if self.asked == 90:
+                raise ConnectionError("no server")
+            return await super().complete(*arguments, **named)
+
+    with pytest.raises(ConnectionError):
+        gathered(environment, tasks, Broken(replies), tmp_path / "broken", samples=2, concurrency=4)
+    kept = len(read_trajectories(tmp_path / "broken", complete_only=False))
+    assert 0 < kept < 40
+    again = gathered(environment, tasks, ScriptedPolicy(replies), tmp_path / "broken", samples=2)
+    assert again["dataset_hash"] == whole["dataset_hash"]
 
 
 WATCHED = """
