@@ -73,7 +73,7 @@ def test_each_step_of_a_slippery_lake_is_the_one_that_gymnasium_gives():
 def test_a_walk_around_the_holes_is_a_success_and_one_into_a_hole_is_not(tmp_path):
     environment = Gymnasium(**DRY)
     tasks = environment.tasks("train", 3, 0)
-    way = [f"<answer>{word}</answer>" for word in "down down right right down right".split()]
+    way = [f"<answer>{word}</answer>" for word in ["down", "down", "right", "right", "down", "right"]]
     lost = in_turn("Let me see.", *way[:1], "<answer>jump</answer>", "<answer>4</answer>", *way[1:])
     manifest = gathered(environment, tasks, lost, tmp_path / "found")
     assert manifest["counts"] == {"trajectories": 3, "stop_success": 3}

@@ -1,4 +1,4 @@
-"""Two real OpenEnv servers: the one that ``openenv init`` makes, and gymnasium's frozen lake behind OpenEnv's own app."""
+"""Two real OpenEnv servers: the one that ``openenv init`` makes, and gymnasium's frozen lake behind its app."""
 
 import asyncio
 import contextlib

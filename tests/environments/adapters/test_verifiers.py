@@ -1,8 +1,11 @@
 """The verifiers library's own TextArena environment, and tasksets written against its interface."""
 
 import asyncio
+import http.server
+import json
 import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,22 @@ from .playing import gathered, in_turn, rolled_out, told
 pytestmark = pytest.mark.adapters
 
 TASKSETS = Path(__file__).with_name("tasksets")
-WORDS = "house river apple stone bread table music garden silver window planet orange animal button".split()
+WORDS = [
+    "house",
+    "river",
+    "apple",
+    "stone",
+    "bread",
+    "table",
+    "music",
+    "garden",
+    "silver",
+    "window",
+    "planet",
+    "orange",
+    "animal",
+    "button",
+]
 HANGMAN = {"id": "textarena", "arguments": {"game": "Hangman-v0"}, "max_turns": 8, "pool": 60}
 LETTERS = ["[e]", "I say [A].", "no letter", "[o]", "[o]", "[R]", "[n]", "[s]"]
 
@@ -76,6 +94,85 @@ def test_each_word_of_a_game_is_the_one_that_textarena_says():
         assert steps[-1].info["stop_condition"] == ("user_closed" if turns < 8 else "max_turns")
         ended += turns < 8
     assert ended >= 2
+
+
+class ModelServer(http.server.BaseHTTPRequestHandler):
+    """Answers a chat with the reply whose number is that of the assistant's messages so far."""
+
+    replies: tuple[str, ...] = ()
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        at = sum(message["role"] == "assistant" for message in asked["messages"])
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": type(self).replies[at]},
+        }
+        body = {"id": "x", "object": "chat.completion", "created": 0, "model": "scripted", "choices": [choice]}
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def model_server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), ModelServer) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+        thread.join()
+
+
+async def by_the_library(environment, settings, url, task):
+    """The trace of an episode that the library holds itself: its agent, its interception server, a model server."""
+    import verifiers.v1 as vf
+
+    (seat,) = environment.loaded().config.agent_harnesses()
+    pinned = {"harness": {"id": "loopback"}, "runtime": {"type": "subprocess"}, "max_turns": environment.max_turns}
+    taskset = {"id": settings["id"], **settings.get("arguments", {})}
+    config = {"taskset": taskset, seat: pinned, "interception": {"type": "server"}}
+    played = vf.load_environment(vf.resolve_env_config(config))
+    client = vf.EvalClientConfig(base_url=url, api_key_var="NO_KEY_IS_NEEDED")
+    row = environment._read()[task.id]
+    async with played.serving():
+        episode = await played.run_episode(row, vf.ModelContext(model="scripted", client=client))
+    assert episode.ok, [episode.errors, *(trace.errors for trace in episode.traces)]
+    (trace,) = episode.traces
+    return trace
+
+
+@pytest.mark.parametrize(
+    ("settings", "replies"),
+    [
+        (HANGMAN, LETTERS),
+        ({"id": "sums"}, ["It is <answer>9</answer>."]),
+        ({"id": "countdown", "max_turns": 4}, ["5", "4", "3", "2"]),
+        ({"id": "countdown", "max_turns": 4}, ["3", "a boom", "3", "2"]),
+    ],
+    ids=["textarena", "sums", "countdown", "boom"],
+)
+def test_the_library_itself_holds_and_scores_the_same_conversation(settings, replies, model_server, monkeypatch):
+    monkeypatch.setattr(ModelServer, "replies", tuple(replies))
+    environment = Verifiers(**settings)
+    for task in environment.tasks("train", 4, 0):
+        opening, steps = asyncio.run(told(environment, task, replies))
+        trace = asyncio.run(by_the_library(environment, settings, model_server, task))
+        ours = said(opening)
+        for reply, step in zip(replies, steps, strict=False):
+            ours += [reply, *said(step.messages)]
+        assert [message.content for message in trace.messages] == ours
+        assert steps[-1].reward == trace.reward
+        assert steps[-1].info["rewards"] == {name: each.value for name, each in trace.rewards.items()}
+        assert steps[-1].info["metrics"] == trace.metrics
+        assert steps[-1].info["stop_condition"] == trace.stop_condition
 
 
 def test_who_knows_the_word_wins(tmp_path):
@@ -205,7 +302,7 @@ def test_the_shipped_policy_plays_from_the_command_line(tmp_path, corpus):
     again = rolled_out("verifiers", {"id": "sums"}, tmp_path / "b", "--tasks", "8", "--samples", "2", **here)
     assert first["dataset_hash"] == again["dataset_hash"]
     # Every reply was scored, if only for its length.
-    assert all(0 < t.turns[-1].step.reward for t in read_trajectories(tmp_path / "a"))
+    assert all(t.turns[-1].step.reward > 0 for t in read_trajectories(tmp_path / "a"))
     long = rolled_out("verifiers", HANGMAN, tmp_path / "c", "--tasks", "4", "--samples", "1", **here)
     assert long["counts"]["trajectories"] == 4 and "stop_error" not in long["counts"]
     assert any(t.turns for t in read_trajectories(tmp_path / "c"))
