@@ -33,22 +33,19 @@ slow: $(INSTALLED)
 test-vllm: $(INSTALLED) .venv-vllm/.installed
 	$(VENV)/bin/pytest -m vllm
 
-# Real environments of other libraries. Two places, because openenv and verifiers want different versions of one package.
-.venv-adapters/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-adapters
-	.venv-adapters/bin/pip install --quiet --constraint constraints.txt torch
-	.venv-adapters/bin/pip install --quiet --constraint constraints.txt --editable '.[gymnasium,openenv]' \
-		gem-llm==0.1.0 pytest pytest-timeout
+# Real environments of other libraries, in two places because openenv and verifiers want different versions of one package.
+# Each first gets what the package needs, torch pinned; the libraries then move what they must.
+.venv-adapters/.installed .venv-verifiers/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --constraint constraints.txt torch
+	$(@D)/bin/pip install --quiet --constraint constraints.txt --editable . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet $$(grep '^torch==' constraints.txt) --editable '.$(EXTRAS)' $(ENVIRONMENTS)
 	touch $@
 
-# verifiers wants openai 2, which nothing else in this place uses.
-.venv-verifiers/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-verifiers
-	grep -v '^openai==' constraints.txt > .venv-verifiers/constraints.txt
-	.venv-verifiers/bin/pip install --quiet --constraint .venv-verifiers/constraints.txt torch
-	.venv-verifiers/bin/pip install --quiet --constraint .venv-verifiers/constraints.txt --editable '.[verifiers]' \
-		'verifiers[ta]==0.4.0' pytest pytest-timeout
-	touch $@
+.venv-adapters/.installed: EXTRAS := [gymnasium,openenv]
+.venv-adapters/.installed: ENVIRONMENTS := gymnasium==1.4.0 openenv==0.10.0 gem-llm==0.1.0
+.venv-verifiers/.installed: EXTRAS := [verifiers]
+.venv-verifiers/.installed: ENVIRONMENTS := 'verifiers[ta]==0.4.0'
 
 test-adapters: .venv-adapters/.installed .venv-verifiers/.installed
 	.venv-adapters/bin/pytest -m adapters tests/environments/adapters/test_gymnasium.py tests/environments/adapters/test_openenv.py
