@@ -121,9 +121,8 @@ class GymnasiumEpisode:
         return self._settings.taken(self._turn, answer, observation, reward, ended)
 
     async def aclose(self) -> None:
-        """Close the environment."""
-        if self._environment is not None:
-            await self._in_lane(getattr(self._environment, "close", lambda: None))
+        """Close the environment, after whatever its thread is still doing for it: an opening may have been given up."""
+        await self._in_lane(self._close)
 
     async def _in_lane(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._lane, call, *arguments)
@@ -133,6 +132,10 @@ class GymnasiumEpisode:
         options = {"options": self._settings.reset} if self._settings.reset else {}
         observation, _ = self._environment.reset(seed=self._seed, **options)
         return self._told(observation)
+
+    def _close(self) -> None:
+        if self._environment is not None:
+            getattr(self._environment, "close", lambda: None)()
 
     def _take(self, action: Any) -> tuple[str, float, bool]:
         observation, reward, terminated, truncated, _ = self._environment.step(action)
