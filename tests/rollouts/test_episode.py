@@ -171,3 +171,22 @@ def test_what_was_said_stays_valid_when_the_environment_can_not_be_closed() -> N
     with pytest.warns(UserWarning, match=r"t#2: environment.aclose raised ConnectionError: gone"):
         found = hold(ScriptedPolicy(["x"]), Waiting("aclose"))
     assert found.success and found.error is None
+
+
+def test_an_environment_is_closed_though_its_conversation_is_cancelled_while_it_closes() -> None:
+    class Slow(Waiting):
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.05)
+            self.closed += 1
+
+    async def cancelled() -> int:
+        environment = Slow()
+        assignment = Assignment(task=TASK, sample=0, seed=1)
+        held = asyncio.create_task(episode(assignment, environment, ScriptedPolicy(["x"]), Sampling()))
+        await asyncio.sleep(0.02)
+        held.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await held
+        return environment.closed
+
+    assert asyncio.run(cancelled()) == 1

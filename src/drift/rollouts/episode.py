@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -96,9 +97,17 @@ async def _opening(environment: Any) -> list[Message]:
 
 
 async def _close(environment: Any, trajectory_id: str) -> None:
-    """Let the environment go. What it said stays valid, so a failure here is a warning and no error of the episode."""
+    """Let the environment go. What it said stays valid, so a failure here is a warning and no error of the episode.
+
+    Other conversations' failures may cancel this one while it closes; it closes all the same.
+    """
+    closing = asyncio.ensure_future(close_episode(environment))
     try:
-        await close_episode(environment)
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing
+            raise
     except Exception as error:
         warnings.warn(f"{trajectory_id}: environment.aclose raised {type(error).__name__}: {error}", stacklevel=2)
 
