@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow test-vllm bench-verifiers format clean
+.PHONY: quickstart test lint types unit slow test-vllm test-adapters bench-verifiers format clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -18,7 +18,7 @@ types: $(INSTALLED)
 	$(VENV)/bin/mypy
 
 unit: $(INSTALLED)
-	$(VENV)/bin/pytest -n 2 -m "not slow and not gpu and not vllm" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(VENV)/bin/pytest -n 2 -m "not slow and not gpu and not vllm and not adapters" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
@@ -32,6 +32,24 @@ slow: $(INSTALLED)
 
 test-vllm: $(INSTALLED) .venv-vllm/.installed
 	$(VENV)/bin/pytest -m vllm
+
+# Real environments of other libraries, in two places because openenv and verifiers want different versions of one package.
+# Each first gets what the package needs, torch pinned; the libraries then move what they must.
+.venv-adapters/.installed .venv-verifiers/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --constraint constraints.txt torch
+	$(@D)/bin/pip install --quiet --constraint constraints.txt --editable . pytest pytest-timeout
+	$(@D)/bin/pip install --quiet $$(grep '^torch==' constraints.txt) --editable '.$(EXTRAS)' $(ENVIRONMENTS)
+	touch $@
+
+.venv-adapters/.installed: EXTRAS := [gymnasium,openenv]
+.venv-adapters/.installed: ENVIRONMENTS := gymnasium==1.4.0 openenv==0.10.0 gem-llm==0.1.0
+.venv-verifiers/.installed: EXTRAS := [verifiers]
+.venv-verifiers/.installed: ENVIRONMENTS := 'verifiers[ta]==0.4.0'
+
+test-adapters: .venv-adapters/.installed .venv-verifiers/.installed
+	.venv-adapters/bin/pytest -m adapters tests/environments/adapters/test_gymnasium.py tests/environments/adapters/test_openenv.py
+	.venv-verifiers/bin/pytest -m adapters tests/environments/adapters/test_verifiers.py
 
 # DATA is a folder with gsm8k_train.jsonl, gsm8k_test.jsonl and theoremqa_test.json.
 bench-verifiers: $(INSTALLED)

@@ -14,7 +14,8 @@ from drift.errors import DatasetError, StorageError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-_PACKAGES = ("drift-rl", "torch", "transformers", "accelerate", "peft", "pyarrow", "numpy")
+_LIBRARIES = ("gymnasium", "openenv", "verifiers")
+_PACKAGES = ("drift-rl", "torch", "transformers", "accelerate", "peft", "pyarrow", "numpy", *_LIBRARIES)
 
 
 def package_versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from drift.environments.base import close_episode, open_episode
 from drift.types import Step, Task
 
 
@@ -11,12 +12,15 @@ def play(environment: Any, task: Task, replies: list[str]) -> list[Step]:
 
     async def run() -> list[Step]:
         episode = environment.start(task)
-        episode.opening()
         steps: list[Step] = []
-        for reply in replies:
-            steps.append(await episode.step(reply))
-            if steps[-1].done:
-                break
+        try:
+            await open_episode(episode)
+            for reply in replies:
+                steps.append(await episode.step(reply))
+                if steps[-1].done:
+                    break
+        finally:
+            await close_episode(episode)
         return steps
 
     return asyncio.run(run())

@@ -1,6 +1,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from drift.environments.arithmetic import Arithmetic
 from drift.environments.guess import Guess
 from drift.policies.base import Policy, Sampling, derive_seed
@@ -124,3 +126,67 @@ def test_a_failing_policy_stops_the_run() -> None:
         assert str(error) == "out of memory"
     else:
         raise AssertionError("a policy's failure is not an environment's")
+
+
+class Waiting:
+    """An environment that has to wait before it can speak, and holds something open."""
+
+    max_turns = 1
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails, self.closed = fails, 0
+
+    def start(self, task: Task) -> "Waiting":
+        return self
+
+    async def opening(self) -> list[Message]:
+        await asyncio.sleep(0)
+        if self.fails == "opening":
+            raise ConnectionError("refused")
+        return [{"role": "user", "content": "Hi"}]
+
+    async def step(self, reply: str) -> Step:
+        if self.fails == "step":
+            raise ConnectionError("reset")
+        return Step(messages=(), reward=1.0, done=True, success=True, answer=reply)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+        if self.fails == "aclose":
+            raise ConnectionError("gone")
+
+
+def test_an_opening_may_be_awaited_and_the_environment_is_closed_once_however_it_ends() -> None:
+    fine, refused, reset = Waiting(), Waiting("opening"), Waiting("step")
+    assert hold(ScriptedPolicy(["x"]), fine).messages[0] == {"role": "user", "content": "Hi"}
+    assert hold(ScriptedPolicy(["x"]), refused).error == "environment.opening raised ConnectionError: refused"
+    assert hold(ScriptedPolicy(["x"]), reset).error == "environment.step raised ConnectionError: reset"
+    broken = Waiting()
+    with pytest.raises(ZeroDivisionError):
+        hold(ScriptedPolicy(rule=lambda text, seed: str(1 // 0)), broken)
+    assert [each.closed for each in (fine, refused, reset, broken)] == [1, 1, 1, 1]
+
+
+def test_what_was_said_stays_valid_when_the_environment_can_not_be_closed() -> None:
+    with pytest.warns(UserWarning, match=r"t#2: environment.aclose raised ConnectionError: gone"):
+        found = hold(ScriptedPolicy(["x"]), Waiting("aclose"))
+    assert found.success and found.error is None
+
+
+def test_an_environment_is_closed_though_its_conversation_is_cancelled_while_it_closes() -> None:
+    class Slow(Waiting):
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.05)
+            self.closed += 1
+
+    async def cancelled() -> int:
+        environment = Slow()
+        assignment = Assignment(task=TASK, sample=0, seed=1)
+        held = asyncio.create_task(episode(assignment, environment, ScriptedPolicy(["x"]), Sampling()))
+        await asyncio.sleep(0.02)
+        held.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await held
+        return environment.closed
+
+    assert asyncio.run(cancelled()) == 1

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from drift.bootstrap.config import Flaws
 from drift.environments.arithmetic import Arithmetic, problem
-from drift.environments.base import Environment
+from drift.environments.base import Environment, open_episode
 from drift.environments.guess import Guess
 from drift.types import Message, Task
 
@@ -119,7 +119,7 @@ async def _play_many(
 
 
 async def _play(environment: Environment, assistant: Calculator | Guesser, cut: bool) -> list[Message]:
-    messages, hint = environment.opening(), ""
+    messages, hint = await open_episode(environment), ""
     while True:
         reply = assistant.reply(hint)
         messages.append({"role": "assistant", "content": reply})

@@ -16,9 +16,12 @@ ENVIRONMENTS = Registry(
         "choice": "drift.environments.choice:ChoiceQuestions",
         "clarify": "drift.environments.clarify:Clarify",
         "guess": "drift.environments.guess:Guess",
+        "gymnasium": "drift.environments.adapters.gymnasium:Gymnasium",
         "math": "drift.environments.math:MathQuestions",
+        "openenv": "drift.environments.adapters.openenv:OpenEnv",
         "reasoning": "drift.environments.reasoning:Reasoning",
         "tools": "drift.environments.tools:Tools",
+        "verifiers": "drift.environments.adapters.verifiers:Verifiers",
     },
 )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from drift.types import Message, Step, Task
@@ -13,10 +14,17 @@ SPLITS = ("train", "test")
 
 @runtime_checkable
 class Environment(Protocol):
-    """One conversation partner for one episode, thrown away after it. It sees text, never tokens."""
+    """One conversation partner for one episode, thrown away after it. It sees text, never tokens.
 
-    def opening(self) -> list[Message]:
-        """The messages that open the conversation; the last one is not the assistant's."""
+    An environment that holds something open (a connection, a process) may have ``async aclose()``, which is awaited
+    once when its conversation ends, however that is.
+    """
+
+    def opening(self) -> list[Message] | Awaitable[list[Message]]:
+        """The messages that open the conversation; the last one is not the assistant's.
+
+        It may be ``async``, for an environment that has to wait before it can speak.
+        """
         ...
 
     async def step(self, reply: str) -> Step:
@@ -50,6 +58,19 @@ class EnvironmentFactory(Protocol):
     def start(self, task: Task) -> Environment:
         """A fresh environment for one episode of ``task``."""
         ...
+
+
+async def open_episode(environment: Environment) -> list[Message]:
+    """The opening of ``environment``, awaited where it has to be."""
+    opening = environment.opening()
+    return await opening if inspect.isawaitable(opening) else opening
+
+
+async def close_episode(environment: object) -> None:
+    """Await ``aclose`` of ``environment``, if it has one."""
+    close = getattr(environment, "aclose", None)
+    if close is not None:
+        await close()
 
 
 def stable_unit(*parts: object) -> float:

@@ -8,9 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from drift.environments.base import SPLITS, Environment, EnvironmentFactory, describe
+from drift.environments.base import (
+    SPLITS,
+    Environment,
+    EnvironmentFactory,
+    close_episode,
+    describe,
+    open_episode,
+)
 from drift.types import Message, Step, Task
 
+# An environment that holds one episode at a time would wait for ever for the second.
+SIDE_BY_SIDE_S = 60.0
 REPLIES = (
     "",
     "I don't know.",
@@ -96,16 +105,30 @@ def _valid(message: Message) -> bool:
     return set(message) == {"role", "content"} and isinstance(message["content"], str) and bool(message["content"])
 
 
+async def _opening(environment: Environment) -> list[Message]:
+    try:
+        return await open_episode(environment)
+    finally:
+        await close_episode(environment)
+
+
 def _check_openings(factory: EnvironmentFactory, count: int, seed: int) -> str:
     for task in _tasks(factory, count, seed):
-        opening = factory.start(task).opening()
+        opening = asyncio.run(_opening(factory.start(task)))
         _expect(bool(opening) and all(map(_valid, opening)), f"{task.id}: {opening!r}")
         _expect(opening[-1]["role"] != "assistant", f"{task.id}: the last message is the assistant's")
     return "ok"
 
 
 async def _episode(environment: Environment, reply: str, limit: int) -> list[Step]:
-    environment.opening()
+    try:
+        await open_episode(environment)
+        return await _steps(environment, reply, limit)
+    finally:
+        await close_episode(environment)
+
+
+async def _steps(environment: Environment, reply: str, limit: int) -> list[Step]:
     steps: list[Step] = []
     while not steps or not steps[-1].done:
         _expect(len(steps) < limit, f"not done after {limit} turns")
@@ -142,15 +165,21 @@ def _check_separate(factory: EnvironmentFactory, count: int, seed: int) -> str:
     async def side_by_side(task: Task) -> list[Step]:
         """The steps of one episode while another of the same task is a turn ahead."""
         one, other = factory.start(task), factory.start(task)
-        one.opening(), other.opening()
-        steps: list[Step] = []
-        ahead_done = False
-        while not steps or not steps[-1].done:
-            _expect(len(steps) < factory.max_turns, f"not done after {factory.max_turns} turns")
-            if not ahead_done:
-                ahead_done = (await one.step("<answer>1</answer>")).done
-            steps.append(await other.step("<answer>1</answer>"))
-        return steps
+        try:
+            async with asyncio.timeout(SIDE_BY_SIDE_S):
+                await open_episode(one)
+                await open_episode(other)
+            steps: list[Step] = []
+            ahead_done = False
+            while not steps or not steps[-1].done:
+                _expect(len(steps) < factory.max_turns, f"not done after {factory.max_turns} turns")
+                if not ahead_done:
+                    ahead_done = (await one.step("<answer>1</answer>")).done
+                steps.append(await other.step("<answer>1</answer>"))
+            return steps
+        finally:
+            await close_episode(one)
+            await close_episode(other)
 
     for task in _tasks(factory, count, seed):
         alone = asyncio.run(_episode(factory.start(task), "<answer>1</answer>", factory.max_turns))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from drift.environments.base import EnvironmentFactory
+from drift.environments.base import EnvironmentFactory, close_episode, open_episode
 from drift.errors import PolicyError
 from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, TextPolicy, derive_seed, next_reply
 from drift.types import Message, Step, StopReason, Task, Trajectory, Turn
@@ -44,9 +46,10 @@ async def episode(
     turns: list[Turn] = []
     reason: StopReason
     error: str | None = None
+    environment: Any = None
     try:
-        environment = _guard("start", lambda: factory.start(assignment.task))
-        messages += _guard("opening", environment.opening)
+        environment = _start(factory, assignment.task)
+        messages += await _opening(environment)
         while True:
             seed, previous = derive_seed(assignment.seed, len(turns)), turns[-1] if turns else None
             prompt, completion = await next_reply(policy, messages, previous, sampling=sampling, seed=seed)
@@ -61,6 +64,8 @@ async def episode(
         reason = "context"
     except _EnvironmentFailure as failure:
         reason, error = "error", str(failure)
+    finally:
+        await _close(environment, assignment.trajectory_id)
     return Trajectory(
         id=assignment.trajectory_id,
         task_id=assignment.task.id,
@@ -76,11 +81,34 @@ async def episode(
     )
 
 
-def _guard(call: str, run: Any) -> Any:
+def _start(factory: EnvironmentFactory, task: Task) -> Any:
     try:
-        return run()
+        return factory.start(task)
     except Exception as error:
-        raise _EnvironmentFailure(f"environment.{call} raised {type(error).__name__}: {error}") from error
+        raise _EnvironmentFailure(f"environment.start raised {type(error).__name__}: {error}") from error
+
+
+async def _opening(environment: Any) -> list[Message]:
+    try:
+        return await open_episode(environment)
+    except Exception as error:
+        raise _EnvironmentFailure(f"environment.opening raised {type(error).__name__}: {error}") from error
+
+
+async def _close(environment: Any, trajectory_id: str) -> None:
+    """Let the environment go. What it said stays valid, so a failure here is a warning and no error of the episode.
+
+    Other conversations' failures may cancel this one while it closes; it closes all the same.
+    """
+    closing = asyncio.ensure_future(close_episode(environment))
+    try:
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing
+            raise
+    except Exception as error:
+        warnings.warn(f"{trajectory_id}: environment.aclose raised {type(error).__name__}: {error}", stacklevel=2)
 
 
 async def _step(environment: Any, reply: str) -> Step:

@@ -1,0 +1,206 @@
+"""What adapters share: settings, tasks from seeds, reading an action out of a reply, observations as text."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import math
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from drift.environments.answers import extract_answer
+from drift.environments.base import SPLITS, stable_unit
+from drift.errors import ConfigError, require
+from drift.types import Message, Step, Task
+
+TEST_SHARE = 0.2
+ACTIONS = ("answer", "text", "pattern")
+# Nobody's action is longer, and a user's pattern may be slow on long text.
+LONGEST_REPLY = 20_000
+# A terminal's colour around text: the only way in which some environments show where the agent is.
+_COLOURED = re.compile("\x1b\\[[0-9;]+m([^\x1b]*)\x1b\\[0?m")
+_CONTROL = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """Settings that adapters of action-taking environments share.
+
+    A task is a seed for the environment's reset. Whether a seed is for training or for testing depends on the
+    environment and the seed alone. An environment that starts alike under all seeds has one problem, though, and then
+    the splits share it: look at its openings first.
+
+    Args:
+        max_turns: T, the most replies in an episode; one that cannot be read counts as well.
+        action: where in a reply the action stands: in its last ``<answer>…</answer>`` (``answer``), where
+            ``pattern`` last matches (``pattern``), or the whole reply (``text``).
+        pattern: regular expression whose first group, or whole match, is the action; it should take linear time.
+        success_reward: an episode that the environment ends with a step of at least this reward is a success.
+        opening: the first message, ``{observation}`` standing for the environment's first one.
+        feedback: every later message, ``{observation}`` and ``{reward}`` standing for what came of the action.
+        format_feedback: what a reply without a readable action is told; the environment is then not stepped.
+        seeds: reset seeds are whole numbers below this.
+    """
+
+    max_turns: int = 10
+    action: str = "answer"
+    pattern: str = ""
+    success_reward: float = 1.0
+    opening: str = "{observation}"
+    feedback: str = "{observation}"
+    format_feedback: str = "No action found. Please reply with <answer>action</answer>."
+    seeds: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        where = "environment.settings"
+        require(self.max_turns >= 1, f"{where}.max_turns", self.max_turns, "a whole number ≥ 1")
+        require(self.action in ACTIONS, f"{where}.action", self.action, f"one of {', '.join(ACTIONS)}")
+        require((self.action == "pattern") == bool(self.pattern), f"{where}.pattern", self.pattern, NEEDS_PATTERN)
+        require(self.seeds >= 1, f"{where}.seeds", self.seeds, "a whole number ≥ 1")
+        for name in ("opening", "feedback"):
+            text = getattr(self, name)
+            require("{observation}" in text, f"{where}.{name}", text, "a text that holds {observation}")
+        require(bool(self.format_feedback), f"{where}.format_feedback", self.format_feedback, "a text")
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ConfigError(f"{where}.pattern: {self.pattern!r} is no regular expression: {error}.") from error
+
+    def name(self) -> str:
+        """What the problems of this environment are called, other than by seed; it depends on what decides them."""
+        raise NotImplementedError
+
+    def tasks(self, split: str, count: int, seed: int) -> list[Task]:
+        """Distinct reset seeds; a seed's split depends on it and the environment alone."""
+        require(split in SPLITS, "split", split, " or ".join(SPLITS))
+        name = self.name()
+        # Four times as many as are needed when one in five is a test seed, and half as many as that for training.
+        drawn = random.Random(f"{name}/{split}/{seed}").sample(range(self.seeds), min(self.seeds, 20 * count + 200))
+        fitting = [at for at in drawn if (stable_unit(name, at) < TEST_SHARE) == (split == "test")]
+        if len(fitting) < count:
+            raise ConfigError(
+                f"{name} has {len(fitting)} {split} tasks among {self.seeds} seeds; {count} were asked for. "
+                "Ask for fewer tasks, or raise environment.settings.seeds."
+            )
+        return [
+            Task(id=f"{name}-{at}", group_id=f"{name}-{at}", split=split, payload={"seed": at})
+            for at in fitting[:count]
+        ]
+
+    def read(self, reply: str) -> str | None:
+        """The action in ``reply``, stripped; ``None`` if there is none."""
+        reply = reply[-LONGEST_REPLY:]
+        if self.action == "answer":
+            return extract_answer(reply) or None
+        if self.action == "pattern":
+            found = list(_compiled(self.pattern).finditer(reply))
+            if not found:
+                return None
+            reply = found[-1].group(1 if found[-1].re.groups else 0) or ""
+        return reply.strip() or None
+
+    def first(self, observation: str) -> list[Message]:
+        """The opening that tells ``observation``."""
+        # Replaced and not formatted: an observation may hold braces of its own.
+        return [{"role": "user", "content": self.opening.replace("{observation}", observation)}]
+
+    def unread(self, turn: int) -> Step:
+        """The step of reply number ``turn``, from 1, in which no action could be read."""
+        done = turn >= self.max_turns
+        messages: tuple[Message, ...] = () if done else ({"role": "user", "content": self.format_feedback},)
+        return Step(messages=messages, reward=0.0, done=done, success=False, answer=None)
+
+    def taken(self, turn: int, action: str, observation: str, reward: float, ended: bool) -> Step:
+        """The step of reply number ``turn``, from 1, whose ``action`` the environment took.
+
+        Raises:
+            ValueError: the reward is no finite number.
+        """
+        if not math.isfinite(reward):
+            raise ValueError(f"the environment gave the reward {reward}, expected a finite number")
+        done = ended or turn >= self.max_turns
+        text = self.feedback.replace("{reward}", f"{reward:g}").replace("{observation}", observation)
+        return Step(
+            messages=() if done else ({"role": "user", "content": text},),
+            reward=reward,
+            done=done,
+            success=ended and reward >= self.success_reward,
+            answer=action,
+            # What an environment says at the end is no part of the conversation, but worth keeping.
+            info={"observation": observation} if done else {},
+        )
+
+
+NEEDS_PATTERN = "a regular expression with action: pattern, and nothing otherwise"
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.DOTALL)
+
+
+def load(module: str, extra: str) -> ModuleType:
+    """Import an optional library; raises ``ConfigError`` that names the extra to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"the environment {extra!r} needs the library {module.split('.')[0]!r}, which can't be imported ({error}). "
+            f"Install it with: pip install 'drift-rl[{extra}]'."
+        ) from error
+
+
+def named(base: str, decides: Mapping[str, Any]) -> str:
+    """``base``, and a hash of what else decides its problems, where there is anything."""
+    if not decides:
+        return base
+    return f"{base}-{digest(decides)}"
+
+
+def digest(value: Any) -> str:
+    """Twelve hexadecimal digits of a JSON value; raises ``ConfigError`` for anything else."""
+    try:
+        text = json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"environment.settings: {value!r} is not JSON: {error}. Give plain values.") from error
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def clean(text: str) -> str:
+    """``text`` without lone surrogates, which no library of the other side can encode."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def pick(value: Any, path: str) -> Any:
+    """What lies at ``path`` (keys and indices joined by dots) in nested mappings and sequences.
+
+    Raises:
+        ValueError: nothing lies there.
+    """
+    for part in path.split("."):
+        try:
+            value = value[int(part)] if isinstance(value, list | tuple) else value[part]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"environment.settings.observation: there is no {path!r} in the observation {value!r}"
+            ) from error
+    return value
+
+
+def as_text(value: Any) -> str:
+    """An observation as text: a string as it is, but coloured parts in brackets; anything else as JSON."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_plain)
+    text = _CONTROL.sub("", _COLOURED.sub(r"[\1]", clean(text)))
+    # A message can't be empty.
+    return text or "(nothing)"
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's arrays and scalars as Python values; anything else as its text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,0 +1,168 @@
+"""Environments with the API of gymnasium, whose observations can be told as text and actions taken from it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from drift.environments.adapters.base import Adapter, as_text, clean, load, named, pick
+from drift.environments.answers import parse_whole_number
+from drift.errors import ConfigError, require
+from drift.types import Message, Step, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gymnasium(Adapter):
+    """An environment of gymnasium, or of a library with its API, as a conversation (extra ``gymnasium``).
+
+    Actions are words or numbers where the action space is ``Discrete``, text where it is ``Text`` or where there is
+    none. A reward is given per step, as the environment gives it; the episode is over when it is terminated,
+    truncated, or at ``max_turns``.
+
+    Args:
+        id: a registered id such as ``FrozenLake-v1``, or ``module:function`` that makes an environment, such as
+            ``gem:make``.
+        arguments: keyword arguments of its making.
+        reset: the ``options`` of ``reset``.
+        actions: names of the actions of a ``Discrete`` space, in order; numbers are understood in any case.
+        observation: what is told of an observation: all of it (empty), what lies at a path such as ``mission``,
+            or what ``render()`` returns (``render``).
+        threads: how many threads the environments live in. An episode stays in one of them. Give 1 for environments
+            that draw from random numbers of the whole process.
+
+    The other settings are those of ``Adapter``.
+    """
+
+    id: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    reset: dict[str, Any] = field(default_factory=dict)
+    actions: tuple[str, ...] = ()
+    observation: str = ""
+    threads: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.threads >= 1, "environment.settings.threads", self.threads, "a whole number ≥ 1")
+        names = [action.casefold() for action in self.actions]
+        require(len(set(names)) == len(names), "environment.settings.actions", self.actions, "names that differ")
+        self.name()
+        self.maker()
+
+    def name(self) -> str:
+        """The id, and a hash of the arguments and options if there are any."""
+        decides = {"arguments": self.arguments, "reset": self.reset} if self.arguments or self.reset else {}
+        return named(self.id.replace("/", "-").replace(":", "-"), decides)
+
+    def maker(self) -> Callable[[], Any]:
+        """A function that makes one environment; raises ``ConfigError`` if there is no such environment."""
+        if ":" in self.id:
+            return functools.partial(_function(self.id), **self.arguments)
+        gymnasium = load("gymnasium", "gymnasium")
+        try:
+            gymnasium.spec(self.id)
+        except gymnasium.error.Error as error:
+            raise ConfigError(
+                f"environment.settings.id: {error} Give a registered id, or module:function for one that is not."
+            ) from error
+        return functools.partial(gymnasium.make, self.id, **self.arguments)
+
+    def start(self, task: Task) -> GymnasiumEpisode:
+        """A fresh episode of ``task``."""
+        return GymnasiumEpisode(self, int(task.payload["seed"]))
+
+
+def _function(path: str) -> Callable[..., Any]:
+    module, _, attribute = path.partition(":")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"environment.settings.id: {path!r} can't be imported: {error}. Install the package, or mend the name."
+        ) from error
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _lanes(count: int) -> itertools.cycle[ThreadPoolExecutor]:
+    """Threads of one worker each, so that what is begun in one of them stays there."""
+    return itertools.cycle(
+        [ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"drift-gymnasium-{at}") for at in range(count)]
+    )
+
+
+class GymnasiumEpisode:
+    """One conversation with one environment, which is made, stepped and closed in one thread."""
+
+    def __init__(self, settings: Gymnasium, seed: int) -> None:
+        self._settings, self._seed = settings, seed
+        self._lane = next(_lanes(settings.threads))
+        self._environment: Any = None
+        self._turn = 0
+
+    async def opening(self) -> list[Message]:
+        """What the environment shows at its reset, as one user message."""
+        return self._settings.first(await self._in_lane(self._reset))
+
+    async def step(self, reply: str) -> Step:
+        """Take the action in ``reply``, and tell what came of it."""
+        self._turn += 1
+        text = self._settings.read(reply)
+        found = None if text is None else self._action(clean(text))
+        if found is None:
+            return self._settings.unread(self._turn)
+        action, answer = found
+        observation, reward, ended = await self._in_lane(self._take, action)
+        return self._settings.taken(self._turn, answer, observation, reward, ended)
+
+    async def aclose(self) -> None:
+        """Close the environment, after whatever its thread is still doing for it: an opening may have been given up."""
+        await self._in_lane(self._close)
+
+    async def _in_lane(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._lane, call, *arguments)
+
+    def _reset(self) -> str:
+        self._environment = self._settings.maker()()
+        options = {"options": self._settings.reset} if self._settings.reset else {}
+        observation, _ = self._environment.reset(seed=self._seed, **options)
+        return self._told(observation)
+
+    def _close(self) -> None:
+        if self._environment is not None:
+            getattr(self._environment, "close", lambda: None)()
+
+    def _take(self, action: Any) -> tuple[str, float, bool]:
+        observation, reward, terminated, truncated, _ = self._environment.step(action)
+        return self._told(observation), float(reward), bool(terminated or truncated)
+
+    def _told(self, observation: Any) -> str:
+        if self._settings.observation == "render":
+            observation = self._environment.render()
+        elif self._settings.observation:
+            observation = pick(observation, self._settings.observation)
+        return as_text(observation)
+
+    def _action(self, text: str) -> tuple[Any, str] | None:
+        """What to step the environment with, and how it is called; ``None`` if it isn't an action here."""
+        space = getattr(self._environment, "action_space", None)
+        if space is None:
+            return text, text
+        kind = type(space).__name__
+        if kind == "Text":
+            return (text, text) if space.contains(text) else None
+        if kind != "Discrete":
+            raise ConfigError(
+                f"{self._settings.id} has the action space {space}; a reply can be an action of a Discrete or a Text "
+                "space. Wrap the environment, and give the function that makes it as environment.settings.id."
+            )
+        names, first = [name.casefold() for name in self._settings.actions], int(space.start)
+        number = first + names.index(text.casefold()) if text.casefold() in names else parse_whole_number(text)
+        if number is None or not first <= number < first + int(space.n):
+            return None
+        return number, names[number - first] if number - first < len(names) else str(number)

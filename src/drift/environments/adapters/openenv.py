@@ -1,0 +1,193 @@
+"""OpenEnv environments: played over the connection that their servers offer to every client."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+from drift.environments.adapters.base import Adapter, as_text, clean, load, named, pick
+from drift.environments.answers import parse_whole_number
+from drift.errors import ConfigError, require
+from drift.types import Message, Step, Task
+
+ACTION, NUMBER = "{action}", "{number}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenEnv(Adapter):
+    """An OpenEnv server as a conversation partner (extra ``openenv``); each episode is a session of its own.
+
+    A reward is given per step, as the server gives it (none counts as 0); the episode is over when the server says
+    ``done``, or at ``max_turns``.
+
+    Args:
+        url: of the server, such as ``http://127.0.0.1:8000``.
+        environment: a name for the tasks' ids, which must not depend on where the server happens to run.
+        payload: the action that is sent, with ``{action}`` where the text of the action goes and ``{number}`` where
+            it goes as a whole number. If it is empty, the one field that the server's schema requires gets the action.
+        observation: which part of an observation is told, a path of keys and indices joined by dots, such as
+            ``messages.-1.content``; if it is empty, all of it.
+        reset: further arguments of ``reset``.
+        seed_argument: the argument of ``reset`` that the task's seed is given as.
+        sessions: the most sessions open at once; the server allows ``max_concurrent_envs`` of them, often 1. Further
+            episodes wait.
+        deadline_s: how long the server may take for one answer, in seconds.
+
+    The other settings are those of ``Adapter``.
+    """
+
+    url: str
+    environment: str
+    payload: dict[str, Any] = field(default_factory=dict)
+    observation: str = ""
+    reset: dict[str, Any] = field(default_factory=dict)
+    seed_argument: str = "seed"
+    sessions: int = 1
+    deadline_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where = "environment.settings"
+        parts = urlsplit(self.url)
+        require(
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None,
+            f"{where}.url",
+            # What stands before an @ may be a password.
+            self.url.rpartition("@")[2],
+            "an http or https address without a user name",
+        )
+        require(bool(self.environment), f"{where}.environment", self.environment, "a name for the tasks' ids")
+        require(bool(self.seed_argument), f"{where}.seed_argument", self.seed_argument, "an argument of reset")
+        require(self.sessions >= 1, f"{where}.sessions", self.sessions, "a whole number ≥ 1")
+        require(self.deadline_s > 0, f"{where}.deadline_s", self.deadline_s, "seconds > 0")
+        require(
+            not self.payload or any(mark in json.dumps(self.payload) for mark in (ACTION, NUMBER)),
+            f"{where}.payload",
+            self.payload,
+            "a mapping that holds {action} or {number}",
+        )
+        load("openenv", "openenv")
+
+    def name(self) -> str:
+        """The environment's name, and a hash of the reset's arguments if there are any."""
+        return named(self.environment, self.reset)
+
+    def start(self, task: Task) -> OpenEnvEpisode:
+        """A fresh episode of ``task``."""
+        return OpenEnvEpisode(self, int(task.payload["seed"]))
+
+    async def template(self) -> dict[str, Any]:
+        """The action to send, as ``payload`` says or as the server's schema leaves no choice."""
+        return self.payload or await asyncio.to_thread(_only_field, self.url, self.deadline_s)
+
+
+@functools.lru_cache(maxsize=16)
+def _only_field(url: str, deadline_s: float) -> dict[str, Any]:
+    """An action with the one field that the schema at ``url`` requires."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/schema", timeout=deadline_s) as answer:
+            schema = json.load(answer)["action"]
+    except (OSError, urllib.error.URLError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"environment.settings.url: {url}/schema can't be read: {error}. Is the server up?"
+        ) from error
+    required = schema.get("required", [])
+    kinds = {"string": ACTION, "integer": NUMBER}
+    kind = schema["properties"][required[0]].get("type") if len(required) == 1 else None
+    if kind not in kinds:
+        raise ConfigError(
+            f"environment.settings.payload: an action at {url} has the required fields {required}; which of them a "
+            "reply goes into can't be guessed. Give it, for example {tool_name: submit, arguments: {text: '{action}'}}."
+        )
+    return {required[0]: kinds[kind]}
+
+
+def filled(template: Any, action: str) -> Any:
+    """``template`` with ``action`` in the places marked for it.
+
+    Raises:
+        ValueError: a number is wanted, and the action is none.
+    """
+    if isinstance(template, dict):
+        return {key: filled(value, action) for key, value in template.items()}
+    if isinstance(template, list | tuple):
+        return [filled(value, action) for value in template]
+    if template == NUMBER:
+        number = parse_whole_number(action)
+        if number is None:
+            raise ValueError(f"{action!r} is no whole number")
+        return number
+    return template.replace(ACTION, action) if isinstance(template, str) else template
+
+
+# Each event loop has places of its own: a semaphore belongs to the loop that first waits for it.
+_PLACES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], asyncio.Semaphore]] = WeakKeyDictionary()
+
+
+def _places(url: str, sessions: int) -> asyncio.Semaphore:
+    mine = _PLACES.setdefault(asyncio.get_running_loop(), {})
+    return mine.setdefault((url, sessions), asyncio.Semaphore(sessions))
+
+
+class OpenEnvEpisode:
+    """One conversation over one session."""
+
+    def __init__(self, settings: OpenEnv, seed: int) -> None:
+        self._settings, self._seed = settings, seed
+        self._template: dict[str, Any] = {}
+        self._place: asyncio.Semaphore | None = None
+        self._client: Any = None
+        self._turn = 0
+
+    async def opening(self) -> list[Message]:
+        """What the environment shows at its reset, as one user message."""
+        settings = self._settings
+        self._template = await settings.template()
+        place = _places(settings.url, settings.sessions)
+        await place.acquire()
+        self._place = place
+        # Its import takes seconds, which other conversations should not wait for.
+        client = await asyncio.to_thread(getattr, load("openenv", "openenv"), "GenericEnvClient")
+        self._client = client(
+            base_url=settings.url,
+            connect_timeout_s=settings.deadline_s,
+            message_timeout_s=settings.deadline_s,
+            mode="simulation",
+        )
+        await self._client.connect()
+        result = await self._client.reset(**{**settings.reset, settings.seed_argument: self._seed})
+        return settings.first(self._told(result.observation))
+
+    async def step(self, reply: str) -> Step:
+        """Send the action in ``reply``, and tell what came of it."""
+        self._turn += 1
+        text = self._settings.read(reply)
+        try:
+            action = None if text is None else filled(self._template, clean(text))
+        except ValueError:
+            action = None
+        if text is None or action is None:
+            return self._settings.unread(self._turn)
+        result = await self._client.step(action)
+        reward = 0.0 if result.reward is None else float(result.reward)
+        return self._settings.taken(self._turn, clean(text), self._told(result.observation), reward, bool(result.done))
+
+    async def aclose(self) -> None:
+        """End the session."""
+        try:
+            if self._client is not None:
+                await self._client.close()
+        finally:
+            if self._place is not None:
+                self._place.release()
+                self._place = None
+
+    def _told(self, observation: Any) -> str:
+        return as_text(pick(observation, self._settings.observation) if self._settings.observation else observation)
