@@ -191,6 +191,7 @@ def trl_variants(rows: list[Example], vocabulary: int) -> dict[str, Callable[[],
             except (ValueError, TypeError, ImportError) as error:
                 print(f"{name}: not run: {error}", file=sys.stderr)
                 continue
+        trainer.current_gradient_accumulation_steps = 1
         batches = list(trainer.get_train_dataloader())
 
         def run(trainer: Any = trainer, batches: Any = batches) -> float:

@@ -22,13 +22,13 @@ def some_rows(draw: st.DrawFn) -> Rows:
 
 
 @settings(max_examples=200, deadline=None)
-@given(some_rows(), st.integers(1, 20), st.integers(0, 5), st.integers(1, 3), st.booleans())
+@given(some_rows(), st.integers(1, 20), st.integers(0, 5), st.integers(1, 3), st.sampled_from([1, 3, 16]))
 def test_every_pass_holds_every_row_once_and_ranks_share_each_step(
-    rows: Rows, batch_size: int, seed: int, ranks: int, by_group: bool
+    rows: Rows, batch_size: int, seed: int, ranks: int, together: int
 ) -> None:
     count = len(rows.group_N)
     per_pass = -(-count // batch_size)
-    steps = plan_steps(rows, batch_size=batch_size, steps=2 * per_pass + 1, seed=seed, ranks=ranks, by_group=by_group)
+    steps = plan_steps(rows, batch_size=batch_size, steps=2 * per_pass + 1, seed=seed, ranks=ranks, together=together)
     assert len(steps) == 2 * per_pass + 1
     computed = {row for row in range(count) if rows.length_N[row]}
     for start in (0, per_pass):
@@ -37,31 +37,42 @@ def test_every_pass_holds_every_row_once_and_ranks_share_each_step(
         assert Counter(row for step in of_pass for rank in step.ranks for row in rank) == Counter(computed)
     assert all(len(step.ranks) == ranks and step.rows <= batch_size for step in steps)
     # However many ranks there are, a step holds the same rows.
-    alone = plan_steps(rows, batch_size=batch_size, steps=len(steps), seed=seed, ranks=1, by_group=by_group)
+    alone = plan_steps(rows, batch_size=batch_size, steps=len(steps), seed=seed, ranks=1, together=together)
     for step, single in zip(steps, alone, strict=True):
         assert sorted(row for rank in step.ranks for row in rank) == sorted(single.ranks[0])
 
 
-def test_prompts_stay_together_or_all_rows_are_mixed_and_each_pass_is_another_order() -> None:
+def test_rows_of_a_prompt_come_in_runs_and_each_pass_is_another_order() -> None:
     rows = Rows(group_N=np.repeat(np.arange(20), 8), length_N=np.full(160, 9))
 
-    def orders(by_group: bool) -> list[list[int]]:
-        steps = plan_steps(rows, batch_size=160, steps=3, seed=1, ranks=1, by_group=by_group)
+    def orders(together: int) -> list[list[int]]:
+        steps = plan_steps(rows, batch_size=160, steps=3, seed=1, ranks=1, together=together)
         return [list(step.ranks[0]) for step in steps]
 
-    for order in orders(True):
+    for order in orders(8):
         assert sum(a // 8 != b // 8 for a, b in itertools.pairwise(order)) == 19
-    assert sum(a // 8 != b // 8 for a, b in itertools.pairwise(orders(False)[0])) > 100
-    for by_group in (True, False):
-        first, second, third = orders(by_group)
-        assert first != second != third and orders(by_group)[0] == first
+    for order in orders(4):
+        runs = [order[at : at + 4] for at in range(0, 160, 4)]
+        assert all(len({row // 8 for row in run}) == 1 for run in runs)
+        assert sum(a // 8 != b // 8 for a, b in itertools.pairwise(order)) > 30
+    assert sum(a // 8 != b // 8 for a, b in itertools.pairwise(orders(1)[0])) > 140
+    for together in (1, 4, 8):
+        first, second, third = orders(together)
+        assert first != second != third and orders(together)[0] == first
+
+
+def test_what_is_not_computed_is_in_runs_of_its_own() -> None:
+    rows = Rows(group_N=np.repeat(np.arange(10), 16), length_N=np.tile([0, 9], 80))
+    (step,) = plan_steps(rows, batch_size=160, steps=1, seed=0, ranks=1, together=4)
+    computed = step.ranks[0]
+    assert all(len({row // 16 for row in computed[at : at + 4]}) == 1 for at in range(0, 80, 4))
 
 
 def test_the_longest_prompts_are_shared_out_evenly() -> None:
     rng = random.Random(0)
     lengths = [rng.choice([40, 80, 900]) for _ in range(16) for _ in range(8)]
     rows = Rows(group_N=np.repeat(np.arange(16), 8), length_N=np.array(lengths))
-    (step,) = plan_steps(rows, batch_size=128, steps=1, seed=0, ranks=2, by_group=True)
+    (step,) = plan_steps(rows, batch_size=128, steps=1, seed=0, ranks=2, together=8)
     loads = [sum(lengths[row] for row in rank) for rank in step.ranks]
     assert max(loads) < 1.15 * min(loads)
 

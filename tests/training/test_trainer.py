@@ -61,7 +61,7 @@ def one_step(model_folder: Path, rows: list[Example], out: Path, tokens: int, tr
     use_trees(model, trees)
     lengths = np.array([len(row.token_ids) for row in rows])
     facts = Rows(group_N=np.zeros(len(rows), np.int64), length_N=lengths)
-    steps = plan_steps(facts, batch_size=len(rows), steps=1, seed=0, ranks=1, by_group=True)
+    steps = plan_steps(facts, batch_size=len(rows), steps=1, seed=0, ranks=1, together=16)
     config = TrainingConfig(batch_size=len(rows), max_steps=1, warmup=0.0, save_steps=0, max_grad_norm=0.0)
     trainer = WeightedTrainer(
         model=model,
@@ -120,7 +120,7 @@ def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Examp
             lengths = np.array([len(row.token_ids) for row in examples])
             # One prompt has nearly all rows, and one rank makes more passes than the other.
             facts = Rows(group_N=np.array([0] * 13 + [1, 2, 3]), length_N=lengths)
-            steps = plan_steps(facts, batch_size=16, steps=1, seed=0, ranks=2, by_group=True)
+            steps = plan_steps(facts, batch_size=16, steps=1, seed=0, ranks=2, together=16)
             tokens = 40 if args.process_index else 200
             trainer = WeightedTrainer(
                 model=model,
@@ -326,7 +326,7 @@ def test_bad_settings_and_data_are_refused_before_training(
     for change, name in (
         ({"batch_size": 0}, "batch_size"),
         ({"tokens_per_batch": 0}, "tokens_per_batch"),
-        ({"shuffle": "groups"}, "shuffle"),
+        ({"rows_together": 0}, "rows_together"),
         ({"skip_mass": 1.0}, "skip_mass"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"max_steps": 0, "epochs": 0}, "epochs"),

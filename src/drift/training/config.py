@@ -40,7 +40,8 @@ class TrainingConfig:
         batch_size: rows per optimizer step.
         tokens_per_batch: the most tokens of one forward pass, shared prefixes counted once; memory, not results.
         share_prefixes: compute what conversations of a prompt have in common once; the gradients are the same.
-        shuffle: prompts takes the conversations of a prompt one after the other, which sharing needs; rows mixes all.
+        rows_together: conversations of one prompt that follow one another and so share what they have in common; 1
+            mixes all rows, more is faster and makes steps of fewer prompts.
         skip_mass: conversations of the smallest weights are not computed, up to this share of their prompt's weight.
         max_steps: optimizer steps; the data are passed over as often as that takes. 0 takes epochs instead.
         epochs: passes over the data, where max_steps is 0.
@@ -64,7 +65,7 @@ class TrainingConfig:
     batch_size: int = 128
     tokens_per_batch: int = 8192
     share_prefixes: bool = True
-    shuffle: Literal["prompts", "rows"] = "prompts"
+    rows_together: int = 4
     skip_mass: float = 1e-3
     max_steps: int = 200
     epochs: float = 1.0
@@ -87,7 +88,7 @@ class TrainingConfig:
         require(self.normalization in ("sum", "mean"), "training.normalization", self.normalization, "sum or mean")
         require(self.batch_size >= 1, "training.batch_size", self.batch_size, "a whole number ≥ 1")
         require(self.tokens_per_batch >= 1, "training.tokens_per_batch", self.tokens_per_batch, "a whole number ≥ 1")
-        require(self.shuffle in ("prompts", "rows"), "training.shuffle", self.shuffle, "prompts or rows")
+        require(self.rows_together >= 1, "training.rows_together", self.rows_together, "a whole number ≥ 1")
         require(0 <= self.skip_mass < 1, "training.skip_mass", self.skip_mass, "a share of at least 0 and below 1")
         require(self.max_steps >= 0, "training.max_steps", self.max_steps, "a whole number ≥ 0")
         require(self.max_steps > 0 or self.epochs > 0, "training.epochs", self.epochs, "a number > 0")

@@ -40,11 +40,11 @@ class Rows:
     length_N: Ints
 
 
-def plan_steps(rows: Rows, *, batch_size: int, steps: int, seed: int, ranks: int, by_group: bool) -> list[Step]:
+def plan_steps(rows: Rows, *, batch_size: int, steps: int, seed: int, ranks: int, together: int) -> list[Step]:
     """The optimizer steps of a whole training run. The same arguments give the same plan, on every rank.
 
-    Each pass over the data takes the prompts in a new order. Rows of one prompt follow one another, so that what they
-    share is computed once; the last step of a pass takes what is left.
+    Each pass over the data takes it in a new order. Rows of one prompt come in runs, so that what they share is
+    computed once; the last step of a pass takes what is left.
 
     Args:
         rows: the rows.
@@ -52,10 +52,10 @@ def plan_steps(rows: Rows, *, batch_size: int, steps: int, seed: int, ranks: int
         steps: how many steps.
         seed: of the order.
         ranks: processes that share each step.
-        by_group: keep rows of a prompt together; otherwise each pass shuffles all rows.
+        together: rows of one prompt in a run; 1 shuffles all rows.
     """
     made: list[Step] = []
-    for order in _passes(rows, seed, by_group):
+    for order in _passes(rows, seed, together):
         for start in range(0, len(order), batch_size):
             if len(made) == steps:
                 return made
@@ -66,17 +66,19 @@ def plan_steps(rows: Rows, *, batch_size: int, steps: int, seed: int, ranks: int
     raise AssertionError("passes do not end")
 
 
-def _passes(rows: Rows, seed: int, by_group: bool) -> Iterator[Ints]:
+def _passes(rows: Rows, seed: int, together: int) -> Iterator[Ints]:
     """The order of the rows in each pass over the data, without end."""
-    count = 0
+    count, total = 0, len(rows.group_N)
     while True:
         random = np.random.Generator(np.random.PCG64([seed, count]))
-        if by_group:
-            _, group_N = np.unique(rows.group_N, return_inverse=True)
-            place_G = random.permutation(group_N.max() + 1)
-            yield np.argsort(place_G[group_N], kind="stable")
-        else:
-            yield random.permutation(len(rows.group_N))
+        # By prompt, and within it in a random order with rows that are not computed last: a run should share.
+        order = random.permutation(total)
+        order = order[np.lexsort((rows.length_N[order] == 0, rows.group_N[order]))]
+        groups = rows.group_N[order]
+        first = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
+        place = np.arange(total) - np.repeat(first, np.diff(first, append=total))
+        run_N = np.cumsum((place % together) == 0) - 1
+        yield order[np.argsort(random.permutation(run_N[-1] + 1)[run_N], kind="stable")]
         count += 1
 
 

@@ -103,7 +103,7 @@ def train_model(
         steps=config.max_steps or math.ceil(config.epochs * len(rows) / config.batch_size),
         seed=seed,
         ranks=int(os.environ.get("WORLD_SIZE", "1")),
-        by_group=config.shuffle == "prompts",
+        together=config.rows_together,
     )
     trainer = _fit(model, rows, steps, config, out, seed, device)
     _save(trainer, tokenizer, out, config.lora)
