@@ -358,7 +358,7 @@ def test_settings_out_of_range_are_refused_by_name(wrong):
 
 
 def test_every_verifier_is_made_by_name_and_keeps_the_protocol():
-    assert VERIFIERS.names() == ["choice", "exact", "math", "numeric"]
+    assert VERIFIERS.names() == ["choice", "exact", "judge", "math", "numeric"]
     for name, reply in (("choice", "B"), ("exact", "b"), ("math", "2"), ("numeric", "2")):
         verifier = make_verifier(name)
         assert isinstance(verifier, Verifier)

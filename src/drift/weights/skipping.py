@@ -30,15 +30,16 @@ def negligible(weights_N: Floats, index_N: Indices, share: float) -> tuple[NDArr
     groups = int(index_N.max()) + 1 if len(index_N) else 0
     mass_N = np.abs(weights_N)
     total_G = group_sum(mass_N, index_N, groups)
+    # Shares of the group, so that one running sum serves groups of any scale.
+    share_N = np.divide(mass_N, total_G[index_N], out=np.zeros(len(mass_N)), where=total_G[index_N] > 0)
     order = np.lexsort((mass_N, index_N))
-    running = np.cumsum(mass_N[order])
+    running = np.cumsum(share_N[order])
     # What earlier groups hold is taken off; each group's first row is where its index changes.
     first = np.flatnonzero(np.diff(index_N[order], prepend=-1))
     before_G = np.zeros(groups)
-    before_G[index_N[order][first]] = running[first] - mass_N[order][first]
-    within = running - before_G[index_N[order]]
+    before_G[index_N[order][first]] = running[first] - share_N[order][first]
     mask_N = np.zeros(len(weights_N), bool)
-    mask_N[order] = (within <= share * total_G[index_N[order]]) & (share > 0)
+    mask_N[order] = (running - before_G[index_N[order]] <= share) & (share > 0)
     mask_N |= weights_N == 0
     dropped_G = group_sum(np.where(mask_N, mass_N, 0.0), index_N, groups)
     return mask_N, np.divide(dropped_G, total_G, out=np.zeros(groups), where=total_G > 0)
