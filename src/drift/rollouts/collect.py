@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from drift.dataset.store import TrajectoryWriter
 from drift.environments.base import EnvironmentFactory, task_hash
 from drift.errors import ConfigError, EnvironmentFault, Interrupted, require
 from drift.policies.base import Policy, Sampling, derive_seed
 from drift.progress import Progress
-from drift.rollouts.episode import Assignment, episode
-from drift.types import Task
+from drift.rollouts.episode import Assignment, counts_of, episode
+from drift.types import Task, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,35 @@ class Collection:
         require(self.concurrency >= 1, "rollouts.concurrency", self.concurrency, "a whole number ≥ 1")
 
 
+@runtime_checkable
+class Executor(Protocol):
+    """Whoever holds conversations elsewhere than in this process; see ``cluster``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The policy's."""
+        ...
+
+    def hold(self, todo: Sequence[Assignment], collection: Collection, deliver: Callable[[Trajectory], None]) -> None:
+        """Have every conversation held and ``deliver`` each once."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest says beside the spec."""
+        ...
+
+
 def collect(
-    tasks: Sequence[Task], factory: EnvironmentFactory, policy: Policy, collection: Collection, out: Path
+    tasks: Sequence[Task], factory: EnvironmentFactory, policy: Policy | Executor, collection: Collection, out: Path
 ) -> dict[str, Any]:
     """Hold every conversation that ``out`` does not hold yet, and return the manifest.
+
+    Args:
+        tasks: the tasks.
+        factory: starts an episode of each, unless ``policy`` is an executor, whose workers have their own.
+        policy: what replies, or an executor.
+        collection: what to collect.
+        out: where; its ``spec`` doesn't tell where conversations were held, so either way can go on with the other's.
 
     Raises:
         ConfigError: no tasks, or two tasks with one id.
@@ -80,17 +105,23 @@ def collect(
             not in writer.done
         ]
         with Progress(collection.label, planned, done=len(writer.done), unit="conversations") as progress:
+
+            def deliver(trajectory: Trajectory) -> None:
+                writer.append(trajectory)
+                progress.advance()
+
             try:
-                asyncio.run(_hold_all(todo, factory, policy, collection, writer, progress))
+                if isinstance(policy, Executor):
+                    policy.hold(todo, collection, deliver)
+                else:
+                    asyncio.run(_hold_all(todo, factory, policy, collection, deliver))
             except KeyboardInterrupt as stop:
                 writer.flush()
                 raise Interrupted(
                     f"stopped: {len(writer.done)} of {planned} conversations are in {out}. "
                     "Run the same command again to go on."
                 ) from stop
-        # What went wrong on the way to a policy, and was tried again.
-        retried = getattr(policy, "counts", None)
-        manifest = writer.finish({"policy_errors": dict(retried)} if retried is not None else None)
+        manifest = writer.finish(policy.record() if isinstance(policy, Executor) else counts_of(policy, factory))
     if manifest["counts"].get("stop_error", 0) == planned:
         raise EnvironmentFault(
             f"every conversation failed in the environment {collection.environment.get('name')!r}; "
@@ -104,16 +135,14 @@ async def _hold_all(
     factory: EnvironmentFactory,
     policy: Policy,
     collection: Collection,
-    writer: TrajectoryWriter,
-    progress: Progress,
+    deliver: Callable[[Trajectory], None],
 ) -> None:
     """Keep up to ``concurrency`` conversations open; each goes to its next turn as soon as its reply is there."""
     queue = iter(todo)
 
     async def work() -> None:
         for assignment in queue:
-            writer.append(await episode(assignment, factory, policy, collection.sampling))
-            progress.advance()
+            deliver(await episode(assignment, factory, policy, collection.sampling))
 
     try:
         async with asyncio.TaskGroup() as group:
