@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -53,14 +53,24 @@ class Cluster:
         self._record: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
-        self._fleet = Fleet(self._settings, self._making)
+        # Ray prints what happens to nodes, which must not get between the results on standard output.
+        self._quiet = redirect_stdout(sys.stderr)
+        self._quiet.__enter__()
+        try:
+            self._fleet = Fleet(self._settings, self._making)
+        except BaseException:
+            self._quiet.__exit__(None, None, None)
+            raise
         self._served = self._said = time.monotonic()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._fleet.close(orderly=kind is None)
+        try:
+            self._fleet.close(orderly=kind is None)
+        finally:
+            self._quiet.__exit__(kind, error, trace)
 
     @property
     def fingerprint(self) -> str:
@@ -177,8 +187,8 @@ class Cluster:
         elif now - self._served > self._settings.patience:
             raise ClusterError(
                 f"no worker for {self._settings.patience:g} seconds: {self._fleet.describe()}. "
-                "What was finished is on disk. Add nodes, or set rollouts.cluster.gpus, cpus or workers to fit, then run "
-                "the same command again."
+                "What was finished is on disk. Add nodes, or set rollouts.cluster.gpus, cpus or workers to fit, then "
+                "run the same command again."
             )
         elif now - self._said > SAY_SECONDS:
             self._said = now

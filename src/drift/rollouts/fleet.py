@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from drift.rollouts.worker import Failure, Making, Orders, Place, Report, Worker
 NODES_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 CLOSE_SECONDS = 10.0
+CONNECT_SECONDS = 10.0
 
 # A node and a number on it, or no node and a number where Ray may choose.
 Slot = tuple[str, int]
@@ -216,21 +218,36 @@ def connect(address: str) -> tuple[Any, bool]:
         raise PolicyError("rollouts.cluster: the ray package is missing. Run: pip install 'drift-rl[ray]'.") from error
     if ray.is_initialized():
         return ray, False
+    _check_port(address)
     on_main = threading.current_thread() is threading.main_thread()
     terminate = signal.getsignal(signal.SIGTERM) if on_main else None
     try:
         own = {"include_dashboard": False} if address == "local" else {}
         ray.init(address=address, log_to_driver=False, logging_level="error", **own)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ClusterError(
-            f"rollouts.cluster.address: no Ray cluster can be joined at {address!r}: {_last_lines(str(error))}. "
-            "Start one with `ray start --head`, and `ray start --address HOST:PORT` on every other machine."
-        ) from error
+        raise _no_cluster(address, error) from error
     finally:
         # Ray sets a handler of its own, which would end the run without a word.
         if on_main:
             signal.signal(signal.SIGTERM, terminate)
     return ray, True
+
+
+def _check_port(address: str) -> None:
+    """Ray itself would try for minutes to reach a head that is not there."""
+    host, colon, port = address.rpartition(":")
+    if colon:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> ClusterError:
+    return ClusterError(
+        f"rollouts.cluster.address: no Ray cluster can be joined at {address!r}: {_last_lines(str(error))}. "
+        "Start one with `ray start --head`, and `ray start --address HOST:PORT` on every other machine."
+    )
 
 
 def _last_lines(text: str) -> str:
