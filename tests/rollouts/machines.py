@@ -5,7 +5,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +24,6 @@ PLUGIN = '''
 import asyncio, os
 from pathlib import Path
 from drift.errors import PolicyError
-from drift.policies.base import DEFAULT_MODEL
-from drift.policies.hf import HFPolicy
 from drift.policies.scripted import ScriptedPolicy
 
 REPLIES = ["<answer>40</answer>", "<answer>41</answer>", "what?", "<answer>55</answer>"]
@@ -41,12 +38,6 @@ class Slow(ScriptedPolicy):
     async def complete(self, prompt_ids, *, sampling, seed):
         await asyncio.sleep(self._seconds)
         return await super().complete(prompt_ids, sampling=sampling, seed=seed)
-
-class Noted(HFPolicy):
-    """The policy that comes with the package; notes in ``notes`` in which process it was made."""
-    def __init__(self, notes):
-        super().__init__(str(DEFAULT_MODEL), dtype="float32", batch_size=16)
-        (Path(notes) / str(os.getpid())).touch()
 
 class Broken(ScriptedPolicy):
     def __init__(self, when):
@@ -64,9 +55,22 @@ class Uneven(ScriptedPolicy):
     def __init__(self, name):
         super().__init__(REPLIES, name=str(os.getpid()))
 '''
+# Apart from the others, which load no torch.
+PLUGIN_WITH_MODEL = '''
+import os
+from pathlib import Path
+from drift.policies.base import DEFAULT_MODEL
+from drift.policies.hf import HFPolicy
+
+class Noted(HFPolicy):
+    """The policy that comes with the package; notes in ``notes`` in which process it was made."""
+    def __init__(self, notes):
+        super().__init__(str(DEFAULT_MODEL), dtype="float32", batch_size=16)
+        (Path(notes) / str(os.getpid())).touch()
+'''
 ENTRY_POINTS = """
 [drift.policies]
-noted = drift_test_policies:Noted
+noted = drift_test_model:Noted
 slow = drift_test_policies:Slow
 broken = drift_test_policies:Broken
 uneven = drift_test_policies:Uneven
@@ -75,7 +79,8 @@ uneven = drift_test_policies:Uneven
 
 def install(folder: Path) -> None:
     """A package with entry points in ``folder``, found by every process started from here on."""
-    (folder / "drift_test_policies.py").write_text(textwrap.dedent(PLUGIN))
+    (folder / "drift_test_policies.py").write_text(PLUGIN)
+    (folder / "drift_test_model.py").write_text(PLUGIN_WITH_MODEL)
     about = folder / "drift_test_policies-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: drift-test-policies\nVersion: 1.0\n")
@@ -155,15 +160,15 @@ def drift(*arguments: str) -> "subprocess.Popen[str]":
 def finish(child: "subprocess.Popen[str]") -> tuple[int, str, str]:
     """Exit code, standard output and standard error of ``child``."""
     try:
-        out, err = child.communicate(timeout=120)
+        out, err = child.communicate(timeout=200)
     except subprocess.TimeoutExpired:
         child.kill()
         out, err = child.communicate()
-        raise AssertionError(f"still running after 120 s:\n{out}\n{err}") from None
+        raise AssertionError(f"still running after 200 s:\n{out}\n{err}") from None
     return child.returncode, out, err
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
     """What ``condition`` returns as soon as that is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -179,6 +184,14 @@ def kept(folder: Path) -> int:
     if not (folder / "manifest.json").is_file():
         return 0
     return len(read_trajectories(folder, complete_only=False))
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or dead with nobody to bury it."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def listening(process: psutil.Process) -> set[str]:

@@ -94,16 +94,14 @@ def test_a_result_that_nobody_asked_for_is_a_fault_of_the_program() -> None:
         Ledger(assignments(2)).deliver("a", "t7#0")
 
 
-@given(
-    left=st.integers(0, 500), held=st.integers(0, 100), concurrency=st.integers(1, 64), workers=st.integers(1, 8)
-)
+@given(left=st.integers(0, 500), held=st.integers(0, 100), concurrency=st.integers(1, 64), workers=st.integers(1, 8))
 def test_a_worker_is_handed_no_more_than_its_share_and_its_room(
     left: int, held: int, concurrency: int, workers: int
 ) -> None:
     ledger = Ledger(assignments(left))
     held = len(ledger.take("a", held))
     room = ledger.room("a", concurrency=concurrency, workers=workers)
-    assert 0 <= room
+    assert room >= 0
     if room:
         assert held + room <= concurrency + max(1, concurrency // 4)
         assert (held + room - 1) * workers < left
