@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow test-vllm bench-verifiers format clean
+.PHONY: quickstart test lint types unit slow test-vllm test-ray bench-verifiers bench-cluster format clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -18,7 +18,7 @@ types: $(INSTALLED)
 	$(VENV)/bin/mypy
 
 unit: $(INSTALLED)
-	$(VENV)/bin/pytest -n 2 -m "not slow and not gpu and not vllm" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(VENV)/bin/pytest -n 2 -m "not slow and not gpu and not vllm and not ray" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
@@ -32,6 +32,17 @@ slow: $(INSTALLED)
 
 test-vllm: $(INSTALLED) .venv-vllm/.installed
 	$(VENV)/bin/pytest -m vllm
+
+# Ray goes well beside everything else, but nothing else needs it.
+$(VENV)/.installed-ray: $(INSTALLED)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	touch $@
+
+test-ray: $(VENV)/.installed-ray
+	$(VENV)/bin/pytest -m ray
+
+bench-cluster: $(VENV)/.installed-ray
+	$(VENV)/bin/python benchmarks/cluster.py
 
 # DATA is a folder with gsm8k_train.jsonl, gsm8k_test.jsonl and theoremqa_test.json.
 bench-verifiers: $(INSTALLED)

@@ -114,7 +114,7 @@ def test_a_worker_that_dies_is_replaced_on_its_node(machines: Machines, tmp_path
     out, notes = tmp_path / "data", tmp_path / "notes"
     notes.mkdir()
     address = ["--cluster.address", machines.address, "--cluster.workers", "2"]
-    child = drift(*rollout(out, "slow:0.15", *SLOW, *noting(notes), *address))
+    child = drift(*rollout(out, "slow:0.1", *SLOW, *noting(notes), *address))
     wait_for(lambda: kept(out) > 5 and len(list(notes.iterdir())) == 2, "results and two workers")
     psutil.Process(int(next(notes.iterdir()).name)).kill()
     wait_for(lambda: len(list(notes.iterdir())) == 3, "another worker")
@@ -146,15 +146,15 @@ def test_stopped_by_the_user_it_keeps_what_is_finished_and_ends_its_workers(
 ) -> None:
     machines.add()
     out = tmp_path / "data"
-    command = rollout(out, "slow:0.05", *SLOW, "--cluster.address", machines.address)
-    child = drift(*command)
+    address = ["--cluster.address", machines.address]
+    child = drift(*rollout(out, "slow:0.05", *SLOW, *address))
     wait_for(lambda: kept(out) > 20, "some results")
     child.send_signal(number)
     code, _, err = finish(child)
     assert code == 130 and "of 240 conversations are in" in err and "Traceback" not in err
     wait_for(lambda: not machines.workers(), "workers end", 5)
     assert 20 < kept(out) < 240
-    code, _, err = finish(drift(*command))
+    code, _, err = finish(drift(*rollout(out, "slow:0", *SLOW, *address)))
     assert code == 0, err
     check_whole(out, 240, scripted_hash)
 
