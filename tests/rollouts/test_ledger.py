@@ -1,3 +1,4 @@
+import sys
 from collections import Counter
 from typing import Any
 
@@ -6,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from drift.errors import ConfigError
+from drift.errors import ConfigError, PolicyError
 from drift.rollouts.config import ClusterSettings
 from drift.rollouts.episode import Assignment
-from drift.rollouts.fleet import slots
+from drift.rollouts.fleet import connect, slots
 from drift.rollouts.ledger import Ledger
 from drift.types import Task
 
@@ -162,3 +163,10 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any
 @pytest.mark.parametrize("address", ["", "auto", "local", "10.0.0.1:6379", "head.example:6379", "[::1]:6379"])
 def test_addresses_that_are_taken(address: str) -> None:
     assert ClusterSettings(address=address).address == address
+
+
+def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What an import finds where a package is missing.
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(PolicyError, match=r"pip install 'drift-rl\[ray\]'"):
+        connect("auto")
