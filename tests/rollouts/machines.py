@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes on this machine, policies for its workers, and ``drift`` run against it."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -141,12 +142,14 @@ class Machines:
         )
 
     def workers(self) -> list[psutil.Process]:
-        """The processes of drift's workers on all nodes."""
-        return [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if (process.info["cmdline"] or [""])[0].startswith("ray::Worker")
-        ]
+        """The processes of drift's workers on all nodes that live."""
+        found = []
+        for node in self._cluster.worker_nodes:
+            for infos in node.all_processes.values():
+                for process in (child for info in infos for child in children(info.process.pid)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        found += [process] if "".join(process.cmdline()).startswith("ray::Worker") else []
+        return found
 
 
 def drift(*arguments: str) -> "subprocess.Popen[str]":
@@ -184,6 +187,14 @@ def kept(folder: Path) -> int:
     if not (folder / "manifest.json").is_file():
         return 0
     return len(read_trajectories(folder, complete_only=False))
+
+
+def children(pid: int) -> list[psutil.Process]:
+    """What the process ``pid`` started, and what that started; none if it is gone."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def ended(pid: int) -> bool:

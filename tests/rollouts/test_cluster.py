@@ -32,7 +32,6 @@ def machines(cluster: Machines) -> Iterator[Machines]:
     """The cluster, with nodes of the test's own."""
     yield cluster
     cluster.clear()
-    wait_for(lambda: not cluster.workers(), "workers are gone")
 
 
 def rollout(out: Path, model: str, *more: str) -> list[str]:
