@@ -210,8 +210,6 @@ def connect(address: str) -> tuple[Any, bool]:
         # Ray reads these when it is first imported: all its servers on loopback, and nothing reported anywhere.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Without a GPU Ray leaves CUDA_VISIBLE_DEVICES alone in later versions; saying so silences a warning.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError as error:
