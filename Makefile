@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow test-vllm test-adapters bench-verifiers format clean
+.PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters bench-verifiers bench-cluster format clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -18,7 +18,7 @@ types: $(INSTALLED)
 	$(VENV)/bin/mypy
 
 unit: $(INSTALLED)
-	$(VENV)/bin/pytest -n 2 -m "not slow and not gpu and not vllm and not adapters" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(VENV)/bin/pytest -n 2 -m "not slow and not gpu and not vllm and not ray and not adapters" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
@@ -50,6 +50,16 @@ test-vllm: $(INSTALLED) .venv-vllm/.installed
 test-adapters: .venv-adapters/.installed .venv-verifiers/.installed
 	.venv-adapters/bin/pytest -m adapters tests/environments/adapters/test_gymnasium.py tests/environments/adapters/test_openenv.py
 	.venv-verifiers/bin/pytest -m adapters tests/environments/adapters/test_verifiers.py
+# Ray goes well beside everything else, but nothing else needs it.
+$(VENV)/.installed-ray: $(INSTALLED)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	touch $@
+
+test-ray: $(VENV)/.installed-ray
+	$(VENV)/bin/pytest -m ray
+
+bench-cluster: $(VENV)/.installed-ray
+	$(VENV)/bin/python benchmarks/cluster.py
 
 # DATA is a folder with gsm8k_train.jsonl, gsm8k_test.jsonl and theoremqa_test.json.
 bench-verifiers: $(INSTALLED)

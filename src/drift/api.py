@@ -10,6 +10,7 @@ from drift.environments import make_environment
 from drift.errors import ConfigError, require
 from drift.policies.base import Sampling
 from drift.recipe import EvaluationSettings, PolicyChoice, Recipe, RolloutSettings, to_dict
+from drift.rollouts.config import ClusterSettings
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 
@@ -30,13 +31,14 @@ def rollout(
         environment: name of a registered environment.
         out: directory of the trajectories.
         policy: ``default``, a model folder, a hub id, or a ``PolicyChoice``.
-        settings: tasks, samples, sampling, concurrency.
+        settings: tasks, samples, sampling, concurrency, cluster.
         environment_settings: the environment's own settings.
         split: split of the tasks.
         seed: decides tasks and samples.
     """
-    from drift.policies import make_policy
+    from drift.rollouts.cluster import sampler
     from drift.rollouts.collect import Collection, collect
+    from drift.rollouts.worker import Making
 
     settings = settings or RolloutSettings()
     choice = PolicyChoice(model=policy) if isinstance(policy, str) else policy
@@ -49,10 +51,10 @@ def rollout(
         concurrency=settings.concurrency,
     )
     tasks = factory.tasks(split, settings.tasks, seed)
-    made = make_policy(
-        choice.model, choice.settings, dtype=choice.dtype, device=choice.device, batch_size=choice.batch_size
-    )
-    collect(tasks, factory, made, collection, Path(out))
+    usual = {"dtype": choice.dtype, "device": choice.device, "batch_size": choice.batch_size}
+    making = Making(environment=collection.environment, model=choice.model, settings=choice.settings, usual=usual)
+    with sampler(settings.cluster, making) as source:
+        collect(tasks, factory, source, collection, Path(out))
     return Path(out)
 
 
@@ -155,6 +157,7 @@ def evaluate(
     sampling: Sampling | None = None,
     environment_settings: Mapping[str, Any] | None = None,
     policy: PolicyChoice | None = None,
+    cluster: ClusterSettings | None = None,
     seen: str | Path | None = None,
     seed: int = 1,
 ) -> Path:
@@ -168,6 +171,7 @@ def evaluate(
         sampling: how replies are drawn in the sampled mode.
         environment_settings: the environment's own settings.
         policy: dtype, device and batch size for all of them.
+        cluster: workers on many machines that hold the conversations.
         seen: rollouts whose tasks must not be measured on.
         seed: decides tasks, samples and bootstrap.
     """
@@ -182,6 +186,7 @@ def evaluate(
         Path(out),
         seed=seed,
         seen=None if seen is None else Path(seen),
+        cluster=cluster,
         settings=choice.settings,
         dtype=choice.dtype,
         device=choice.device,
@@ -240,6 +245,7 @@ def run_recipe(recipe: Recipe, out: str | Path) -> Path:
         sampling=recipe.rollouts.sampling,
         environment_settings=environment.settings,
         policy=choice,
+        cluster=recipe.rollouts.cluster,
         seen=data,
         seed=recipe.seed,
     )
@@ -269,7 +275,12 @@ def _claim(recipe: Recipe, out: Path) -> None:
     path = out / "recipe.yaml"
     values = to_dict(recipe)
     if path.is_file():
-        changed = differing_keys(yaml.safe_load(path.read_text()) or {}, values)
+        changed = [
+            key
+            for key in differing_keys(yaml.safe_load(path.read_text()) or {}, values)
+            # Where conversations are held changes none of them.
+            if not key.startswith("rollouts.cluster")
+        ]
         if changed:
             raise ConfigError(
                 f"{out} was begun with another recipe: {'; '.join(changed)}. "

@@ -42,6 +42,10 @@ class TrainingError(DriftError, RuntimeError):
     """Training can't start or go on."""
 
 
+class ClusterError(DriftError, RuntimeError):
+    """The machines of a cluster can't do the work: none there, or workers that fail over and over."""
+
+
 class Interrupted(DriftError):
     """The user pressed Ctrl-C; what was finished is on disk."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from drift.errors import ConfigError, require, unknown_name
 from drift.policies.base import Sampling
+from drift.rollouts.config import ClusterSettings
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 from drift.weights.schemes import get_scheme
@@ -56,13 +57,15 @@ class RolloutSettings:
         tasks: number of tasks of the train split.
         samples: K, conversations per task.
         sampling: how replies are drawn.
-        concurrency: the most conversations open at once.
+        concurrency: the most conversations open at once; with a cluster, on each worker.
+        cluster: workers on many machines that hold the conversations, here and in the evaluation.
     """
 
     tasks: int = 1800
     samples: int = 16
     sampling: Sampling = field(default_factory=Sampling)
     concurrency: int = 512
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
 
     def __post_init__(self) -> None:
         require(self.tasks >= 1, "rollouts.tasks", self.tasks, "a whole number ≥ 1")

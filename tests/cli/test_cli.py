@@ -141,6 +141,10 @@ def test_a_recipe_runs_end_to_end_and_again_without_doing_anything_twice(
     assert {name: files(out)[name] for name in kept} == kept
     assert main(["quickstart", "--out", str(out), *QUICK, "--seed", "2"]) == 2
     assert "seed: 1 -> 2" in capsys.readouterr().err
+    # Where conversations are held is no part of what a run is: only the seed is refused.
+    moved = ["--rollouts.cluster.address", "auto", "--rollouts.cluster.workers", "2", "--seed", "2"]
+    assert main(["quickstart", "--out", str(out), *QUICK, *moved]) == 2
+    assert "another recipe: seed: 1 -> 2. " in capsys.readouterr().err
 
 
 def test_the_same_seed_twice_gives_the_same_data_weights_and_losses(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from drift.cli.main import parse
 from drift.policies.base import Sampling
 from drift.recipe import EvaluationSettings, PolicyChoice
+from drift.rollouts.config import ClusterSettings
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -25,6 +26,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(PolicyChoice, "policy", skip={"model"})
     parser.add_class_arguments(Sampling, "sampling")
     parser.add_class_arguments(EvaluationSettings, as_group=False)
+    parser.add_class_arguments(ClusterSettings, "cluster")
 
 
 def run(parser: ArgumentParser, arguments: Sequence[str]) -> int:
@@ -42,6 +44,7 @@ def run(parser: ArgumentParser, arguments: Sequence[str]) -> int:
         sampling=found.sampling,
         environment_settings=found.environment_settings,
         policy=PolicyChoice(**parsed.policy.as_dict()),
+        cluster=found.cluster,
         seen=found.seen or None,
         seed=found.seed,
     )

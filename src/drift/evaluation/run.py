@@ -13,9 +13,11 @@ from drift.errors import ConfigError, EnvironmentFault, require
 from drift.evaluation.estimates import estimate_all
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
 from drift.manifest import write_json, write_manifest
-from drift.policies import make_policy
 from drift.policies.base import Sampling
+from drift.rollouts.cluster import sampler
 from drift.rollouts.collect import Collection, collect
+from drift.rollouts.config import ClusterSettings
+from drift.rollouts.worker import Making
 from drift.types import Task, Trajectory
 
 KIND = "evaluation"
@@ -64,7 +66,9 @@ def evaluate_policies(
     *,
     seed: int,
     seen: Path | None = None,
-    **policy_settings: Any,
+    cluster: ClusterSettings | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **usual: Any,
 ) -> dict[str, Any]:
     """Measure each policy on the same tasks and write ``estimates.json`` and a manifest to ``out``.
 
@@ -76,7 +80,9 @@ def evaluate_policies(
         out: where; conversations go to ``out/<mode>/<name>``.
         seed: decides tasks, samples and bootstrap.
         seen: rollouts whose tasks must not be measured on.
-        policy_settings: for ``make_policy``.
+        cluster: workers on many machines that hold the conversations.
+        settings: of the policies, for ``make_policy``.
+        usual: what else ``make_policy`` takes.
     """
     require(bool(policies), "policies", dict(policies), "at least one model by name, like base=default")
     tasks = factory.tasks(config.split, config.tasks, seed)
@@ -87,17 +93,18 @@ def evaluate_policies(
         modes["sampled"] = (config.samples, config.sampling)
     costs: dict[str, dict[str, Any]] = {}
     for name, model in policies.items():
-        policy = make_policy(model, **policy_settings)
-        for mode, (samples, sampling) in modes.items():
-            collection = Collection(
-                environment=dict(environment),
-                samples=samples,
-                seed=seed,
-                sampling=sampling,
-                concurrency=config.concurrency,
-                label=f"{name}, {mode}",
-            )
-            costs[f"{mode}/{name}"] = collect(tasks, factory, policy, collection, out / mode / name)["cost"]
+        making = Making(environment=environment, model=model, settings=settings or {}, usual=usual)
+        with sampler(cluster, making) as policy:
+            for mode, (samples, sampling) in modes.items():
+                collection = Collection(
+                    environment=dict(environment),
+                    samples=samples,
+                    seed=seed,
+                    sampling=sampling,
+                    concurrency=config.concurrency,
+                    label=f"{name}, {mode}",
+                )
+                costs[f"{mode}/{name}"] = collect(tasks, factory, policy, collection, out / mode / name)["cost"]
     rows = [
         estimate
         for mode in modes

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from drift.dataset.store import TrajectoryWriter
 from drift.environments.base import EnvironmentFactory, source_of, task_hash
 from drift.errors import ConfigError, EnvironmentFault, Interrupted, require
 from drift.policies.base import AnyPolicy, Sampling, TextPolicy, derive_seed
 from drift.progress import Progress
-from drift.rollouts.episode import Assignment, episode
-from drift.types import Task
+from drift.rollouts.episode import Assignment, Counts, counts_of, episode
+from drift.types import Task, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,40 @@ class Collection:
         require(self.concurrency >= 1, "rollouts.concurrency", self.concurrency, "a whole number ≥ 1")
 
 
+@runtime_checkable
+class Executor(Protocol):
+    """Whoever holds conversations elsewhere than in this process; see ``cluster``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The policy's."""
+        ...
+
+    @property
+    def text_only(self) -> bool:
+        """Whether the policy tells no token ids."""
+        ...
+
+    def hold(self, todo: Sequence[Assignment], collection: Collection, deliver: Callable[[Trajectory], None]) -> None:
+        """Have every conversation held and ``deliver`` each once."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest says beside the spec."""
+        ...
+
+
 def collect(
-    tasks: Sequence[Task], factory: EnvironmentFactory, policy: AnyPolicy, collection: Collection, out: Path
+    tasks: Sequence[Task], factory: EnvironmentFactory, policy: AnyPolicy | Executor, collection: Collection, out: Path
 ) -> dict[str, Any]:
     """Hold every conversation that ``out`` does not hold yet, and return the manifest.
+
+    Args:
+        tasks: the tasks.
+        factory: starts an episode of each, unless ``policy`` is an executor, whose workers have their own.
+        policy: what replies, or an executor.
+        collection: what to collect.
+        out: where; its ``spec`` doesn't tell where conversations were held, so either way can go on with the other's.
 
     Raises:
         ConfigError: no tasks, or two tasks with one id.
@@ -70,13 +100,13 @@ def collect(
         "seed": collection.seed,
         "sampling": {**asdict(collection.sampling), "stop": list(collection.sampling.stop)},
         "policy": policy.fingerprint,
-        "ids": "none" if isinstance(policy, TextPolicy) else "sampled",
+        "ids": "none" if _text_only(policy) else "sampled",
     }
     # A judge or a simulated user decides the data as much as the policy does.
     asked = getattr(factory, "fingerprints", None)
     if asked:
         spec["environment_policies"] = dict(asked)
-    before = Counter(getattr(factory, "counts", None) or {})
+    before = counts_of(policy, factory)
     with TrajectoryWriter(out, spec, tasks) as writer:
         todo = [
             assignment
@@ -88,22 +118,24 @@ def collect(
             not in writer.done
         ]
         with Progress(collection.label, planned, done=len(writer.done), unit="conversations") as progress:
+
+            def deliver(trajectory: Trajectory) -> None:
+                writer.append(trajectory)
+                progress.advance()
+
             try:
-                asyncio.run(_hold_all(todo, factory, policy, collection, writer, progress))
+                if isinstance(policy, Executor):
+                    policy.hold(todo, collection, deliver)
+                else:
+                    asyncio.run(_hold_all(todo, factory, policy, collection, deliver))
             except KeyboardInterrupt as stop:
                 writer.flush()
                 raise Interrupted(
                     f"stopped: {len(writer.done)} of {planned} conversations are in {out}. "
                     "Run the same command again to go on."
                 ) from stop
-        # What went wrong on the way to a policy, and was tried again.
-        retried = getattr(policy, "counts", None)
-        more: dict[str, Any] = {} if retried is None else {"policy_errors": dict(retried)}
-        happened = getattr(factory, "counts", None)
-        if happened is not None:
-            # The same factory may serve several collections.
-            more["environment_counts"] = dict(sorted((Counter(happened) - before).items()))
-        manifest = writer.finish({**more, **source_of(factory, tasks)})
+        record = policy.record() if isinstance(policy, Executor) else _since(before, counts_of(policy, factory))
+        manifest = writer.finish({**record, **source_of(factory, tasks)})
     if manifest["counts"].get("stop_error", 0) == planned:
         name = collection.environment.get("name")
         told = ", ".join(f"{kind} {count}" for kind, count in manifest.get("environment_counts", {}).items())
@@ -114,21 +146,28 @@ def collect(
     return manifest
 
 
+def _text_only(policy: AnyPolicy | Executor) -> bool:
+    return policy.text_only if isinstance(policy, Executor) else isinstance(policy, TextPolicy)
+
+
+def _since(before: Counts, after: Counts) -> Counts:
+    """What was counted after ``before``: a policy or an environment may serve several collections."""
+    return {kind: dict(sorted((Counter(found) - Counter(before.get(kind))).items())) for kind, found in after.items()}
+
+
 async def _hold_all(
     todo: Sequence[Assignment],
     factory: EnvironmentFactory,
     policy: AnyPolicy,
     collection: Collection,
-    writer: TrajectoryWriter,
-    progress: Progress,
+    deliver: Callable[[Trajectory], None],
 ) -> None:
     """Keep up to ``concurrency`` conversations open; each goes to its next turn as soon as its reply is there."""
     queue = iter(todo)
 
     async def work() -> None:
         for assignment in queue:
-            writer.append(await episode(assignment, factory, policy, collection.sampling))
-            progress.advance()
+            deliver(await episode(assignment, factory, policy, collection.sampling))
 
     try:
         async with asyncio.TaskGroup() as group:

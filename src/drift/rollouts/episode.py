@@ -27,6 +27,15 @@ class Assignment:
         return f"{self.task.id}#{self.sample}"
 
 
+Counts = dict[str, dict[str, int]]
+
+
+def counts_of(policy: object, factory: object) -> Counts:
+    """What policy and environment counted on the way, such as requests that were sent again, for the manifest."""
+    found = {"policy_errors": getattr(policy, "counts", None), "environment_counts": getattr(factory, "counts", None)}
+    return {key: dict(counts) for key, counts in found.items() if counts is not None}
+
+
 class _EnvironmentFailure(Exception):
     """What an environment raised, kept apart from what a policy raises."""
 

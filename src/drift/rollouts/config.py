@@ -1,0 +1,43 @@
+"""Where conversations are held: on this machine, or on workers of a Ray cluster."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from drift.errors import require
+
+_HOST_PORT = re.compile(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings:
+    """Workers of a Ray cluster that hold the conversations. Where they are held changes no conversation.
+
+    Args:
+        address: empty holds them in this process; ``auto`` is the cluster that this machine belongs to, ``HOST:PORT``
+            the one with that head (this machine must belong to it too), ``local`` starts Ray on this machine alone.
+        workers: how many engines; ``auto`` is one for each share of ``gpus`` (without GPUs one per node), also on nodes
+            that join later.
+        gpus: GPUs of one worker, such as the tensor parallel size; ``auto`` is 1 if the cluster has GPUs, else 0.
+        cpus: CPU cores that Ray keeps for one worker, and threads of an engine that computes on them.
+        patience: seconds to go on without any worker before giving up.
+    """
+
+    address: str = ""
+    workers: int | Literal["auto"] = "auto"
+    gpus: float | Literal["auto"] = "auto"
+    cpus: float = 1.0
+    patience: float = 600.0
+
+    def __post_init__(self) -> None:
+        where = "rollouts.cluster"
+        known = self.address in ("", "auto", "local") or _HOST_PORT.fullmatch(self.address) is not None
+        require(known, f"{where}.address", self.address, "nothing, auto, local, or HOST:PORT")
+        workers, gpus = self.workers, self.gpus
+        require(workers == "auto" or workers >= 1, f"{where}.workers", workers, "auto or a whole number ≥ 1")
+        sound = gpus == "auto" or gpus == 0 or 0 < gpus < 1 or (gpus >= 1 and float(gpus).is_integer())
+        require(sound, f"{where}.gpus", gpus, "auto, 0, a part of one GPU, or a whole number")
+        require(self.cpus >= 0, f"{where}.cpus", self.cpus, "a number ≥ 0")
+        require(self.patience > 0, f"{where}.patience", self.patience, "seconds above 0")
