@@ -58,8 +58,8 @@ def apart(rows: Sequence[Example]) -> list[Tree]:
 class Variants:
     """Forward and backward over all rows, in different ways. Gradients add up in ``model``."""
 
-    def __init__(self, model: Any, rows: list[Example]) -> None:
-        self.model, self.rows = model, rows
+    def __init__(self, model: Any, rows: list[Example], batch: int = PLAIN_ROWS) -> None:
+        self.model, self.rows, self.batch = model, rows, batch
         teach(model)
 
     def plain(self, rows: Sequence[Example] | None = None) -> float:
@@ -113,8 +113,8 @@ class Variants:
     def _padded(self, rows: Sequence[Example], loss_of: Callable[[Any], torch.Tensor]) -> float:
         total = 0.0
         # In the order of the data, as a loader that shuffles would give them.
-        for start in range(0, len(rows), PLAIN_ROWS):
-            loss = loss_of(padded_batch(list(rows[start : start + PLAIN_ROWS])))
+        for start in range(0, len(rows), self.batch):
+            loss = loss_of(padded_batch(list(rows[start : start + self.batch])))
             loss.backward()
             total += loss.item()
         return total
@@ -139,20 +139,24 @@ class Variants:
         return total
 
 
-def trl_variants(rows: list[Example], vocabulary: int) -> dict[str, Callable[[], float]]:
+def number_tokenizer() -> Any:
+    """A tokenizer that names the ids which a trainer asks for; no text is tokenized here."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({str(at): at for at in range(3)}, unk_token="0"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="2", unk_token="0")
+
+
+def trl_variants(
+    rows: list[Example], vocabulary: int, *, batch: int = PLAIN_ROWS, only: str = ""
+) -> dict[str, Callable[[], float]]:
     """TRL's SFTTrainer on the same rows and trained tokens, at its settings that run on this machine."""
     try:
         from datasets import Dataset
-        from transformers import PreTrainedTokenizerFast
         from trl import SFTConfig, SFTTrainer
     except ImportError:
         return {}
-    from tokenizers import Tokenizer, models
-
-    words = {str(at): at for at in range(vocabulary)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")), pad_token="0", eos_token="2", unk_token="0"
-    )
     data = Dataset.from_list(
         [
             {
@@ -169,11 +173,13 @@ def trl_variants(rows: list[Example], vocabulary: int) -> dict[str, Callable[[],
         "trl, rows sorted by length": {"train_sampling_strategy": "group_by_length"},
         "trl, packed": {"packing": True, "max_length": 2 * longest},
     }.items():
+        if only not in ("", name):
+            continue
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             arguments = {
                 "output_dir": tempfile.mkdtemp(),
-                "per_device_train_batch_size": PLAIN_ROWS // 4 if "packing" in settings else PLAIN_ROWS,
+                "per_device_train_batch_size": max(1, batch // 4) if "packing" in settings else batch,
                 "max_length": None,
                 "report_to": "none",
                 "use_cpu": True,
@@ -186,7 +192,7 @@ def trl_variants(rows: list[Example], vocabulary: int) -> dict[str, Callable[[],
                     model=make_model(vocabulary=vocabulary),
                     args=SFTConfig(**{**arguments, **settings}),
                     train_dataset=data,
-                    processing_class=tokenizer,
+                    processing_class=number_tokenizer(),
                 )
             except (ValueError, TypeError, ImportError) as error:
                 print(f"{name}: not run: {error}", file=sys.stderr)

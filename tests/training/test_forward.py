@@ -204,7 +204,7 @@ def test_mixed_precision_is_as_near_as_its_rounding() -> None:
 def test_the_blockwise_loss_is_the_plain_one(
     softcap: float | None, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drift.training.loss.CHUNK", 7)
+    monkeypatch.setattr("drift.training.loss.BLOCK", 7 * 13)
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-# Rows of logits in memory at once. Larger blocks are no faster on a CPU, and cost memory.
-CHUNK = 256
+# Logits in memory at once: 64 MB in float32. Fewer make each matrix product too small, more are no faster.
+BLOCK = 2**24
 
 
 def weighted_loss(
@@ -89,8 +89,9 @@ class _WeightedNLL(torch.autograd.Function):
             head_grad = torch.zeros_like(head_VD) if head_VD.requires_grad else None
             bias_grad = torch.zeros_like(bias_V) if bias_V is not None else None
             total = torch.zeros((), dtype=wide, device=hidden_MD.device)
-            for start in range(0, len(hidden_MD), CHUNK):
-                block = slice(start, start + CHUNK)
+            height = max(1, BLOCK // len(head_VD))
+            for start in range(0, len(hidden_MD), height):
+                block = slice(start, start + height)
                 hidden, target_1 = hidden_MD[block].to(compute), targets_M[block].unsqueeze(-1)
                 weight_1 = weights_M[block].to(wide).unsqueeze(-1)
                 logits = (hidden @ head.T).to(wide)
@@ -115,11 +116,12 @@ class _WeightedNLL(torch.autograd.Function):
                     head_grad.addmm_(narrow.T, hidden)
                 elif head_grad is not None:
                     head_grad += (narrow.T @ hidden).to(head_grad.dtype)
-        ctx.save_for_backward(hidden_grad, head_grad, bias_grad)
+        # Not saved_tensors: these belong to nobody else, and are scaled where they are.
+        ctx.gradients = (hidden_grad, head_grad, bias_grad)
         return total
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        scaled = (None if grad is None else grad * upstream.to(grad.dtype) for grad in ctx.saved_tensors)
-        hidden, head, bias = scaled
+        hidden, head, bias = (None if grad is None else grad.mul_(upstream) for grad in ctx.gradients)
+        del ctx.gradients
         return hidden, head, None, None, bias, None
