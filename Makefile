@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters bench-verifiers bench-cluster format clean
+.PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters bench-verifiers bench-cluster bench-training bench-memory format clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -60,6 +60,20 @@ test-ray: $(VENV)/.installed-ray
 
 bench-cluster: $(VENV)/.installed-ray
 	$(VENV)/bin/python benchmarks/cluster.py
+
+# TRL is what the training path is compared with, in an environment of its own.
+.venv-trl/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/pip install --quiet --constraint constraints.txt torch
+	.venv-trl/bin/pip install --quiet --constraint constraints.txt --editable '.[datasets]' trl==1.16.0
+	touch $@
+
+bench-training: .venv-trl/.installed
+	.venv-trl/bin/python benchmarks/training.py
+	.venv-trl/bin/python benchmarks/scaling.py docs/scaling.png
+
+bench-memory: .venv-trl/.installed
+	.venv-trl/bin/python benchmarks/memory.py
 
 # DATA is a folder with gsm8k_train.jsonl, gsm8k_test.jsonl and theoremqa_test.json.
 bench-verifiers: $(INSTALLED)
