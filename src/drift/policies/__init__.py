@@ -15,6 +15,7 @@ POLICIES = Registry(
         "hf": "drift.policies.hf:HFPolicy",
         "openai": "drift.policies.openai:OpenAIPolicy",
         "scripted": "drift.policies.scripted:ScriptedPolicy",
+        "vllm": "drift.policies.vllm:VLLMPolicy",
     },
 )
 
@@ -31,7 +32,7 @@ def make_policy(model: str, settings: Mapping[str, Any] | None = None, **usual: 
     kind, colon, argument = model.partition(":")
     if not colon:
         kind, argument, settings = "hf", model_path(model), None
-    elif kind == "hf":
+    elif kind in ("hf", "vllm"):
         argument = model_path(argument)
     key = next(iter(_parameters(kind)))
     value: object = tuple(argument.split("|")) if kind == "scripted" else argument
