@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 import weakref
 from collections import Counter
@@ -17,6 +19,7 @@ from typing import Any
 from drift.chat import Chat, TemplateChat
 from drift.errors import ConfigError, PolicyError, require, unknown_name
 from drift.policies.base import Sampling
+from drift.policies.guard import watch
 from drift.types import Completion
 
 ATTEMPTS = 3
@@ -127,7 +130,7 @@ class VLLMPolicy:
 
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
         """Sample one reply; raises ``PolicyError`` if the engine dies or refuses the request."""
-        engine = self._engine or await asyncio.to_thread(self._started)
+        engine = await self._running()
         parameters = self._parameters(sampling, seed)
         library = _library()
         for _ in range(ATTEMPTS):
@@ -143,7 +146,8 @@ class VLLMPolicy:
                 ) from error
             except (library.VLLMClientError, ValueError) as error:
                 raise PolicyError(
-                    f"vLLM refuses a prompt of {len(prompt_ids)} ids for {self._model!r}: {error}. Mend the settings."
+                    f"vLLM refuses a prompt of {len(prompt_ids)} ids for {self._model!r}: {str(error).rstrip('.')}. "
+                    "Mend the settings."
                 ) from error
             if reply.finish_reason in ("stop", "length"):
                 return self._completion(reply)
@@ -170,8 +174,12 @@ class VLLMPolicy:
 
     async def in_engine(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         """What ``ask(engine)`` gives, awaited in the loop of vLLM's ``AsyncLLM``: for what has no setting here."""
-        engine = self._engine or await asyncio.to_thread(self._started)
+        engine = await self._running()
         return await engine.run(ask)
+
+    async def _running(self) -> _Engine:
+        engine = self._engine
+        return engine if engine is not None else await asyncio.to_thread(self._started)
 
     def _started(self) -> _Engine:
         with self._starting:
@@ -232,6 +240,7 @@ class _Engine:
         # Started from a thread that blocks SIGINT, its processes inherit that: Ctrl-C is this process's to handle, and
         # the engine is shut down in order. The tracker must run before, since starting it unblocks the signal.
         resource_tracker.ensure_running()
+        before = multiprocessing.active_children()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="drift-vllm", daemon=True)
         self._numbers = itertools.count()
@@ -241,9 +250,11 @@ class _Engine:
             self.engine = asyncio.run_coroutine_threadsafe(self._start(arguments), self._loop).result()
         # What can go wrong in its start is vLLM's, torch's and the platform's to raise.
         except Exception as error:
-            _end(None, self._loop)
-            raise PolicyError(f"vLLM can't start with {model!r}: {error}. {_START_REMEDY}") from error
-        self._finalizer = weakref.finalize(self, _end, self.engine, self._loop)
+            _end(None, self._loop, None)
+            said = " ".join(str(error).split())
+            raise PolicyError(f"vLLM can't start with {model!r}: {said}. {_START_REMEDY}") from error
+        guard = watch([child.pid for child in multiprocessing.active_children() if child.pid and child not in before])
+        self._finalizer = weakref.finalize(self, _end, self.engine, self._loop, guard)
 
     async def sample(self, prompt_ids: tuple[int, ...], parameters: Any, lora: Any) -> Any:
         """One reply, as vLLM's ``CompletionOutput``, asked for from any event loop."""
@@ -280,8 +291,8 @@ class _Engine:
         return library.AsyncLLM.from_engine_args(library.AsyncEngineArgs(**arguments))
 
 
-def _end(engine: Any, loop: asyncio.AbstractEventLoop) -> None:
-    """Shut ``engine`` down, let its tasks end, and stop ``loop``."""
+def _end(engine: Any, loop: asyncio.AbstractEventLoop, guard: subprocess.Popen[bytes] | None) -> None:
+    """Shut ``engine`` down, let its tasks end, stop ``loop``, and dismiss ``guard``."""
 
     async def end() -> None:
         if engine is not None:
@@ -294,6 +305,9 @@ def _end(engine: Any, loop: asyncio.AbstractEventLoop) -> None:
     if loop.is_running():
         asyncio.run_coroutine_threadsafe(end(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
+    if guard is not None:
+        guard.kill()
+        guard.communicate()
 
 
 class _Library:
