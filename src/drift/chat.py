@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
@@ -60,6 +61,9 @@ class TemplateChat:
         self._control_ids = frozenset(names.values()) - {getattr(tokenizer, "unk_token_id", None)}
         longest_first = sorted(filter(None, names), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        # Samples of one task open alike, and feedback repeats; each call of a tokenizer costs a fraction of a
+        # millisecond, which every open conversation waits for.
+        self._remembered = functools.lru_cache(maxsize=4096)(self._encoded)
 
     def first(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the opening messages, ready for the assistant's first reply."""
@@ -135,11 +139,15 @@ class TemplateChat:
                 ids += self.text_ids(piece)
             else:
                 # A mark can be left alone by a template that cuts; what it parted must not grow together.
-                for part in _MARKS.split(piece):
-                    ids += self._tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
+                for part in filter(None, _MARKS.split(piece)):
+                    ids += self._remembered(part) if len(part) <= _REMEMBERED_CHARACTERS else self._encoded(part)
         return tuple(ids)
 
+    def _encoded(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+
+_REMEMBERED_CHARACTERS = 4096
 # Code points that Unicode reserves for use inside a program; no text that is meant for others holds them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARKS = re.compile(f"[{_OPEN}{_CLOSE}]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def evaluate_policies(
     costs: dict[str, dict[str, Any]] = {}
     for name, model in policies.items():
         making = Making(environment=environment, model=model, settings=settings or {}, usual=usual)
-        with sampler(cluster, making) as policy:
+        # An engine that takes a minute to start serves both modes.
+        with sampler(cluster, making) as policy, getattr(policy, "held_open", nullcontext)():
             for mode, (samples, sampling) in modes.items():
                 collection = Collection(
                     environment=dict(environment),

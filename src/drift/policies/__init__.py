@@ -16,6 +16,7 @@ POLICIES = Registry(
         "openai": "drift.policies.openai:OpenAIPolicy",
         "openai-chat": "drift.policies.openai_chat:OpenAIChatPolicy",
         "scripted": "drift.policies.scripted:ScriptedPolicy",
+        "vllm": "drift.policies.vllm:VLLMPolicy",
     },
 )
 
@@ -32,7 +33,7 @@ def make_policy(model: str, settings: Mapping[str, Any] | None = None, **usual: 
     kind, colon, argument = model.partition(":")
     if not colon:
         kind, argument, settings = "hf", model_path(model), None
-    elif kind == "hf":
+    elif kind in ("hf", "vllm"):
         argument = model_path(argument)
     key = next(iter(_parameters(kind)))
     value: object = tuple(argument.split("|")) if kind == "scripted" else argument

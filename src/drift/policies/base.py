@@ -49,7 +49,8 @@ class Policy(Protocol):
     and the batch must not change what any of them returns.
 
     A policy may have ``counts``, a ``Counter`` of what went wrong and was tried again, which goes into the manifest,
-    and ``async aclose()``, called when a collection ends.
+    and ``async aclose()``, called when a collection ends. Where that is costly to undo it may have ``held_open()``, a
+    context within which ``aclose`` waits for the context's end.
     """
 
     @property

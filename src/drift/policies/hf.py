@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,17 @@ def fingerprint(model: Any, tokenizer: Any) -> str:
     Covers the chat template, the vocabulary size, and of each parameter its name, shape and up to 1,024 evenly spaced
     values in bfloat16. Where the model lies and the precision it is loaded in are left out: a copy is the same policy.
     """
-    digest = hashlib.sha256(f"{tokenizer.chat_template}|{len(tokenizer)}".encode())
-    for name, parameter in sorted(model.named_parameters()):
+    return "hf-" + digest_of(tokenizer, sorted(model.named_parameters()))
+
+
+def digest_of(tokenizer: Any, tensors_by_name: Iterable[tuple[str, torch.Tensor]], facts: str = "") -> str:
+    """Sixteen hexadecimal digits of ``fingerprint``, over tensors in the order given, and ``facts`` before them."""
+    digest = hashlib.sha256(f"{tokenizer.chat_template}|{len(tokenizer)}{facts}".encode())
+    for name, parameter in tensors_by_name:
         flat = parameter.detach().flatten()
         sample = flat[:: max(1, flat.numel() // 1024)].to(torch.bfloat16).float().cpu()
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
-    return "hf-" + digest.hexdigest()[:16]
+    return digest.hexdigest()[:16]
 
 
 @dataclass
@@ -200,10 +206,16 @@ class HFPolicy:
         return logits
 
     def _text(self, ids: list[int]) -> str:
-        while ids and ids[-1] in self._eos_ids:
-            ids = ids[:-1]
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return reply_text(self._tokenizer, ids, self._eos_ids)
+
+
+def reply_text(tokenizer: Any, ids: list[int], ends: Collection[int]) -> str:
+    """A reply's ids as text, without the end-of-turn token."""
+    kept = len(ids)
+    while kept and ids[kept - 1] in ends:
+        kept -= 1
+    text: str = tokenizer.decode(ids[:kept], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
 
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:

