@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters bench-verifiers bench-cluster format clean
+.PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters bench-verifiers bench-cluster bench-weights format clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -64,6 +64,11 @@ bench-cluster: $(VENV)/.installed-ray
 # DATA is a folder with gsm8k_train.jsonl, gsm8k_test.jsonl and theoremqa_test.json.
 bench-verifiers: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/verifiers.py $(DATA)
+
+# One to ten million trajectories; SIZES="100000 1000000" leaves the largest out.
+SIZES ?= 100000 1000000 10000000
+bench-weights: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/weights.py --sizes $(SIZES)
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

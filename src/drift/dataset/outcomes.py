@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -66,7 +68,8 @@ def outcomes(trajectories: Sequence[Trajectory]) -> Outcomes:
         ids=[t.id for t in kept],
         groups=[t.group_id for t in kept],
         success_N=np.array([t.success for t in kept], bool),
-        reward_N=np.array([sum(turn.step.reward for turn in t.turns) for t in kept], float),
+        # From the first to the last: sum() compensates since Python 3.12, and weights would hang on the version.
+        reward_N=np.array([reduce(add, (turn.step.reward for turn in t.turns), 0.0) for t in kept], float),
         turns_N=np.array([len(t.turns) for t in kept], np.int64),
         graded_N=np.array(list(map(len, graded)), np.int64),
         distinct_N=np.array([len({*answers} - {None}) for answers in graded], np.int64),
@@ -129,15 +132,11 @@ def _flags(column: pa.Array) -> NDArray[np.bool_]:
 
 
 def _sums(values_T: NDArray[np.float64], start_N: NDArray[np.int64], length_N: NDArray[np.int64]) -> Any:
-    """``(N,)`` sums of runs of ``values_T``, each compensated (Neumaier 1974) as Python's ``sum`` is since 3.12."""
-    total_N, lost_N = values_T[start_N] + 0.0, np.zeros(len(start_N))
+    """``(N,)`` sums of runs of ``values_T``, each added up from its first value to its last."""
+    total_N = values_T[start_N] + 0.0
     at, turn = np.flatnonzero(length_N > 1), 1
-    with np.errstate(invalid="ignore", over="ignore"):
-        while len(at):
-            sum_M, next_M = total_N[at], values_T[start_N[at] + turn]
-            total_N[at] = new_M = sum_M + next_M
-            larger_M = np.abs(sum_M) >= np.abs(next_M)
-            lost_N[at] += np.where(larger_M, (sum_M - new_M) + next_M, (next_M - new_M) + sum_M)
-            turn += 1
-            at = at[length_N[at] > turn]
-        return np.where(np.isfinite(lost_N), total_N + lost_N, total_N)
+    while len(at):
+        total_N[at] += values_T[start_N[at] + turn]
+        turn += 1
+        at = at[length_N[at] > turn]
+    return total_N
