@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters format clean
-.PHONY: bench-rollouts bench-cluster bench-verifiers bench-training bench-memory
+.PHONY: bench-rollouts bench-cluster bench-verifiers bench-training bench-memory bench-weights
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -88,6 +88,11 @@ bench-memory: .venv-trl/.installed
 # DATA is a folder with gsm8k_train.jsonl, gsm8k_test.jsonl and theoremqa_test.json.
 bench-verifiers: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/verifiers.py $(DATA)
+
+# One to ten million trajectories; SIZES="100000 1000000" leaves the largest out.
+SIZES ?= 100000 1000000 10000000
+bench-weights: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/weights.py --sizes $(SIZES)
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

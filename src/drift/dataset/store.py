@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -167,13 +168,20 @@ def shards(directory: Path) -> list[Path]:
 
 def _tables(directory: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
     for path in shards(directory):
-        try:
-            yield pq.read_table(path, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(
-                f"shard {path} can't be read: {str(error).rstrip('.')}. Delete that file and run the same rollout "
-                "command again: only its trajectories are sampled again."
-            ) from error
+        with _reading(path):
+            table = pq.read_table(path, columns=columns)
+        yield table
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(
+            f"shard {path} can't be read: {str(error).rstrip('.')}. Delete that file and run the same rollout "
+            "command again: only its trajectories are sampled again."
+        ) from error
 
 
 def _stored(directory: Path) -> Iterator[Trajectory]:
@@ -209,13 +217,49 @@ def stream_trajectories(directory: Path) -> Iterator[Trajectory]:
     Raises:
         DatasetError: as ``read_trajectories``; that a shard is gone is only known at the end.
     """
-    manifest = read_manifest(directory, KIND)
-    if not manifest["complete"]:
-        raise _incomplete(directory, manifest)
-    expected, count = manifest["counts"].get("trajectories"), 0
+    expected, count = count_trajectories(directory), 0
     for trajectory in _stored(directory):
         count += 1
         yield trajectory
+    _check_count(directory, expected, count)
+
+
+def stream_columns(directory: Path, columns: list[str], *, rows: int = 65_536) -> Iterator[pa.RecordBatch]:
+    """Named columns of a finished data set, at most ``rows`` rows at a time, in the order they were written.
+
+    Args:
+        directory: the data set.
+        columns: names as Parquet has them, those inside others with dots; one that a shard lacks is left out.
+        rows: per batch; a batch never spans two shards.
+
+    Raises:
+        DatasetError: as ``stream_trajectories``.
+    """
+    expected, count = count_trajectories(directory), 0
+    for path in shards(directory):
+        with _reading(path):
+            file = pq.ParquetFile(path)
+            batches = file.iter_batches(rows, columns=columns)
+        with file:
+            while True:
+                with _reading(path):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                count += len(batch)
+                yield batch
+    _check_count(directory, expected, count)
+
+
+def count_trajectories(directory: Path) -> int:
+    """How many trajectories a finished data set says it holds; raises ``DatasetError`` where it is not finished."""
+    manifest = read_manifest(directory, KIND)
+    if not manifest["complete"]:
+        raise _incomplete(directory, manifest)
+    return int(manifest["counts"]["trajectories"])
+
+
+def _check_count(directory: Path, expected: int, count: int) -> None:
     if expected != count:
         raise DatasetError(
             f"{directory}: {count} trajectories on disk, the manifest says {expected}: a shard is missing. "

@@ -1,10 +1,11 @@
-"""The weighing stage: a data set of trajectories in, a table of weights beside it out."""
+"""The weighing stage: a data set of trajectories in, a table of weights beside it out, whatever their number."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,33 +15,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from drift.dataset.buckets import Buckets
+from drift.dataset.outcomes import COLUMNS, ROWS, Outcomes, outcome_rows, outcomes, sorted_outcomes
 from drift.dataset.store import KIND as TRAJECTORIES
-from drift.dataset.store import read_trajectories
+from drift.dataset.store import count_trajectories, stream_columns
 from drift.errors import ConfigError, DatasetError
-from drift.manifest import read_manifest, write_atomic, write_manifest
-from drift.types import Trajectory
+from drift.manifest import MANIFEST, read_manifest, replacing, write_manifest
 from drift.weights.config import WeightConfig
-from drift.weights.diagnostics import diagnose, equal_returns
-from drift.weights.groups import group_max, index_groups
+from drift.weights.diagnostics import Tally, equal_returns
+from drift.weights.groups import group_max
 from drift.weights.returns import trajectory_return
-from drift.weights.schemes import apply_scheme, get_scheme
+from drift.weights.schemes import apply_scheme, get_scheme, survey_scheme
 
+__all__ = ["Outcomes", "WeightTable", "compute_weights", "outcomes", "read_weights", "weigh_dataset", "weights_hash"]
 KIND = "weights"
 FILE = "weights.parquet"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcomes:
-    """What the return of each trajectory is made of; arrays ``(N,)``, trajectories that failed left out."""
-
-    ids: list[str]
-    groups: list[str]
-    success_N: NDArray[np.bool_]
-    reward_N: NDArray[np.float64]
-    turns_N: NDArray[np.int64]
-    graded_N: NDArray[np.int64]
-    distinct_N: NDArray[np.int64]
-    failures_N: NDArray[np.int64]
+# Trajectories weighed at once; some 300 bytes each.
+BUCKET_ROWS = 131_072
+_TABLE = pa.schema([("id", pa.string()), ("group_id", pa.string()), ("return", pa.float64()), ("weight", pa.float64())])
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,91 +49,142 @@ class WeightTable:
         return dict(zip(self.ids, self.weights_N.tolist(), strict=True))
 
 
-def outcomes(trajectories: Sequence[Trajectory]) -> Outcomes:
-    """Read outcomes off trajectories. Those with an error or without a turn have none and are left out."""
-    kept = [t for t in trajectories if t.error is None and t.turns]
-    graded = [[turn.step.answer for turn in t.turns if turn.step.graded] for t in kept]
-    return Outcomes(
-        ids=[t.id for t in kept],
-        groups=[t.group_id for t in kept],
-        success_N=np.array([t.success for t in kept], bool),
-        reward_N=np.array([sum(turn.step.reward for turn in t.turns) for t in kept], float),
-        turns_N=np.array([len(t.turns) for t in kept], np.int64),
-        graded_N=np.array(list(map(len, graded)), np.int64),
-        distinct_N=np.array([len({*answers} - {None}) for answers in graded], np.int64),
-        failures_N=np.array([answers.count(None) for answers in graded], np.int64),
-    )
+class Weigher:
+    """Weighs trajectories a part at a time, each prompt whole in one part.
+
+    Args:
+        config: the settings.
+        parts: gives all trajectories, always in the same parts and order. Schemes that need it look at them before.
+
+    Raises:
+        ConfigError: the settings don't fit the data.
+    """
+
+    def __init__(self, config: WeightConfig, parts: Callable[[], Iterable[Outcomes]]) -> None:
+        self._config, self._info = config, get_scheme(config.scheme)
+        self._tally, self._done, self._dropped, self._largest = Tally(), 0, 0, 0
+        self._named = {"beta": config.beta, "w_max": config.w_max, **config.parameters}
+        self._named |= survey_scheme(config.scheme, lambda: map(self._returns, parts()), self._named)
+        self._whole_N = None if self._info.local else self._weigh_whole(parts())
+
+    def weigh(self, found: Outcomes) -> tuple[Floats, Floats]:
+        """Returns and weights of the next part."""
+        returns_N, index_N, config = self._returns(found), found.group_index(), self._config
+        if self._whole_N is None:
+            named = {"success_N": found.success_N, **self._named}
+            weights_N = apply_scheme(config.scheme, returns_N, index_N, named)
+        else:
+            weights_N = self._whole_N[self._done : self._done + len(index_N)]
+        sizes_G = np.bincount(index_N)
+        dropped_G = np.zeros(len(sizes_G), bool)
+        if config.no_success == "drop":
+            dropped_G |= group_max(found.success_N.astype(float), index_N, len(sizes_G)) == 0
+        if config.equal_returns == "drop":
+            dropped_G |= equal_returns(returns_N, index_N)
+        weights_N = np.where(dropped_G[index_N], 0.0, weights_N)
+        self._tally.add(weights_N, returns_N, index_N, found.success_N)
+        self._done += len(index_N)
+        self._dropped += int(dropped_G.sum())
+        self._largest = max(self._largest, int(sizes_G.max(initial=0)))
+        return returns_N, weights_N
+
+    def report(self, weights: Callable[[], Iterable[Floats]], returns: Callable[[], Iterable[Floats]]) -> Any:
+        """The diagnostics of all parts; both arguments give all values once more, a part at a time.
+
+        Raises:
+            ConfigError: a grouped scheme and fewer than two trajectories per prompt, or all weights 0.
+        """
+        scheme = self._config.scheme
+        if self._info.grouped and self._largest < 2:
+            raise ConfigError(
+                f"weighting {scheme!r} compares conversations of one prompt, and no prompt has more than one. "
+                "Sample at least two per task (--samples 16 is published), or use sft, rft, refit or rwr."
+            )
+        found = self._tally.report(weights, returns)
+        if found["zero_weights"] == found["trajectories"]:
+            raise ConfigError(
+                f"weighting {scheme!r} leaves every weight 0: {found['groups_without_success']} of {found['groups']} "
+                f"prompts have no success, {found['groups_with_equal_returns']} have equal returns. Sample more, or "
+                "set no_success / equal_returns to keep."
+            )
+        return {**found, "dropped_groups": self._dropped}
+
+    def _returns(self, found: Outcomes) -> Floats:
+        config = self._config
+        return trajectory_return(
+            found.success_N if config.base == "success" else found.reward_N,
+            found.turns_N,
+            found.distinct_N,
+            found.failures_N,
+            gamma=config.gamma,
+            repetition=self._info.repetition if config.repetition is None else config.repetition,
+            format_failure=config.format_failure,
+            graded_N=found.graded_N,
+        )
+
+    def _weigh_whole(self, parts: Iterable[Outcomes]) -> Floats:
+        """All weights at once, for a scheme of another package that does not say that it is local."""
+        groups, columns = 0, []
+        for part in parts:
+            index_N = part.group_index()
+            columns.append((self._returns(part), index_N + groups, part.success_N))
+            groups += int(index_N.max(initial=-1)) + 1
+        returns_N, index_N, success_N = (np.concatenate(each) for each in zip(*columns, strict=True))
+        return apply_scheme(self._config.scheme, returns_N, index_N, {"success_N": success_N, **self._named})
 
 
-def compute_weights(
-    found: Outcomes, config: WeightConfig
-) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
+def compute_weights(found: Outcomes, config: WeightConfig) -> tuple[Floats, Floats, dict[str, Any]]:
     """Returns and weights of all trajectories, and the diagnostics.
 
     Raises:
         ConfigError: a grouped scheme and fewer than two trajectories per prompt, or all weights 0.
     """
-    info = get_scheme(config.scheme)
-    index_N, groups = index_groups(found.groups)
-    if info.grouped and np.bincount(index_N).max() < 2:
-        raise ConfigError(
-            f"weighting {config.scheme!r} compares conversations of one prompt, and no prompt has more than one. "
-            "Sample at least two per task (--samples 16 is published), or use sft, rft, refit or rwr."
-        )
-    repetition = info.repetition if config.repetition is None else config.repetition
-    returns_N = trajectory_return(
-        found.success_N if config.base == "success" else found.reward_N,
-        found.turns_N,
-        found.distinct_N,
-        found.failures_N,
-        gamma=config.gamma,
-        repetition=repetition,
-        format_failure=config.format_failure,
-        graded_N=found.graded_N,
-    )
-    named = {"success_N": found.success_N, "beta": config.beta, "w_max": config.w_max, **config.parameters}
-    weights_N = apply_scheme(config.scheme, returns_N, index_N, named)
-    without_G = group_max(found.success_N.astype(float), index_N, groups) == 0
-    equal_G = equal_returns(returns_N, index_N)
-    dropped_G = np.zeros(groups, bool)
-    if config.no_success == "drop":
-        dropped_G |= without_G
-    if config.equal_returns == "drop":
-        dropped_G |= equal_G
-    weights_N = np.where(dropped_G[index_N], 0.0, weights_N)
-    if not weights_N.any():
-        raise ConfigError(
-            f"weighting {config.scheme!r} leaves every weight 0: {int(without_G.sum())} of {groups} prompts have no "
-            f"success, {int(equal_G.sum())} have equal returns. Sample more, or set no_success / equal_returns to keep."
-        )
-    report = {**diagnose(weights_N, returns_N, index_N, found.success_N), "dropped_groups": int(dropped_G.sum())}
-    return returns_N, weights_N, report
+    weigher = Weigher(config, lambda: [found])
+    returns_N, weights_N = weigher.weigh(found)
+    return returns_N, weights_N, weigher.report(lambda: [weights_N], lambda: [returns_N])
 
 
 def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]:
     """Weigh the data set in ``data`` and write weights and manifest to ``out``.
 
+    Only the columns that outcomes need are read. Their rows are put into buckets by prompt on disk, and weighed and
+    written a bucket at a time, so that memory does not grow with the number of trajectories.
+
     Raises:
         DatasetError: ``data`` is missing, empty, damaged or incomplete, or every trajectory in it failed.
         ConfigError: the settings don't fit the data.
+        StorageError: the disk refuses.
     """
     start = time.monotonic()
     manifest = read_manifest(data, TRAJECTORIES)
     get_scheme(config.scheme)
-    trajectories = read_trajectories(data)
-    found = outcomes(trajectories)
-    if not found.ids:
-        raise DatasetError(f"{data}: all {len(trajectories)} trajectories failed; there is nothing to weigh.")
-    returns_N, weights_N, report = compute_weights(found, config)
-    table = pa.table({"id": found.ids, "group_id": found.groups, "return": returns_N, "weight": weights_N})
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    write_atomic(out / FILE, buffer.getvalue().to_pybytes())
+    count, kept, digest = count_trajectories(data), 0, 0
+    with Buckets(out, ROWS, "group_id", max(1, math.ceil(count / BUCKET_ROWS))) as buckets:
+        for batch in stream_columns(data, COLUMNS):
+            rows = outcome_rows(batch)
+            kept += len(rows)
+            buckets.add(rows)
+        if not kept:
+            raise DatasetError(f"{data}: all {count} trajectories failed; there is nothing to weigh.")
+
+        def parts() -> Iterator[Outcomes]:
+            return (sorted_outcomes(rows) for rows in map(buckets.read, range(buckets.count)) if len(rows))
+
+        weigher = Weigher(config, parts)
+        with replacing(out / FILE) as temporary:
+            with pq.ParquetWriter(temporary, _TABLE, compression="zstd") as writer:
+                for found in parts():
+                    returns_N, weights_N = weigher.weigh(found)
+                    digest += _sum_of_digests(found.ids.to_pylist(), weights_N)
+                    writer.write_table(pa.table([found.ids, found.groups, returns_N, weights_N], schema=_TABLE))
+            report = weigher.report(lambda: _column(temporary, "weight"), lambda: _column(temporary, "return"))
+            # Until the manifest of the new weights is there, there is none: one never describes others' weights.
+            (out / MANIFEST).unlink(missing_ok=True)
     content = {
         "config": config.to_dict(),
         "dataset_hash": manifest["dataset_hash"],
-        "weights_hash": weights_hash(found.ids, weights_N),
-        "excluded": {"failed": len(trajectories) - len(found.ids)},
+        "weights_hash": _hexadecimal(digest),
+        "excluded": {"failed": count - kept},
         "diagnostics": report,
         "cost": {"seconds": round(time.monotonic() - start, 3)},
     }
@@ -148,10 +192,32 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
     return read_manifest(out, KIND)
 
 
-def weights_hash(ids: Sequence[str], weights_N: NDArray[np.float64]) -> str:
-    """Hash of weights by trajectory id, in any order."""
-    rows = sorted(f"{i} {float(w).hex()}" for i, w in zip(ids, weights_N, strict=True))
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+def weights_hash(ids: Sequence[str], weights_N: Floats) -> str:
+    """Hash of weights by trajectory id, in any order: the sum modulo 2²⁵⁶ of the SHA-256 of each row.
+
+    A row is the weight as 8 bytes, the lowest first, and the id in UTF-8. Equal for equal weights; it is no proof
+    against someone who looks for other weights of the same sum.
+    """
+    return _hexadecimal(_sum_of_digests(ids, weights_N))
+
+
+def _sum_of_digests(ids: Sequence[str], weights_N: Floats) -> int:
+    weights = np.asarray(weights_N, "<f8").view("V8").tolist()
+    rows = zip(ids, weights, strict=True)
+    digests = b"".join([hashlib.sha256(weight + name.encode()).digest() for name, weight in rows])
+    # Eight words of 32 bits a row, summed in 64: carries come last.
+    sums = np.frombuffer(digests, ">u4").reshape(-1, 8).sum(axis=0, dtype=np.uint64).tolist()
+    return sum(word << 32 * place for place, word in enumerate(reversed(sums)))
+
+
+def _hexadecimal(digest: int) -> str:
+    return f"{digest % 2**256:064x}"
+
+
+def _column(path: Path, name: str) -> Iterator[Floats]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(BUCKET_ROWS, columns=[name]):
+            yield batch.column(0).to_numpy(zero_copy_only=False)
 
 
 def read_weights(directory: Path, data: Path) -> WeightTable:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from drift.weights.groups import Floats, group_max, group_min, group_sum, index_groups
+from drift.weights.groups import Floats, Parts, group_max, group_min, group_sum, index_groups
 
 
 def effective_sample_size(weights_N: ArrayLike) -> float:
@@ -47,29 +48,64 @@ def diagnose(weights_N: ArrayLike, returns_N: ArrayLike, group_N: ArrayLike, suc
         trajectory (mean over prompts); ``mixed_share``; counts of prompts without success, with equal returns and
         with one trajectory; ``histogram`` of weights and ``return_histogram`` (edges and counts).
     """
-    weights, returns = np.asarray(weights_N, float), np.asarray(returns_N, float)
-    index_N, groups = index_groups(group_N)
-    success = np.asarray(success_N, float)
-    absolute = np.abs(weights)
-    sums_G = group_sum(absolute, index_N, groups)
-    live_G = sums_G > 0
-    share_G = group_max(absolute, index_N, groups)[live_G] / sums_G[live_G]
-    ess_G = group_effective_sample_size(weights, group_N)
-    return {
-        "trajectories": len(weights),
-        "groups": groups,
-        "ess": effective_sample_size(weights),
-        "ess_per_group": [float(q) for q in np.quantile(ess_G, [0, 0.25, 0.5, 0.75, 1])],
-        "largest_share": float(share_G.mean()) if share_G.size else 0.0,
-        "zero_weights": int((weights == 0).sum()),
-        "negative_weights": int((weights < 0).sum()),
-        "mixed_share": mixed_share(success, group_N),
-        "groups_without_success": int((group_max(success, index_N, groups) == 0).sum()),
-        "groups_with_equal_returns": int(equal_returns(returns, group_N).sum()),
-        "groups_of_one": int((np.bincount(index_N) == 1).sum()),
-        "histogram": _histogram(weights),
-        "return_histogram": _histogram(returns),
-    }
+    tally = Tally()
+    tally.add(weights_N, returns_N, group_N, success_N)
+    return tally.report(lambda: [np.asarray(weights_N, float)], lambda: [np.asarray(returns_N, float)])
+
+
+class Tally:
+    """The diagnostics of ``diagnose`` where trajectories come a part at a time, each prompt whole in one part.
+
+    It holds 8 bytes for each prompt, for the exact quartiles, and nothing for each trajectory.
+    """
+
+    def __init__(self) -> None:
+        self._count: Counter[str] = Counter()
+        self._ess: list[Floats] = []
+        self._sum = self._squares = self._shares = 0.0
+
+    def add(self, weights_N: ArrayLike, returns_N: ArrayLike, group_N: ArrayLike, success_N: ArrayLike) -> None:
+        """Count a part; arguments as of ``diagnose``."""
+        weights, success = np.asarray(weights_N, float), np.asarray(success_N, float)
+        index_N, groups = index_groups(group_N)
+        absolute = np.abs(weights)
+        sums_G = group_sum(absolute, index_N, groups)
+        live_G = sums_G > 0
+        self._shares += float((group_max(absolute, index_N, groups)[live_G] / sums_G[live_G]).sum())
+        self._sum += float(absolute.sum())
+        self._squares += float((weights**2).sum())
+        self._ess.append(group_effective_sample_size(weights, index_N))
+        best_G = group_max(success, index_N, groups)
+        self._count.update(
+            trajectories=len(weights),
+            groups=groups,
+            live=int(live_G.sum()),
+            zero_weights=int((weights == 0).sum()),
+            negative_weights=int((weights < 0).sum()),
+            mixed=int((best_G > group_min(success, index_N, groups)).sum()),
+            groups_without_success=int((best_G == 0).sum()),
+            groups_with_equal_returns=int(equal_returns(returns_N, index_N).sum()),
+            groups_of_one=int((np.bincount(index_N) == 1).sum()),
+        )
+
+    def report(self, weights: Parts, returns: Parts) -> dict[str, Any]:
+        """What ``diagnose`` returns; both arguments give all values again, a part at a time, for the histograms."""
+        count, ess_G = self._count, np.concatenate(self._ess)
+        return {
+            "trajectories": count["trajectories"],
+            "groups": count["groups"],
+            "ess": self._sum**2 / self._squares if self._squares > 0 else 0.0,
+            "ess_per_group": [float(q) for q in np.quantile(ess_G, [0, 0.25, 0.5, 0.75, 1])],
+            "largest_share": self._shares / count["live"] if count["live"] else 0.0,
+            "zero_weights": count["zero_weights"],
+            "negative_weights": count["negative_weights"],
+            "mixed_share": count["mixed"] / count["groups"],
+            "groups_without_success": count["groups_without_success"],
+            "groups_with_equal_returns": count["groups_with_equal_returns"],
+            "groups_of_one": count["groups_of_one"],
+            "histogram": histogram(weights),
+            "return_histogram": histogram(returns),
+        }
 
 
 def equal_returns(returns_N: ArrayLike, group_N: ArrayLike) -> NDArray[np.bool_]:
@@ -80,6 +116,12 @@ def equal_returns(returns_N: ArrayLike, group_N: ArrayLike) -> NDArray[np.bool_]
     return equal_G
 
 
-def _histogram(values: Floats, bins: int = 20) -> dict[str, list[float]]:
-    counts, edges = np.histogram(values, bins=bins)
+def histogram(parts: Parts, bins: int = 20) -> dict[str, Any]:
+    """Edges and counts of equal bins between the extremes of all values, which ``parts()`` gives a part at a time."""
+    ends = [(float(values.min()), float(values.max())) for values in parts() if len(values)]
+    span = (min(low for low, _ in ends), max(high for _, high in ends))
+    counts, edges = np.zeros(bins, np.int64), np.zeros(bins + 1)
+    for values in parts():
+        found, edges = np.histogram(values, bins=bins, range=span)
+        counts += found
     return {"edges": edges.tolist(), "counts": counts.tolist()}

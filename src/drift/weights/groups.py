@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
+# All values of a data set, a part at a time, as often as asked.
+Parts = Callable[[], Iterable[Floats]]
 
 
 def index_groups(group_N: ArrayLike) -> tuple[Indices, int]:
     """``(N,)`` group labels of any kind to ``(N,)`` indices in 0…G−1, and G."""
-    labels, index_N = np.unique(np.asarray(group_N), return_inverse=True)
+    given_N = np.asarray(group_N)
+    # Indices that were made already come back as they are: sorting them is most of the cost of a weighting.
+    if given_N.dtype == np.intp and given_N.size and given_N.min() >= 0 and given_N.max() < given_N.size:
+        counts = np.bincount(given_N)
+        if counts.all():
+            return given_N, len(counts)
+    labels, index_N = np.unique(given_N, return_inverse=True)
     return index_N.reshape(-1), len(labels)
 
 

@@ -7,7 +7,8 @@ what the data set holds (``success_N``) and what the configuration says (``beta`
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drift.errors import ConfigError, require, unknown_name
-from drift.weights.groups import Floats, group_max, group_mean, index_groups
+from drift.weights.groups import Floats, Parts, group_max, group_mean, index_groups
 
 Scheme = Callable[..., Floats]
 
@@ -65,12 +66,23 @@ def refit_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
         ConfigError: some return is negative.
     """
     returns = np.asarray(returns_N, float)
-    if len(returns) and returns.min() < 0:
-        raise ConfigError(
-            f"refit needs returns ≥ 0: {int((returns < 0).sum())} of {len(returns)} are negative, "
-            f"the smallest {returns.min():.4g}. Use --repetition 0 --format_failure 0, or the scheme swift."
-        )
+    survey_refit(lambda: [returns])
     return returns.copy()
+
+
+def survey_refit(parts: Parts) -> dict[str, Any]:
+    """Refuse negative returns, counting those of all parts; there is nothing to know beyond."""
+    count = negative = 0
+    smallest = 0.0
+    for returns in parts():
+        count, negative = count + len(returns), negative + int((returns < 0).sum())
+        smallest = min(smallest, float(returns.min(initial=0.0)))
+    if negative:
+        raise ConfigError(
+            f"refit needs returns ≥ 0: {negative} of {count} are negative, "
+            f"the smallest {smallest:.4g}. Use --repetition 0 --format_failure 0, or the scheme swift."
+        )
+    return {}
 
 
 def swift_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
@@ -91,12 +103,34 @@ def swift_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     return np.where(flat_N, 0.0, centred_N / np.where(flat_N, 1.0, sigma_N))
 
 
-def rwr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float) -> Floats:
+def rwr_weights(
+    returns_N: ArrayLike, group_N: ArrayLike, *, beta: float, normalizer: tuple[float, float] | None = None
+) -> Floats:
     """Reward-weighted regression: ``w ∝ e^{r/β}`` with one constant for the whole data set, here mean weight 1.
 
-    Unlike ``drift`` it favours easy prompts, whose returns are high.
+    Unlike ``drift`` it favours easy prompts, whose returns are high. ``normalizer`` is what ``survey_rwr`` found in
+    the whole data set, of which ``returns_N`` may then be a part.
     """
-    return drift_weights(returns_N, np.zeros(len(np.asarray(returns_N)), int), beta=beta)
+    require(beta > 0, "weights.beta", beta, "a number > 0")
+    returns = np.asarray(returns_N, float)
+    top, mean = normalizer or survey_rwr(lambda: [returns], beta=beta)["normalizer"]
+    weights: Floats = np.exp((returns - top) / beta) / mean
+    return weights
+
+
+def survey_rwr(parts: Parts, *, beta: float) -> dict[str, Any]:
+    """The largest return R⁺ of all parts and the mean of ``e^{(r − R⁺)/β}``, correctly rounded in whatever order."""
+    top = max((float(returns.max(initial=-np.inf)) for returns in parts()), default=-np.inf)
+    count = 0
+
+    def tilted() -> Iterator[float]:
+        nonlocal count
+        for returns in parts():
+            count += len(returns)
+            yield from np.exp((returns - top) / beta).tolist()
+
+    total = math.fsum(tilted())
+    return {"normalizer": (top, total / max(count, 1))}
 
 
 def awr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float, w_max: float) -> Floats:
@@ -118,20 +152,25 @@ class SchemeInfo:
         function: ``(returns_N, group_N, **named) -> weights_N``.
         grouped: it compares trajectories of one prompt, so each prompt needs at least two.
         repetition: λ of the return unless the configuration says otherwise.
+        local: the weights of a prompt depend on that prompt and on what ``survey`` found, so that whole prompts can
+            be weighed apart. Where false, it must be called once with all trajectories.
+        survey: what it must know of all returns: ``(parts, **named) -> more named``, ``parts()`` giving them all.
     """
 
     function: Scheme
     grouped: bool
     repetition: float
+    local: bool = True
+    survey: Callable[..., dict[str, Any]] | None = None
 
 
 SCHEMES: dict[str, SchemeInfo] = {
     "drift": SchemeInfo(function=drift_weights, grouped=True, repetition=0.5),
     "sft": SchemeInfo(function=sft_weights, grouped=False, repetition=0.0),
     "rft": SchemeInfo(function=rft_weights, grouped=False, repetition=0.0),
-    "refit": SchemeInfo(function=refit_weights, grouped=False, repetition=0.0),
+    "refit": SchemeInfo(function=refit_weights, grouped=False, repetition=0.0, survey=survey_refit),
     "swift": SchemeInfo(function=swift_weights, grouped=True, repetition=0.0),
-    "rwr": SchemeInfo(function=rwr_weights, grouped=False, repetition=0.0),
+    "rwr": SchemeInfo(function=rwr_weights, grouped=False, repetition=0.0, survey=survey_rwr),
     "awr": SchemeInfo(function=awr_weights, grouped=True, repetition=0.0),
 }
 ENTRY_POINTS = "drift.weightings"
@@ -140,7 +179,8 @@ ENTRY_POINTS = "drift.weightings"
 def get_scheme(name: str) -> SchemeInfo:
     """The weighting called ``name``, built in or declared by another package under ``drift.weightings``.
 
-    Other packages declare the bare function; it counts as grouped if it says ``function.grouped = True``.
+    Other packages declare the bare function; it counts as grouped if it says ``function.grouped = True``, and gets a
+    part of the prompts at a time if it says ``function.local = True``.
     """
     if name in SCHEMES:
         return SCHEMES[name]
@@ -154,7 +194,26 @@ def get_scheme(name: str) -> SchemeInfo:
             f"weighting {name!r} is declared by {declared[name].value!r}, which can't be imported: {error}. "
             "Reinstall the package that declares it."
         ) from error
-    return SchemeInfo(function=function, grouped=bool(getattr(function, "grouped", False)), repetition=0.0)
+    grouped, local = (bool(getattr(function, name, False)) for name in ("grouped", "local"))
+    return SchemeInfo(function=function, grouped=grouped, repetition=0.0, local=local)
+
+
+def survey_scheme(name: str, parts: Parts, named: Mapping[str, Any]) -> dict[str, Any]:
+    """What a weighting must know of all returns before it can weigh a part, as further named arguments.
+
+    Args:
+        name: of the weighting.
+        parts: gives the returns of all trajectories, a part at a time; may be called more than once.
+        named: as for ``apply_scheme``.
+
+    Raises:
+        ConfigError: the returns don't suit the weighting.
+    """
+    survey = get_scheme(name).survey
+    if survey is None:
+        return {}
+    wanted = [p.name for p in inspect.signature(survey).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return survey(parts, **{key: named[key] for key in wanted})
 
 
 def apply_scheme(name: str, returns_N: ArrayLike, group_N: ArrayLike, named: Mapping[str, Any]) -> NDArray[np.float64]:

@@ -1,0 +1,240 @@
+"""How fast and in how much memory data sets of one to ten million trajectories are weighed.
+
+    python benchmarks/weights.py [--sizes 100000 1000000 10000000] [--folder FOLDER] [--scheme drift]
+
+Data sets are made in FOLDER (a temporary one unless given) as shards of the store's schema and removed afterwards.
+Each is weighed in a fresh process, whose peak memory is given. The last line is JSON with every figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from drift.dataset.outcomes import COLUMNS, Outcomes, outcome_rows, outcomes, sorted_outcomes
+from drift.dataset.schema import SCHEMA
+from drift.dataset.store import KIND, read_trajectories, stream_columns
+from drift.dataset.weighing import BUCKET_ROWS, read_weights, weigh_dataset
+from drift.manifest import write_manifest
+from drift.weights.config import WeightConfig
+from drift.weights.returns import trajectory_return
+from drift.weights.schemes import drift_weights
+
+SAMPLES, TURNS, SHARD_ROWS, TOKENS = 16, 5, 2048, 8
+MESSAGES = [{"role": "user", "content": "What is 17 + 25?"}, {"role": "assistant", "content": "42"}]
+# In a process of its own: ru_maxrss of this one would say what the making of the data took.
+WEIGH = (
+    "import json, resource, sys, time; from pathlib import Path\n"
+    "from drift.dataset.weighing import weigh_dataset; from drift.weights.config import WeightConfig\n"
+    "idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; start = time.perf_counter()\n"
+    "weigh_dataset(Path(sys.argv[1]), WeightConfig(scheme=sys.argv[3]), Path(sys.argv[2]))\n"
+    "seconds = time.perf_counter() - start\n"
+    "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    "print(json.dumps({'seconds': seconds, 'peak_mib': peak / 1024, 'imports_mib': idle / 1024}))\n"
+)
+
+
+def random_columns(count: int, first: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Ids, lengths, answers and successes of ``count`` conversations: 1 to ``TURNS`` turns, K = ``SAMPLES``."""
+    row_N = np.arange(first, first + count)
+    solved_N = rng.random(count) < 0.5
+    length_N = np.where(solved_N, rng.integers(1, TURNS + 1, count), TURNS)
+    last_T = np.zeros(int(length_N.sum()), bool)
+    last_T[np.cumsum(length_N) - 1] = solved_N
+    answers = rng.integers(0, 6, len(last_T))
+    return {"row": row_N, "length": length_N, "success": last_T, "answer": np.where(last_T, 9, answers)}
+
+
+def shard(columns: dict[str, Any], groups: int) -> pa.Table:
+    """Those conversations as rows of the store's schema, with a few token ids a turn."""
+    row_N, length_N, success_T = columns["row"], columns["length"], columns["success"]
+    count, turns = len(row_N), len(success_T)
+    # Samples of one prompt are a stride apart, as when samples are drawn in rounds: a group lies in many shards.
+    tasks = [f"task-{n:07d}" for n in (row_N % groups).tolist()]
+    sample_N = row_N // groups
+    per_turn = pa.array(np.arange(turns + 1, dtype=np.int32) * TOKENS)
+    ids = pa.ListArray.from_arrays(per_turn, pa.array(np.zeros(turns * TOKENS, np.int32)))
+    logprobs = pa.ListArray.from_arrays(per_turn, pa.array(np.full(turns * TOKENS, -0.5, np.float32)))
+    spoken = pa.array([MESSAGES], SCHEMA.field("messages").type)
+    made = {
+        "prompt_ids": ids,
+        "token_ids": ids,
+        "logprobs": logprobs,
+        "text": pa.array(["42"] * turns),
+        "finish_reason": pa.array(["stop"] * turns),
+        "reward": pa.array(success_T.astype(float)),
+        "done": pa.array(success_T),
+        "success": pa.array(success_T),
+        "answer": pa.array(columns["answer"]).cast(pa.string()),
+        "messages": spoken.take(pa.array(np.zeros(turns, np.int64))),
+        "info": pa.array(["{}"] * turns),
+        "graded": pa.array(np.ones(turns, bool)),
+    }
+    kind = SCHEMA.field("turns").type
+    struct = pa.StructArray.from_arrays([made[field.name] for field in kind.value_type], fields=list(kind.value_type))
+    offsets = np.concatenate([[0], np.cumsum(length_N)]).astype(np.int32)
+    arrays = {
+        "id": pa.array([f"{task}#{k}" for task, k in zip(tasks, sample_N.tolist(), strict=True)]),
+        "task_id": pa.array(tasks),
+        "group_id": pa.array(tasks),
+        "sample": pa.array(sample_N.astype(np.int32)),
+        "policy": pa.array(["p"] * count),
+        "seed": pa.array(row_N),
+        "messages": spoken.take(pa.array(np.zeros(count, np.int64))),
+        "turns": pa.ListArray.from_arrays(pa.array(offsets), struct).cast(kind),
+        "stop_reason": pa.array(["turns"] * count),
+        "error": pa.nulls(count, pa.string()),
+        "text_only": pa.array(np.zeros(count, bool)),
+    }
+    return pa.table([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def make_dataset(folder: Path, count: int) -> None:
+    """Write ``count`` conversations as the store does, but for the hash, which weighing does not read rows for."""
+    (folder / "shards").mkdir(parents=True)
+    rng, groups = np.random.default_rng(0), max(1, count // SAMPLES)
+    for number, first in enumerate(range(0, count, SHARD_ROWS)):
+        table = shard(random_columns(min(SHARD_ROWS, count - first), first, rng), groups)
+        pq.write_table(table, folder / "shards" / f"{number:06d}.parquet", compression="zstd")
+    content = {"spec": {}, "complete": True, "counts": {"trajectories": count}, "dataset_hash": f"synthetic-{count}"}
+    write_manifest(folder, KIND, content)
+
+
+def naive_weights(found: Outcomes, config: WeightConfig) -> list[float]:
+    """DRIFT's weights of the same outcomes as they would be written without arrays."""
+    returns, sums, sizes = [], defaultdict(float), defaultdict(int)
+    best: dict[str, float] = {}
+    columns = (found.success_N, found.turns_N, found.distinct_N, found.graded_N)
+    for group, success, turns, distinct, graded in zip(found.groups, *(c.tolist() for c in columns), strict=True):
+        share = distinct / graded if graded else 1.0
+        value = success * config.gamma ** (turns - 1) - 0.5 * (1 - share)
+        returns.append(value)
+        best[group] = max(best.get(group, value), value)
+    tilted = []
+    for group, value in zip(found.groups, returns, strict=True):
+        tilted.append(math.exp((value - best[group]) / config.beta))
+        sums[group] += tilted[-1]
+        sizes[group] += 1
+    return [value / (sums[group] / sizes[group]) for group, value in zip(found.groups, tilted, strict=True)]
+
+
+def weighed(data: Path, out: Path, scheme: str) -> dict[str, float]:
+    """Seconds and peak memory of weighing ``data`` in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-c", WEIGH, str(data), str(out), scheme], capture_output=True, text=True, check=True
+    )
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    shutil.rmtree(out)
+    return figures
+
+
+def against_objects(folder: Path, repeats: int = 3) -> dict[str, float]:
+    """The stage beside one Python object for each trajectory and a loop over them, interleaved, medians."""
+    config, count = WeightConfig(), 32_768
+    make_dataset(folder / "few", count)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(repeats):
+        start = time.perf_counter()
+        found = outcomes(read_trajectories(folder / "few"))
+        naive = naive_weights(found, config)
+        seconds["objects"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        weigh_dataset(folder / "few", config, folder / "few-weights")
+        seconds["stage"].append(time.perf_counter() - start)
+        by_id = read_weights(folder / "few-weights", folder / "few").by_id()
+        assert np.allclose(naive, [by_id[i] for i in found.ids], rtol=1e-12, atol=0), "objects and stage disagree"
+    objects, stage = (statistics.median(seconds[name]) for name in ("objects", "stage"))
+    return {"trajectories": count, "objects_s": objects, "stage_s": stage, "ratio": objects / stage}
+
+
+def against_loop(folder: Path, repeats: int = 5) -> dict[str, float]:
+    """Weights of outcomes in memory, a bucket at a time, beside a loop over the same numbers, interleaved, medians."""
+    config, count = WeightConfig(), 4 * BUCKET_ROWS
+    make_dataset(folder / "many", count)
+    rows = pa.concat_tables(map(outcome_rows, stream_columns(folder / "many", COLUMNS)))
+    parts = [sorted_outcomes(rows.slice(first, BUCKET_ROWS)) for first in range(0, count, BUCKET_ROWS)]
+    listed = [dataclasses.replace(part, groups=part.groups.to_pylist()) for part in parts]
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(repeats):
+        start = time.perf_counter()
+        naive = [naive_weights(part, config) for part in listed]
+        seconds["loop"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        arrays = [array_weights(part, config) for part in parts]
+        seconds["arrays"].append(time.perf_counter() - start)
+        assert np.allclose(np.concatenate(naive), np.concatenate(arrays), rtol=1e-12, atol=0), "they disagree"
+    loop, quick = (statistics.median(seconds[name]) for name in ("loop", "arrays"))
+    return {"trajectories": count, "loop_s": loop, "arrays_s": quick, "ratio": loop / quick}
+
+
+def array_weights(part: Outcomes, config: WeightConfig) -> Any:
+    """What ``naive_weights`` computes, by the library's functions; the groups come as strings to both."""
+    counts = (part.success_N, part.turns_N, part.distinct_N, part.failures_N)
+    returns_N = trajectory_return(
+        *counts, gamma=config.gamma, repetition=0.5, format_failure=0.0, graded_N=part.graded_N
+    )
+    return drift_weights(returns_N, part.group_index(), beta=config.beta)
+
+
+def main() -> int:
+    """Measure, print, and end with one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--scheme", default="drift")
+    given = parser.parse_args()
+    figures: dict[str, Any] = {
+        "machine": {"cores": len(os.sched_getaffinity(0)), "platform": platform.platform(), "arrow": pa.__version__},
+        "scheme": given.scheme,
+        "samples": SAMPLES,
+        "turns": TURNS,
+        "sizes": {},
+    }
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        folder = Path(name)
+        print(f"{figures['machine']['cores']} cores, K = {SAMPLES}, at most {TURNS} turns, weighting {given.scheme}")
+        for count in given.sizes:
+            start = time.perf_counter()
+            make_dataset(folder / "data", count)
+            made = time.perf_counter() - start
+            found = figures["sizes"][count] = weighed(folder / "data", folder / "weights", given.scheme)
+            shutil.rmtree(folder / "data")
+            print(
+                f"  {count:>10,} trajectories: {found['seconds']:7.2f} s, {count / found['seconds']:>9,.0f}/s, peak "
+                f"{found['peak_mib']:.0f} MiB ({found['imports_mib']:.0f} of them imports); made in {made:.0f} s",
+                flush=True,
+            )
+        objects = figures["against_objects"] = against_objects(folder)
+        loop = figures["against_loop"] = against_loop(folder)
+    print("medians, interleaved (wanted: 20 times):")
+    print(
+        f"  the whole stage, {objects['trajectories']:,} trajectories: {objects['stage_s']:.2f} s; with an object for "
+        f"each and a loop {objects['objects_s']:.2f} s: {objects['ratio']:.1f} times"
+    )
+    print(
+        f"  weights of {loop['trajectories']:,} outcomes in memory: {loop['arrays_s']:.4f} s; "
+        f"by a loop {loop['loop_s']:.3f} s: {loop['ratio']:.1f} times"
+    )
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,142 @@
+"""Outcomes: what the return of each trajectory is made of, off trajectories in memory or off the columns of a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from drift.types import Trajectory
+
+_TURNS = "turns.list.element."
+# The columns of a shard that outcomes are read off. Shards of text, ids and log-probabilities are left on disk.
+COLUMNS = ["id", "task_id", "group_id", "sample", "error"]
+COLUMNS += [_TURNS + name for name in ("reward", "success", "answer", "graded")]
+ROWS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task_id", pa.string()),
+        ("group_id", pa.string()),
+        ("sample", pa.int32()),
+        ("success", pa.bool_()),
+        ("reward", pa.float64()),
+        ("turns", pa.int32()),
+        ("graded", pa.int32()),
+        ("distinct", pa.int32()),
+        ("failures", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """What the return of each trajectory is made of; arrays ``(N,)``, trajectories that failed left out.
+
+    ``ids`` and ``groups`` are lists of strings, or Arrow strings where there may be very many.
+    """
+
+    ids: Any
+    groups: Any
+    success_N: NDArray[np.bool_]
+    reward_N: NDArray[np.float64]
+    turns_N: NDArray[np.int64]
+    graded_N: NDArray[np.int64]
+    distinct_N: NDArray[np.int64]
+    failures_N: NDArray[np.int64]
+
+    def group_index(self) -> NDArray[np.intp]:
+        """``(N,)`` groups as numbers 0…G−1, in the order in which they first appear."""
+        strings = pa.array(self.groups, pa.string()) if isinstance(self.groups, list) else self.groups
+        if isinstance(strings, pa.ChunkedArray):
+            strings = strings.combine_chunks()
+        index_N: NDArray[np.intp] = strings.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.intp)
+        return index_N
+
+
+def outcomes(trajectories: Sequence[Trajectory]) -> Outcomes:
+    """Read outcomes off trajectories. Those with an error or without a turn have none and are left out."""
+    kept = [t for t in trajectories if t.error is None and t.turns]
+    graded = [[turn.step.answer for turn in t.turns if turn.step.graded] for t in kept]
+    return Outcomes(
+        ids=[t.id for t in kept],
+        groups=[t.group_id for t in kept],
+        success_N=np.array([t.success for t in kept], bool),
+        # From the first to the last: sum() compensates since Python 3.12, and weights would hang on the version.
+        reward_N=np.array([reduce(add, (turn.step.reward for turn in t.turns), 0.0) for t in kept], float),
+        turns_N=np.array([len(t.turns) for t in kept], np.int64),
+        graded_N=np.array(list(map(len, graded)), np.int64),
+        distinct_N=np.array([len({*answers} - {None}) for answers in graded], np.int64),
+        failures_N=np.array([answers.count(None) for answers in graded], np.int64),
+    )
+
+
+def outcome_rows(batch: pa.RecordBatch) -> pa.Table:
+    """The outcomes of rows of a shard, read with ``COLUMNS``, as rows of ``ROWS``; failed trajectories are left out.
+
+    The same numbers as ``outcomes`` without a Python object for each: turns of all rows lie one after the other.
+    """
+    lengths = batch.column("turns").value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    kept_N = batch.column("error").is_null().to_numpy(zero_copy_only=False) & (lengths > 0)
+    if not kept_N.all():
+        batch, lengths = batch.filter(pa.array(kept_N)), lengths[kept_N]
+    count, turns_N = len(lengths), lengths.astype(np.int64)
+    end_N = np.cumsum(turns_N)
+    row_T = np.repeat(np.arange(count), turns_N)
+    turns = batch.column("turns").flatten()
+    # Shards written before there was this column hold graded turns alone.
+    has_graded = turns.type.get_field_index("graded") >= 0
+    graded_T = _flags(turns.field("graded")) if has_graded else np.ones(len(row_T), bool)
+    answers = turns.field("answer").dictionary_encode()
+    answer_T = answers.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    read_T = graded_T & (answer_T >= 0)
+    # One number for each answer of each conversation; equal ones come to lie side by side.
+    kinds = max(len(answers.dictionary), 1)
+    pairs = np.sort(row_T[read_T] * kinds + answer_T[read_T])
+    distinct = pairs[np.diff(pairs, prepend=-1) != 0] // kinds
+    columns = {
+        **{name: batch.column(name) for name in ("id", "task_id", "group_id", "sample")},
+        "success": _flags(turns.field("success"))[end_N - 1],
+        "reward": _sums(turns.field("reward").to_numpy(zero_copy_only=False), end_N - turns_N, turns_N),
+        "turns": turns_N,
+        "graded": np.bincount(row_T[graded_T], minlength=count),
+        "distinct": np.bincount(distinct, minlength=count),
+        "failures": np.bincount(row_T[graded_T & (answer_T < 0)], minlength=count),
+    }
+    return pa.table([pa.array(columns[name]).cast(ROWS.field(name).type) for name in ROWS.names], schema=ROWS)
+
+
+def sorted_outcomes(rows: pa.Table) -> Outcomes:
+    """Rows of ``ROWS`` as outcomes, sorted by task and sample as ``read_trajectories`` sorts them."""
+    tasks = rows.column("task_id").combine_chunks().dictionary_encode()
+    rank = np.empty(len(tasks.dictionary), np.int64)
+    rank[pc.array_sort_indices(tasks.dictionary).to_numpy()] = np.arange(len(rank))
+    # Rows of one task and sample stay in the order in which they were written.
+    order = np.lexsort((rows.column("sample").to_numpy(), rank[tasks.indices.to_numpy()]))
+    rows = rows.take(pa.array(order))
+    counts = {f"{name}_N": rows.column(name).to_numpy().astype(np.int64) for name in ROWS.names[6:]}
+    success_N = rows.column("success").to_numpy().astype(bool)
+    reward_N = rows.column("reward").to_numpy()
+    return Outcomes(ids=rows["id"], groups=rows["group_id"], success_N=success_N, reward_N=reward_N, **counts)
+
+
+def _flags(column: pa.Array) -> NDArray[np.bool_]:
+    flags: NDArray[np.bool_] = column.fill_null(False).to_numpy(zero_copy_only=False)
+    return flags
+
+
+def _sums(values_T: NDArray[np.float64], start_N: NDArray[np.int64], length_N: NDArray[np.int64]) -> Any:
+    """``(N,)`` sums of runs of ``values_T``, each added up from its first value to its last."""
+    total_N = values_T[start_N] + 0.0
+    at, turn = np.flatnonzero(length_N > 1), 1
+    while len(at):
+        total_N[at] += values_T[start_N[at] + turn]
+        turn += 1
+        at = at[length_N[at] > turn]
+    return total_N
