@@ -133,18 +133,16 @@ def train(
         any_policy: accept conversations that another model sampled.
         settings: fields of ``TrainingConfig``.
     """
+    from drift.training.launch import needs_launch, train_in_processes
     from drift.training.run import train_model
 
-    train_model(
-        Path(data),
-        Path(weights),
-        config or TrainingConfig(**settings),
-        Path(out),
-        base=base,
-        seed=seed,
-        device=device,
-        any_policy=any_policy,
-    )
+    config = config or TrainingConfig(**settings)
+    more: dict[str, Any] = {"base": base, "seed": seed, "device": device, "any_policy": any_policy}
+    if needs_launch(config):
+        places = {"data": str(data), "weights": str(weights), "out": str(out)}
+        train_in_processes({**places, "config": config.to_dict(), **more}, config.num_processes)
+    else:
+        train_model(Path(data), Path(weights), config, Path(out), **more)
     return Path(out)
 
 
