@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -211,8 +212,15 @@ def run_recipe(recipe: Recipe, out: str | Path) -> Path:
     Writes ``recipe.yaml`` (resolved), ``rollouts/``, ``weights/``, ``model/``, ``evaluation/`` and ``report.html``.
 
     Raises:
-        ConfigError: ``out`` was begun with another recipe.
+        ConfigError: ``out`` was begun with another recipe, or torchrun started this process as one of several.
     """
+    require(
+        os.environ.get("WORLD_SIZE", "1") == "1" or "LOCAL_RANK" not in os.environ,
+        "WORLD_SIZE",
+        os.environ.get("WORLD_SIZE"),
+        "a single process for a whole recipe",
+        "Start it without torchrun and give training.num_processes: it starts them for the training.",
+    )
     out = Path(out)
     check_recipe(recipe)
     _claim(recipe, out)
@@ -276,8 +284,8 @@ def _claim(recipe: Recipe, out: Path) -> None:
         changed = [
             key
             for key in differing_keys(yaml.safe_load(path.read_text()) or {}, values)
-            # Where conversations are held changes none of them.
-            if not key.startswith("rollouts.cluster")
+            # Where conversations are held changes none of them, nor do several processes change what is trained.
+            if not key.startswith(("rollouts.cluster", "training.num_processes"))
         ]
         if changed:
             raise ConfigError(
