@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from drift.errors import DriftError
+from drift.progress import leave
 from drift.training.config import LoraSettings, TrainingConfig
 
 
@@ -37,4 +38,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    leave(code)
