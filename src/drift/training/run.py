@@ -114,10 +114,13 @@ class _Prepared:
 
 def _train(request: _Request, ranks: Ranks) -> None:
     config, out = request.config, request.out
+    # Before a model is loaded, and kept on the first rank.
+    sources: list[tuple[dict[str, Any], WeightTable]] = []
+    ranks.lead(lambda: sources.append(_read(request)))
     # Whole on the CPU first, where each rank keeps a part of it on its GPU.
     device = "cpu" if config.engine == "fsdp" else request.device
     model, tokenizer = load_model(model_path(request.base), dtype="float32", device=device)
-    prepared = ranks.lead(lambda: _prepare(request, model, tokenizer))
+    prepared = ranks.lead(lambda: _prepare(request, *sources[0], model, tokenizer))
     if prepared.finished:
         return
     start = time.monotonic()
@@ -151,12 +154,16 @@ def _train(request: _Request, ranks: Ranks) -> None:
     (out / ROWS).unlink()
 
 
-def _prepare(request: _Request, model: Any, tokenizer: Any) -> _Prepared:
+def _read(request: _Request) -> tuple[dict[str, Any], WeightTable]:
+    """The manifest of the data, and its weights."""
+    manifest = read_manifest(request.data, TRAJECTORIES)
+    _check_ids(manifest["spec"], request.data, request.base)
+    return manifest, read_weights(request.weights, request.data)
+
+
+def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, model: Any, tokenizer: Any) -> _Prepared:
     """Check that all belongs together, and write the rows and what the training is of."""
     data, config, out = request.data, request.config, request.out
-    manifest = read_manifest(data, TRAJECTORIES)
-    _check_ids(manifest["spec"], data, request.base)
-    table = read_weights(request.weights, data)
     TemplateChat(tokenizer, source=request.base)
     own = fingerprint(model, tokenizer)
     if not request.any_policy:
