@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,18 +134,16 @@ def train(
         any_policy: accept conversations that another model sampled.
         settings: fields of ``TrainingConfig``.
     """
+    from drift.training.launch import needs_launch, train_in_processes
     from drift.training.run import train_model
 
-    train_model(
-        Path(data),
-        Path(weights),
-        config or TrainingConfig(**settings),
-        Path(out),
-        base=base,
-        seed=seed,
-        device=device,
-        any_policy=any_policy,
-    )
+    config = config or TrainingConfig(**settings)
+    more: dict[str, Any] = {"base": base, "seed": seed, "device": device, "any_policy": any_policy}
+    if needs_launch(config):
+        places = {"data": str(data), "weights": str(weights), "out": str(out)}
+        train_in_processes({**places, "config": config.to_dict(), **more}, config.num_processes)
+    else:
+        train_model(Path(data), Path(weights), config, Path(out), **more)
     return Path(out)
 
 
@@ -213,8 +212,15 @@ def run_recipe(recipe: Recipe, out: str | Path) -> Path:
     Writes ``recipe.yaml`` (resolved), ``rollouts/``, ``weights/``, ``model/``, ``evaluation/`` and ``report.html``.
 
     Raises:
-        ConfigError: ``out`` was begun with another recipe.
+        ConfigError: ``out`` was begun with another recipe, or torchrun started this process as one of several.
     """
+    require(
+        os.environ.get("WORLD_SIZE", "1") == "1" or "LOCAL_RANK" not in os.environ,
+        "WORLD_SIZE",
+        os.environ.get("WORLD_SIZE"),
+        "a single process for a whole recipe",
+        "Start it without torchrun and give training.num_processes: it starts them for the training.",
+    )
     out = Path(out)
     check_recipe(recipe)
     _claim(recipe, out)
@@ -278,8 +284,8 @@ def _claim(recipe: Recipe, out: Path) -> None:
         changed = [
             key
             for key in differing_keys(yaml.safe_load(path.read_text()) or {}, values)
-            # Where conversations are held changes none of them.
-            if not key.startswith("rollouts.cluster")
+            # Where conversations are held changes none of them, nor do several processes change what is trained.
+            if not key.startswith(("rollouts.cluster", "training.num_processes"))
         ]
         if changed:
             raise ConfigError(

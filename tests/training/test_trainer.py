@@ -22,10 +22,11 @@ from drift.dataset.weighing import weigh_dataset
 from drift.errors import ConfigError, DatasetError, Interrupted, TrainingError
 from drift.manifest import read_manifest
 from drift.policies.hf import fingerprint, load_model
+from drift.training.checkpoints import last_checkpoint
 from drift.training.config import LoraSettings, TrainingConfig
+from drift.training.fit import training_arguments
 from drift.training.forward import teach, use_trees
 from drift.training.plan import Rows, plan_steps
-from drift.training.run import last_checkpoint, training_arguments
 from drift.training.trainer import StepDataset, WeightedTrainer
 from drift.types import Example, Trajectory
 from drift.weights.config import WeightConfig
@@ -107,7 +108,7 @@ def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Examp
             from drift.training.config import TrainingConfig
             from drift.training.forward import teach, use_trees
             from drift.training.plan import Rows, plan_steps
-            from drift.training.run import training_arguments
+            from drift.training.fit import training_arguments
             from drift.training.trainer import StepDataset, WeightedTrainer
 
             folder, rows, out = sys.argv[1:]

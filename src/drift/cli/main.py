@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 import drift
 from drift.errors import ConfigError, DriftError, unknown_name
+from drift.progress import leave
 
 VERBS = {
     "quickstart": "sample, weigh, fine-tune, measure and report on the built-in policy, in minutes",
@@ -112,4 +113,10 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main())
+    if "LOCAL_RANK" not in os.environ:
+        sys.exit(main())
+    try:
+        code = main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    leave(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
@@ -39,6 +40,8 @@ def run(parser: ArgumentParser, arguments: Sequence[str]) -> int:
         device=found.device,
         any_policy=found.any_policy,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     manifest = read_manifest(out, KIND)
     counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in manifest["counts"].items())
     print(f"{out}: {manifest['steps']} steps; {counts}")

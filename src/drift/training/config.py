@@ -55,6 +55,8 @@ class TrainingConfig:
         max_length: longest row in tokens; longer rows are skipped and counted. 0 takes the model's limit.
         save_steps: optimizer steps between checkpoints; 0 keeps none.
         keep_checkpoints: the most checkpoints kept.
+        num_processes: processes of this machine that share each step, a GPU each; the result is that of one.
+        engine: ddp, a whole model on each process; or fsdp, which shards it over them (FSDP2).
         log_steps: optimizer steps between log lines.
         trackers: where else to log, as transformers names them: tensorboard, wandb, trackio, …
         lora: LoRA settings.
@@ -79,6 +81,8 @@ class TrainingConfig:
     max_length: int = 0
     save_steps: int = 50
     keep_checkpoints: int = 2
+    num_processes: int = 1
+    engine: Literal["ddp", "fsdp"] = "ddp"
     log_steps: int = 10
     trackers: list[str] = field(default_factory=list)
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -97,7 +101,8 @@ class TrainingConfig:
         require(self.dtype in ("float32", "bfloat16"), "training.dtype", self.dtype, "float32 or bfloat16")
         for name in ("weight_decay", "max_grad_norm", "max_length", "save_steps"):
             require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number ≥ 0")
-        for name in ("keep_checkpoints", "log_steps"):
+        require(self.engine in ("ddp", "fsdp"), "training.engine", self.engine, "ddp or fsdp")
+        for name in ("keep_checkpoints", "log_steps", "num_processes"):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a whole number ≥ 1")
 
     def to_dict(self) -> dict[str, Any]:

@@ -100,6 +100,26 @@ def teach(model: Any) -> None:
         return weighted_loss(logits, batch.input_ids, batch.weight, 1)
 
     model.forward = MethodType(forward, model)
+    _teach_head(_causal_lm(model))
+
+
+def _teach_head(lm: Any) -> None:
+    """Let the LM head, given a batch, return its loss: FSDP has the head's weight whole inside its forward alone."""
+    head = lm.get_output_embeddings()
+    # Another kind of head has more to it than its weight; ``why_not_trees`` refuses it.
+    if type(head) is not torch.nn.Linear:
+        return
+    plain = head.forward
+    softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+
+    def forward(self: Any, hidden: torch.Tensor, batch: TreeBatch | None = None) -> torch.Tensor:
+        if batch is None:
+            logits: torch.Tensor = plain(hidden)
+            return logits
+        return weighted_nll(hidden, self.weight, batch.targets, batch.weights, bias_V=self.bias, softcap=softcap)
+
+    taught: Any = head
+    taught.forward = MethodType(forward, head)
 
 
 def use_trees(model: Any, on: bool) -> None:
@@ -174,12 +194,5 @@ def _tree_loss(lm: Any, batch: TreeBatch) -> torch.Tensor:
     hidden_ND = lm.get_decoder()(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, tree=batch.layout
     ).last_hidden_state[0]
-    head = lm.get_output_embeddings()
-    return weighted_nll(
-        hidden_ND[batch.predictors],
-        head.weight,
-        batch.targets,
-        batch.weights,
-        bias_V=head.bias,
-        softcap=getattr(lm.config.get_text_config(), "final_logit_softcapping", None),
-    )
+    loss: torch.Tensor = lm.get_output_embeddings()(hidden_ND[batch.predictors], batch=batch)
+    return loss

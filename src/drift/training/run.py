@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import errno
+import json
 import math
-import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from drift.chat import TemplateChat
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import stream_trajectories
 from drift.dataset.weighing import KIND as WEIGHTS
 from drift.dataset.weighing import WeightTable, read_weights
-from drift.errors import ConfigError, DatasetError, Interrupted, TrainingError
-from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest, writing
+from drift.errors import DatasetError, TrainingError
+from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import fingerprint, load_model
-from drift.progress import Progress
-from drift.training.config import KIND, LoraSettings, TrainingConfig
+from drift.training.checkpoints import discard_unfinished
+from drift.training.config import KIND, TrainingConfig
 from drift.training.examples import Choice, build_examples
-from drift.training.forward import teach, use_trees, why_not_trees
-from drift.training.plan import Step, plan_steps
+from drift.training.fit import fit, save
+from drift.training.plan import plan_steps
+from drift.training.ranks import Ranks, joined, only_one
 from drift.training.rows import NAME as ROWS
 from drift.training.rows import RowFile, write_rows
-from drift.training.trainer import MetricsLog, StepDataset, WeightedTrainer
-from drift.types import Example
 from drift.weights.groups import index_groups
 from drift.weights.skipping import negligible
 
 SPEC = "training.json"
-METRICS = "metrics.jsonl"
 
 
 def train_model(
@@ -73,55 +66,126 @@ def train_model(
         TrainingError: no rows are left to train on, or the loss stopped being finite.
         Interrupted: Ctrl-C.
     """
-    manifest = read_manifest(data, TRAJECTORIES)
-    _check_ids(manifest["spec"], data, base)
-    table = read_weights(weights, data)
-    model, tokenizer = load_model(model_path(base), dtype="float32", device=device)
-    TemplateChat(tokenizer, source=base)
-    own = fingerprint(model, tokenizer)
-    if not any_policy:
-        _check_policy(own, manifest["spec"]["policy"], data, base)
-    spec = {
-        "base": own,
-        "config": config.to_dict(),
-        "seed": seed,
-        "dataset_hash": manifest["dataset_hash"],
-        "weights_hash": read_manifest(weights, WEIGHTS)["weights_hash"],
-    }
-    if _finished(out, spec):
+    with joined(device) as ranks:
+        request = _Request(
+            data=data,
+            weights=weights,
+            config=config,
+            out=out,
+            base=base,
+            seed=seed,
+            device=device,
+            any_policy=any_policy,
+        )
+        with only_one(out) if ranks.leads else nullcontext():
+            _train(request, ranks)
+        ranks.lead(lambda: None)
         return read_manifest(out, KIND)
-    limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
-    counts, dropped = _write_rows(out / ROWS, data, table, config, limit)
-    if counts["rows"] == counts["skipped_negligible"]:
-        raise TrainingError(f"no rows to train on: {dict(counts)}. Look at the weights, or raise training.max_length.")
-    write_json(out / SPEC, spec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    data: Path
+    weights: Path
+    config: TrainingConfig
+    out: Path
+    base: str
+    seed: int
+    device: str
+    any_policy: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """What the first rank found and wrote before training.
+
+    Attributes:
+        finished: nothing is left to do.
+        spec: everything that decides the result.
+        counts: of rows, by what became of them.
+        dropped: the largest share of a prompt's weight left out.
+    """
+
+    finished: bool
+    spec: dict[str, Any]
+    counts: dict[str, int]
+    dropped: float
+
+
+def _train(request: _Request, ranks: Ranks) -> None:
+    config, out = request.config, request.out
+    # Before a model is loaded, and kept on the first rank.
+    sources: list[tuple[dict[str, Any], WeightTable]] = []
+    ranks.lead(lambda: sources.append(_read(request)))
+    # Whole on the CPU first, where each rank keeps a part of it on its GPU.
+    device = "cpu" if config.engine == "fsdp" else request.device
+    model, tokenizer = load_model(model_path(request.base), dtype="float32", device=device)
+    prepared = ranks.lead(lambda: _prepare(request, *sources[0], model, tokenizer))
+    if prepared.finished:
+        return
     start = time.monotonic()
     rows = RowFile(out / ROWS)
     steps = plan_steps(
         rows.facts,
         batch_size=config.batch_size,
         steps=config.max_steps or math.ceil(config.epochs * len(rows) / config.batch_size),
-        seed=seed,
-        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        seed=request.seed,
+        ranks=ranks.count,
         together=config.rows_together,
     )
-    trainer = _fit(model, rows, steps, config, out, seed, device)
-    _save(trainer, tokenizer, out, config.lora)
+    trainer = fit(model, rows, steps, config, out, seed=request.seed, device=request.device, ranks=ranks)
+    save(trainer, tokenizer, out, config, base=request.base, ranks=ranks)
+    if not ranks.leads:
+        return
     tokens = sum(int(rows.facts.length_N[list(share)].sum()) for step in steps for share in step.ranks)
     content = {
-        "spec": spec,
-        "base": base,
-        "scheme": read_manifest(weights, WEIGHTS)["config"],
+        "spec": prepared.spec,
+        "base": request.base,
+        "scheme": read_manifest(request.weights, WEIGHTS)["config"],
         "turns": config.turns,
         "normalization": config.normalization,
-        "counts": dict(counts),
-        "dropped_mass": dropped,
+        "counts": prepared.counts,
+        "dropped_mass": prepared.dropped,
         "steps": trainer.state.global_step,
+        "ranks": ranks.count,
         "cost": {"seconds": round(time.monotonic() - start, 3), "tokens_trained": tokens},
     }
     write_manifest(out, KIND, content)
     (out / ROWS).unlink()
-    return read_manifest(out, KIND)
+
+
+def _read(request: _Request) -> tuple[dict[str, Any], WeightTable]:
+    """The manifest of the data, and its weights."""
+    manifest = read_manifest(request.data, TRAJECTORIES)
+    _check_ids(manifest["spec"], request.data, request.base)
+    return manifest, read_weights(request.weights, request.data)
+
+
+def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, model: Any, tokenizer: Any) -> _Prepared:
+    """Check that all belongs together, and write the rows and what the training is of."""
+    data, config, out = request.data, request.config, request.out
+    TemplateChat(tokenizer, source=request.base)
+    own = fingerprint(model, tokenizer)
+    if not request.any_policy:
+        _check_policy(own, manifest["spec"]["policy"], data, request.base)
+    # How many processes share a step changes neither its rows nor, but for rounding, its result.
+    settings = {name: value for name, value in config.to_dict().items() if name != "num_processes"}
+    spec = {
+        "base": own,
+        "config": settings,
+        "seed": request.seed,
+        "dataset_hash": manifest["dataset_hash"],
+        "weights_hash": read_manifest(request.weights, WEIGHTS)["weights_hash"],
+    }
+    if _finished(out, spec):
+        return _Prepared(finished=True, spec=spec, counts={}, dropped=0.0)
+    limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
+    counts, dropped = _write_rows(out / ROWS, data, table, config, limit)
+    if counts["rows"] == counts["skipped_negligible"]:
+        raise TrainingError(f"no rows to train on: {dict(counts)}. Look at the weights, or raise training.max_length.")
+    write_json(out / SPEC, spec)
+    discard_unfinished(out)
+    return _Prepared(finished=False, spec=spec, counts=dict(counts), dropped=dropped)
 
 
 def _check_ids(spec: dict[str, Any], data: Path, base: str) -> None:
@@ -142,8 +206,6 @@ def _check_policy(own: str, made_by: str, data: Path, base: str) -> None:
 
 def _finished(out: Path, spec: dict[str, Any]) -> bool:
     """Whether ``out`` already holds the result of this very run; raises where it holds another's."""
-    import json
-
     path = out / SPEC
     if not path.is_file():
         return False
@@ -158,107 +220,6 @@ def _finished(out: Path, spec: dict[str, Any]) -> bool:
             "Give another directory, or the settings it was begun with."
         )
     return (out / MANIFEST).is_file()
-
-
-def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int, device: str) -> TrainingArguments:
-    """``config`` in transformers' terms; one item of its data loader is one optimizer step."""
-    return TrainingArguments(
-        output_dir=str(out / "checkpoints"),
-        per_device_train_batch_size=1,
-        max_steps=steps,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.dtype == "bfloat16",
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 1,
-        save_total_limit=config.keep_checkpoints,
-        logging_steps=config.log_steps,
-        logging_nan_inf_filter=False,
-        report_to=config.trackers or "none",
-        seed=seed,
-        data_seed=seed,
-        use_cpu=device == "cpu" or not torch.cuda.is_available(),
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        # Renamed in recent versions of transformers, which take the old name with a warning.
-        **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
-    )
-
-
-@contextmanager
-def _saving(out: Path) -> Iterator[None]:
-    """``writing``, for libraries that report a write which the disk refuses in words of their own."""
-    with writing(out):
-        try:
-            yield
-        except (RuntimeError, SafetensorError) as error:
-            if not any(sign in str(error) for sign in ("inline_container", "PytorchStreamWriter", "No space left")):
-                raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-
-
-class _Bar(TrainerCallback):  # type: ignore[misc]
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = Progress("training", state.max_steps, done=state.global_step, unit="steps").__enter__()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.advance()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-
-
-def _fit(
-    model: Any,
-    rows: Sequence[Example],
-    steps: Sequence[Step],
-    config: TrainingConfig,
-    out: Path,
-    seed: int,
-    device: str,
-) -> WeightedTrainer:
-    set_seed(seed)
-    if config.lora.rank:
-        model = _with_lora(model, config.lora)
-    teach(model)
-    trees = config.share_prefixes and _can_share(model)
-    use_trees(model, trees)
-    with _saving(out):
-        trainer = WeightedTrainer(
-            model=model,
-            args=training_arguments(config, out, len(steps), seed, device),
-            train_dataset=StepDataset(
-                steps,
-                rows,
-                rank=int(os.environ.get("RANK", "0")),
-                tokens_per_batch=config.tokens_per_batch,
-                trees=trees,
-            ),
-            callbacks=[MetricsLog(out / METRICS), _Bar()],
-        )
-        checkpoint = last_checkpoint(out)
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except KeyboardInterrupt as stop:
-            kept = last_checkpoint(out)
-            raise Interrupted(
-                f"stopped at step {trainer.state.global_step}; "
-                + (
-                    f"{kept.name} is kept. Run the same command again to go on from it."
-                    if kept
-                    else "no checkpoint yet."
-                )
-            ) from stop
-    return trainer
 
 
 def _write_rows(
@@ -277,49 +238,3 @@ def _write_rows(
     counts: Counter[str] = Counter()
     write_rows(path, build_examples(stream_trajectories(data), choice, counts))
     return counts, float(dropped_G.max(initial=0.0))
-
-
-def _can_share(model: Any) -> bool:
-    reason = why_not_trees(model)
-    if reason:
-        print(f"training: what conversations share is computed for each, as with this model {reason}", file=sys.stderr)
-    return not reason
-
-
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    found = [
-        path
-        for path in (out / "checkpoints").glob("checkpoint-*")
-        # Trainer writes its state after weights and optimizer.
-        if (path / "trainer_state.json").is_file() and (path / "optimizer.pt").is_file()
-    ]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def _with_lora(model: Any, lora: LoraSettings) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, settings)
-    except ValueError as error:
-        raise ConfigError(f"training.lora.targets: {error}. Name modules of this model, or all-linear.") from error
-
-
-def _save(trainer: WeightedTrainer, tokenizer: Any, out: Path, lora: LoraSettings) -> None:
-    """Save an ordinary model folder; an adapter is kept beside the merged model."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    use_trees(model, False)
-    with _saving(out):
-        if lora.rank:
-            model.save_pretrained(out / "adapter")
-            model = model.merge_and_unload()
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)

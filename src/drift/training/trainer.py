@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from transformers import Trainer, TrainerCallback
 
 from drift.errors import TrainingError
+from drift.manifest import write_atomic
+from drift.training.checkpoints import begin, publish
 from drift.training.forward import Batch, padded_batch, tree_batch
 from drift.training.plan import Step, pack, pack_padded
 from drift.training.tree import grow
@@ -73,8 +77,23 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
     """Drives optimizer, schedule, checkpoints and ranks; what a step computes comes ready from a ``StepDataset``.
 
     The loss is the sum over all rows of the step, divided by their number. ``Trainer`` averages gradients over ranks;
-    each rank's loss is multiplied by their number to undo that.
+    each rank's loss is multiplied by their number to undo that. Checkpoints appear whole or not at all, and carry the
+    losses that were not yet logged.
     """
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As ever; only that FSDP also runs on CPUs, where torch can do it and accelerate leaves it out."""
+        state = PartialState()
+        if self.args.fsdp_plugin_args is not None and state.distributed_type is DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """Train, or go on from a checkpoint with the losses it had not logged."""
+        self._unlogged = torch.zeros((), device=self.args.device)
+        if resume_from_checkpoint:
+            self._unlogged += read_losses(Path(resume_from_checkpoint), self.args.process_index, self.args.world_size)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """One item is one optimizer step of this rank: nothing is left to shuffle, shard or accumulate."""
@@ -109,7 +128,31 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
                     loss = model(batch=batch) / inputs.rows * self.accelerator.num_processes
                 self.accelerator.backward(loss)
             total += loss.detach().float()
+        self._unlogged += total
         return total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the mean loss of the steps since the last line, those before a resume included."""
+        if "loss" in logs:
+            every = self.args.logging_steps
+            steps = self.state.global_step % every or every
+            logs["loss"] = float(self.accelerator.gather(self._unlogged.reshape(1)).mean()) / steps
+            self._unlogged.zero_()
+        super().log(logs, start_time)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(begin(Path(self.args.output_dir)))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        name = f"checkpoint-{self.state.global_step}"
+        written = begin(Path(self.args.output_dir)) / name
+        write_losses(written, float(self._unlogged), self.args.process_index, self.args.world_size)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            publish(Path(self.args.output_dir), name, self.args.save_total_limit)
+        # What is removed lies where the next checkpoint is written.
+        self.accelerator.wait_for_everyone()
 
     def _most_passes(self, own: int) -> int:
         if self.accelerator.num_processes == 1:
@@ -122,8 +165,28 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
         return 0
 
 
+def write_losses(checkpoint: Path, unlogged: float, rank: int, ranks: int) -> None:
+    """Keep the sum of one rank's losses that were not logged yet."""
+    (checkpoint / f"unlogged-{rank}-of-{ranks}.json").write_text(json.dumps(unlogged))
+
+
+def read_losses(checkpoint: Path, rank: int, ranks: int) -> float:
+    """What a rank kept; if another number of ranks did, their mean, which is what is logged."""
+    own = checkpoint / f"unlogged-{rank}-of-{ranks}.json"
+    kept = [own] if own.is_file() else sorted(checkpoint.glob("unlogged-*.json"))
+    return sum(float(json.loads(path.read_text())) for path in kept) / max(1, len(kept))
+
+
 def _only(items: list[StepInputs]) -> StepInputs:
     return items[0]
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        # Cut off while it was written, so it is past the checkpoint.
+        return math.inf
 
 
 class MetricsLog(TrainerCallback):  # type: ignore[misc]
@@ -137,8 +200,8 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero:
             return
         lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-        self._path.write_text("".join(line + "\n" for line in kept))
+        kept = [line for line in lines if _step_of(line) <= state.global_step]
+        write_atomic(self._path, "".join(line + "\n" for line in kept).encode())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Write one line; stop on a loss or gradient that is not finite."""

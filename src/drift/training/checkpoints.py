@@ -1,0 +1,66 @@
+"""Checkpoints that are whole or not there: written beside, synced, renamed; the oldest removed the same way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+FOLDER = "checkpoints"
+# Not named like a checkpoint: what lies here is half-written or half-removed.
+UNFINISHED = "unfinished"
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint of a training directory."""
+    return max(_all(out / FOLDER), key=_step, default=None)
+
+
+def begin(folder: Path) -> Path:
+    """Where a checkpoint of ``folder`` is written before it is whole."""
+    return folder / UNFINISHED
+
+
+def publish(folder: Path, name: str, keep: int) -> None:
+    """Make the checkpoint ``name``, written below ``begin(folder)``, the newest, and remove all but ``keep``."""
+    written = begin(folder) / name
+    for path in (*written.rglob("*"), written):
+        _sync(path)
+    if (folder / name).exists():
+        _remove(folder, folder / name)
+    written.replace(folder / name)
+    _sync(folder)
+    for old in sorted(_all(folder), key=_step)[:-keep]:
+        _remove(folder, old)
+    begin(folder).rmdir()
+
+
+def discard_unfinished(out: Path) -> None:
+    """Remove what a killed run left half-written or half-removed."""
+    shutil.rmtree(begin(out / FOLDER), ignore_errors=True)
+
+
+def _remove(folder: Path, checkpoint: Path) -> None:
+    away = begin(folder) / f"old-{checkpoint.name}"
+    away.parent.mkdir(exist_ok=True)
+    shutil.rmtree(away, ignore_errors=True)
+    checkpoint.replace(away)
+    shutil.rmtree(away)
+
+
+def _all(folder: Path) -> list[Path]:
+    found = folder.glob("checkpoint-*")
+    # Trainer writes its state last: a folder without it was copied here in part.
+    return [path for path in found if path.name.split("-")[1].isdigit() and (path / "trainer_state.json").is_file()]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

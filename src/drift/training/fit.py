@@ -1,0 +1,213 @@
+"""The optimizer steps themselves: ``transformers.Trainer`` set up, driven and saved, by one rank or several."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from drift.errors import ConfigError, Interrupted
+from drift.manifest import writing
+from drift.policies import model_path
+from drift.policies.hf import load_model
+from drift.progress import Progress
+from drift.training.checkpoints import FOLDER, last_checkpoint
+from drift.training.config import LoraSettings, TrainingConfig
+from drift.training.forward import teach, use_trees, why_not_trees
+from drift.training.plan import Step
+from drift.training.ranks import Ranks
+from drift.training.trainer import MetricsLog, StepDataset, WeightedTrainer
+from drift.types import Example
+
+METRICS = "metrics.jsonl"
+
+
+def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int, device: str) -> TrainingArguments:
+    """``config`` in transformers' terms; one item of its data loader is one optimizer step."""
+    sharded = config.engine == "fsdp"
+    arguments = TrainingArguments(
+        output_dir=str(out / FOLDER),
+        per_device_train_batch_size=1,
+        max_steps=steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.dtype == "bfloat16",
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 1,
+        save_total_limit=config.keep_checkpoints,
+        logging_steps=config.log_steps,
+        logging_nan_inf_filter=False,
+        report_to=config.trackers or "none",
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device == "cpu" or not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        fsdp=sharded,
+        fsdp_config=_engine(config) if sharded else None,
+        # Renamed in recent versions of transformers, which take the old name with a warning.
+        **({"gradient_checkpointing": True} if config.gradient_checkpointing and not sharded else {}),
+    )
+    if sharded and config.dtype == "bfloat16":
+        # Gradients are summed over ranks, and the loss is returned, in float32: the usual policy has both in 16 bits.
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )
+    return arguments
+
+
+def _engine(config: TrainingConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load(
+        (files("drift.training") / "engines" / f"{config.engine}.yaml").read_text()
+    )
+    return {**settings, "activation_checkpointing": config.gradient_checkpointing}
+
+
+@contextmanager
+def saving(out: Path) -> Iterator[None]:
+    """``writing``, for libraries that report a write which the disk refuses in words of their own."""
+    with writing(out):
+        try:
+            yield
+        except (RuntimeError, SafetensorError) as error:
+            if not any(sign in str(error) for sign in ("inline_container", "PytorchStreamWriter", "No space left")):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+
+
+class _Bar(TrainerCallback):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar = Progress("training", state.max_steps, done=state.global_step, unit="steps").__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.advance()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+
+def fit(
+    model: Any,
+    rows: Sequence[Example],
+    steps: Sequence[Step],
+    config: TrainingConfig,
+    out: Path,
+    *,
+    seed: int,
+    device: str,
+    ranks: Ranks,
+) -> WeightedTrainer:
+    """Train ``model`` through ``steps``, from the last checkpoint in ``out`` if there is one.
+
+    Args:
+        model: a causal LM.
+        rows: the training rows.
+        steps: the plan.
+        config: how to train.
+        out: where checkpoints and metrics go.
+        seed: of what is random in the model.
+        device: where to train.
+        ranks: this process among others.
+
+    Raises:
+        Interrupted: Ctrl-C.
+    """
+    set_seed(seed)
+    if config.lora.rank:
+        model = _with_lora(model, config.lora)
+    teach(model)
+    trees = config.share_prefixes and _can_share(model, ranks)
+    use_trees(model, trees)
+    callbacks: list[TrainerCallback] = [MetricsLog(out / METRICS)]
+    with saving(out):
+        trainer = WeightedTrainer(
+            model=model,
+            args=training_arguments(config, out, len(steps), seed, device),
+            train_dataset=StepDataset(
+                steps, rows, rank=ranks.index, tokens_per_batch=config.tokens_per_batch, trees=trees
+            ),
+            callbacks=[*callbacks, _Bar()] if ranks.leads else callbacks,
+        )
+        checkpoint = last_checkpoint(out)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except KeyboardInterrupt as stop:
+            kept = last_checkpoint(out)
+            raise Interrupted(
+                f"stopped at step {trainer.state.global_step}; "
+                + (
+                    f"{kept.name} is kept. Run the same command again to go on from it."
+                    if kept
+                    else "no checkpoint yet."
+                )
+            ) from stop
+    return trainer
+
+
+def _can_share(model: Any, ranks: Ranks) -> bool:
+    reason = why_not_trees(model)
+    if reason and ranks.leads:
+        print(f"training: what conversations share is computed for each, as with this model {reason}", file=sys.stderr)
+    return not reason
+
+
+def _with_lora(model: Any, lora: LoraSettings) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, settings)
+    except ValueError as error:
+        raise ConfigError(f"training.lora.targets: {error}. Name modules of this model, or all-linear.") from error
+
+
+def save(
+    trainer: WeightedTrainer, tokenizer: Any, out: Path, config: TrainingConfig, *, base: str, ranks: Ranks
+) -> None:
+    """Save an ordinary model folder; an adapter is kept beside the merged model. Every rank must call it."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled:
+        # The parts of all ranks, put together in a model that no engine has changed.
+        parameters = trainer.accelerator.get_state_dict(trainer.model)
+        if not ranks.leads:
+            return
+        model, _ = load_model(model_path(base), dtype="float32", device="cpu")
+        if config.lora.rank:
+            model = _with_lora(model, config.lora)
+        model.load_state_dict(parameters)
+    if not ranks.leads:
+        return
+    use_trees(model, False)
+    with saving(out):
+        if config.lora.rank:
+            model.save_pretrained(out / "adapter")
+            model = model.merge_and_unload()
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)

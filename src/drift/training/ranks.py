@@ -1,0 +1,165 @@
+"""The processes that train together: who leads, what the others wait for, how all of them leave."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from drift.errors import DatasetError, DriftError, require
+
+T = TypeVar("T")
+
+# Longer than the first rank takes to write the rows of a very large data set.
+PATIENCE = timedelta(hours=12)
+LOCK_SECONDS = 20.0
+
+
+def launched() -> bool:
+    """Whether torchrun, ``accelerate launch`` or the like started this process as one of several."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Where this process stands among those that train together.
+
+    Attributes:
+        index: its rank.
+        count: how many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.index == 0
+
+    def lead(self, work: Callable[[], T]) -> T:
+        """Do ``work`` on the first rank alone; the others wait for what it returns."""
+        if self.count == 1:
+            return work()
+        found = [work() if self.leads else None]
+        torch.distributed.broadcast_object_list(found, src=0)
+        return found[0]  # type: ignore[return-value]
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """The process group of a launched process, or one rank alone.
+
+    An error of any rank ends all of them. The first that fails tells it; the others, which fail of its leaving, exit
+    with its code and in silence.
+
+    Args:
+        device: where to train; ``cpu`` takes gloo, CUDA takes NCCL.
+
+    Raises:
+        ConfigError: more ranks on this machine than GPUs.
+    """
+    if not launched():
+        yield Ranks()
+        return
+    from accelerate import PartialState
+
+    _leave_with(os.getppid())
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    try:
+        if not on_cpu:
+            local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+            require(local <= gpus, "training.num_processes", local, f"at most {gpus}, the GPUs of this machine")
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+        yield Ranks(index=state.process_index, count=state.num_processes)
+        # A rank that leaves while gloo's threads still talk to it is aborted now and then.
+        torch.distributed.barrier()
+    except BaseException as error:
+        code = _code_of_the_first(_exit_code(error))
+        # With NCCL this would wait for operations that the others will never join.
+        if on_cpu and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        if code is not None:
+            raise SystemExit(code) from None
+        raise
+    torch.distributed.destroy_process_group()
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, DriftError):
+        return error.exit_code
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _code_of_the_first(own: int) -> int | None:
+    """The exit code of the rank that failed first; ``None`` if that is this one, or if it can't be known."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    try:
+        store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=10),
+        )
+        # A launcher may start all ranks again, with the same store.
+        key = f"drift/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        place = store.add(key, 1)
+        store.set(f"{key}/{place}", str(own))
+        return None if place == 1 else int(store.get(f"{key}/1"))
+    except (RuntimeError, ValueError):
+        return None
+
+
+def _leave_with(parent: int) -> None:
+    """End this process soon after its launcher is gone: nobody else would, and it would go on writing."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="drift-launcher", daemon=True).start()
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Hold ``out`` for this process, so that two trainings never write into it at once.
+
+    Raises:
+        DatasetError: another process holds it, and does not leave within seconds.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise DatasetError(
+                        f"{out}: another process is training into it. Wait for it, stop it, or give another directory."
+                    ) from None
+                time.sleep(0.1)
+            except OSError:
+                # Some file systems know no locks.
+                break
+        yield
+    finally:
+        # Nothing was begun if nothing is there.
+        with suppress(OSError):
+            out.rmdir()
+        os.close(handle)
