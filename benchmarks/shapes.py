@@ -25,7 +25,7 @@ class Shape:
         solve: chance that a reply is right.
     """
 
-    prompts: int = 4
+    prompts: int = 1
     samples: int = 16
     prompt_tokens: int = 256
     reply_tokens: int = 128

@@ -240,7 +240,7 @@ def operations(model: Any, trees: Sequence[Tree]) -> float:
 
 def rate_reached() -> dict[str, float]:
     """Share of the machine's matrix-product rate that a training step of a wider model reaches."""
-    rows = make_rows(Shape(prompts=2), scope="all")
+    rows = make_rows(Shape(), scope="all")
     model = make_model(vocabulary=32_000, hidden=512)
     variants = Variants(model, rows)
     shares = []
@@ -275,6 +275,7 @@ def main() -> None:
     exact = check_equal(variants)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds + 1):
+        print(f"round {round_} of {rounds}", file=sys.stderr, flush=True)
         for name, run in runs.items():
             model.zero_grad()
             start = time.perf_counter()
