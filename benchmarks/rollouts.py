@@ -1,13 +1,13 @@
 """What it costs to wait for the slowest: conversations through one vLLM engine, with and without a barrier.
 
-    python benchmarks/rollouts.py [--conversations 2048] [--open 256] [--rounds 3]
+    python benchmarks/rollouts.py [--conversations 2048] [--room 256] [--rounds 3]
 
-One engine of ``drift``'s own policy ``vllm:default`` (room for ``--open`` replies at once) holds the same conversations
+One engine of ``drift``'s own policy ``vllm:default`` (room for ``--room`` replies at once) holds the same conversations
 of at most five turns again and again, with the same seeds, lengths, environment and files written:
 
-- **ours**: ``drift.rollouts.collect`` with ``--open`` conversations open. Each goes to its next turn as soon as its
-  reply is there; when it ends another takes its place.
-- **turn by turn**: batches of ``--open`` conversations; all of a batch finish turn t before any starts t+1, and a batch
+- **ours**: ``drift.rollouts.collect`` with as many conversations open as it has by default, twice what the engine has
+  room for. Each goes to its next turn as soon as its reply is there; meanwhile another's request takes its place.
+- **turn by turn**: batches of ``--room`` conversations; all of a batch finish turn t before any starts t+1, and a batch
   ends before the next begins, as loops do that call ``generate`` on a batch once per turn.
 - **turn by turn, all at once**: the same with every conversation in one batch. The engine queues what it has no room
   for, so that a turn's long tail is shared by all; what is left of the barrier's price is its least.
@@ -136,7 +136,7 @@ class Setting:
     factory: EnvironmentFactory
     tasks: list[Task]
     seed: int
-    open_: int
+    room: int
 
 
 def ours(setting: Setting, out: Path) -> None:
@@ -146,7 +146,6 @@ def ours(setting: Setting, out: Path) -> None:
         samples=SAMPLES,
         seed=setting.seed,
         sampling=SAMPLING,
-        concurrency=setting.open_,
         label="ours",
     )
     collect(setting.tasks, setting.factory, setting.policy, plan, out)
@@ -220,7 +219,7 @@ def one_round(setting: Setting, folder: Path, conversations: int) -> dict[str, d
     found: dict[str, dict[str, Any]] = {}
     loops: dict[str, Callable[[Path], None]] = {
         "ours": lambda out: ours(setting, out),
-        "turn_by_turn": lambda out: turn_by_turn(setting, out, setting.open_),
+        "turn_by_turn": lambda out: turn_by_turn(setting, out, setting.room),
         "turn_by_turn_all": lambda out: turn_by_turn(setting, out, conversations),
     }
     for name, loop in loops.items():
@@ -252,17 +251,17 @@ def main() -> int:
     """Measure, print, and end with one line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--conversations", type=int, default=2048)
-    parser.add_argument("--open", type=int, default=256, help="conversations open at once, and the engine's room")
+    parser.add_argument("--room", type=int, default=256, help="replies that the engine samples at once")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    policy = DrawnLengths("default", max_num_seqs=args.open)
+    policy = DrawnLengths("default", max_num_seqs=args.room)
     factory = make_environment("arithmetic", {"max_turns": 5})
     tasks = factory.tasks("train", args.conversations // SAMPLES, 1)
-    setting = Setting(policy=policy, factory=factory, tasks=tasks, seed=1, open_=args.open)
+    setting = Setting(policy=policy, factory=factory, tasks=tasks, seed=1, room=args.room)
     rounds = []
     with policy.held_open(), tempfile.TemporaryDirectory() as folder:
         # Kernels are compiled and buffers grown in the first second or two of work; nobody is timed on them.
-        warm = Setting(policy=policy, factory=factory, tasks=tasks[: args.open // SAMPLES], seed=0, open_=args.open)
+        warm = Setting(policy=policy, factory=factory, tasks=tasks[: args.room // SAMPLES], seed=0, room=args.room)
         ours(warm, Path(folder) / "warm")
         for index in range(args.rounds):
             rounds.append(one_round(setting, Path(folder) / str(index), args.conversations))
@@ -280,14 +279,14 @@ def main() -> int:
         )
     }
     middle = {name: statistics.median(r[name]["tokens_per_s"] for r in rounds) for name in rounds[0]}
-    print(f"{args.conversations} conversations, {args.open} open at once, {len(os.sched_getaffinity(0))} cores")
+    print(f"{args.conversations} conversations, room for {args.room} at once, {len(os.sched_getaffinity(0))} cores")
     print("reply tokens: " + ", ".join(f"{name} {value:.0f}" for name, value in lengths.items()))
     print("tokens/s, medians: " + ", ".join(f"{name} {value:.0f}" for name, value in middle.items()))
     first, second, third = ratio.values()
-    print(f"trajectories/s, ours / turn by turn in batches of {args.open}: {first:.2f} (wanted >= 1.5)")
+    print(f"trajectories/s, ours / turn by turn in batches of {args.room}: {first:.2f} (wanted >= 1.5)")
     print(f"trajectories/s, ours / turn by turn, all at once: {second:.2f}")
     print(f"tokens/s, ours / single turns: {third:.2f} (wanted >= 0.85)")
-    figures = {"conversations": args.conversations, "open": args.open, "reply_tokens": lengths, "ratios": ratio}
+    figures = {"conversations": args.conversations, "room": args.room, "reply_tokens": lengths, "ratios": ratio}
     print(json.dumps({**figures, "rounds": rounds}))
     return 0
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from drift.dataset.store import TrajectoryWriter
 from drift.environments.base import EnvironmentFactory, source_of, task_hash
 from drift.errors import ConfigError, EnvironmentFault, Interrupted, require
-from drift.policies.base import AnyPolicy, Sampling, TextPolicy, derive_seed
+from drift.policies.base import AnyPolicy, Sampling, derive_seed, is_text_only
 from drift.progress import Progress
 from drift.rollouts.episode import Assignment, Counts, counts_of, episode
 from drift.types import Task, Trajectory
@@ -147,7 +147,7 @@ def collect(
 
 
 def _text_only(policy: AnyPolicy | Executor) -> bool:
-    return policy.text_only if isinstance(policy, Executor) else isinstance(policy, TextPolicy)
+    return policy.text_only if isinstance(policy, Executor) else is_text_only(policy)
 
 
 def _since(before: Counts, after: Counts) -> Counts:

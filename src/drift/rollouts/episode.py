@@ -9,7 +9,7 @@ from typing import Any
 
 from drift.environments.base import EnvironmentFactory, close_episode, open_episode
 from drift.errors import PolicyError
-from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, TextPolicy, derive_seed, next_reply
+from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, derive_seed, is_text_only, next_reply
 from drift.types import Message, Step, StopReason, Task, Trajectory, Turn
 
 
@@ -86,7 +86,7 @@ async def episode(
         turns=tuple(turns),
         stop_reason=reason,
         error=error,
-        text_only=isinstance(policy, TextPolicy),
+        text_only=is_text_only(policy),
     )
 
 

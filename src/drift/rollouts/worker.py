@@ -16,7 +16,7 @@ from drift.environments import make_environment
 from drift.environments.base import EnvironmentFactory
 from drift.errors import DriftError
 from drift.policies import make_policy
-from drift.policies.base import AnyPolicy, Sampling, TextPolicy
+from drift.policies.base import AnyPolicy, Sampling, is_text_only
 from drift.rollouts.episode import Assignment, Counts, counts_of, episode
 from drift.types import Trajectory
 
@@ -136,7 +136,7 @@ class Worker:
             self._policy = self._making.policy()
         except Exception as error:
             return _failure(error)
-        return Ready(fingerprint=self._policy.fingerprint, text_only=isinstance(self._policy, TextPolicy))
+        return Ready(fingerprint=self._policy.fingerprint, text_only=is_text_only(self._policy))
 
     async def exchange(self, orders: Orders) -> Report:
         """Take assignments and return what has finished, as soon as there is something or a second has passed."""

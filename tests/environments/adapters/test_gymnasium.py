@@ -14,8 +14,6 @@ from drift.policies.scripted import ScriptedPolicy
 
 from .playing import gathered, in_turn, rolled_out, told
 
-pytestmark = pytest.mark.adapters
-
 MOVES = ("left", "down", "right", "up")
 LAKE = {"id": "FrozenLake-v1", "observation": "render", "actions": MOVES, "max_turns": 12}
 ICY = {**LAKE, "arguments": {"render_mode": "ansi"}}
@@ -88,6 +86,7 @@ def test_a_walk_around_the_holes_is_a_success_and_one_into_a_hole_is_not(tmp_pat
     assert {t.turns[-1].step.reward for t in read_trajectories(tmp_path / "lost")} == {0.0}
 
 
+@pytest.mark.adapters
 def test_a_text_game_is_played_with_whole_replies():
     import gem
 
@@ -115,7 +114,11 @@ def test_a_text_game_is_played_with_whole_replies():
     assert won >= 10, "halving finds a number of fifty in six guesses"
 
 
-@pytest.mark.parametrize("settings", [ICY, DRY, GEM, *OTHERS], ids=lambda settings: settings["id"])
+@pytest.mark.parametrize(
+    "settings",
+    [ICY, DRY, pytest.param(GEM, marks=pytest.mark.adapters), *OTHERS],
+    ids=lambda settings: settings["id"],
+)
 def test_real_environments_conform(settings):
     findings = check_environment(Gymnasium(**settings), tasks=3)
     assert [finding for finding in findings if not finding.passed] == []
