@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters format clean
+.PHONY: quickstart test lint types unit slow test-vllm test-ray test-qlora test-adapters format clean
 .PHONY: bench-rollouts bench-cluster bench-verifiers bench-training bench-memory bench-weights
 
 quickstart: $(INSTALLED)
@@ -19,7 +19,7 @@ types: $(INSTALLED)
 	$(VENV)/bin/mypy
 
 unit: $(INSTALLED)
-	$(VENV)/bin/pytest -n 2 -m "not slow and not gpu and not vllm and not ray and not adapters" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(VENV)/bin/pytest -n 2 -m "not slow and not gpu and not vllm and not ray and not qlora and not adapters" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
@@ -67,6 +67,13 @@ $(VENV)/.installed-ray: $(INSTALLED)
 
 test-ray: $(VENV)/.installed-ray
 	$(VENV)/bin/pytest -m ray
+
+$(VENV)/.installed-qlora: $(INSTALLED)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,qlora]'
+	touch $@
+
+test-qlora: $(VENV)/.installed-qlora
+	$(VENV)/bin/pytest -m qlora
 
 bench-cluster: $(VENV)/.installed-ray
 	$(VENV)/bin/python benchmarks/cluster.py

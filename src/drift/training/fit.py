@@ -25,6 +25,7 @@ from drift.training.checkpoints import FOLDER, last_checkpoint
 from drift.training.config import LoraSettings, TrainingConfig
 from drift.training.forward import teach, use_trees, why_not_trees
 from drift.training.plan import Step
+from drift.training.quantized import merged_into
 from drift.training.ranks import Ranks
 from drift.training.trainer import MetricsLog, StepDataset, WeightedTrainer
 from drift.types import Example
@@ -208,6 +209,8 @@ def save(
     with saving(out):
         if config.lora.rank:
             model.save_pretrained(out / "adapter")
-            model = model.merge_and_unload()
+            # Weights of 4 or 8 bits would take the adapter's changes only roughly.
+            quantized = config.lora.bits > 0
+            model = merged_into(model_path(base), out / "adapter") if quantized else model.merge_and_unload()
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drift.chat import TemplateChat
 from drift.dataset.store import KIND as TRAJECTORIES
@@ -21,16 +22,21 @@ from drift.dataset.weighing import WeightTable, read_weights
 from drift.errors import DatasetError, TrainingError
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest
 from drift.policies import model_path
+from drift.policies.base import derive_seed
 from drift.policies.hf import fingerprint, load_model
+from drift.policies.stored import StoredModel
 from drift.training.checkpoints import discard_unfinished
 from drift.training.config import KIND, TrainingConfig
 from drift.training.examples import Choice, build_examples
 from drift.training.fit import fit, save
 from drift.training.plan import plan_steps
+from drift.training.quantized import load_quantized
 from drift.training.ranks import Ranks, joined, only_one
 from drift.training.rows import NAME as ROWS
 from drift.training.rows import RowFile, write_rows
-from drift.weights.groups import index_groups
+from drift.weights.diagnostics import effective_sample_size
+from drift.weights.groups import Floats, index_groups
+from drift.weights.resampling import systematic_resampling
 from drift.weights.skipping import negligible
 
 SPEC = "training.json"
@@ -103,13 +109,13 @@ class _Prepared:
         finished: nothing is left to do.
         spec: everything that decides the result.
         counts: of rows, by what became of them.
-        dropped: the largest share of a prompt's weight left out.
+        dropped: what was left out, for the manifest.
     """
 
     finished: bool
     spec: dict[str, Any]
     counts: dict[str, int]
-    dropped: float
+    dropped: dict[str, Any]
 
 
 def _train(request: _Request, ranks: Ranks) -> None:
@@ -119,7 +125,11 @@ def _train(request: _Request, ranks: Ranks) -> None:
     ranks.lead(lambda: sources.append(_read(request)))
     # Whole on the CPU first, where each rank keeps a part of it on its GPU.
     device = "cpu" if config.engine == "fsdp" else request.device
-    model, tokenizer = load_model(model_path(request.base), dtype="float32", device=device)
+    base, bits = model_path(request.base), config.lora.bits
+    if bits:
+        model, tokenizer = load_quantized(base, bits=bits, dtype=config.dtype, device=device)
+    else:
+        model, tokenizer = load_model(base, dtype="float32", device=device)
     prepared = ranks.lead(lambda: _prepare(request, *sources[0], model, tokenizer))
     if prepared.finished:
         return
@@ -145,7 +155,7 @@ def _train(request: _Request, ranks: Ranks) -> None:
         "turns": config.turns,
         "normalization": config.normalization,
         "counts": prepared.counts,
-        "dropped_mass": prepared.dropped,
+        **prepared.dropped,
         "steps": trainer.state.global_step,
         "ranks": ranks.count,
         "cost": {"seconds": round(time.monotonic() - start, 3), "tokens_trained": tokens},
@@ -165,7 +175,7 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
     """Check that all belongs together, and write the rows and what the training is of."""
     data, config, out = request.data, request.config, request.out
     TemplateChat(tokenizer, source=request.base)
-    own = fingerprint(model, tokenizer)
+    own = StoredModel(model_path(request.base)).fingerprint() if config.lora.bits else fingerprint(model, tokenizer)
     if not request.any_policy:
         _check_policy(own, manifest["spec"]["policy"], data, request.base)
     # How many processes share a step changes neither its rows nor, but for rounding, its result.
@@ -178,9 +188,9 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
         "weights_hash": read_manifest(request.weights, WEIGHTS)["weights_hash"],
     }
     if _finished(out, spec):
-        return _Prepared(finished=True, spec=spec, counts={}, dropped=0.0)
+        return _Prepared(finished=True, spec=spec, counts={}, dropped={})
     limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
-    counts, dropped = _write_rows(out / ROWS, data, table, config, limit)
+    counts, dropped = _write_rows(out / ROWS, data, table, config, limit, request.seed)
     if counts["rows"] == counts["skipped_negligible"]:
         raise TrainingError(f"no rows to train on: {dict(counts)}. Look at the weights, or raise training.max_length.")
     write_json(out / SPEC, spec)
@@ -223,13 +233,12 @@ def _finished(out: Path, spec: dict[str, Any]) -> bool:
 
 
 def _write_rows(
-    path: Path, data: Path, table: WeightTable, config: TrainingConfig, limit: int | None
-) -> tuple[Counter[str], float]:
-    """Write the training rows; returns what was counted, and the largest share of a prompt's weight left out."""
-    index_N, _ = index_groups(table.groups)
-    skipped_N, dropped_G = negligible(table.weights_N, index_N, config.skip_mass)
+    path: Path, data: Path, table: WeightTable, config: TrainingConfig, limit: int | None, seed: int
+) -> tuple[Counter[str], dict[str, Any]]:
+    """Write the training rows; returns what was counted, and what was left out."""
+    weights_N, skipped_N, dropped = _left_out(table, config, seed)
     choice = Choice(
-        weights=table.by_id(),
+        weights=dict(zip(table.ids, weights_N.tolist(), strict=True)),
         negligible={table.ids[at] for at in np.flatnonzero(skipped_N)},
         turns=config.turns,
         normalization=config.normalization,
@@ -237,4 +246,20 @@ def _write_rows(
     )
     counts: Counter[str] = Counter()
     write_rows(path, build_examples(stream_trajectories(data), choice, counts))
-    return counts, float(dropped_G.max(initial=0.0))
+    return counts, dropped
+
+
+def _left_out(
+    table: WeightTable, config: TrainingConfig, seed: int
+) -> tuple[Floats, NDArray[np.bool_], dict[str, Any]]:
+    """Weights to train with, which conversations count and are not computed, and what the manifest says of it."""
+    given_N = table.weights_N
+    index_N, _ = index_groups(table.groups)
+    if not config.resample:
+        skipped_N, dropped_G = negligible(given_N, index_N, config.skip_mass)
+        return given_N, skipped_N, {"dropped_mass": float(dropped_G.max(initial=0.0))}
+    drawn_N = systematic_resampling(given_N, index_N, config.resample, derive_seed(seed, "resample"))
+    ess = {"before": effective_sample_size(given_N), "after": effective_sample_size(drawn_N)}
+    record = {"drawn": int(np.count_nonzero(drawn_N)), "ess": ess}
+    # What was not drawn keeps a weight: it counts as a row.
+    return np.where(drawn_N == 0, given_N, drawn_N), drawn_N == 0, {"dropped_mass": 0.0, "resampled": record}
