@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from drift.chat import Chat, TemplateChat
+from drift.checksums import damaged_files
 from drift.errors import PolicyError, require
 from drift.policies.base import Sampling
 from drift.policies.sampler import RowEnds, SeededPicker
@@ -41,6 +42,7 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto") -> tupl
     if looks_local and not (path / "config.json").is_file():
         found = "a folder without config.json" if path.is_dir() else "nothing there"
         raise PolicyError(f"model {model!r}: {found}. Give a folder that holds a model, or a hub id like owner/name.")
+    check_files(path)
     wanted = DTYPES.get(dtype, torch.float32 if place == "cpu" else "auto")
     source = str(path) if path.exists() else model
     try:
@@ -52,6 +54,15 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto") -> tupl
             "Check the name, that the files are whole, and that the hub can be reached if it is not a folder."
         ) from error
     return loaded, tokenizer
+
+
+def check_files(folder: Path) -> None:
+    """Raise ``PolicyError`` where files of a model that drift wrote are not what it wrote."""
+    damage = damaged_files(folder)
+    if damage:
+        raise PolicyError(
+            f"the model in {folder} is damaged: {'; '.join(damage)}. Train it again, or restore the files."
+        )
 
 
 def fingerprint(model: Any, tokenizer: Any) -> str:

@@ -16,12 +16,13 @@ import yaml
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
+from drift.checksums import write_sums
 from drift.errors import ConfigError, Interrupted
 from drift.manifest import writing
 from drift.policies import model_path
 from drift.policies.hf import load_model
 from drift.progress import Progress
-from drift.training.checkpoints import FOLDER, last_checkpoint
+from drift.training.checkpoints import FOLDER, last_checkpoint, whole_checkpoint
 from drift.training.config import LoraSettings, TrainingConfig
 from drift.training.forward import teach, use_trees, why_not_trees
 from drift.training.plan import Step
@@ -150,7 +151,7 @@ def fit(
             ),
             callbacks=[*callbacks, _Bar()] if ranks.leads else callbacks,
         )
-        checkpoint = last_checkpoint(out)
+        checkpoint = whole_checkpoint(out)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except KeyboardInterrupt as stop:
@@ -214,3 +215,10 @@ def save(
             model = merged_into(model_path(base), out / "adapter") if quantized else model.merge_and_unload()
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
+        write_sums(out, _model_files(out))
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """What a loader of the model folder reads."""
+    names = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja", "adapter/*")
+    return [path for name in names for path in folder.glob(name) if path.is_file()]
