@@ -35,6 +35,7 @@ def seconds_of(shape: Shape, ours: Variants) -> dict[str, float]:
     return {
         **{name: statistics.median(found) for name, found in times.items()},
         "tokens": sum(len(row.token_ids) for row in rows),
+        "own": sum(len(row.token_ids) - shape.prompt_tokens for row in rows),
         "computed": sum(len(tree.token_ids) for tree in pack(rows, TOKENS)),
     }
 
@@ -49,9 +50,9 @@ def main() -> None:
     for axis, points in sweeps.items():
         first = next(iter(points.values()))
         for value, found in points.items():
-            grown = {name: found[name] / first[name] for name in ("drift", "plain", "tokens")}
+            grown = {name: found[name] / first[name] for name in ("drift", "plain", "tokens", "own")}
             print(
-                f"{axis} = {value:2d}: {found['tokens']:6.0f} tokens (x {grown['tokens']:.2f}), "
+                f"{axis} = {value:2d}: {found['tokens']:6.0f} tokens (x {grown['tokens']:.2f}), without the prompt x {grown['own']:.2f}, "
                 f"drift x {grown['drift']:.2f}, plain rows x {grown['plain']:.2f}, "
                 f"plain / drift {found['plain'] / found['drift']:.2f}"
             )
@@ -72,6 +73,7 @@ def draw(sweeps: dict[str, dict[int, dict[str, float]]], path: str) -> None:
         first = next(iter(points.values()))
         for name, label, style in (
             ("tokens", "tokens in rows", "k--"),
+            ("own", "tokens in rows, without the prompt", "k:"),
             ("plain", "plain rows, processor seconds", "C1o-"),
             ("drift", "drift, processor seconds", "C0o-"),
         ):
