@@ -52,7 +52,8 @@ def main() -> None:
         for value, found in points.items():
             grown = {name: found[name] / first[name] for name in ("drift", "plain", "tokens", "own")}
             print(
-                f"{axis} = {value:2d}: {found['tokens']:6.0f} tokens (x {grown['tokens']:.2f}), without the prompt x {grown['own']:.2f}, "
+                f"{axis} = {value:2d}: {found['tokens']:6.0f} tokens (x {grown['tokens']:.2f}, "
+                f"without the prompt x {grown['own']:.2f}), "
                 f"drift x {grown['drift']:.2f}, plain rows x {grown['plain']:.2f}, "
                 f"plain / drift {found['plain'] / found['drift']:.2f}"
             )
