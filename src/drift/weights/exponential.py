@@ -132,8 +132,10 @@ def awr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float, w_max:
     require(w_max > 0, "weights.w_max", w_max, "a number > 0")
     returns = np.asarray(returns_N, float)
     index_N, groups = index_groups(group_N)
-    advantage_N = returns - group_mean(returns, index_N, groups)[index_N]
     with np.errstate(over="ignore"):
+        # Less the largest first: the mean of equal returns would differ from them in the last bit, and β may be small.
+        gap_N = returns - group_max(returns, index_N, groups)[index_N]
+        advantage_N = gap_N - group_mean(gap_N, index_N, groups)[index_N]
         weights: Floats = np.exp(np.minimum(advantage_N / beta, np.log(w_max)))
     return weights
 
