@@ -14,9 +14,9 @@ from drift.errors import ConfigError, EnvironmentFault, require
 from drift.evaluation.estimates import estimate_all
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
 from drift.manifest import write_json, write_manifest
-from drift.policies.base import Sampling
+from drift.policies.base import AnyPolicy, Sampling
 from drift.rollouts.cluster import sampler
-from drift.rollouts.collect import Collection, collect
+from drift.rollouts.collect import Collection, Executor, collect
 from drift.rollouts.config import ClusterSettings
 from drift.rollouts.worker import Making
 from drift.types import Task, Trajectory
@@ -58,6 +58,49 @@ def check_unseen(tasks: Sequence[Task], seen: Path) -> None:
         )
 
 
+def modes_of(config: EvaluationConfig) -> dict[str, tuple[int, Sampling]]:
+    """Conversations per task and how replies are drawn, by mode."""
+    modes = {"greedy": (1, replace(config.sampling, temperature=0.0, top_p=1.0))}
+    return {**modes, "sampled": (config.samples, config.sampling)} if config.samples else modes
+
+
+def hold_modes(
+    tasks: Sequence[Task],
+    factory: EnvironmentFactory,
+    policy: AnyPolicy | Executor,
+    config: EvaluationConfig,
+    places: Mapping[str, Path],
+    environment: Mapping[str, Any],
+    *,
+    seed: int,
+    label: str,
+) -> dict[str, dict[str, Any]]:
+    """Hold the conversations of every mode with one policy; returns what each cost.
+
+    Args:
+        tasks: the held-out tasks.
+        factory: the environment.
+        policy: what replies.
+        config: how to measure.
+        places: directory of the conversations by mode.
+        environment: name and settings, for the record.
+        seed: decides the samples.
+        label: of the policy, shown while it runs.
+    """
+    costs = {}
+    for mode, (samples, sampling) in modes_of(config).items():
+        collection = Collection(
+            environment=dict(environment),
+            samples=samples,
+            seed=seed,
+            sampling=sampling,
+            concurrency=config.concurrency,
+            label=f"{label}, {mode}",
+        )
+        costs[mode] = collect(tasks, factory, policy, collection, places[mode])["cost"]
+    return costs
+
+
 def evaluate_policies(
     environment: Mapping[str, Any],
     factory: EnvironmentFactory,
@@ -89,29 +132,19 @@ def evaluate_policies(
     tasks = factory.tasks(config.split, config.tasks, seed)
     if seen is not None:
         check_unseen(tasks, seen)
-    modes = {"greedy": (1, replace(config.sampling, temperature=0.0, top_p=1.0))}
-    if config.samples:
-        modes["sampled"] = (config.samples, config.sampling)
     costs: dict[str, dict[str, Any]] = {}
     for name, model in policies.items():
         making = Making(environment=environment, model=model, settings=settings or {}, usual=usual)
-        # An engine that takes a minute to start serves both modes.
+        # An engine that takes a minute to start serves all modes.
         with sampler(cluster, making) as policy, getattr(policy, "held_open", nullcontext)():
-            for mode, (samples, sampling) in modes.items():
-                collection = Collection(
-                    environment=dict(environment),
-                    samples=samples,
-                    seed=seed,
-                    sampling=sampling,
-                    concurrency=config.concurrency,
-                    label=f"{name}, {mode}",
-                )
-                costs[f"{mode}/{name}"] = collect(tasks, factory, policy, collection, out / mode / name)["cost"]
+            places = {mode: out / mode / name for mode in modes_of(config)}
+            found = hold_modes(tasks, factory, policy, config, places, environment, seed=seed, label=name)
+            costs |= {f"{mode}/{name}": cost for mode, cost in found.items()}
     rows = [
         estimate
-        for mode in modes
+        for mode in modes_of(config)
         for estimate in estimate_all(
-            _on_common_prompts({name: read_trajectories(out / mode / name) for name in policies}),
+            on_common_prompts({name: read_trajectories(out / mode / name) for name in policies}),
             mode=mode,
             max_turns=factory.max_turns,
             baseline=next(iter(policies)),
@@ -122,7 +155,7 @@ def evaluate_policies(
     content = {
         "environment": dict(environment),
         "policies": dict(policies),
-        "modes": list(modes),
+        "modes": list(modes_of(config)),
         "max_turns": factory.max_turns,
         "tasks": len(tasks),
         "task_hash": task_hash(tasks),
@@ -134,7 +167,7 @@ def evaluate_policies(
     return content
 
 
-def _on_common_prompts(held: Mapping[str, Sequence[Trajectory]]) -> dict[str, Runs]:
+def on_common_prompts(held: Mapping[str, Sequence[Trajectory]]) -> dict[str, Runs]:
     """Runs of every policy on the prompts that all of them have: a judge may fail on one of them alone."""
     common = set.intersection(*({t.task_id for t in found if has_outcome(t)} for found in held.values()))
     if not common:
