@@ -8,16 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from drift.api import evaluate, import_conversations, report, rollout, run_recipe, train, weigh
+    from drift.api import evaluate, import_conversations, report, rollout, train, weigh
+    from drift.compare import compare
+    from drift.pipeline import run_recipe
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "import_conversations", "report", "rollout", "run_recipe", "train", "weigh"]
+__all__ = ["compare", "evaluate", "import_conversations", "report", "rollout", "run_recipe", "train", "weigh"]
+_ELSEWHERE = {"compare": "drift.compare", "run_recipe": "drift.pipeline"}
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when first asked for, so that `import drift` and `drift --help` stay quick.
     if name in __all__:
-        from drift import api
+        from importlib import import_module
 
-        return getattr(api, name)
+        return getattr(import_module(_ELSEWHERE.get(name, "drift.api")), name)
     raise AttributeError(f"module 'drift' has no attribute {name!r}")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from drift.environments import make_environment
-from drift.errors import ConfigError, require
 from drift.policies.base import Sampling
-from drift.recipe import EvaluationSettings, PolicyChoice, Recipe, RolloutSettings, to_dict
+from drift.recipe import EvaluationSettings, PolicyChoice, RolloutSettings
 from drift.rollouts.config import ClusterSettings
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
@@ -25,6 +24,8 @@ def rollout(
     environment_settings: Mapping[str, Any] | None = None,
     split: str = "train",
     seed: int = 1,
+    sample_seed: int | None = None,
+    source: Any = None,
 ) -> Path:
     """Hold K conversations for each task and write them to ``out``; go on where an earlier call stopped.
 
@@ -36,6 +37,8 @@ def rollout(
         environment_settings: the environment's own settings.
         split: split of the tasks.
         seed: decides tasks and samples.
+        sample_seed: decides the samples alone, for other conversations about the same tasks; ``seed`` unless given.
+        source: the policy itself, or a cluster, where the caller keeps one open that was made of ``policy``.
     """
     from drift.rollouts.cluster import sampler
     from drift.rollouts.collect import Collection, collect
@@ -47,15 +50,15 @@ def rollout(
     collection = Collection(
         environment={"name": environment, "settings": dict(environment_settings or {}), "split": split},
         samples=settings.samples,
-        seed=seed,
+        seed=seed if sample_seed is None else sample_seed,
         sampling=settings.sampling,
         concurrency=settings.concurrency,
     )
     tasks = factory.tasks(split, settings.tasks, seed)
     usual = {"dtype": choice.dtype, "device": choice.device, "batch_size": choice.batch_size}
     making = Making(environment=collection.environment, model=choice.model, settings=choice.settings, usual=usual)
-    with sampler(settings.cluster, making) as source:
-        collect(tasks, factory, source, collection, Path(out))
+    with sampler(settings.cluster, making) if source is None else nullcontext(source) as opened:
+        collect(tasks, factory, opened, collection, Path(out))
     return Path(out)
 
 
@@ -204,92 +207,3 @@ def report(run: str | Path, *, out: str | Path | None = None) -> Path:
     from drift.reporting.page import write_report
 
     return write_report(Path(run), Path(out) if out is not None else Path(run) / "report.html")
-
-
-def run_recipe(recipe: Recipe, out: str | Path) -> Path:
-    """Run every stage of ``recipe`` into ``out``; stages that are finished are not run again.
-
-    Writes ``recipe.yaml`` (resolved), ``rollouts/``, ``weights/``, ``model/``, ``evaluation/`` and ``report.html``.
-
-    Raises:
-        ConfigError: ``out`` was begun with another recipe, or torchrun started this process as one of several.
-    """
-    require(
-        os.environ.get("WORLD_SIZE", "1") == "1" or "LOCAL_RANK" not in os.environ,
-        "WORLD_SIZE",
-        os.environ.get("WORLD_SIZE"),
-        "a single process for a whole recipe",
-        "Start it without torchrun and give training.num_processes: it starts them for the training.",
-    )
-    out = Path(out)
-    check_recipe(recipe)
-    _claim(recipe, out)
-    environment, choice = recipe.environment, recipe.policy
-    data = rollout(
-        environment.name,
-        out=out / "rollouts",
-        policy=choice,
-        settings=recipe.rollouts,
-        environment_settings=environment.settings,
-        seed=recipe.seed,
-    )
-    weights = weigh(data, out=out / "weights", config=recipe.weights)
-    model = train(
-        data,
-        weights,
-        out=out / "model",
-        base=choice.model,
-        config=recipe.training,
-        seed=recipe.seed,
-        device=choice.device,
-    )
-    evaluate(
-        environment.name,
-        policies={"base": choice.model, "tuned": str(model)},
-        out=out / "evaluation",
-        settings=recipe.evaluation,
-        sampling=recipe.rollouts.sampling,
-        environment_settings=environment.settings,
-        policy=choice,
-        cluster=recipe.rollouts.cluster,
-        seen=data,
-        seed=recipe.seed,
-    )
-    report(out)
-    return out
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Find what can be found wrong without long work: the environment, its tasks of both splits, the model folder."""
-    from drift.policies import DEFAULT_MODEL
-
-    factory = make_environment(recipe.environment.name, recipe.environment.settings)
-    factory.tasks("train", recipe.rollouts.tasks, recipe.seed)
-    factory.tasks("test", recipe.evaluation.tasks, recipe.seed)
-    model = recipe.policy.model
-    require(bool(model) and ":" not in model, "policy.model", model, "default, a model folder, or a hub id")
-    folder = DEFAULT_MODEL if model == "default" else Path(model).expanduser()
-    if (model == "default" or model.startswith((".", "/", "~"))) and not (folder / "config.json").is_file():
-        raise ConfigError(f"policy.model: no model in {folder}. Give a folder that holds config.json, or a hub id.")
-
-
-def _claim(recipe: Recipe, out: Path) -> None:
-    import yaml
-
-    from drift.manifest import differing_keys, write_atomic
-
-    path = out / "recipe.yaml"
-    values = to_dict(recipe)
-    if path.is_file():
-        changed = [
-            key
-            for key in differing_keys(yaml.safe_load(path.read_text()) or {}, values)
-            # Where conversations are held changes none of them, nor do several processes change what is trained.
-            if not key.startswith(("rollouts.cluster", "training.num_processes"))
-        ]
-        if changed:
-            raise ConfigError(
-                f"{out} was begun with another recipe: {'; '.join(changed)}. "
-                "Give another --out, or run the recipe.yaml in it."
-            )
-    write_atomic(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())

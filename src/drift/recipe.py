@@ -96,6 +96,8 @@ class Recipe:
 
     Args:
         seed: every random choice of the run derives from it.
+        rounds: how often to roll out and train: the steps are shared among the rounds, and each after the first rolls
+            out the same tasks again with the model of the one before (DRIFT App. D.5).
         environment: who the policy talks to.
         policy: the model.
         rollouts: what is sampled.
@@ -105,6 +107,7 @@ class Recipe:
     """
 
     seed: int = 1
+    rounds: int = 1
     environment: EnvironmentChoice = field(default_factory=EnvironmentChoice)
     policy: PolicyChoice = field(default_factory=PolicyChoice)
     rollouts: RolloutSettings = field(default_factory=RolloutSettings)
@@ -113,6 +116,9 @@ class Recipe:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def __post_init__(self) -> None:
+        require(self.rounds >= 1, "rounds", self.rounds, "a whole number ≥ 1")
+        steps = self.training.max_steps
+        require(not steps or steps >= self.rounds, "rounds", self.rounds, f"at most the {steps} steps of training")
         if get_scheme(self.weights.scheme).grouped:
             require(
                 self.rollouts.samples >= 2,
@@ -141,6 +147,13 @@ def load_values(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not YAML, not a mapping, or an unknown key; names the nearest known key.
     """
+    values = read_yaml(path)
+    check_keys(values, Recipe, str(path))
+    return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; raises ``ConfigError`` where there are none."""
     import yaml
 
     if not path.is_file():
@@ -151,7 +164,8 @@ def load_values(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe {path} is not YAML: {error}.") from error
     values = {} if values is None else values
-    check_keys(values, Recipe, str(path))
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: got {values!r}, expected keys and values (in {path}).")
     return typing.cast(dict[str, Any], values)
 
 

@@ -8,7 +8,7 @@ from drift.api import report
 from drift.dataset.store import read_trajectories
 from drift.environments.reasoning import Reasoning
 from drift.errors import EnvironmentFault
-from drift.evaluation.run import EvaluationConfig, _on_common_prompts, evaluate_policies
+from drift.evaluation.run import EvaluationConfig, evaluate_policies, on_common_prompts
 from drift.policies.base import Sampling
 from drift.reporting.facts import read_facts, table
 from drift.types import Trajectory
@@ -95,4 +95,4 @@ def test_policies_without_one_task_in_common_can_not_be_compared(make_trajectory
         "tuned": [make_trajectory("a", error="no score"), make_trajectory("b")],
     }
     with pytest.raises(EnvironmentFault, match=r"no task on which every policy \(base, tuned\)"):
-        _on_common_prompts(held)
+        on_common_prompts(held)

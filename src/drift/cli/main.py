@@ -21,6 +21,7 @@ from drift.progress import leave
 VERBS = {
     "quickstart": "sample, weigh, fine-tune, measure and report on the built-in policy, in minutes",
     "run": "run a whole recipe; finished stages are not run again",
+    "compare": "run many methods and seeds on one recipe, and say which is better",
     "rollout": "hold K conversations for each task of an environment",
     "import": "turn logged conversations with rewards into trajectories",
     "weigh": "weigh conversations by their return",

@@ -38,17 +38,21 @@ def use_recipe(parser: ArgumentParser, path: Path, **positional: str) -> None:
     Raises:
         ConfigError: no such file, an unknown key, or a value of the wrong type.
     """
-    values = load_values(path)
+    use_values(parser, load_values(path), str(path), **positional)
+
+
+def use_values(parser: ArgumentParser, values: Mapping[str, Any], where: str, **positional: str) -> None:
+    """Make recipe values the parser's defaults; ``where`` names what they come from in errors."""
     try:
         checked = parser.parse_object({**positional, **values})
     except ArgumentError as error:
-        raise ConfigError(f"recipe {path}: {' '.join(str(error).split())}.") from error
+        raise ConfigError(f"recipe {where}: {' '.join(str(error).split())}.") from error
     parser.set_defaults({key: checked[key] for key in flatten(values)})
 
 
 def execute(recipe: Recipe, out: str, *, dry_run: bool) -> int:
     """Run a resolved recipe, or only print and check it."""
-    from drift.api import check_recipe, run_recipe
+    from drift.pipeline import check_recipe, run_recipe
 
     if dry_run:
         import yaml

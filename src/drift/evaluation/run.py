@@ -14,9 +14,9 @@ from drift.errors import ConfigError, EnvironmentFault, require
 from drift.evaluation.estimates import GREEDY, SAMPLED, estimate_all
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
 from drift.manifest import write_json, write_manifest
-from drift.policies.base import Sampling
+from drift.policies.base import AnyPolicy, Sampling
 from drift.rollouts.cluster import sampler
-from drift.rollouts.collect import Collection, collect
+from drift.rollouts.collect import Collection, Executor, collect
 from drift.rollouts.config import ClusterSettings
 from drift.rollouts.worker import Making
 from drift.types import Task, Trajectory
@@ -84,6 +84,49 @@ def _contents(tasks: Sequence[Task]) -> dict[str, str]:
     return {content: min(of) for content, of in ids.items() if content is not None and len(of) == 1}
 
 
+def modes_of(config: EvaluationConfig) -> dict[str, tuple[int, Sampling]]:
+    """Conversations per task and how replies are drawn, by mode."""
+    modes = {GREEDY: (1, replace(config.sampling, temperature=0.0, top_p=1.0))}
+    return {**modes, SAMPLED: (config.samples, config.sampling)} if config.samples else modes
+
+
+def hold_modes(
+    tasks: Sequence[Task],
+    factory: EnvironmentFactory,
+    policy: AnyPolicy | Executor,
+    config: EvaluationConfig,
+    places: Mapping[str, Path],
+    environment: Mapping[str, Any],
+    *,
+    seed: int,
+    label: str,
+) -> dict[str, dict[str, Any]]:
+    """Hold the conversations of every mode with one policy; returns what each cost.
+
+    Args:
+        tasks: the held-out tasks.
+        factory: the environment.
+        policy: what replies.
+        config: how to measure.
+        places: directory of the conversations by mode.
+        environment: name and settings, for the record.
+        seed: decides the samples.
+        label: of the policy, shown while it runs.
+    """
+    costs = {}
+    for mode, (samples, sampling) in modes_of(config).items():
+        collection = Collection(
+            environment=dict(environment),
+            samples=samples,
+            seed=seed,
+            sampling=sampling,
+            concurrency=config.concurrency,
+            label=f"{label}, {mode}",
+        )
+        costs[mode] = collect(tasks, factory, policy, collection, places[mode])["cost"]
+    return costs
+
+
 def evaluate_policies(
     environment: Mapping[str, Any],
     factory: EnvironmentFactory,
@@ -114,30 +157,20 @@ def evaluate_policies(
     require(bool(policies), "policies", dict(policies), "at least one model by name, like base=default")
     tasks = factory.tasks(config.split, config.tasks, seed)
     unseen = {"unseen": check_unseen(tasks, seen)} if seen is not None else {}
-    modes = {GREEDY: (1, replace(config.sampling, temperature=0.0, top_p=1.0))}
-    if config.samples:
-        modes[SAMPLED] = (config.samples, config.sampling)
     costs: dict[str, dict[str, Any]] = {}
     for name, model in policies.items():
         making = Making(environment=environment, model=model, settings=settings or {}, usual=usual)
-        # An engine that takes a minute to start serves both modes.
+        # An engine that takes a minute to start serves all modes.
         with sampler(cluster, making) as policy, getattr(policy, "held_open", nullcontext)():
-            for mode, (samples, sampling) in modes.items():
-                collection = Collection(
-                    environment=dict(environment),
-                    samples=samples,
-                    seed=seed,
-                    sampling=sampling,
-                    concurrency=config.concurrency,
-                    label=f"{name}, {mode}",
-                )
-                costs[f"{mode}/{name}"] = collect(tasks, factory, policy, collection, out / mode / name)["cost"]
+            places = {mode: out / mode / name for mode in modes_of(config)}
+            found = hold_modes(tasks, factory, policy, config, places, environment, seed=seed, label=name)
+            costs |= {f"{mode}/{name}": cost for mode, cost in found.items()}
     options = {task.id: options_of(factory, task) for task in tasks}
     rows = [
         estimate
-        for mode in modes
+        for mode in modes_of(config)
         for estimate in estimate_all(
-            _on_common_prompts({name: read_trajectories(out / mode / name) for name in policies}, options),
+            on_common_prompts({name: read_trajectories(out / mode / name) for name in policies}, options),
             mode=mode,
             max_turns=factory.max_turns,
             baseline=next(iter(policies)),
@@ -148,7 +181,7 @@ def evaluate_policies(
     content = {
         "environment": dict(environment),
         "policies": dict(policies),
-        "modes": list(modes),
+        "modes": list(modes_of(config)),
         "max_turns": factory.max_turns,
         "tasks": len(tasks),
         "task_hash": task_hash(tasks),
@@ -161,7 +194,7 @@ def evaluate_policies(
     return content
 
 
-def _on_common_prompts(
+def on_common_prompts(
     held: Mapping[str, Sequence[Trajectory]], options: Mapping[str, int | None] | None = None
 ) -> dict[str, Runs]:
     """Runs of every policy on the prompts that all of them have: a judge may fail on one of them alone."""

@@ -16,7 +16,8 @@ from drift.reporting.facts import Facts, floor_curve
 COLORS = ("#7a8699", "#1f6feb", "#d9730d", "#2da44e", "#a371f7", "#cf222e")
 
 
-def _svg(draw: Callable[[Axes], None], title: str, width: float = 5.2, height: float = 3.1) -> str:
+def svg(draw: Callable[[Axes], None], title: str, width: float = 5.2, height: float = 3.1) -> str:
+    """The figure that ``draw`` makes, as an SVG element; ``title`` is its description."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     draw(axes)
@@ -54,7 +55,7 @@ def multi_at_k(facts: Facts, mode: str) -> str:
         axes.set_ylim(0, 104)
         axes.legend(frameon=False, loc="best")
 
-    return _svg(draw, f"multi@k, {mode}")
+    return svg(draw, f"multi@k, {mode}")
 
 
 def histogram(values: Mapping[str, Sequence[float]], label: str, color: str) -> str:
@@ -69,7 +70,7 @@ def histogram(values: Mapping[str, Sequence[float]], label: str, color: str) -> 
         # One bar often towers over the rest, and the rest is what matters.
         axes.set_yscale("symlog", linthresh=10)
 
-    return _svg(draw, label)
+    return svg(draw, label)
 
 
 def training_curve(curve: Sequence[Mapping[str, Any]]) -> str:
@@ -80,4 +81,4 @@ def training_curve(curve: Sequence[Mapping[str, Any]]) -> str:
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("weighted loss (nats per row)")
 
-    return _svg(draw, "training loss")
+    return svg(draw, "training loss")

@@ -1,0 +1,182 @@
+"""From the conversations of every method and seed to one table: estimates, paired differences, costs, what failed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drift.compare.methods import BASE
+from drift.compare.settings import Comparison
+from drift.dataset.store import read_trajectories
+from drift.environments import make_environment
+from drift.evaluation.comparisons import TwoLevel, holm, two_level
+from drift.evaluation.intervals import ratio_value
+from drift.evaluation.metrics import Ratio, metrics
+from drift.evaluation.run import on_common_prompts
+from drift.evaluation.seeds import draw_together
+from drift.manifest import SCHEMA_VERSION, package_versions, read_manifest
+from drift.recipe import to_dict
+
+COMPARISON = "comparison.json"
+KIND = "comparison"
+# The chance, over all comparisons of a table, that a difference is claimed where there is none.
+LEVEL = 0.05
+_LEFT_OUT = ("accuracy@",)
+_SHARES = ("multi@", "corrected@", "distinct_answers", "format_failures")
+Floats = NDArray[np.float64]
+
+
+def collate(
+    comparison: Comparison, out: Path, failed: Mapping[str, Mapping[int, str]], *, command: str
+) -> dict[str, Any]:
+    """Everything the table, the page and docs/results.md say, as plain values (docs/artifacts.md).
+
+    A method that failed with any seed has no estimates: a mean over other seeds could not be compared.
+    """
+    recipe = comparison.recipe
+    max_turns = make_environment(recipe.environment.name, recipe.environment.settings).max_turns
+    names = [BASE, *(name for name in comparison.methods if name not in failed)]
+    modes = ["greedy", *(["sampled"] if recipe.evaluation.samples else [])]
+    found = [_Mode(comparison, out, names, mode, max_turns) for mode in modes]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": KIND,
+        "packages": package_versions(),
+        "command": command,
+        "recipe": {key: value for key, value in to_dict(recipe).items() if key != "seed"},
+        "methods": {
+            name: {"summary": method.summary, "overrides": dict(method.overrides)}
+            for name, method in comparison.methods.items()
+        },
+        "seeds": list(comparison.seeds),
+        "against": comparison.against,
+        "modes": modes,
+        "max_turns": max_turns,
+        "rows": [row for mode in found for row in mode.rows()],
+        "differences": [row for mode in found for row in mode.differences(comparison.against)],
+        "best": {mode: each.best(f"multi@{max_turns}") for mode, each in zip(modes, found, strict=True)},
+        "costs": {name: _costs(out, comparison.seeds, name) for name in names},
+        "failed": {name: {str(seed): reason for seed, reason in reasons.items()} for name, reasons in failed.items()},
+    }
+
+
+class _Mode:
+    """Estimates of one mode, all drawn together."""
+
+    def __init__(self, comparison: Comparison, out: Path, names: list[str], mode: str, max_turns: int) -> None:
+        self._names, self._mode, self._seeds = names, mode, comparison.seeds
+        self._places: dict[tuple[str, str], list[int]] = {}
+        self._seed = comparison.seeds[0]
+        cells: list[tuple[tuple[str, ...], Ratio]] = []
+        for seed in comparison.seeds:
+            methods = out / f"seed-{seed}" / "methods"
+            runs = on_common_prompts({name: read_trajectories(methods / name / mode) for name in names})
+            for name in names:
+                for metric, ratio in metrics(runs[name], max_turns).items():
+                    if not metric.startswith(_LEFT_OUT):
+                        self._places.setdefault((name, metric), []).append(len(cells))
+                        cells.append((runs[name].prompts, ratio))
+        self._drawn = draw_together(cells, self._seed)
+        values = [ratio_value(ratio) for _, ratio in cells]
+        self._points = np.array([math.nan if value is None else value for value in values])
+        self._metrics = list(dict.fromkeys(metric for _, metric in self._places))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One estimate for each method and metric."""
+        return [
+            {
+                "method": name,
+                "metric": f"{self._mode}/{metric}",
+                **_told(self._estimate(name, metric), within=metric.startswith(_SHARES)),
+                "by_seed": [_rounded(value) for value in self._points[self._places[name, metric]]],
+            }
+            for name in self._names
+            for metric in self._metrics
+        ]
+
+    def differences(self, against: str) -> list[dict[str, Any]]:
+        """Paired differences from ``against``; the correction is over methods, the base not being one."""
+        if against not in self._names:
+            return []
+        rows = []
+        for metric in self._metrics:
+            found = {name: self._estimate(name, metric, against) for name in self._names if name != against}
+            family = [name for name in found if name != BASE]
+            p_values = [math.nan if (p := found[name].p_value) is None else p for name in family]
+            corrected = dict(zip(family, holm(p_values).tolist(), strict=True))
+            rows += [
+                {
+                    "method": name,
+                    "metric": f"{self._mode}/{metric}",
+                    **_told(estimate),
+                    "p_value": _rounded(estimate.p_value),
+                    "p_holm": _rounded(corrected.get(name)),
+                }
+                for name, estimate in found.items()
+            ]
+        return rows
+
+    def best(self, metric: str) -> dict[str, Any]:
+        """The method with the highest value, and which others it can't be told from.
+
+        It wins where it differs from each other method at 5 %, corrected for their number (Bonferroni): whichever
+        method is truly best, the chance that another is named is then at most 5 % (Hsu's comparison with the best).
+        """
+        value = {name: self._estimate(name, metric).value for name in self._names if name != BASE}
+        known = {name: number for name, number in value.items() if number is not None}
+        if len(known) < 2:
+            return {"method": next(iter(known), None), "winner": False, "not_told_apart": []}
+        top = max(known, key=lambda name: known[name])
+        others = [name for name in known if name != top]
+        apart = {name: self._estimate(top, metric, name).p_value for name in others}
+        close = [name for name, p in apart.items() if p is None or p * len(others) >= LEVEL]
+        return {"method": top, "winner": not close, "not_told_apart": close}
+
+    def _estimate(self, name: str, metric: str, against: str = "") -> TwoLevel:
+        ours = self._places[name, metric]
+        points, drawn = self._points[ours], self._drawn[:, ours]
+        if against:
+            theirs = self._places[against, metric]
+            points, drawn = points - self._points[theirs], drawn - self._drawn[:, theirs]
+        return two_level(points, drawn, seed=self._seed)
+
+
+def _told(estimate: TwoLevel, *, within: bool = False) -> dict[str, Any]:
+    """An estimate as plain values; the interval of a share is kept ``within`` 0 and 1, which few seeds overstep."""
+    numbers = {key: _rounded(getattr(estimate, key)) for key in ("value", "low", "high", "from_seeds", "from_prompts")}
+    for key, bound in (("low", max), ("high", min)):
+        if within and (number := numbers[key]) is not None:
+            numbers[key] = bound(number, float(key == "high"))
+    return {**numbers, "seeds": estimate.seeds}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 8)
+
+
+def _costs(out: Path, seeds: tuple[int, ...], name: str) -> dict[str, Any]:
+    """Mean over seeds of what a method needs from nothing: rollouts (shared ones too), weighing and training."""
+    spent = []
+    for seed in seeds:
+        folder = out / f"seed-{seed}"
+        method, shared = (
+            read_manifest(folder / "methods" / name, "method"),
+            read_manifest(folder / "rollouts", "trajectories"),
+        )
+        rollouts = shared["cost"] if name != BASE else {"seconds": 0.0, "tokens_sampled": 0}
+        sampled = [rollouts["tokens_sampled"], method["tokens_sampled"]]
+        spent.append(
+            {
+                "tokens_generated": math.nan if None in sampled else sum(sampled),
+                "tokens_trained": method["tokens_trained"],
+                "steps": method["steps"],
+                "rollout_seconds": rollouts["seconds"],
+                "seconds": rollouts["seconds"] + method["seconds"],
+            }
+        )
+    return {key: _rounded(float(np.mean([each[key] for each in spent]))) for key in spent[0]}
