@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow test-chaos test-vllm test-ray test-qlora test-adapters format clean
+.PHONY: quickstart test lint types unit slow test-chaos test-fuzz test-vllm test-ray test-qlora test-adapters format clean
 .PHONY: bench-rollouts bench-cluster bench-verifiers bench-training bench-memory bench-weights
 
 quickstart: $(INSTALLED)
@@ -27,6 +27,10 @@ slow: $(INSTALLED)
 # Faults at random moments in every stage; DRIFT_CHAOS_ROUNDS=12 for more of them.
 test-chaos: $(INSTALLED)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/pytest -m chaos -s tests/chaos
+
+INPUTS ?= 1000000
+test-fuzz: $(INSTALLED)
+	$(VENV)/bin/python -m tests.fuzz.run --inputs $(INPUTS)
 
 # vLLM's CPU build needs another torch, and does not import beside torchvision, torchaudio and torchcodec of that version.
 .venv-vllm/.installed: pyproject.toml
