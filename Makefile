@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow test-chaos test-fuzz test-vllm test-ray test-qlora test-adapters format clean
+.PHONY: quickstart test lint types unit slow test-browser test-chaos test-fuzz test-vllm test-ray test-qlora test-adapters format clean
 .PHONY: bench-rollouts bench-cluster bench-verifiers bench-training bench-memory bench-weights
 
 quickstart: $(INSTALLED)
@@ -19,7 +19,7 @@ types: $(INSTALLED)
 	$(VENV)/bin/mypy
 
 unit: $(INSTALLED)
-	$(VENV)/bin/pytest -n 2 -m "not slow and not chaos and not gpu and not vllm and not ray and not qlora and not adapters" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(VENV)/bin/pytest -n 2 -m "not slow and not browser and not chaos and not gpu and not vllm and not ray and not qlora and not adapters" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
@@ -27,6 +27,9 @@ slow: $(INSTALLED)
 # Faults at random moments in every stage; DRIFT_CHAOS_ROUNDS=12 for more of them.
 test-chaos: $(INSTALLED)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/pytest -m chaos -s tests/chaos
+
+test-browser: $(INSTALLED)
+	$(VENV)/bin/pytest -m browser tests/reporting
 
 INPUTS ?= 1000000
 test-fuzz: $(INSTALLED)
