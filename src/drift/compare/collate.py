@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from drift.dataset.store import read_trajectories
 from drift.environments import make_environment
 from drift.evaluation.comparisons import TwoLevel, holm, two_level
 from drift.evaluation.intervals import ratio_value
-from drift.evaluation.metrics import Ratio, metrics
+from drift.evaluation.metrics import Ratio, Runs, metrics
 from drift.evaluation.run import on_common_prompts
 from drift.evaluation.seeds import draw_together
 from drift.manifest import SCHEMA_VERSION, package_versions, read_manifest
 from drift.recipe import to_dict
+from drift.reporting.comparison import COMPARISON as COMPARISON
 
-COMPARISON = "comparison.json"
 KIND = "comparison"
 # The chance, over all comparisons of a table, that a difference is claimed where there is none.
 LEVEL = 0.05
@@ -42,7 +42,9 @@ def collate(
     max_turns = make_environment(recipe.environment.name, recipe.environment.settings).max_turns
     names = [BASE, *(name for name in comparison.methods if name not in failed)]
     modes = ["greedy", *(["sampled"] if recipe.evaluation.samples else [])]
-    found = [_Mode(comparison, out, names, mode, max_turns) for mode in modes]
+    found = [
+        Side(mode, {seed: _runs(out, seed, names, mode) for seed in comparison.seeds}, max_turns) for mode in modes
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
@@ -65,22 +67,31 @@ def collate(
     }
 
 
-class _Mode:
-    """Estimates of one mode, all drawn together."""
+def _runs(out: Path, seed: int, names: Sequence[str], mode: str) -> dict[str, Runs]:
+    methods = out / f"seed-{seed}" / "methods"
+    return on_common_prompts({name: read_trajectories(methods / name / mode) for name in names})
 
-    def __init__(self, comparison: Comparison, out: Path, names: list[str], mode: str, max_turns: int) -> None:
-        self._names, self._mode, self._seeds = names, mode, comparison.seeds
+
+class Side:
+    """Methods side by side in one mode, all drawn together.
+
+    Args:
+        mode: ``greedy`` or ``sampled``.
+        runs: conversations by seed and method; of one seed all on the same prompts.
+        max_turns: T.
+    """
+
+    def __init__(self, mode: str, runs: Mapping[int, Mapping[str, Runs]], max_turns: int) -> None:
+        self._mode, self._seed = mode, next(iter(runs))
+        self._names = list(runs[self._seed])
         self._places: dict[tuple[str, str], list[int]] = {}
-        self._seed = comparison.seeds[0]
         cells: list[tuple[tuple[str, ...], Ratio]] = []
-        for seed in comparison.seeds:
-            methods = out / f"seed-{seed}" / "methods"
-            runs = on_common_prompts({name: read_trajectories(methods / name / mode) for name in names})
-            for name in names:
-                for metric, ratio in metrics(runs[name], max_turns).items():
+        for held in runs.values():
+            for name in self._names:
+                for metric, ratio in metrics(held[name], max_turns).items():
                     if not metric.startswith(_LEFT_OUT):
                         self._places.setdefault((name, metric), []).append(len(cells))
-                        cells.append((runs[name].prompts, ratio))
+                        cells.append((held[name].prompts, ratio))
         self._drawn = draw_together(cells, self._seed)
         values = [ratio_value(ratio) for _, ratio in cells]
         self._points = np.array([math.nan if value is None else value for value in values])

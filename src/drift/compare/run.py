@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from drift.rollouts.cluster import sampler
 from drift.rollouts.worker import Making
 
 KIND = "method"
+SPENT = "seconds.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +110,19 @@ def _run_all(comparison: Comparison, seeds: list[_Seed]) -> dict[str, dict[int, 
             _run_method(seed, name, comparison.recipe_of(name, seed.number))
         except (Interrupted, StorageError):
             raise
-        except DriftError as error:
-            _say(f"seed {seed.number}: {name} failed: {error}")
-            failed.setdefault(name, {})[seed.number] = str(error)
+        except (DriftError, RuntimeError, MemoryError) as error:
+            # Running out of a GPU's memory is a RuntimeError, and says nothing about the other methods.
+            reason = str(error) if isinstance(error, DriftError) else f"{type(error).__name__}: {error}"
+            _say(f"seed {seed.number}: {name} failed: {reason}")
+            failed.setdefault(name, {})[seed.number] = reason
     return failed
 
 
 def _run_method(seed: _Seed, name: str, recipe: Recipe) -> None:
     folder = seed.method(name)
     claim_recipe(recipe, folder)
-    model = tune(recipe, seed.rollouts, folder)
+    with _clock(folder):
+        model = tune(recipe, seed.rollouts, folder)
     with sampler(recipe.rollouts.cluster, _making(recipe, str(model))) as policy, _held(policy):
         _measure(seed, name, policy)
     _finish(seed, name, rounds=recipe.rounds)
@@ -137,7 +143,6 @@ def _finish(seed: _Seed, name: str, rounds: int = 0) -> None:
     folder = seed.method(name)
     stages = [stage_folder(folder, number, rounds) for number in range(1, rounds + 1)]
     trained = [read_manifest(stage / "model", "model") for stage in stages]
-    weighed = [read_manifest(stage / "weights", "weights")["cost"] for stage in stages]
     again = [read_manifest(stage / "rollouts", "trajectories")["cost"] for stage in stages[1:]]
     sampled = [cost["tokens_sampled"] for cost in again]
     content = {
@@ -147,9 +152,24 @@ def _finish(seed: _Seed, name: str, rounds: int = 0) -> None:
         "trained_rows": sum(model["counts"]["rows"] for model in trained),
         "tokens_sampled": None if None in sampled else sum(sampled),
         "tokens_trained": sum(model["cost"]["tokens_trained"] for model in trained),
-        "seconds": round(sum(cost["seconds"] for cost in [*weighed, *again, *(model["cost"] for model in trained)]), 3),
+        "seconds": round(_spent(folder), 3),
     }
     write_manifest(folder, KIND, content)
+
+
+@contextmanager
+def _clock(folder: Path) -> Iterator[None]:
+    """Add what the work within takes to what interrupted runs of it took before."""
+    start, before = time.monotonic(), _spent(folder)
+    try:
+        yield
+    finally:
+        write_json(folder / SPENT, {"seconds": before + time.monotonic() - start})
+
+
+def _spent(folder: Path) -> float:
+    path = folder / SPENT
+    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else 0.0
 
 
 def _finished(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from drift.manifest import SCHEMA_VERSION, write_atomic
 
 COMPARISON = "comparison.json"
 LEVEL = 0.05
+_SHORT = {"distinct_answers": "distinct"}
 _PLAIN = ("turns", "turns_to_success", "reply_tokens")
 
 
@@ -65,6 +66,8 @@ def verdicts(found: Found) -> list[str]:
         metric = f"multi@{found.max_turns}"
         best = found.values["best"][mode]
         if best["method"] is None:
+            continue
+        if len(found.methods) < 3:
             continue
         share = cell(found.rows[best["method"], f"{mode}/{metric}"], metric)[0]
         if best["winner"]:
@@ -156,16 +159,18 @@ def print_comparison(out: Path) -> None:
 
     found, console = read_comparison(out), Console(highlight=False)
     for mode in found.modes:
-        title = f"{mode}, {subtitle(found)}; 95 % intervals over prompts and seeds"
+        title = f"{mode}, {subtitle(found)}; 95 % intervals over prompts and seeds, p by Holm"
         shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        shown.add_column("method")
-        for name in [*found.columns(), f"- {found.against}", "p (Holm)"]:
-            shown.add_column(name.replace("_", " "), justify="right")
+        shown.add_column("method", no_wrap=True)
+        for name in [*found.columns(), f"- {found.against}", "p"]:
+            shown.add_column(_SHORT.get(name, name), justify="right", no_wrap=True)
         for row in main_table(found, mode):
-            texts = [f"{value} [{span.replace(' to ', ', ')}]" if span else value for value, span in row["cells"]]
-            value, span = row["difference"]
-            texts.append(f"{value} [{span.replace('+', '').replace(' to ', ', ')}]" if span else value)
-            shown.add_row(row["method"], *texts, row["p"])
+            # Where a decision hangs on it there is an interval; the page has all of them, which no terminal holds.
+            cells = [
+                _text(each) if name == f"multi@{found.max_turns}" else each[0]
+                for name, each in zip(found.columns(), row["cells"], strict=True)
+            ]
+            shown.add_row(row["method"], *cells, _text(row["difference"]), row["p"])
         console.print(shown)
     shown = Table(title="cost, mean over seeds", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("method", "tokens generated", "tokens trained", "steps", "seconds"):
@@ -178,6 +183,12 @@ def print_comparison(out: Path) -> None:
     for text in verdicts(found):
         console.print(text, markup=False)
     console.print(f"report: {out / 'report.html'}", markup=False)
+
+
+def _text(shown: tuple[str, str]) -> str:
+    """A value and its interval, in as little room as that takes."""
+    value, span = shown
+    return f"{value} [{span.replace('+', '').replace(' to ', ', ')}]" if span else value
 
 
 def write_comparison_page(source: Path, out: Path) -> Path:
