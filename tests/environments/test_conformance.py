@@ -12,6 +12,7 @@ from drift.types import Step, Task
 MAX_TURNS = "max_turns is at least 1"
 TASKS = "tasks are distinct, repeatable and JSON"
 SPLITS = "splits share no task"
+OPTIONS = "options, where told, are whole numbers"
 OPENINGS = "openings are messages and end with someone else's turn"
 REPEATABLE = "the same replies give the same steps"
 SEPARATE = "episodes do not share state"
@@ -94,6 +95,7 @@ def test_sound_environments_pass_every_check(factory):
         MAX_TURNS,
         TASKS,
         SPLITS,
+        OPTIONS,
         OPENINGS,
         REPEATABLE,
         SEPARATE,

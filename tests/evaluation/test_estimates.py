@@ -16,6 +16,10 @@ METRICS = {
     "format_failures",
     "reply_tokens",
     "reward",
+    "repeated_replies",
+    "repeated_4grams",
+    "looped_4grams",
+    "cut_off",
 }
 
 
@@ -25,7 +29,7 @@ def conversation(task, sample, solved_at, *, error=None):
     for t in range(1, (solved_at or 3) + 1):
         success = t == solved_at
         step = Step(messages=(), reward=float(success), done=success, success=success, answer=f"{t}")
-        reply = Completion(text="", token_ids=(1, 2), logprobs=None, finish_reason="stop")
+        reply = Completion(text="", token_ids=(1, 2, 3, 4), logprobs=None, finish_reason="stop")
         turns.append(Turn(prompt_ids=(0,), completion=reply, step=step))
     return Trajectory(
         id=f"{task}#{sample}",

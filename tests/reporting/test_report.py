@@ -85,7 +85,17 @@ def test_percent_and_plain_metrics_are_told_apart(run: Path) -> None:
     assert cells["turns to success"][0] == ("n/a", "")
     main = [row["metric"] for row in table(read_facts(run), "greedy") if row["main"]]
     ends = ["corrected@5 %", "turns to success", "distinct answers %", "format failures %"]
-    assert main == [*(f"multi@{k} %" for k in range(1, 6)), *ends]
+    assert main == [*(f"multi@{k} %" for k in range(1, 6)), *ends, "floor@5 %", "above floor@5 %"]
+
+
+def test_the_floor_of_guessing_stands_in_table_and_plot(run: Path) -> None:
+    cells = {row["metric"]: row for row in table(read_facts(run), "greedy")}
+    # Twenty numbers to choose from: a share of k/20 within k turns, without an interval, the same for both.
+    assert [cells[f"floor@{k} %"]["cells"][0][0] for k in (1, 2, 5)] == ["5.0", "10.0", "25.0"]
+    assert cells["floor@5 %"]["difference"] is None and cells["above floor@5 %"]["difference"] is not None
+    page = report(run).read_text()
+    assert page.count("<!-- guessing -->") == 2
+    assert re.search(r"<td>floor@5 %</td>(<td>25\.0<small>25\.0 to 25\.0</small></td>){2}<td></td></tr>", page)
 
 
 def test_one_policy_alone_gets_a_report_too(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from drift.compare.methods import BASE
 from drift.compare.settings import Comparison
 from drift.dataset.store import read_trajectories
 from drift.environments import make_environment
+from drift.environments.base import EnvironmentFactory, options_of
 from drift.evaluation.comparisons import TwoLevel, holm, two_level
+from drift.evaluation.estimates import further_metrics
 from drift.evaluation.intervals import ratio_value
 from drift.evaluation.metrics import Ratio, Runs, metrics
 from drift.evaluation.run import on_common_prompts
@@ -26,8 +28,8 @@ from drift.reporting.comparison import COMPARISON as COMPARISON
 KIND = "comparison"
 # The chance, over all comparisons of a table, that a difference is claimed where there is none.
 LEVEL = 0.05
-_LEFT_OUT = ("accuracy@",)
-_SHARES = ("multi@", "corrected@", "distinct_answers", "format_failures")
+# What lies between 0 and 1 whatever is measured.
+_SHARES = ("multi@", "corrected@", "distinct_answers", "format_failures", "floor@", "pass@", "cut_off", "repeated_")
 Floats = NDArray[np.float64]
 
 
@@ -39,11 +41,14 @@ def collate(
     A method that failed with any seed has no estimates: a mean over other seeds could not be compared.
     """
     recipe = comparison.recipe
-    max_turns = make_environment(recipe.environment.name, recipe.environment.settings).max_turns
+    factory = make_environment(recipe.environment.name, recipe.environment.settings)
+    max_turns = factory.max_turns
     names = [BASE, *(name for name in comparison.methods if name not in failed)]
     modes = ["greedy", *(["sampled"] if recipe.evaluation.samples else [])]
+    options = {seed: _options(comparison, factory, seed) for seed in comparison.seeds}
     found = [
-        Side(mode, {seed: _runs(out, seed, names, mode) for seed in comparison.seeds}, max_turns) for mode in modes
+        Side(mode, {seed: _runs(out / f"seed-{seed}", names, mode, options[seed]) for seed in options}, max_turns)
+        for mode in modes
     ]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -67,9 +72,20 @@ def collate(
     }
 
 
-def _runs(out: Path, seed: int, names: Sequence[str], mode: str) -> dict[str, Runs]:
-    methods = out / f"seed-{seed}" / "methods"
-    return on_common_prompts({name: read_trajectories(methods / name / mode) for name in names})
+def _options(comparison: Comparison, factory: EnvironmentFactory, seed: int) -> dict[str, int | None]:
+    tasks = factory.tasks("test", comparison.recipe.evaluation.tasks, seed)
+    return {task.id: options_of(factory, task) for task in tasks}
+
+
+def _runs(folder: Path, names: Sequence[str], mode: str, options: Mapping[str, int | None]) -> dict[str, Runs]:
+    held = {name: read_trajectories(folder / "methods" / name / mode) for name in names}
+    return on_common_prompts(held, options)
+
+
+def _wanted(metric: str, max_turns: int) -> bool:
+    """Whether a table of many methods has it: what is asked at each turn alone is left to ``drift evaluate``."""
+    name, _, turn = metric.partition("@")
+    return name != "accuracy" and (name != "corrected" or turn == str(max_turns))
 
 
 class Side:
@@ -88,8 +104,9 @@ class Side:
         cells: list[tuple[tuple[str, ...], Ratio]] = []
         for held in runs.values():
             for name in self._names:
-                for metric, ratio in metrics(held[name], max_turns).items():
-                    if not metric.startswith(_LEFT_OUT):
+                main = metrics(held[name], max_turns)
+                for metric, ratio in (main | further_metrics(held[name], main, mode, max_turns)).items():
+                    if _wanted(metric, max_turns):
                         self._places.setdefault((name, metric), []).append(len(cells))
                         cells.append((held[name].prompts, ratio))
         self._drawn = draw_together(cells, self._seed)

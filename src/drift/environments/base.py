@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from drift.errors import EnvironmentFault
 from drift.types import Message, Step, Task
 
 SPLITS = ("train", "test")
@@ -39,6 +41,10 @@ class EnvironmentFactory(Protocol):
     Register a class (or a function returning one) under the entry-point group ``drift.environments``. Its keyword
     arguments are the settings a recipe may give under ``environment.settings``. One that reads its tasks from elsewhere
     may have ``source_counts(split) -> dict[str, int]``, which ``drift check`` and the manifest tell.
+
+    One whose tasks have a finite number of answers may have ``options(task) -> int | None``, how many there are, so
+    that multi@k can be read beside what a guesser scores who never repeats itself. One that knows what a right answer
+    looks like may have ``reference(task) -> str``, which a judge of conversations is told.
 
     A factory that asks models of its own, a judge or a simulated user, may have ``fingerprints``, the fingerprint of
     each by its role, which become part of what decides the data; ``counts``, a ``Counter`` of what happened on the way,
@@ -91,6 +97,36 @@ def source_of(factory: EnvironmentFactory, tasks: Sequence[Task]) -> dict[str, d
     """For the manifest: what ``tasks``, of one split, were drawn from, and what of that was left out; else nothing."""
     source_counts = getattr(factory, "source_counts", None)
     return {"source": dict(source_counts(tasks[0].split))} if source_counts is not None and tasks else {}
+
+
+def options_of(factory: EnvironmentFactory, task: Task) -> int | None:
+    """How many answers ``task`` has to choose from; ``None`` where their number is unknown or without limit.
+
+    Raises:
+        EnvironmentFault: the factory's ``options`` says something else than a whole number of at least 1, or ``None``.
+    """
+    options = getattr(factory, "options", None)
+    count = options(task) if options is not None else None
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise EnvironmentFault(f"options of task {task.id}: got {count!r}, expected a whole number ≥ 1, or None.")
+    return count
+
+
+def reference_of(factory: EnvironmentFactory, task: Task) -> str:
+    """The right answer of ``task`` as a judge is told it; empty where the factory does not say."""
+    reference = getattr(factory, "reference", None)
+    return str(reference(task)) if reference is not None else ""
+
+
+def content_hash(task: Task) -> str | None:
+    """Hash of what ``task`` asks, whatever it is called: of its payload alone; ``None`` where that is empty.
+
+    The opening is left out, since it also depends on settings: the same problem in other words is not a new one.
+    """
+    if not task.payload:
+        return None
+    payload = json.dumps(task.payload, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(payload.encode()).hexdigest()
 
 
 def describe(settings: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from drift.environments.base import (
     close_episode,
     describe,
     open_episode,
+    options_of,
 )
 from drift.types import Message, Step, Task
 
@@ -60,6 +61,7 @@ def check_environment(factory: EnvironmentFactory, *, tasks: int = 20, seed: int
     run("max_turns is at least 1", lambda: _expect(factory.max_turns >= 1, f"{factory.max_turns}"))
     run("tasks are distinct, repeatable and JSON", lambda: _check_tasks(factory, tasks, seed))
     run("splits share no task", lambda: _check_splits(factory, tasks, seed))
+    run("options, where told, are whole numbers", lambda: _check_options(factory, tasks, seed))
     run("openings are messages and end with someone else's turn", lambda: _check_openings(factory, tasks, seed))
     for reply in REPLIES:
         shown = ascii(reply if len(reply) < 40 else reply[:37] + "...")
@@ -99,6 +101,12 @@ def _check_splits(factory: EnvironmentFactory, count: int, seed: int) -> str:
     train = {task.id for offset in range(5) for task in factory.tasks("train", count, seed + offset)}
     test = {task.id for offset in range(5) for task in factory.tasks("test", count, seed + offset)}
     return _expect(not train & test, f"{len(train & test)} shared") and f"{len(train)} and {len(test)} tasks"
+
+
+def _check_options(factory: EnvironmentFactory, count: int, seed: int) -> str:
+    found = {options_of(factory, task) for task in _tasks(factory, count, seed)}
+    told = sorted(number for number in found if number is not None)
+    return f"{told[0]} to {told[-1]}" if told else "not told"
 
 
 def _valid(message: Message) -> bool:

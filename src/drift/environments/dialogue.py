@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from drift.environments.questions import QuestionSource, asked, check_answer
+from drift.environments.questions import QuestionSource, asked, check_answer, right_answer
 from drift.errors import EnvironmentFault, require
-from drift.problems.base import LETTERS
 from drift.types import Message, Step, Task
 from drift.verifiers import Verifier, make_verifier
 from drift.verifiers.judge import CONVERSATION_RUBRIC, CRITERIA, HIGHEST, Judge
@@ -152,7 +151,7 @@ class DialogueEpisode(ABC):
     @property
     def reference(self) -> str:
         """The right answer as a judge or a user is told it: of an option, its letter and text."""
-        return f"{self.gold}. {self.options[LETTERS.index(self.gold)]}" if self.options else self.gold
+        return right_answer(self.gold, self.options)
 
 
 def _prefixed(role: str, counts: Counter[str]) -> Counter[str]:

@@ -44,6 +44,14 @@ class Guess:
             )
         return random.Random(f"guess/{split}/{seed}").sample(every, count)
 
+    def options(self, task: Task) -> int:
+        """How many numbers the range holds."""
+        return self.width
+
+    def reference(self, task: Task) -> str:
+        """The secret."""
+        return str(task.payload["secret"])
+
     def all_tasks(self, split: str) -> list[Task]:
         """Every task of ``split``, in order of range and secret."""
         made = []

@@ -63,6 +63,14 @@ class QuestionSource:
         drawn = random.Random(f"questions/{split}/{seed}").sample(problems, count)
         return [_task(problem, split) for problem in drawn]
 
+    def options(self, task: Task) -> int | None:
+        """How many options the question has; ``None`` for an open one."""
+        return len(task.payload["options"]) or None
+
+    def reference(self, task: Task) -> str:
+        """The right answer: of an option, its letter and text."""
+        return right_answer(str(task.payload["gold"]), task.payload["options"])
+
     def verifier(self, name: str) -> Verifier:
         """The verifier called ``name``, or the usual one."""
         usual = name in ("", self.usual_verifier)
@@ -170,6 +178,11 @@ def asked(prompt: str, question: str, options: Sequence[str]) -> str:
     listed = (f"\n{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))
     # Replaced and not formatted: a question may hold braces of its own.
     return prompt.replace("{question}", question + "".join(listed))
+
+
+def right_answer(gold: str, options: Sequence[str]) -> str:
+    """The right answer as a judge or a user is told it: of an option, its letter and text."""
+    return f"{gold}. {options[LETTERS.index(gold)]}" if options else gold
 
 
 async def check_answer(verifier: Verifier, reply: str, gold: str, options: Sequence[str]) -> Verification:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from drift.errors import DatasetError
+from drift.evaluation.guessing import floors, resampling
 from drift.evaluation.intervals import bootstrap, interval, ratio_value
-from drift.evaluation.metrics import Runs, metrics
+from drift.evaluation.metrics import Ratio, Runs, language_metrics, metrics
 from drift.types import Estimate
+
+GREEDY, SAMPLED = "greedy", "sampled"
 
 
 def estimate_all(runs: Mapping[str, Runs], *, mode: str, max_turns: int, baseline: str, seed: int) -> list[Estimate]:
@@ -31,9 +36,12 @@ def estimate_all(runs: Mapping[str, Runs], *, mode: str, max_turns: int, baselin
                 f"{len(runs[baseline].prompts)}, failures left out); a paired difference needs the same ones. "
                 "Evaluate again."
             )
-    ratios = {name: metrics(runs[name], max_turns) for name in names}
-    # One seed for all policies: the same prompts are drawn for each, which is what makes differences paired.
-    drawn = {name: bootstrap(list(ratios[name].values()), seed) for name in names}
+    main = {name: metrics(runs[name], max_turns) for name in names}
+    more = {name: further_metrics(runs[name], main[name], mode, max_turns) for name in names}
+    ratios = {name: main[name] | more[name] for name in names}
+    # One seed for all policies: the same prompts are drawn for each, which is what makes differences paired. In two
+    # calls, since the last bits of a matrix product depend on how many columns it has.
+    drawn = {name: np.hstack([bootstrap(list(part[name].values()), seed) for part in (main, more)]) for name in names}
     rows = []
     for name in names:
         for column, (metric, ratio) in enumerate(ratios[name].items()):
@@ -42,12 +50,22 @@ def estimate_all(runs: Mapping[str, Runs], *, mode: str, max_turns: int, baselin
     for name in names:
         if name == baseline:
             continue
+        theirs_at = {metric: column for column, metric in enumerate(ratios[baseline])}
         for column, metric in enumerate(ratios[name]):
+            # The floor is the tasks', not the policies'.
+            if metric not in theirs_at or metric.startswith("floor@"):
+                continue
             ours, theirs = ratio_value(ratios[name][metric]), ratio_value(ratios[baseline][metric])
-            low, high = interval(drawn[name][:, column] - drawn[baseline][:, column])
+            low, high = interval(drawn[name][:, column] - drawn[baseline][:, theirs_at[metric]])
             value = None if ours is None or theirs is None else ours - theirs
             rows.append(_row(f"{name} - {baseline}", f"{mode}/{metric}", value, low, high, runs[name]))
     return rows
+
+
+def further_metrics(runs: Runs, main: Mapping[str, Ratio], mode: str, max_turns: int) -> dict[str, Ratio]:
+    """What stands beside the main metrics: how replies read, what a guesser would score, what asking again would."""
+    found = language_metrics(runs) | floors(runs, main, max_turns)
+    return found | resampling(runs, max_turns) if mode == SAMPLED else found
 
 
 def _row(policy: str, metric: str, value: float | None, low: float | None, high: float | None, runs: Runs) -> Estimate:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drift.evaluation.language import Language, language_of
 from drift.types import Trajectory
 
 Floats = NDArray[np.float64]
@@ -36,6 +38,8 @@ class Runs:
         reward_N: ``(N,)`` sum of the environment's rewards.
         tokens_N: ``(N,)`` tokens sampled; −1 where the policy told none.
         excluded: conversations that failed, or whose prompt is left out.
+        options_P: ``(P,)`` answers each prompt has to choose from; infinity where there is no such number.
+        language: what can be said of the replies as language.
     """
 
     prompts: tuple[str, ...]
@@ -48,10 +52,22 @@ class Runs:
     reward_N: Floats
     tokens_N: NDArray[np.int64]
     excluded: int
+    options_P: Floats
+    language: Language
 
 
-def runs_of(trajectories: Sequence[Trajectory], prompts: Collection[str] | None = None) -> Runs:
-    """Read the arrays off trajectories; those of other ``prompts`` than the given ones count as excluded."""
+def runs_of(
+    trajectories: Sequence[Trajectory],
+    prompts: Collection[str] | None = None,
+    options: Mapping[str, int | None] | None = None,
+) -> Runs:
+    """Read the arrays off trajectories.
+
+    Args:
+        trajectories: of one policy.
+        prompts: those of other prompts count as excluded.
+        options: number of answers to choose from, by task id, where there is one.
+    """
     kept = [t for t in trajectories if has_outcome(t) and (prompts is None or t.task_id in prompts)]
     names = tuple(sorted({t.task_id for t in kept}))
     index = {prompt: i for i, prompt in enumerate(names)}
@@ -72,6 +88,8 @@ def runs_of(trajectories: Sequence[Trajectory], prompts: Collection[str] | None 
         reward_N=np.array([sum(turn.step.reward for turn in t.turns) for t in kept], float),
         tokens_N=np.array([-1 if t.tokens_sampled is None else t.tokens_sampled for t in kept], np.int64),
         excluded=len(trajectories) - len(kept),
+        options_P=np.array([(options or {}).get(name) or np.inf for name in names], float),
+        language=language_of(kept),
     )
 
 
@@ -101,18 +119,11 @@ def metrics(runs: Runs, max_turns: int) -> dict[str, Ratio]:
     ``reward``
         mean reward of a conversation, in the environment's unit.
     """
-    count = len(runs.prompts)
     graded_NT = np.zeros((len(runs.turns_N), max(max_turns, runs.graded_NT.shape[1])), bool)
     graded_NT[:, : runs.graded_NT.shape[1]] = runs.graded_NT
     graded_N = graded_NT.sum(axis=1)
 
-    def ratio(numerator_N: NDArray[np.generic], denominator_N: NDArray[np.generic]) -> Ratio:
-        top_P, bottom_P = (
-            np.bincount(runs.prompt_N, weights=values_N.astype(float), minlength=count).astype(float)
-            for values_N in (numerator_N, denominator_N)
-        )
-        return Ratio(numerator_P=top_P, denominator_P=bottom_P)
-
+    ratio = functools.partial(per_prompt_ratio, runs)
     solved, turns = runs.solved_at_N, runs.turns_N
     one_N = np.ones_like(turns)
     found: dict[str, Ratio] = {}
@@ -134,3 +145,17 @@ def metrics(runs: Runs, max_turns: int) -> dict[str, Ratio]:
     found["reply_tokens"] = ratio(np.maximum(runs.tokens_N, 0), np.where(runs.tokens_N < 0, 0, turns))
     found["reward"] = ratio(runs.reward_N, one_N)
     return found
+
+
+def language_metrics(runs: Runs) -> dict[str, Ratio]:
+    """The metrics of ``Language`` by name."""
+    return {name: per_prompt_ratio(runs, *counts) for name, counts in runs.language.ratios().items()}
+
+
+def per_prompt_ratio(runs: Runs, numerator_N: NDArray[np.generic], denominator_N: NDArray[np.generic]) -> Ratio:
+    """Values of conversations, added up by prompt."""
+    top_P, bottom_P = (
+        np.bincount(runs.prompt_N, weights=values_N.astype(float), minlength=len(runs.prompts)).astype(float)
+        for values_N in (numerator_N, denominator_N)
+    )
+    return Ratio(numerator_P=top_P, denominator_P=bottom_P)

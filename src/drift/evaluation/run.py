@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from drift.dataset.store import read_tasks, read_trajectories
-from drift.environments.base import EnvironmentFactory, task_hash
+from drift.environments.base import EnvironmentFactory, content_hash, options_of, task_hash
 from drift.errors import ConfigError, EnvironmentFault, require
-from drift.evaluation.estimates import estimate_all
+from drift.evaluation.estimates import GREEDY, SAMPLED, estimate_all
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
 from drift.manifest import write_json, write_manifest
 from drift.policies.base import AnyPolicy, Sampling
@@ -48,20 +48,46 @@ class EvaluationConfig:
         require(self.samples >= 0, "evaluation.samples", self.samples, "a whole number ≥ 0")
 
 
-def check_unseen(tasks: Sequence[Task], seen: Path) -> None:
-    """Refuse to measure on tasks that the rollouts in ``seen`` were made of."""
-    shared = {task.id for task in tasks} & {task.id for task in read_tasks(seen)}
-    if shared:
+def check_unseen(tasks: Sequence[Task], seen: Path) -> dict[str, int]:
+    """Refuse to measure on tasks that the rollouts in ``seen`` were made of, under whatever name.
+
+    A task is a rolled-out one if it has its id, its prompt's, or its content (``content_hash``). Contents that several
+    ids of one list share, or that are empty, tell nothing and are passed over: such tasks are known by their ids alone.
+
+    Returns:
+        For the manifest: how many tasks were compared, and how many of them by content too.
+
+    Raises:
+        ConfigError: some were.
+        DatasetError: ``seen`` holds no rollouts.
+    """
+    before = read_tasks(seen)
+    names = {task.id for task in before} | {task.group_id for task in before}
+    known, own = _contents(before), _contents(tasks)
+    same = {task.id: task.id for task in tasks if task.id in names or task.group_id in names}
+    same |= {own[content]: known[content] for content in own.keys() & known.keys()}
+    if same:
+        first = min(same)
+        alias = f", there called {same[first]!r}" if same[first] != first else ""
         raise ConfigError(
-            f"{len(shared)} of {len(tasks)} evaluation tasks were also rolled out for training (for example "
-            f"{min(shared)!r}). Evaluate on another split."
+            f"{len(same)} of {len(tasks)} evaluation tasks were also rolled out for training (for example "
+            f"{first!r}{alias}). Evaluate on another split."
         )
+    return {"tasks": len(tasks), "by_content": len(own) if known else 0}
+
+
+def _contents(tasks: Sequence[Task]) -> dict[str, str]:
+    """Task id by content, where the content tells tasks apart."""
+    ids: dict[str | None, set[str]] = {}
+    for task in tasks:
+        ids.setdefault(content_hash(task), set()).add(task.id)
+    return {content: min(of) for content, of in ids.items() if content is not None and len(of) == 1}
 
 
 def modes_of(config: EvaluationConfig) -> dict[str, tuple[int, Sampling]]:
     """Conversations per task and how replies are drawn, by mode."""
-    modes = {"greedy": (1, replace(config.sampling, temperature=0.0, top_p=1.0))}
-    return {**modes, "sampled": (config.samples, config.sampling)} if config.samples else modes
+    modes = {GREEDY: (1, replace(config.sampling, temperature=0.0, top_p=1.0))}
+    return {**modes, SAMPLED: (config.samples, config.sampling)} if config.samples else modes
 
 
 def hold_modes(
@@ -130,8 +156,7 @@ def evaluate_policies(
     """
     require(bool(policies), "policies", dict(policies), "at least one model by name, like base=default")
     tasks = factory.tasks(config.split, config.tasks, seed)
-    if seen is not None:
-        check_unseen(tasks, seen)
+    unseen = {"unseen": check_unseen(tasks, seen)} if seen is not None else {}
     costs: dict[str, dict[str, Any]] = {}
     for name, model in policies.items():
         making = Making(environment=environment, model=model, settings=settings or {}, usual=usual)
@@ -140,11 +165,12 @@ def evaluate_policies(
             places = {mode: out / mode / name for mode in modes_of(config)}
             found = hold_modes(tasks, factory, policy, config, places, environment, seed=seed, label=name)
             costs |= {f"{mode}/{name}": cost for mode, cost in found.items()}
+    options = {task.id: options_of(factory, task) for task in tasks}
     rows = [
         estimate
         for mode in modes_of(config)
         for estimate in estimate_all(
-            on_common_prompts({name: read_trajectories(out / mode / name) for name in policies}),
+            on_common_prompts({name: read_trajectories(out / mode / name) for name in policies}, options),
             mode=mode,
             max_turns=factory.max_turns,
             baseline=next(iter(policies)),
@@ -162,12 +188,15 @@ def evaluate_policies(
         "split": config.split,
         "seed": seed,
         "cost": costs,
+        **unseen,
     }
     write_manifest(out, KIND, content)
     return content
 
 
-def on_common_prompts(held: Mapping[str, Sequence[Trajectory]]) -> dict[str, Runs]:
+def on_common_prompts(
+    held: Mapping[str, Sequence[Trajectory]], options: Mapping[str, int | None] | None = None
+) -> dict[str, Runs]:
     """Runs of every policy on the prompts that all of them have: a judge may fail on one of them alone."""
     common = set.intersection(*({t.task_id for t in found if has_outcome(t)} for found in held.values()))
     if not common:
@@ -175,4 +204,4 @@ def on_common_prompts(held: Mapping[str, Sequence[Trajectory]]) -> dict[str, Run
             f"there is no task on which every policy ({', '.join(held)}) has a conversation that did not fail; "
             "look at the error column of their trajectories."
         )
-    return {name: runs_of(found, common) for name, found in held.items()}
+    return {name: runs_of(found, common, options) for name, found in held.items()}

@@ -9,11 +9,11 @@ from typing import Any
 
 from drift.errors import DatasetError
 from drift.manifest import SCHEMA_VERSION, write_atomic
+from drift.reporting.facts import PLAIN
 
 COMPARISON = "comparison.json"
 LEVEL = 0.05
 _SHORT = {"distinct_answers": "distinct"}
-_PLAIN = ("turns", "turns_to_success", "reply_tokens")
 
 
 class Found:
@@ -35,7 +35,14 @@ class Found:
     def columns(self) -> list[str]:
         """Metrics of the main table."""
         final = self.max_turns
-        wanted = ["multi@1", f"multi@{final}", f"corrected@{final}", "distinct_answers", "turns"]
+        wanted = [
+            "multi@1",
+            f"multi@{final}",
+            f"above_floor@{final}",
+            f"corrected@{final}",
+            "distinct_answers",
+            "turns",
+        ]
         return [name for name in wanted if any(metric.endswith(f"/{name}") for _, metric in self.rows)]
 
     def ordered(self, mode: str) -> list[str]:
@@ -94,7 +101,7 @@ def cell(row: Mapping[str, Any] | None, metric: str, *, signed: bool = False) ->
     """A value and its interval as text, in per cent where the metric is a share."""
     if row is None or row["value"] is None:
         return "n/a", ""
-    scale = 1.0 if metric in _PLAIN else 100.0
+    scale = 1.0 if metric in PLAIN else 100.0
     form = "{:+.1f}" if signed else "{:.1f}" if scale > 1 else "{:.2f}"
     value = form.format(scale * row["value"])
     if row["low"] is None:

@@ -12,11 +12,15 @@ from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import read_trajectories
 from drift.dataset.weighing import KIND as WEIGHTS
 from drift.errors import DatasetError
+from drift.evaluation.config import JUDGE_METRICS, KL_METRICS
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
 from drift.manifest import MANIFEST, read_manifest
 from drift.training.config import KIND as MODEL
 from drift.types import Trajectory
+
+# Metrics that are no shares.
+PLAIN = {"turns", "turns_to_success", "reply_tokens", *KL_METRICS, *JUDGE_METRICS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +145,9 @@ def table(facts: Facts, mode: str) -> list[dict[str, Any]]:
     base, last = facts.policies[0], facts.policies[-1]
     final = facts.evaluation["max_turns"]
     main = {f"corrected@{final}", "turns_to_success", "distinct_answers", "format_failures"}
+    # What success within T turns must be read beside, where it is there.
+    main |= {f"{name}@{final}" for name in ("floor", "above_floor", "pass", "feedback_gain")}
+    main |= {name for name in PLAIN if name.startswith(("kl_", "judge_"))}
     names = [name for policy, name in facts.rows if policy == base and name.startswith(f"{mode}/")]
     # A reward of 1 for success says nothing that multi@T doesn't.
     pairs = [(policy, f"{mode}/reward", f"{mode}/multi@{final}") for policy in facts.policies]
@@ -149,7 +156,7 @@ def table(facts: Facts, mode: str) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         metric = name.partition("/")[2]
-        scale = 1.0 if metric in ("turns", "turns_to_success", "reply_tokens") else 100.0
+        scale = 1.0 if metric in PLAIN else 100.0
         cells = [_cell(facts.rows[(policy, name)], scale, signed=False) for policy in facts.policies]
         difference = facts.rows.get((f"{last} - {base}", name))
         sure = difference is not None and difference["low"] is not None and difference["low"] * difference["high"] > 0
@@ -171,6 +178,14 @@ def _cell(row: Mapping[str, Any], scale: float, *, signed: bool) -> tuple[str, s
     form = "{:+.1f}" if signed else "{:.1f}"
     value, low, high = (form.format(scale * row[key]) for key in ("value", "low", "high"))
     return value, f"{low} to {high}"
+
+
+def floor_curve(facts: Facts, mode: str) -> list[float | None]:
+    """floor@k of the baseline for k = 1 … T, where tasks have a number of options; else nothing."""
+    rows = [
+        facts.rows.get((facts.policies[0], f"{mode}/floor@{k}")) for k in range(1, facts.evaluation["max_turns"] + 1)
+    ]
+    return [row["value"] for row in rows if row]
 
 
 def _sampled(costs: Collection[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from drift.reporting.facts import Facts
+from drift.reporting.facts import Facts, floor_curve
 
 COLORS = ("#7a8699", "#1f6feb", "#d9730d", "#2da44e", "#a371f7", "#cf222e")
 
@@ -45,6 +45,10 @@ def multi_at_k(facts: Facts, mode: str) -> str:
             )
             axes.plot(turns, values, marker="o", color=color, label=policy)
             axes.fill_between(turns, low, high, color=color, alpha=0.18, linewidth=0)
+        guessing = floor_curve(facts, mode)
+        if guessing:
+            values = [math.nan if value is None else 100 * value for value in guessing]
+            axes.plot(turns, values, color="black", linestyle=":", linewidth=1, label="guessing")
         axes.set_xticks(turns)
         axes.set_xlabel("turns k")
         axes.set_ylabel("solved within k turns (%)")

@@ -1,0 +1,35 @@
+"""What of the language of replies is measured, beyond what is counted anyway; no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from drift.errors import require
+
+# The six criteria of Refit and Swift; the last is the judge's overall grade.
+JUDGE_CRITERIA = ("accuracy", "reasoning", "comprehensiveness", "pedagogy", "confidence", "overall")
+JUDGE_METRICS = tuple(f"judge_{name}" for name in JUDGE_CRITERIA)
+KL_METRICS = ("kl_base_tuned", "kl_tuned_base", "kl_base_tuned_per_token", "kl_tuned_base_per_token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualitySettings:
+    """What of the language of replies is measured; both cost time and are off unless asked for.
+
+    Args:
+        kl: sampled conversations per policy on which its divergence from the first policy is measured; 0 measures none.
+        judge: settings of the verifier judge, {policy: openai:NAME, …}, which grades greedy conversations by six
+            criteria from 0 to 10; empty asks none.
+        judge_tasks: the most conversations per policy that the judge grades.
+    """
+
+    kl: int = 0
+    judge: Mapping[str, Any] = field(default_factory=dict)
+    judge_tasks: int = 100
+
+    def __post_init__(self) -> None:
+        where = "evaluation.quality"
+        require(self.kl >= 0, f"{where}.kl", self.kl, "a whole number ≥ 0")
+        require(self.judge_tasks >= 1, f"{where}.judge_tasks", self.judge_tasks, "a whole number ≥ 1")
