@@ -53,7 +53,7 @@ def run(parser: ArgumentParser, arguments: Sequence[str]) -> int:
         print(f"seeds {', '.join(map(str, comparison.seeds))}, compared with {comparison.against}")
         return 0
     from drift.compare.run import compare
-    from drift.reporting.comparison import print_comparison
+    from drift.reporting.console import print_comparison
 
     compare(comparison, out, command=shlex.join(["drift", "compare", *_without_out(arguments)]))
     print_comparison(out)

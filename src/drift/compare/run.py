@@ -21,7 +21,7 @@ from drift.evaluation.run import EvaluationConfig, check_unseen, hold_modes, mod
 from drift.manifest import MANIFEST, read_manifest, write_json, write_manifest
 from drift.pipeline import check_claim, check_recipe, claim_recipe, one_process, roll_out, stage_folder, tune
 from drift.recipe import Recipe
-from drift.reporting.comparison import write_comparison_page
+from drift.reporting.page import write_comparison_page
 from drift.rollouts.cluster import sampler
 from drift.rollouts.worker import Making
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from drift.manifest import write_atomic
+from drift.reporting.comparison import cost_table, failures, main_table, read_comparison, subtitle, verdicts
+from drift.reporting.comparison_plots import accuracy_against_cost, curves
 from drift.reporting.facts import Facts, costs, read_facts, table, verdict
 from drift.reporting.plots import COLORS, histogram, multi_at_k, training_curve
 
@@ -24,8 +27,7 @@ def write_report(run: Path, out: Path) -> Path:
         StorageError: the disk refuses.
     """
     facts = read_facts(run)
-    environment = Environment(loader=PackageLoader("drift.reporting"), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("page.html").render(
+    page = _template("page.html").render(
         title=f"drift: {facts.evaluation['environment']['name']}",
         verdict=verdict(facts),
         facts=facts,
@@ -39,6 +41,36 @@ def write_report(run: Path, out: Path) -> Path:
     # A reply can hold half of a surrogate pair, which no encoding can carry.
     write_atomic(out, page.encode("utf-8", errors="replace"))
     return out
+
+
+def write_comparison_page(source: Path, out: Path) -> Path:
+    """Write the page of the comparison in ``source`` to ``out`` and return ``out``."""
+    found = read_comparison(source)
+    page = _template("comparison.html").render(
+        title=f"drift: {len(found.methods) - 1} methods on {found.values['recipe']['environment']['name']}",
+        subtitle=subtitle(found),
+        verdicts=verdicts(found),
+        found=found,
+        modes=[
+            {
+                "name": mode,
+                "rows": main_table(found, mode),
+                "curves": _figure(curves(found, mode)),
+                "cost": _figure(accuracy_against_cost(found, mode)),
+            }
+            for mode in found.modes
+        ],
+        costs=cost_table(found),
+        failed=failures(found),
+        settings=json.dumps(found.values["recipe"], indent=2, ensure_ascii=False),
+    )
+    write_atomic(out, page.encode("utf-8", errors="replace"))
+    return out
+
+
+def _template(name: str) -> Template:
+    environment = Environment(loader=PackageLoader("drift.reporting"), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(name)
 
 
 def _figure(svg: str) -> Markup:
