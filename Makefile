@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters format clean
-.PHONY: bench-rollouts bench-cluster bench-verifiers bench-training bench-memory bench-weights
+.PHONY: bench-rollouts bench-cluster bench-verifiers bench-training bench-memory bench-weights results
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -93,6 +93,10 @@ bench-verifiers: $(INSTALLED)
 SIZES ?= 100000 1000000 10000000
 bench-weights: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/weights.py --sizes $(SIZES)
+
+# docs/results.md from the comparisons kept in docs/results; see benchmarks/results.py.
+results: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/results.py write
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
