@@ -120,6 +120,19 @@ def test_the_command_line_overrides_the_file_which_overrides_the_defaults(
     assert resolved["weights"]["scheme"] == "drift"
 
 
+def test_the_temperature_may_be_a_number_or_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("weights: {beta: auto, kl_target: 0.4}\n")
+    assert main(["run", "--dry-run", str(path)]) == 0
+    weights = yaml.safe_load(capsys.readouterr().out)["weights"]
+    assert (weights["beta"], weights["kl_target"]) == ("auto", 0.4)
+    for given, expected in (("auto", "auto"), ("0.3", 0.3)):
+        assert main(["run", "quickstart", "--dry-run", "--weights.beta", given]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["weights"]["beta"] == expected
+    assert main(["run", "quickstart", "--dry-run", "--weights.beta", "auto", "--weights.scheme", "rwr"]) == 2
+    assert "expected a number with the scheme rwr" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", built_in_recipes())
 def test_built_in_recipes_are_whole(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", name, "--dry-run"]) == 0

@@ -27,8 +27,10 @@ from drift.types import Trajectory
 from drift.weights import schemes
 from drift.weights.config import WeightConfig
 from drift.weights.diagnostics import diagnose
+from drift.weights.exponential import shrunken_weights
 from drift.weights.returns import trajectory_return
 from drift.weights.schemes import SCHEMES, SchemeInfo, apply_scheme
+from drift.weights.temperature import SharedTemperature, group_temperatures
 
 Make = Callable[..., Trajectory]
 
@@ -69,6 +71,8 @@ def stored(folder: Path, trajectories: list[Trajectory], shard_size: int = 5) ->
 def whole_at_once(found: Outcomes, config: WeightConfig) -> tuple[list[float], list[float], set[str]]:
     """Returns, weights and dropped prompts with all trajectories in one array and groups from sorted labels."""
     index_N = np.unique(np.array(found.groups), return_inverse=True)[1]
+    if config.scheme == "bolt":
+        found = found.first_turn()
     repetition = SCHEMES[config.scheme].repetition if config.repetition is None else config.repetition
     returns_N = trajectory_return(
         found.success_N if config.base == "success" else found.reward_N,
@@ -84,8 +88,23 @@ def whole_at_once(found: Outcomes, config: WeightConfig) -> tuple[list[float], l
         tilted_N = np.exp((returns_N - returns_N.max()) / config.beta)
         weights_N = tilted_N / (math.fsum(tilted_N) / len(tilted_N))
     else:
-        named = {"success_N": found.success_N, "beta": config.beta, "w_max": config.w_max}
+        beta: object = config.beta
+        if config.beta == "auto" and config.beta_per == "group":
+            beta = group_temperatures(returns_N, index_N, config.target).beta_G[index_N]
+        elif config.beta == "auto":
+            shared = SharedTemperature(config.target)
+            shared.add(returns_N, index_N)
+            beta = np.full(len(returns_N), shared.find()[0])
+        wrong_N = [
+            graded and not right for graded, right in zip(found.first_graded_N, found.first_success_N, strict=True)
+        ]
+        named = {"success_N": found.success_N, "turns_N": found.turns_N, "first_wrong_N": wrong_N}
+        named |= {"beta": beta, "w_max": config.w_max, "refit_shift": config.refit_shift}
         weights_N = apply_scheme(config.scheme, returns_N, index_N, named)
+        if config.no_success == "shrink":
+            shrunken_N = shrunken_weights(returns_N, index_N, beta=beta, prior=config.shrink_prior)
+            solved = {group for group, right in zip(found.groups, found.success_N, strict=True) if right}
+            weights_N = np.where([group in solved for group in found.groups], weights_N, shrunken_N)
     dropped = set()
     for group in set(found.groups):
         of_group = [i for i, label in enumerate(found.groups) if label == group]
@@ -110,7 +129,9 @@ def test_columns_give_the_outcomes_that_objects_do(tmp_path: Path, make_trajecto
     rows = pa.concat_tables(outcome_rows(batch) for batch in stream_columns(folder, COLUMNS, rows=3))
     found = sorted_outcomes(rows)
     assert found.ids.to_pylist() == expected.ids and found.groups.to_pylist() == expected.groups
-    for name in ("success_N", "reward_N", "turns_N", "graded_N", "distinct_N", "failures_N"):
+    names = [field.name for field in dataclasses.fields(expected)][2:]
+    assert len(names) == 10
+    for name in names:
         assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
         assert getattr(found, name).dtype == getattr(expected, name).dtype, name
 
@@ -125,6 +146,14 @@ OPTIONS = [
         [("keep", "keep"), ("drop", "keep"), ("keep", "drop"), ("drop", "drop")],
     )
 ]
+OPTIONS += [
+    {"scheme": scheme, "beta": "auto", "beta_per": per, "ess_target": 0.6, "kl_target": kl, "no_success": no_success}
+    for scheme, (per, no_success), kl in itertools.product(
+        ["drift", "bolt"], [("group", "keep"), ("dataset", "keep"), ("dataset", "shrink")], [None, 0.3]
+    )
+]
+OPTIONS += [{"no_success": "shrink", "shrink_prior": prior} for prior in (0.0, 3.0)]
+OPTIONS += [{"scheme": "refit", "repetition": 0.5, "refit_shift": True}]
 
 
 @pytest.mark.usefixtures("small")
@@ -144,8 +173,10 @@ def test_weights_are_bit_for_bit_those_of_all_trajectories_at_once(
             i: (g, r.hex(), w.hex()) for i, g, r, w in zip(found.ids, found.groups, returns, weights, strict=True)
         }, options
         assert len(table) == len(found.ids)
-        report, expected = manifest["diagnostics"], diagnose(weights, returns, found.groups, found.success_N)
+        success_N = found.first_success_N if config.scheme == "bolt" else found.success_N
+        report, expected = manifest["diagnostics"], diagnose(weights, returns, found.groups, success_N)
         assert report.pop("dropped_groups") == len(dropped)
+        assert ("beta" in report) == (options.get("beta") == "auto")
         for name in ("histogram", "return_histogram"):
             assert report.pop(name) == expected.pop(name)
         for name, value in expected.items():

@@ -224,11 +224,12 @@ def test_awr_refuses_a_clip_that_is_not_positive():
 def test_every_scheme_leaves_its_input_alone_and_accepts_interleaved_text_groups(name):
     returns_N, group_N = np.array([0.0, 1.0, 0.5, 0.25]), np.array(["q", "p", "q", "p"])
     before = returns_N.tolist()
-    named = {"beta": 0.5, "w_max": 20.0, "success_N": np.array([0, 1, 1, 0])}
+    data = {"success_N": [0, 1, 1, 0], "turns_N": [1, 2, 2, 2], "first_wrong_N": [1, 1, 1, 0]}
+    named = {"beta": 0.5, "w_max": 20.0, **{key: np.array(values) for key, values in data.items()}}
     weights_N = apply_scheme(name, returns_N, group_N, named)
     assert returns_N.tolist() == before
     order = [2, 3, 0, 1]
-    named["success_N"] = named["success_N"][order]
+    named |= {key: named[key][order] for key in data}
     assert apply_scheme(name, returns_N[order], group_N[order], named) == pytest.approx(weights_N[order], rel=1e-14)
 
 
@@ -320,7 +321,9 @@ def test_only_drift_charges_for_repetition_unless_told_to():
 
 def test_schemes_that_compare_within_a_prompt_say_so():
     # Exactly those whose formula holds a per-prompt mean or partition: of one trajectory it is degenerate.
-    assert {name for name, info in SCHEMES.items() if info.grouped} == {"drift", "swift", "awr"}
+    assert {name for name, info in SCHEMES.items() if info.grouped} == {
+        *("drift", "bolt", "star_gate", "swift", "group_relative", "awr")
+    }
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------
@@ -339,12 +342,18 @@ def test_the_default_configuration_is_the_published_one():
         ("beta", 0.0, "a number > 0"),
         ("beta", -1.0, "a number > 0"),
         ("beta", float("nan"), "a number > 0"),
+        ("beta", "much", "a number > 0, or auto"),
+        ("beta_per", "prompt", "group or dataset"),
+        ("ess_target", 0.0, "a share above 0 and below 1"),
+        ("ess_target", 1.0, "a share above 0 and below 1"),
+        ("kl_target", 0.0, "nats above 0"),
+        ("shrink_prior", -1.0, "a number ≥ 0"),
         ("gamma", 0.0, r"a number in \(0, 1\]"),
         ("gamma", 1.01, r"a number in \(0, 1\]"),
         ("repetition", -0.5, "a number ≥ 0"),
         ("format_failure", -0.1, "a number ≥ 0"),
         ("w_max", 0.0, "a number > 0"),
-        ("no_success", "skip", "keep or drop"),
+        ("no_success", "skip", "keep, drop or shrink"),
         ("equal_returns", "", "keep or drop"),
         ("base", "profit", "success or reward"),
     ],

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from drift.weights.returns import trajectory_return
-from drift.weights.schemes import drift_weights
+from drift.weights.schemes import (
+    bolt_weights,
+    drift_weights,
+    group_relative_weights,
+    refit_weights,
+    rft_weights,
+    swift_weights,
+)
 
 # Two turns, three replies each; reply 0 is right and ends the episode, so there are 1 + 2·3 trajectories.
 ACTIONS = 3
@@ -115,11 +122,9 @@ def test_weights_of_a_group_that_enumerates_p_ref_are_the_exact_importance_weigh
     assert weights_N == pytest.approx([math.exp(R[path] / beta) / Z for path in path_N], rel=1e-12)
 
 
-@pytest.mark.parametrize("beta", [0.1, 0.5, 3.0])
-def test_theorem_5_minimising_the_weighted_loss_reaches_the_optimum(beta):
-    R = returns()
-    path_N = enumerating_group()
-    weights_N = torch.tensor(drift_weights(R[path_N], np.zeros(len(path_N)), beta=beta))
+def minimise(weights_N, path_N):
+    """What the weighted loss of a group, whose mean is the expectation under p_ref, is least at: p(τ), and the loss."""
+    weights_N, path_N = torch.tensor(np.asarray(weights_N)), torch.tensor(path_N)
     logits_HA = random_logits(7).requires_grad_(True)
     optimiser = torch.optim.LBFGS(
         [logits_HA], max_iter=500, tolerance_grad=1e-11, tolerance_change=0, line_search_fn="strong_wolfe"
@@ -127,17 +132,24 @@ def test_theorem_5_minimising_the_weighted_loss_reaches_the_optimum(beta):
 
     def closure():
         optimiser.zero_grad()
-        # The mean over a group in exact proportion to p_ref is the expectation; every turn of τ counts.
-        loss = -(weights_N * log_probabilities(logits_HA)[torch.tensor(path_N)]).mean()
+        # Every turn of τ counts.
+        loss = -(weights_N * log_probabilities(logits_HA)[path_N]).mean()
         loss.backward()
         return loss
 
     optimiser.step(closure)
+    return log_probabilities(logits_HA.detach()).exp().numpy(), closure().item()
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 3.0])
+def test_theorem_5_minimising_the_weighted_loss_reaches_the_optimum(beta):
+    R = returns()
+    path_N = enumerating_group()
+    reached, least = minimise(drift_weights(R[path_N], np.zeros(len(path_N)), beta=beta), path_N)
     _, optimum = exact_optimum(REFERENCE, R, beta)
-    reached = log_probabilities(logits_HA.detach()).exp().numpy()
     assert np.abs(reached - np.array(optimum)).max() < 1e-6
     # The least a cross-entropy against p* can be is its entropy.
-    assert closure().item() == pytest.approx(-math.fsum(p * math.log(p) for p in optimum), abs=1e-10)
+    assert least == pytest.approx(-math.fsum(p * math.log(p) for p in optimum), abs=1e-10)
     # The test would be empty if the start, or p_ref, were already there.
     assert np.abs(np.array([float(p) for p in REFERENCE]) - optimum).max() > 0.05
 
@@ -172,3 +184,147 @@ def test_proposition_7_k_rollouts_estimate_z_within_epsilon(worst_case):
     # With a twentieth of the rollouts the promise is broken, so the check above can fail.
     fewer = np.abs(estimated_partitions(R, p, K // 20, draws, beta, rng) - Z) <= epsilon
     assert fewer.mean() < 1 - delta
+
+
+# --- the other weightings --------------------------------------------------------------------------------------------
+
+P_REF = np.array([float(p) for p in REFERENCE])
+REFERENCE_HA = torch.tensor([[float(p) for p in row] for row in RATIONAL_HA], dtype=torch.float64).log()
+
+
+@pytest.mark.parametrize("shift", [0.3, 1.0, 5.0])
+def test_refit_reaches_the_maximiser_of_its_bound(shift):
+    # Returns above 0. By Gibbs' inequality E_ref[r log p] is largest at p ∝ p_ref r.
+    r = returns() + shift
+    path_N = enumerating_group()
+    reached, _ = minimise(refit_weights(r[path_N], np.zeros(len(path_N))), path_N)
+    maximiser = P_REF * r / math.fsum(P_REF * r)
+    assert np.abs(reached - maximiser).max() < 1e-6
+    # Its value is E_ref[r²]/E_ref[r], which is never below E_ref[r], and not the best there is.
+    value = math.fsum(maximiser * r)
+    assert value == pytest.approx(math.fsum(P_REF * r**2) / math.fsum(P_REF * r), rel=1e-12)
+    assert math.fsum(P_REF * r) < value < r.max()
+
+
+def test_refits_bound_holds_for_any_policy_and_is_tight_at_the_reference_alone():
+    r = returns() + 0.3
+    constant = math.fsum(P_REF * r) - math.fsum(P_REF * r * np.log(P_REF))
+
+    def bound(log_p):
+        return math.fsum(P_REF * r * log_p) + constant
+
+    for seed in range(20):
+        log_p = log_probabilities(random_logits(seed)).numpy()
+        assert math.fsum(np.exp(log_p) * r) > bound(log_p) + 1e-3
+    assert bound(np.log(P_REF)) == pytest.approx(math.fsum(P_REF * r), abs=1e-12)
+
+
+def test_refit_with_shifted_returns_forgets_the_worst_trajectories():
+    R, path_N = returns(), enumerating_group()
+    weights_N = refit_weights(R[path_N], np.zeros(len(path_N)), refit_shift=True)
+    reached, _ = minimise(weights_N, path_N)
+    r = R - R.min()
+    assert np.abs(reached - P_REF * r / math.fsum(P_REF * r)).max() < 1e-4
+    assert reached[R.min() == R].max() < 1e-4
+
+
+def test_rejection_sampling_reaches_the_reference_given_success():
+    path_N = enumerating_group()
+    success = np.array([path[-1] == RIGHT for path in TRAJECTORIES])
+    weights_N = rft_weights(returns()[path_N], np.zeros(len(path_N)), success_N=success[path_N])
+    reached, _ = minimise(weights_N, path_N)
+    assert np.abs(reached - P_REF * success / math.fsum(P_REF * success)).max() < 1e-4
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_bolt_reaches_the_tilted_first_reply(beta):
+    path_N = enumerating_group()
+    first_N = np.array([path[0] for path in TRAJECTORIES])[path_N]
+    weights_N = bolt_weights((first_N == RIGHT).astype(float), np.zeros(len(path_N)), beta=beta)
+    # A categorical loss over first replies is least at the weighted frequencies.
+    reached = np.bincount(first_N, weights=weights_N) / len(path_N)
+    tilted = [float(p) * math.exp((reply == RIGHT) / beta) for reply, p in enumerate(RATIONAL_HA[0])]
+    assert reached == pytest.approx([t / math.fsum(tilted) for t in tilted], rel=1e-12)
+
+
+def objective(logits_HA, weights):
+    """E_ref[w log p] over the enumerated trajectories."""
+    return (torch.tensor(P_REF * weights) * log_probabilities(logits_HA)).sum()
+
+
+def gradient(function, logits_HA):
+    at = logits_HA.clone().requires_grad_(True)
+    (found,) = torch.autograd.grad(function(at), at)
+    return found
+
+
+def value_gradient():
+    """∇V at p_ref, V the expected return."""
+    R = torch.tensor(returns())
+    return gradient(lambda logits_HA: (log_probabilities(logits_HA).exp() * R).sum(), REFERENCE_HA)
+
+
+def test_swifts_first_step_is_the_policy_gradient_over_sigma():
+    R, path_N = returns(), enumerating_group()
+    weights_N = swift_weights(R[path_N], np.zeros(len(path_N)))
+    weights = np.array([weights_N[path_N == path][0] for path in range(len(TRAJECTORIES))])
+    found = gradient(lambda logits_HA: objective(logits_HA, weights), REFERENCE_HA)
+    sigma = math.sqrt(math.fsum(P_REF * (R - math.fsum(P_REF * R)) ** 2))
+    assert torch.allclose(found, value_gradient() / sigma, rtol=0, atol=1e-12)
+    assert float(found.abs().max()) > 0.1
+    # Away from p_ref it is not: the weights stay those of p_ref's mean.
+    elsewhere = random_logits(3)
+    here = gradient(lambda logits_HA: objective(logits_HA, weights), elsewhere)
+    true = gradient(lambda x: (log_probabilities(x).exp() * torch.tensor(R)).sum(), elsewhere)
+    assert float(torch.nn.functional.cosine_similarity(here.flatten(), true.flatten(), dim=0)) < 0.99
+
+
+def test_swift_has_no_maximiser_and_drift_has_one():
+    R, path_N = returns(), enumerating_group()
+    weights_N = swift_weights(R[path_N], np.zeros(len(path_N)))
+    weights = np.array([weights_N[path_N == path][0] for path in range(len(TRAJECTORIES))])
+    drift_N = drift_weights(R[path_N], np.zeros(len(path_N)), beta=0.5)
+    drift = np.array([drift_N[path_N == path][0] for path in range(len(TRAJECTORIES))])
+    bad = TRAJECTORIES.index((1, 1))
+    assert weights[bad] < 0
+
+    def at(depth, weights):
+        """The loss where the reply 1 after the history (1,) has a logit lower by ``depth``."""
+        logits_HA = REFERENCE_HA.clone()
+        logits_HA[HISTORIES.index((1,)), 1] -= depth
+        return -float(objective(logits_HA, weights))
+
+    for depth in (50, 500, 5000):
+        slope = (at(2 * depth, weights) - at(depth, weights)) / depth
+        assert slope == pytest.approx(P_REF[bad] * weights[bad], rel=1e-9)  # below 0, for ever
+        assert at(depth, drift) > at(0, drift)
+
+
+def expected_step(weighting, m):
+    """The mean over all groups of m trajectories from p_ref of (1/m) Σ w ∇log p, by enumeration."""
+    total = torch.zeros_like(REFERENCE_HA)
+    R = returns()
+    scores = [gradient(lambda x, n=n: log_probabilities(x)[n], REFERENCE_HA) for n in range(len(TRAJECTORIES))]
+    for group in itertools.product(range(len(TRAJECTORIES)), repeat=m):
+        weights = weighting(R[list(group)], np.zeros(m))
+        chance = math.prod(P_REF[n] for n in group)
+        for n, weight in zip(group, weights.tolist(), strict=True):
+            total += chance * weight / m * scores[n]
+    return total
+
+
+@pytest.mark.parametrize("m", [2, 3, 4])
+def test_of_m_trajectories_group_relative_weights_step_along_the_policy_gradient_less_an_mth(m):
+    found = expected_step(group_relative_weights, m)
+    assert torch.allclose(found, (1 - 1 / m) * value_gradient(), rtol=0, atol=1e-12)
+
+
+def test_of_few_trajectories_swift_steps_elsewhere_than_the_policy_gradient():
+    # Of two trajectories with different returns one weighs 1 and the other −1, however far they lie apart.
+    assert swift_weights([1.0, 0.9, 7.0, -7.0], [0, 0, 1, 1]).tolist() == pytest.approx([1, -1, 1, -1], rel=1e-12)
+    true = value_gradient().flatten()
+    cosines = [
+        float(torch.nn.functional.cosine_similarity(expected_step(swift_weights, m).flatten(), true, dim=0))
+        for m in (2, 3, 4)
+    ]
+    assert cosines == sorted(cosines) and cosines[0] > 0.9 and cosines[-1] < 0.9999

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -31,15 +31,23 @@ ROWS = pa.schema(
         ("graded", pa.int32()),
         ("distinct", pa.int32()),
         ("failures", pa.int32()),
+        ("first_success", pa.bool_()),
+        ("first_reward", pa.float64()),
+        ("first_graded", pa.bool_()),
+        ("first_read", pa.bool_()),
     ]
 )
+_COUNTS = ("turns", "graded", "distinct", "failures")
+_FLAGS = ("success", "first_success", "first_graded", "first_read")
+_REWARDS = ("reward", "first_reward")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
     """What the return of each trajectory is made of; arrays ``(N,)``, trajectories that failed left out.
 
-    ``ids`` and ``groups`` are lists of strings, or Arrow strings where there may be very many.
+    ``ids`` and ``groups`` are lists of strings, or Arrow strings where there may be very many. Of the first turn:
+    whether it succeeded, its reward, whether an answer was asked for, and whether one could be read.
     """
 
     ids: Any
@@ -50,6 +58,23 @@ class Outcomes:
     graded_N: NDArray[np.int64]
     distinct_N: NDArray[np.int64]
     failures_N: NDArray[np.int64]
+    first_success_N: NDArray[np.bool_]
+    first_reward_N: NDArray[np.float64]
+    first_graded_N: NDArray[np.bool_]
+    first_read_N: NDArray[np.bool_]
+
+    def first_turn(self) -> Outcomes:
+        """The same conversations as if each had ended after its first reply."""
+        read_N = self.first_graded_N & self.first_read_N
+        return replace(
+            self,
+            success_N=self.first_success_N,
+            reward_N=self.first_reward_N,
+            turns_N=np.ones_like(self.turns_N),
+            graded_N=self.first_graded_N.astype(np.int64),
+            distinct_N=read_N.astype(np.int64),
+            failures_N=(self.first_graded_N & ~self.first_read_N).astype(np.int64),
+        )
 
     def group_index(self) -> NDArray[np.intp]:
         """``(N,)`` groups as numbers 0…G−1, in the order in which they first appear."""
@@ -74,6 +99,10 @@ def outcomes(trajectories: Sequence[Trajectory]) -> Outcomes:
         graded_N=np.array(list(map(len, graded)), np.int64),
         distinct_N=np.array([len({*answers} - {None}) for answers in graded], np.int64),
         failures_N=np.array([answers.count(None) for answers in graded], np.int64),
+        first_success_N=np.array([t.turns[0].step.success for t in kept], bool),
+        first_reward_N=np.array([t.turns[0].step.reward for t in kept], float),
+        first_graded_N=np.array([t.turns[0].step.graded for t in kept], bool),
+        first_read_N=np.array([t.turns[0].step.answer is not None for t in kept], bool),
     )
 
 
@@ -100,14 +129,20 @@ def outcome_rows(batch: pa.RecordBatch) -> pa.Table:
     kinds = max(len(answers.dictionary), 1)
     pairs = np.sort(row_T[read_T] * kinds + answer_T[read_T])
     distinct = pairs[np.diff(pairs, prepend=-1) != 0] // kinds
+    start_N = end_N - turns_N
+    success_T, reward_T = _flags(turns.field("success")), turns.field("reward").to_numpy(zero_copy_only=False)
     columns = {
         **{name: batch.column(name) for name in ("id", "task_id", "group_id", "sample")},
-        "success": _flags(turns.field("success"))[end_N - 1],
-        "reward": _sums(turns.field("reward").to_numpy(zero_copy_only=False), end_N - turns_N, turns_N),
+        "success": success_T[end_N - 1],
+        "reward": _sums(reward_T, start_N, turns_N),
         "turns": turns_N,
         "graded": np.bincount(row_T[graded_T], minlength=count),
         "distinct": np.bincount(distinct, minlength=count),
         "failures": np.bincount(row_T[graded_T & (answer_T < 0)], minlength=count),
+        "first_success": success_T[start_N],
+        "first_reward": reward_T[start_N],
+        "first_graded": graded_T[start_N],
+        "first_read": answer_T[start_N] >= 0,
     }
     return pa.table([pa.array(columns[name]).cast(ROWS.field(name).type) for name in ROWS.names], schema=ROWS)
 
@@ -120,10 +155,10 @@ def sorted_outcomes(rows: pa.Table) -> Outcomes:
     # Rows of one task and sample stay in the order in which they were written.
     order = np.lexsort((rows.column("sample").to_numpy(), rank[tasks.indices.to_numpy()]))
     rows = rows.take(pa.array(order))
-    counts = {f"{name}_N": rows.column(name).to_numpy().astype(np.int64) for name in ROWS.names[6:]}
-    success_N = rows.column("success").to_numpy().astype(bool)
-    reward_N = rows.column("reward").to_numpy()
-    return Outcomes(ids=rows["id"], groups=rows["group_id"], success_N=success_N, reward_N=reward_N, **counts)
+    columns: dict[str, Any] = {f"{name}_N": rows.column(name).to_numpy().astype(np.int64) for name in _COUNTS}
+    columns |= {f"{name}_N": rows.column(name).to_numpy().astype(bool) for name in _FLAGS}
+    columns |= {f"{name}_N": rows.column(name).to_numpy() for name in _REWARDS}
+    return Outcomes(ids=rows["id"], groups=rows["group_id"], **columns)
 
 
 def _flags(column: pa.Array) -> NDArray[np.bool_]:

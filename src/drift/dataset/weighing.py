@@ -21,11 +21,13 @@ from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories, stream_columns
 from drift.errors import ConfigError, DatasetError
 from drift.manifest import MANIFEST, read_manifest, replacing, write_manifest
+from drift.weights.choosing import RolloutReport
 from drift.weights.config import WeightConfig
 from drift.weights.diagnostics import Tally, equal_returns
 from drift.weights.groups import group_max
 from drift.weights.returns import trajectory_return
 from drift.weights.schemes import apply_scheme, get_scheme, survey_scheme
+from drift.weights.tempering import Shrinkage, Tempering
 
 __all__ = ["Outcomes", "WeightTable", "compute_weights", "outcomes", "read_weights", "weigh_dataset", "weights_hash"]
 KIND = "weights"
@@ -62,31 +64,55 @@ class Weigher:
 
     def __init__(self, config: WeightConfig, parts: Callable[[], Iterable[Outcomes]]) -> None:
         self._config, self._info = config, get_scheme(config.scheme)
-        self._tally, self._done, self._dropped, self._largest = Tally(), 0, 0, 0
-        self._named = {"beta": config.beta, "w_max": config.w_max, **config.parameters}
-        self._named |= survey_scheme(config.scheme, lambda: map(self._returns, parts()), self._named)
+        self._tally, self._rollouts, self._done, self._dropped, self._largest = Tally(), RolloutReport(), 0, 0, 0
+        self._named: dict[str, Any] = {"w_max": config.w_max, "refit_shift": config.refit_shift, **config.parameters}
+        if config.beta != "auto":
+            self._named = {"beta": config.beta, **self._named}
+
+        def returns() -> Iterator[tuple[Floats, NDArray[np.intp]]]:
+            return ((self._returns(part), part.group_index()) for part in map(self._seen, parts()))
+
+        self._named |= survey_scheme(config.scheme, lambda: (each for each, _ in returns()), self._named)
+        self._tempering = Tempering(config, returns) if self._info.partitioned else None
+        self._shrinkage: Shrinkage | None = None
+        if self._tempering and config.no_success == "shrink":
+            self._shrinkage = Shrinkage(config.shrink_prior, self._tempering, returns)
         self._whole_N = None if self._info.local else self._weigh_whole(parts())
 
     def weigh(self, found: Outcomes) -> tuple[Floats, Floats]:
         """Returns and weights of the next part."""
-        returns_N, index_N, config = self._returns(found), found.group_index(), self._config
+        found, config = self._seen(found), self._config
+        returns_N, index_N = self._returns(found), found.group_index()
+        named = self._data(found)
+        if self._tempering:
+            named["beta"] = self._tempering.beta(returns_N, index_N)
         if self._whole_N is None:
-            named = {"success_N": found.success_N, **self._named}
             weights_N = apply_scheme(config.scheme, returns_N, index_N, named)
         else:
             weights_N = self._whole_N[self._done : self._done + len(index_N)]
         sizes_G = np.bincount(index_N)
-        dropped_G = np.zeros(len(sizes_G), bool)
-        if config.no_success == "drop":
-            dropped_G |= group_max(found.success_N.astype(float), index_N, len(sizes_G)) == 0
+        unsolved_G = group_max(found.success_N.astype(float), index_N, len(sizes_G)) == 0
+        dropped_G = unsolved_G if config.no_success == "drop" else np.zeros(len(sizes_G), bool)
         if config.equal_returns == "drop":
-            dropped_G |= equal_returns(returns_N, index_N)
+            dropped_G = dropped_G | equal_returns(returns_N, index_N)
+        if self._shrinkage:
+            shrunken_N = self._shrinkage.weights(returns_N, index_N)
+            weights_N = np.where(unsolved_G[index_N], shrunken_N, weights_N)
         weights_N = np.where(dropped_G[index_N], 0.0, weights_N)
         self._tally.add(weights_N, returns_N, index_N, found.success_N)
+        self._rollouts.add(returns_N, index_N, found.success_N, named["beta"] if self._tempering else None)
         self._done += len(index_N)
         self._dropped += int(dropped_G.sum())
         self._largest = max(self._largest, int(sizes_G.max(initial=0)))
         return returns_N, weights_N
+
+    def _seen(self, found: Outcomes) -> Outcomes:
+        return found.first_turn() if self._info.first_turn else found
+
+    def _data(self, found: Outcomes) -> dict[str, Any]:
+        """What a weighting can ask for by name."""
+        wrong_N = found.first_graded_N & ~found.first_success_N
+        return {"success_N": found.success_N, "turns_N": found.turns_N, "first_wrong_N": wrong_N, **self._named}
 
     def report(self, weights: Callable[[], Iterable[Floats]], returns: Callable[[], Iterable[Floats]]) -> Any:
         """The diagnostics of all parts; both arguments give all values once more, a part at a time.
@@ -107,7 +133,9 @@ class Weigher:
                 f"prompts have no success, {found['groups_with_equal_returns']} have equal returns. Sample more, or "
                 "set no_success / equal_returns to keep."
             )
-        return {**found, "dropped_groups": self._dropped}
+        found["dropped_groups"] = self._dropped
+        found["rollouts"] = self._rollouts.report()
+        return {**found, **(self._tempering.report() if self._tempering else {})}
 
     def _returns(self, found: Outcomes) -> Floats:
         config = self._config
@@ -124,13 +152,15 @@ class Weigher:
 
     def _weigh_whole(self, parts: Iterable[Outcomes]) -> Floats:
         """All weights at once, for a scheme of another package that does not say that it is local."""
-        groups, columns = 0, []
+        groups, columns, data = 0, [], []
         for part in parts:
             index_N = part.group_index()
-            columns.append((self._returns(part), index_N + groups, part.success_N))
+            columns.append((self._returns(part), index_N + groups))
+            data.append(self._data(part))
             groups += int(index_N.max(initial=-1)) + 1
-        returns_N, index_N, success_N = (np.concatenate(each) for each in zip(*columns, strict=True))
-        return apply_scheme(self._config.scheme, returns_N, index_N, {"success_N": success_N, **self._named})
+        returns_N, index_N = (np.concatenate(each) for each in zip(*columns, strict=True))
+        named = {key: np.concatenate([each[key] for each in data]) for key in data[0] if key.endswith("_N")}
+        return apply_scheme(self._config.scheme, returns_N, index_N, {**named, **self._named})
 
 
 def compute_weights(found: Outcomes, config: WeightConfig) -> tuple[Floats, Floats, dict[str, Any]]:

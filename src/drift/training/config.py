@@ -35,7 +35,10 @@ class TrainingConfig:
     """How the model is fine-tuned. Batch, steps and schedule are the DRIFT paper's unless set otherwise.
 
     Args:
-        turns: terminal trains the last reply of each conversation (DRIFT), all trains every reply (Refit, Swift).
+        turns: terminal trains the last reply of each conversation (DRIFT), all trains every reply (Refit, Swift), first
+            the first alone (BOLT), credited every reply but those that were rejected.
+        rejected: with credited, weight of a rejected reply (asked for an answer, not right, no reward, and another
+            followed) for each unit of its conversation's weight: 0 leaves it out, a negative number pushes it away.
         normalization: token loss of a reply: sum (Eq. 15) or mean over its tokens (published code).
         batch_size: rows per optimizer step.
         tokens_per_batch: the most tokens of one forward pass, shared prefixes counted once; memory, not results.
@@ -62,7 +65,8 @@ class TrainingConfig:
         lora: LoRA settings.
     """
 
-    turns: Literal["terminal", "all"] = "terminal"
+    turns: Literal["terminal", "all", "first", "credited"] = "terminal"
+    rejected: float = 0.0
     normalization: Literal["sum", "mean"] = "sum"
     batch_size: int = 128
     tokens_per_batch: int = 8192
@@ -88,7 +92,9 @@ class TrainingConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:
-        require(self.turns in ("terminal", "all"), "training.turns", self.turns, "terminal or all")
+        known = ("terminal", "all", "first", "credited")
+        require(self.turns in known, "training.turns", self.turns, "terminal, all, first or credited")
+        require(-1 <= self.rejected <= 0, "training.rejected", self.rejected, "a number from -1 to 0")
         require(self.normalization in ("sum", "mean"), "training.normalization", self.normalization, "sum or mean")
         require(self.batch_size >= 1, "training.batch_size", self.batch_size, "a whole number ≥ 1")
         require(self.tokens_per_batch >= 1, "training.tokens_per_batch", self.tokens_per_batch, "a whole number ≥ 1")

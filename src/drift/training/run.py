@@ -18,7 +18,7 @@ from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import stream_trajectories
 from drift.dataset.weighing import KIND as WEIGHTS
 from drift.dataset.weighing import WeightTable, read_weights
-from drift.errors import DatasetError, TrainingError
+from drift.errors import DatasetError, TrainingError, require
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import fingerprint, load_model
@@ -31,6 +31,7 @@ from drift.training.ranks import Ranks, joined, only_one
 from drift.training.rows import NAME as ROWS
 from drift.training.rows import RowFile, write_rows
 from drift.weights.groups import index_groups
+from drift.weights.schemes import SCHEMES
 from drift.weights.skipping import negligible
 
 SPEC = "training.json"
@@ -158,6 +159,7 @@ def _read(request: _Request) -> tuple[dict[str, Any], WeightTable]:
     """The manifest of the data, and its weights."""
     manifest = read_manifest(request.data, TRAJECTORIES)
     _check_ids(manifest["spec"], request.data, request.base)
+    _check_turns(read_manifest(request.weights, WEIGHTS)["config"]["scheme"], request.config)
     return manifest, read_weights(request.weights, request.data)
 
 
@@ -186,6 +188,12 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
     write_json(out / SPEC, spec)
     discard_unfinished(out)
     return _Prepared(finished=False, spec=spec, counts=dict(counts), dropped=dropped)
+
+
+def _check_turns(scheme: str, config: TrainingConfig) -> None:
+    if scheme in SCHEMES and SCHEMES[scheme].first_turn:
+        remedy = f"The weights of {scheme} judge first replies alone. Set training.turns: first."
+        require(config.turns == "first", "training.turns", config.turns, "first", remedy)
 
 
 def _check_ids(spec: dict[str, Any], data: Path, base: str) -> None:
@@ -234,6 +242,7 @@ def _write_rows(
         turns=config.turns,
         normalization=config.normalization,
         max_length=limit,
+        rejected=config.rejected,
     )
     counts: Counter[str] = Counter()
     write_rows(path, build_examples(stream_trajectories(data), choice, counts))

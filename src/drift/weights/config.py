@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from drift.errors import require
+from drift.weights.schemes import SCHEMES
+from drift.weights.temperature import Target
 
 Treatment = Literal["keep", "drop"]
 
@@ -15,38 +17,76 @@ class WeightConfig:
     """How conversations are weighed.
 
     Args:
-        scheme: drift, sft, rft, refit, swift, rwr, awr, or one that another package declares.
-        beta: temperature β of drift, rwr and awr; it divides the return.
+        scheme: drift, bolt, sft, rft, star, star_gate, refit, swift, group_relative, rwr, awr, or one that another
+            package declares.
+        beta: temperature β of drift, bolt, rwr and awr; it divides the return. auto, for drift and bolt, finds it.
+        beta_per: what auto finds a β for: each group, so that every prompt is tilted as far, or the dataset, so that
+            all prompts share one temperature as in Eq. 3.
+        ess_target: with auto, the effective sample size of a prompt's weights as a share of K, in (0, 1).
+        kl_target: with auto, the KL divergence of a prompt's weights from uniform ones in nats, instead of ess_target.
         base: what counts as the outcome: success (1 or 0), or reward (the sum of the environment's rewards).
         gamma: discount γ per turn.
         repetition: λ, what repeating oneself costs; null takes 0.5 for drift and 0 for the others.
         format_failure: cost of each reply without a readable answer; 0 in the paper, 0.1 in its published code.
-        no_success: prompts without any success: keep (as published: they still weigh K in all) or drop.
+        no_success: prompts without any success: keep (as published: they still weigh K in all), drop, or, for drift
+            and bolt, shrink (divide by a Ẑ that is mixed with that of all prompts, so that they weigh less).
+        shrink_prior: with shrink, for how many rollouts of the prompt the shared Z counts.
         equal_returns: prompts whose returns are all the same: keep (every weight 1 under drift) or drop.
+        refit_shift: refit takes a prompt's smallest return off where it is negative, instead of refusing.
         w_max: largest weight of awr.
         parameters: further arguments of a weighting from another package.
     """
 
     scheme: str = "drift"
-    beta: float = 0.1
+    beta: float | Literal["auto"] = 0.1
+    beta_per: Literal["group", "dataset"] = "group"
+    ess_target: float = 0.5
+    kl_target: float | None = None
     base: Literal["success", "reward"] = "success"
     gamma: float = 0.9
     repetition: float | None = None
     format_failure: float = 0.0
-    no_success: Treatment = "keep"
+    no_success: Literal["keep", "drop", "shrink"] = "keep"
+    shrink_prior: float = 16.0
     equal_returns: Treatment = "keep"
+    refit_shift: bool = False
     w_max: float = 20.0
     parameters: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self.beta > 0, "weights.beta", self.beta, "a number > 0", "β divides the return; 0.1 is published.")
+        self._check_beta()
         require(0 < self.gamma <= 1, "weights.gamma", self.gamma, "a number in (0, 1]")
         require(self.repetition is None or self.repetition >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
         require(self.format_failure >= 0, "weights.format_failure", self.format_failure, "a number ≥ 0")
         require(self.w_max > 0, "weights.w_max", self.w_max, "a number > 0")
-        for name, value in (("no_success", self.no_success), ("equal_returns", self.equal_returns)):
-            require(value in ("keep", "drop"), f"weights.{name}", value, "keep or drop")
+        require(self.shrink_prior >= 0, "weights.shrink_prior", self.shrink_prior, "a number ≥ 0")
+        known = ("keep", "drop", "shrink")
+        require(self.no_success in known, "weights.no_success", self.no_success, "keep, drop or shrink")
+        require(self.equal_returns in known[:2], "weights.equal_returns", self.equal_returns, "keep or drop")
         require(self.base in ("success", "reward"), "weights.base", self.base, "success or reward")
+        if self.no_success == "shrink":
+            require(self._partitioned, "weights.no_success", "shrink", f"keep or drop with the scheme {self.scheme}")
+            common = self.beta != "auto" or self.beta_per == "dataset"
+            require(common, "weights.no_success", "shrink", "one β for all prompts", "Set weights.beta_per: dataset.")
+
+    def _check_beta(self) -> None:
+        beta = self.beta
+        sound = beta == "auto" or (isinstance(beta, float | int) and beta > 0)
+        require(sound, "weights.beta", beta, "a number > 0, or auto", "β divides the return; 0.1 is published.")
+        require(self.beta_per in ("group", "dataset"), "weights.beta_per", self.beta_per, "group or dataset")
+        require(0 < self.ess_target < 1, "weights.ess_target", self.ess_target, "a share above 0 and below 1")
+        require(self.kl_target is None or 0 < self.kl_target < 700, "weights.kl_target", self.kl_target, "nats above 0")
+        fits = beta != "auto" or self.scheme not in ("rwr", "awr")
+        require(fits, "weights.beta", beta, f"a number with the scheme {self.scheme}", "auto is for drift and bolt.")
+
+    @property
+    def _partitioned(self) -> bool:
+        return self.scheme in SCHEMES and SCHEMES[self.scheme].partitioned
+
+    @property
+    def target(self) -> Target:
+        """What ``beta: auto`` is to reach."""
+        return Target.of_ess(self.ess_target) if self.kl_target is None else Target.of_kl(self.kl_target)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for manifests."""
