@@ -26,6 +26,8 @@ from drift.training.checkpoints import discard_unfinished
 from drift.training.config import KIND, TrainingConfig
 from drift.training.examples import Choice, build_examples
 from drift.training.fit import fit, save
+from drift.training.limit import HeldOut, set_aside
+from drift.training.negative import bounded
 from drift.training.plan import plan_steps
 from drift.training.ranks import Ranks, joined, only_one
 from drift.training.rows import NAME as ROWS
@@ -35,6 +37,7 @@ from drift.weights.schemes import SCHEMES
 from drift.weights.skipping import negligible
 
 SPEC = "training.json"
+HELD_OUT = "held-out.arrow"
 
 
 def train_model(
@@ -105,12 +108,14 @@ class _Prepared:
         spec: everything that decides the result.
         counts: of rows, by what became of them.
         dropped: the largest share of a prompt's weight left out.
+        negative: what the bound on negative weights did, where there is one.
     """
 
     finished: bool
     spec: dict[str, Any]
     counts: dict[str, int]
     dropped: float
+    negative: dict[str, Any]
 
 
 def _train(request: _Request, ranks: Ranks) -> None:
@@ -134,11 +139,15 @@ def _train(request: _Request, ranks: Ranks) -> None:
         ranks=ranks.count,
         together=config.rows_together,
     )
-    trainer = fit(model, rows, steps, config, out, seed=request.seed, device=request.device, ranks=ranks)
+    held_out = list(RowFile(out / HELD_OUT)) if config.kl_limit else []
+    trainer, limited = fit(
+        model, rows, steps, config, out, seed=request.seed, device=request.device, ranks=ranks, held_out=held_out
+    )
     save(trainer, tokenizer, out, config, base=request.base, ranks=ranks)
     if not ranks.leads:
         return
-    tokens = sum(int(rows.facts.length_N[list(share)].sum()) for step in steps for share in step.ranks)
+    taken = steps[: trainer.state.global_step]
+    tokens = sum(int(rows.facts.length_N[list(share)].sum()) for step in taken for share in step.ranks)
     content = {
         "spec": prepared.spec,
         "base": request.base,
@@ -147,12 +156,15 @@ def _train(request: _Request, ranks: Ranks) -> None:
         "normalization": config.normalization,
         "counts": prepared.counts,
         "dropped_mass": prepared.dropped,
-        "steps": trainer.state.global_step,
+        **({"max_negative_share": prepared.negative} if prepared.negative else {}),
+        **limited,
+        "steps": limited["kl_limit"]["step"] if limited else trainer.state.global_step,
         "ranks": ranks.count,
         "cost": {"seconds": round(time.monotonic() - start, 3), "tokens_trained": tokens},
     }
     write_manifest(out, KIND, content)
     (out / ROWS).unlink()
+    (out / HELD_OUT).unlink(missing_ok=True)
 
 
 def _read(request: _Request) -> tuple[dict[str, Any], WeightTable]:
@@ -180,14 +192,14 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
         "weights_hash": read_manifest(request.weights, WEIGHTS)["weights_hash"],
     }
     if _finished(out, spec):
-        return _Prepared(finished=True, spec=spec, counts={}, dropped=0.0)
+        return _Prepared(finished=True, spec=spec, counts={}, dropped=0.0, negative={})
     limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
-    counts, dropped = _write_rows(out / ROWS, data, table, config, limit)
+    counts, dropped, negative = _write_rows(out, data, table, config, limit)
     if counts["rows"] == counts["skipped_negligible"]:
         raise TrainingError(f"no rows to train on: {dict(counts)}. Look at the weights, or raise training.max_length.")
     write_json(out / SPEC, spec)
     discard_unfinished(out)
-    return _Prepared(finished=False, spec=spec, counts=dict(counts), dropped=dropped)
+    return _Prepared(finished=False, spec=spec, counts=dict(counts), dropped=dropped, negative=negative)
 
 
 def _check_turns(scheme: str, config: TrainingConfig) -> None:
@@ -231,13 +243,20 @@ def _finished(out: Path, spec: dict[str, Any]) -> bool:
 
 
 def _write_rows(
-    path: Path, data: Path, table: WeightTable, config: TrainingConfig, limit: int | None
-) -> tuple[Counter[str], float]:
-    """Write the training rows; returns what was counted, and the largest share of a prompt's weight left out."""
+    out: Path, data: Path, table: WeightTable, config: TrainingConfig, limit: int | None
+) -> tuple[Counter[str], float, dict[str, Any]]:
+    """Write the training rows, and those to measure on.
+
+    Returns what was counted, the largest share of a prompt's weight left out, and what was done to negative weights.
+    """
     index_N, _ = index_groups(table.groups)
-    skipped_N, dropped_G = negligible(table.weights_N, index_N, config.skip_mass)
+    weights_N = table.weights_N
+    negative: dict[str, Any] = {}
+    if config.max_negative_share is not None:
+        weights_N, negative = bounded(weights_N, index_N, config.max_negative_share)
+    skipped_N, dropped_G = negligible(weights_N, index_N, config.skip_mass)
     choice = Choice(
-        weights=table.by_id(),
+        weights=dict(zip(table.ids, weights_N.tolist(), strict=True)),
         negligible={table.ids[at] for at in np.flatnonzero(skipped_N)},
         turns=config.turns,
         normalization=config.normalization,
@@ -245,5 +264,11 @@ def _write_rows(
         rejected=config.rejected,
     )
     counts: Counter[str] = Counter()
-    write_rows(path, build_examples(stream_trajectories(data), choice, counts))
-    return counts, float(dropped_G.max(initial=0.0))
+    held = HeldOut(set_aside(set(table.groups), config.kl_prompts) if config.kl_limit else (), limit)
+    write_rows(out / ROWS, build_examples(held.part(stream_trajectories(data)), choice, counts))
+    if config.kl_limit:
+        aside = held.rows()
+        if not aside:
+            raise TrainingError("training.kl_limit: no conversation of the prompts set aside can be measured on.")
+        write_rows(out / HELD_OUT, aside)
+    return counts, float(dropped_G.max(initial=0.0)), negative
