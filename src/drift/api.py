@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from drift.dataset.exports.config import ExportConfig
 from drift.environments import make_environment
 from drift.errors import ConfigError, require
 from drift.policies.base import Sampling
@@ -107,6 +108,29 @@ def weigh(data: str | Path, *, out: str | Path, config: WeightConfig | None = No
 
     weigh_dataset(Path(data), config or WeightConfig(**settings), Path(out))
     return Path(out)
+
+
+def export(
+    data: str | Path, *, out: str | Path, config: ExportConfig | None = None, model: str = "", **settings: Any
+) -> dict[str, Any]:
+    """Write conversations as rows for preference trainers (DPO, KTO) to ``out``; returns the rows' manifest.
+
+    Args:
+        data: directory of trajectories.
+        out: the file, JSON Lines in TRL's schema; its manifest lies beside it.
+        config: what to make; or give its fields as ``settings`` (``format="dpo-step", pairs=2``).
+        model: the model to be trained, to count where rendering the rows gives other ids than were sampled.
+        settings: fields of ``ExportConfig``.
+    """
+    from drift.dataset.exports.run import export_dataset
+
+    tokenizer = None
+    if model:
+        from drift.policies import model_path
+        from drift.policies.hf import load_tokenizer
+
+        tokenizer = load_tokenizer(model_path(model))
+    return export_dataset(Path(data), Path(out), config or ExportConfig(**settings), tokenizer=tokenizer)
 
 
 def train(

@@ -25,6 +25,7 @@ VERBS = {
     "import": "turn logged conversations with rewards into trajectories",
     "weigh": "weigh conversations by their return",
     "train": "fine-tune a model on weighted conversations",
+    "export": "write conversations as pairs or labelled rows for preference trainers",
     "evaluate": "measure policies on held-out tasks",
     "report": "write the report page of a run",
     "check": "put an environment through its protocol",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,22 +37,40 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto") -> tupl
     """
     require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
     place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = DTYPES.get(dtype, torch.float32 if place == "cpu" else "auto")
+    source = _source(model)
+    with _loading(model):
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=wanted).to(place).eval()
+    return loaded, tokenizer
+
+
+def load_tokenizer(model: str) -> Any:
+    """Load the tokenizer of a model, a folder or a hub id, without its weights; raises ``PolicyError``."""
+    source = _source(model)
+    with _loading(model):
+        return AutoTokenizer.from_pretrained(source, padding_side="left")
+
+
+def _source(model: str) -> str:
+    """Where transformers finds a model."""
     looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1
     path = Path(model).expanduser()
     if looks_local and not (path / "config.json").is_file():
         found = "a folder without config.json" if path.is_dir() else "nothing there"
         raise PolicyError(f"model {model!r}: {found}. Give a folder that holds a model, or a hub id like owner/name.")
-    wanted = DTYPES.get(dtype, torch.float32 if place == "cpu" else "auto")
-    source = str(path) if path.exists() else model
+    return str(path) if path.exists() else model
+
+
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=wanted).to(place).eval()
+        yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise PolicyError(
             f"model {model!r} can't be loaded as a causal language model: {error}. "
             "Check the name, that the files are whole, and that the hub can be reached if it is not a folder."
         ) from error
-    return loaded, tokenizer
 
 
 def fingerprint(model: Any, tokenizer: Any) -> str:
