@@ -8,10 +8,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from drift.api import evaluate, export, import_conversations, report, rollout, run_recipe, train, weigh
+    from drift.api import (
+        evaluate,
+        export,
+        import_conversations,
+        report,
+        rollout,
+        run_recipe,
+        train,
+        train_online,
+        train_preference,
+        weigh,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "export", "import_conversations", "report", "rollout", "run_recipe", "train", "weigh"]
+__all__ = [
+    "evaluate",
+    "export",
+    "import_conversations",
+    "report",
+    "rollout",
+    "run_recipe",
+    "train",
+    "train_online",
+    "train_preference",
+    "weigh",
+]
 
 
 def __getattr__(name: str) -> Any:

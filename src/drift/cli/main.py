@@ -25,6 +25,8 @@ VERBS = {
     "import": "turn logged conversations with rewards into trajectories",
     "weigh": "weigh conversations by their return",
     "train": "fine-tune a model on weighted conversations",
+    "train-preference": "train with DPO or KTO on the same conversations, through TRL",
+    "train-online": "train with GRPO on conversations held meanwhile, through TRL",
     "export": "write conversations as pairs or labelled rows for preference trainers",
     "evaluate": "measure policies on held-out tasks",
     "report": "write the report page of a run",

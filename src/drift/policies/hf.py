@@ -118,8 +118,26 @@ class HFPolicy:
 
     def __init__(self, model: str, *, dtype: str = "auto", device: str = "auto", batch_size: int = 64) -> None:
         require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
-        self._model, self._tokenizer = load_model(model, dtype=dtype, device=device)
-        self.chat: Chat = TemplateChat(self._tokenizer, source=model)
+        loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+        self._take_model(loaded, tokenizer, model, batch_size)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, *, source: str, batch_size: int = 64) -> HFPolicy:
+        """A policy of a model that is already loaded, and that may change: it samples with the weights of the moment.
+
+        Args:
+            model: a causal LM; its generation settings are replaced.
+            tokenizer: its tokenizer, padding on the left.
+            source: how messages name it.
+            batch_size: the most requests in one batch.
+        """
+        policy = cls.__new__(cls)
+        policy._take_model(model, tokenizer, source, batch_size)
+        return policy
+
+    def _take_model(self, model: Any, tokenizer: Any, source: str, batch_size: int) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self.chat: Chat = TemplateChat(self._tokenizer, source=source)
         self.fingerprint = fingerprint(self._model, self._tokenizer)
         limit = getattr(self._model.config, "max_position_embeddings", None)
         self.context_length: int | None = int(limit) if limit else None
