@@ -65,7 +65,7 @@ class Live:
 
         Returns:
             ``prompt_ids``, ``completion_ids`` (all from the first reply to the last), ``logprobs``, ``env_mask`` (1
-            where the policy sampled) and ``shaped_return``, which is ``None`` for a conversation whose environment failed.
+            where the policy sampled) and ``shaped_return``, ``None`` for a conversation whose environment failed.
         """
         model = trainer.accelerator.unwrap_model(trainer.model)
         if self._policy is None:

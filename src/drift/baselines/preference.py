@@ -105,7 +105,7 @@ def _train(
         if config.ids == "sampled" and made["counts"]["rows_without_ids"]:
             raise DatasetError(
                 f"{data}: {made['counts']['rows_without_ids']} of {made['counts']['rows']} rows have no sampled ids: "
-                "the policy told none, or its chat template rewrites history, so that no one row holds several replies. "
+                "the policy told none, or its chat template rewrites history, so no one row holds several replies. "
                 "Use the format dpo-step or dpo-final, tokenize the data with drift import, or set ids to rendered."
             )
         write_json(out / SPEC, spec)
