@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters format clean
-.PHONY: bench-rollouts bench-cluster bench-verifiers bench-training bench-memory bench-weights results
+.PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters test-trl format clean
+.PHONY: bench-rollouts bench-cluster bench-verifiers bench-training bench-memory bench-weights bench-online results
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -19,7 +19,7 @@ types: $(INSTALLED)
 	$(VENV)/bin/mypy
 
 unit: $(INSTALLED)
-	$(VENV)/bin/pytest -n 2 -m "not slow and not gpu and not vllm and not ray and not adapters" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(VENV)/bin/pytest -n 2 -m "not slow and not gpu and not vllm and not ray and not adapters and not trl" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
@@ -71,12 +71,19 @@ test-ray: $(VENV)/.installed-ray
 bench-cluster: $(VENV)/.installed-ray
 	$(VENV)/bin/python benchmarks/cluster.py
 
-# TRL is what the training path is compared with, in an environment of its own.
+# TRL trains the baselines, and is what the training path is compared with, in an environment of its own.
 .venv-trl/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/pip install --quiet --constraint constraints.txt torch
-	.venv-trl/bin/pip install --quiet --constraint constraints.txt --editable '.[datasets]' trl==1.16.0
+	.venv-trl/bin/pip install --quiet --constraint constraints.txt --editable '.[trl]' trl==1.16.0 pytest pytest-timeout
 	touch $@
+
+test-trl: .venv-trl/.installed
+	.venv-trl/bin/pytest -m trl tests/baselines
+
+# DRIFT beside online GRPO, three seeds; about an hour on two cores.
+bench-online: .venv-trl/.installed
+	.venv-trl/bin/python benchmarks/online.py runs/bench-online
 
 bench-training: .venv-trl/.installed
 	.venv-trl/bin/python benchmarks/training.py

@@ -17,7 +17,7 @@ FLOORS = [
     {"environments"},
     {"dataset"},
     {"rollouts", "training", "bootstrap"},
-    {"evaluation"},
+    {"evaluation", "baselines"},
     {"reporting"},
     {"recipe", "api"},
     {"pipeline"},
@@ -25,7 +25,7 @@ FLOORS = [
     {"cli", "__main__"},
 ]
 # Floors whose parts know nothing of one another.
-APART = [FLOORS[2], FLOORS[7]]
+APART = [FLOORS[2], FLOORS[7], FLOORS[8]]
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 # Attributes of the package itself that come from no other module.
 OWN_ATTRIBUTES = {"__version__", "__doc__", "__file__", "__name__"}

@@ -181,7 +181,7 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
     TemplateChat(tokenizer, source=request.base)
     own = fingerprint(model, tokenizer)
     if not request.any_policy:
-        _check_policy(own, manifest["spec"]["policy"], data, request.base)
+        check_policy(own, manifest["spec"]["policy"], data, request.base)
     # How many processes share a step changes neither its rows nor, but for rounding, its result.
     settings = {name: value for name, value in config.to_dict().items() if name != "num_processes"}
     spec = {
@@ -191,7 +191,7 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
         "dataset_hash": manifest["dataset_hash"],
         "weights_hash": read_manifest(request.weights, WEIGHTS)["weights_hash"],
     }
-    if _finished(out, spec):
+    if is_finished(out, spec):
         return _Prepared(finished=True, spec=spec, counts={}, dropped=0.0, negative={})
     limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
     counts, dropped, negative = _write_rows(out, data, table, config, limit)
@@ -216,7 +216,8 @@ def _check_ids(spec: dict[str, Any], data: Path, base: str) -> None:
         )
 
 
-def _check_policy(own: str, made_by: str, data: Path, base: str) -> None:
+def check_policy(own: str, made_by: str, data: Path, base: str) -> None:
+    """Refuse data that another policy sampled than the model to be trained."""
     if own != made_by:
         raise DatasetError(
             f"{data} was sampled by another policy ({made_by}) than {base!r} ({own}). The weights assume that the "
@@ -224,7 +225,7 @@ def _check_policy(own: str, made_by: str, data: Path, base: str) -> None:
         )
 
 
-def _finished(out: Path, spec: dict[str, Any]) -> bool:
+def is_finished(out: Path, spec: dict[str, Any]) -> bool:
     """Whether ``out`` already holds the result of this very run; raises where it holds another's."""
     path = out / SPEC
     if not path.is_file():
