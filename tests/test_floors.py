@@ -21,7 +21,7 @@ FLOORS = [
     {"reporting"},
     {"recipe", "api"},
     {"pipeline"},
-    {"compare"},
+    {"comparison"},
     {"cli", "__main__"},
 ]
 # Floors whose parts know nothing of one another.

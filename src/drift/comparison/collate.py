@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.compare.methods import BASE
-from drift.compare.settings import Comparison
+from drift.comparison.methods import BASE
+from drift.comparison.settings import Comparison
 from drift.dataset.store import read_trajectories
 from drift.environments import make_environment
 from drift.environments.base import EnvironmentFactory, options_of
@@ -189,20 +189,19 @@ def _rounded(value: float | None) -> float | None:
 
 def _costs(out: Path, seeds: tuple[int, ...], name: str) -> dict[str, Any]:
     """Mean over seeds of what a method needs from nothing: rollouts (shared ones too), weighing and training."""
-    spent = []
+    spent: list[dict[str, float]] = []
     for seed in seeds:
         folder = out / f"seed-{seed}"
-        method, shared = (
-            read_manifest(folder / "methods" / name, "method"),
-            read_manifest(folder / "rollouts", "trajectories"),
-        )
-        rollouts = shared["cost"] if name != BASE else {"seconds": 0.0, "tokens_sampled": 0}
-        sampled = [rollouts["tokens_sampled"], method["tokens_sampled"]]
+        method = read_manifest(folder / "methods" / name, "method")
+        shared = read_manifest(folder / "rollouts", "trajectories")["cost"]
+        rollouts = shared if method.get("shared_rollouts", name != BASE) else {"seconds": 0.0, "tokens_sampled": 0}
+        generated = [rollouts["tokens_sampled"], method.get("tokens_sampled", 0)]
+        trained = method.get("tokens_trained", 0)
         spent.append(
             {
-                "tokens_generated": math.nan if None in sampled else sum(sampled),
-                "tokens_trained": method["tokens_trained"],
-                "steps": method["steps"],
+                "tokens_generated": math.nan if None in generated else sum(generated),
+                "tokens_trained": math.nan if trained is None else trained,
+                "steps": method.get("steps", 0),
                 "rollout_seconds": rollouts["seconds"],
                 "seconds": rollouts["seconds"] + method["seconds"],
             }

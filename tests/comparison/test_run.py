@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from drift.compare import Comparison, compare
-from drift.compare import run as comparing
-from drift.compare.methods import find_methods
+from drift.comparison import Comparison, compare
+from drift.comparison import run as comparing
+from drift.comparison.methods import find_methods
 from drift.dataset.store import read_trajectories
 from drift.errors import ConfigError, Interrupted
 from drift.manifest import read_manifest
@@ -164,7 +164,7 @@ def test_killed_and_stopped_and_begun_with_less_it_ends_the_same(
     assert kept.items() <= times(tmp_path / "seed-1" / "rollouts").items()
     # All is there: nothing is sampled or trained, and nothing loads a model.
     monkeypatch.setattr(comparing, "sampler", stop)
-    monkeypatch.setattr(comparing, "tune", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(comparing, "_run_method", lambda *arguments: pytest.fail("trained again"))
     compare(comparison(("sft", "drift-refresh")), tmp_path)
     assert "failed" not in (tmp_path / "report.html").read_text()
 

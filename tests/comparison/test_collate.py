@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from drift.compare.collate import Side
+from drift.comparison.collate import Side
 from drift.evaluation.comparisons import holm, over_seeds
 from drift.evaluation.metrics import Runs, metrics, runs_of
 
