@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow test-browser test-chaos test-fuzz test-vllm test-ray test-qlora test-adapters format clean
-.PHONY: bench-rollouts bench-cluster bench-verifiers bench-training bench-memory bench-weights
+.PHONY: quickstart test lint types unit slow format clean results
+.PHONY: test-adapters test-browser test-chaos test-fuzz test-qlora test-ray test-trl test-vllm
+.PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-soak bench-training bench-verifiers bench-weights
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -18,8 +19,12 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(VENV)/bin/mypy
 
+# What needs neither minutes, nor a device, a browser or a library of its own.
+ORDINARY := not slow and not chaos and not gpu and not browser
+ORDINARY += and not adapters and not qlora and not ray and not trl and not vllm
+
 unit: $(INSTALLED)
-	$(VENV)/bin/pytest -n 2 -m "not slow and not browser and not chaos and not gpu and not vllm and not ray and not qlora and not adapters" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(VENV)/bin/pytest -n 2 -m "$(ORDINARY)" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
@@ -89,12 +94,19 @@ test-qlora: $(VENV)/.installed-qlora
 bench-cluster: $(VENV)/.installed-ray
 	$(VENV)/bin/python benchmarks/cluster.py
 
-# TRL is what the training path is compared with, in an environment of its own.
+# TRL trains the baselines, and is what the training path is compared with, in an environment of its own.
 .venv-trl/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/pip install --quiet --constraint constraints.txt torch
-	.venv-trl/bin/pip install --quiet --constraint constraints.txt --editable '.[datasets]' trl==1.16.0
+	.venv-trl/bin/pip install --quiet --constraint constraints.txt --editable '.[trl]' trl==1.16.0 pytest pytest-timeout
 	touch $@
+
+test-trl: .venv-trl/.installed
+	.venv-trl/bin/pytest -m trl tests/baselines
+
+# DRIFT beside online GRPO, three seeds; about an hour on two cores.
+bench-online: .venv-trl/.installed
+	.venv-trl/bin/python benchmarks/online.py runs/bench-online
 
 bench-training: .venv-trl/.installed
 	.venv-trl/bin/python benchmarks/training.py
@@ -111,6 +123,10 @@ bench-verifiers: $(INSTALLED)
 SIZES ?= 100000 1000000 10000000
 bench-weights: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/weights.py --sizes $(SIZES)
+
+# docs/results.md from the comparisons kept in docs/results; see benchmarks/results.py.
+results: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/results.py write
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

@@ -8,13 +8,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from drift.api import evaluate, import_conversations, report, rollout, train, weigh
-    from drift.compare import compare
+    from drift.api import (
+        evaluate,
+        export,
+        import_conversations,
+        report,
+        rollout,
+        train,
+        train_online,
+        train_preference,
+        weigh,
+    )
+    from drift.comparison import compare
     from drift.pipeline import run_recipe
 
 __version__ = "0.1.0"
-__all__ = ["compare", "evaluate", "import_conversations", "report", "rollout", "run_recipe", "train", "weigh"]
-_ELSEWHERE = {"compare": "drift.compare", "run_recipe": "drift.pipeline"}
+__all__ = [
+    "compare",
+    "evaluate",
+    "export",
+    "import_conversations",
+    "report",
+    "rollout",
+    "run_recipe",
+    "train",
+    "train_online",
+    "train_preference",
+    "weigh",
+]
+_ELSEWHERE = {"compare": "drift.comparison", "run_recipe": "drift.pipeline"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from drift.baselines.config import OnlineConfig, PreferenceConfig
+from drift.dataset.exports.config import ExportConfig
 from drift.environments import make_environment
 from drift.policies.base import Sampling
 from drift.recipe import EvaluationSettings, PolicyChoice, RolloutSettings
@@ -112,6 +114,29 @@ def weigh(data: str | Path, *, out: str | Path, config: WeightConfig | None = No
     return Path(out)
 
 
+def export(
+    data: str | Path, *, out: str | Path, config: ExportConfig | None = None, model: str = "", **settings: Any
+) -> dict[str, Any]:
+    """Write conversations as rows for preference trainers (DPO, KTO) to ``out``; returns the rows' manifest.
+
+    Args:
+        data: directory of trajectories.
+        out: the file, JSON Lines in TRL's schema; its manifest lies beside it.
+        config: what to make; or give its fields as ``settings`` (``format="dpo-step", pairs=2``).
+        model: the model to be trained, to count where rendering the rows gives other ids than were sampled.
+        settings: fields of ``ExportConfig``.
+    """
+    from drift.dataset.exports.run import export_dataset
+
+    tokenizer = None
+    if model:
+        from drift.policies import model_path
+        from drift.policies.hf import load_tokenizer
+
+        tokenizer = load_tokenizer(model_path(model))
+    return export_dataset(Path(data), Path(out), config or ExportConfig(**settings), tokenizer=tokenizer)
+
+
 def train(
     data: str | Path,
     weights: str | Path,
@@ -147,6 +172,74 @@ def train(
         train_in_processes({**places, "config": config.to_dict(), **more}, config.num_processes)
     else:
         train_model(Path(data), Path(weights), config, Path(out), **more)
+    return Path(out)
+
+
+def train_preference(
+    data: str | Path,
+    *,
+    out: str | Path,
+    base: str = "default",
+    config: PreferenceConfig | None = None,
+    seed: int = 1,
+    device: str = "auto",
+    any_policy: bool = False,
+    **settings: Any,
+) -> Path:
+    """Train ``base`` with DPO or KTO on the conversations in ``data`` and write a model folder to ``out``.
+
+    Args:
+        data: directory of trajectories.
+        out: the model folder.
+        base: the model that sampled the conversations.
+        config: which rows and how; ``rows.format`` decides the objective. Or give its fields as ``settings``.
+        seed: decides the order of the rows.
+        device: where to train.
+        any_policy: accept conversations that another model sampled.
+        settings: fields of ``PreferenceConfig``.
+    """
+    from drift.baselines.preference import train_dpo, train_kto
+
+    config = config or PreferenceConfig(**settings)
+    train = train_kto if config.rows.format == "kto" else train_dpo
+    train(Path(data), Path(out), base=base, config=config, seed=seed, device=device, any_policy=any_policy)
+    return Path(out)
+
+
+def train_online(
+    environment: str = "arithmetic",
+    *,
+    out: str | Path,
+    start: str = "default",
+    config: OnlineConfig | None = None,
+    environment_settings: Mapping[str, Any] | None = None,
+    seed: int = 1,
+    device: str = "auto",
+    **settings: Any,
+) -> Path:
+    """Train a model with GRPO on conversations that are held meanwhile, and write a model folder to ``out``.
+
+    Args:
+        environment: name of a registered environment.
+        out: the model folder.
+        start: the model to start from: ``default``, a folder (one that ``train`` wrote, say) or a hub id.
+        config: how; or give its fields as ``settings``.
+        environment_settings: the environment's own settings.
+        seed: decides tasks, their order and the conversations.
+        device: where to sample and train.
+        settings: fields of ``OnlineConfig``.
+    """
+    from drift.baselines.online import train_online
+
+    train_online(
+        {"name": environment, "settings": dict(environment_settings or {})},
+        make_environment(environment, environment_settings),
+        Path(out),
+        base=start,
+        config=config or OnlineConfig(**settings),
+        seed=seed,
+        device=device,
+    )
     return Path(out)
 
 

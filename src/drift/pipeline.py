@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def run_recipe(recipe: Recipe, out: str | Path) -> Path:
     one_process()
     out = Path(out)
     check_recipe(recipe)
-    claim_recipe(recipe, out)
+    claim(to_dict(recipe), out)
     environment, choice = recipe.environment, recipe.policy
     data = roll_out(recipe, out / "rollouts")
     model = tune(recipe, data, out)
@@ -138,18 +139,21 @@ def check_recipe(recipe: Recipe) -> None:
         raise ConfigError(f"policy.model: no model in {folder}. Give a folder that holds config.json, or a hub id.")
 
 
-def claim_recipe(recipe: Recipe, out: Path) -> None:
-    """Write the resolved recipe to ``out``; raises ``ConfigError`` where another is there."""
+def claim(values: Mapping[str, Any], out: Path) -> None:
+    """Write a resolved recipe to ``out``; raises ``ConfigError`` where another is there."""
     import yaml
 
     from drift.manifest import write_atomic
 
-    check_claim(recipe, out)
-    write_atomic(out / "recipe.yaml", yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True).encode())
+    check_claim(values, out)
+    write_atomic(out / "recipe.yaml", yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode())
 
 
-def check_claim(recipe: Recipe, out: Path) -> None:
-    """Raise ``ConfigError`` where ``out`` was begun with another recipe."""
+def check_claim(values: Mapping[str, Any], out: Path) -> None:
+    """Raise ``ConfigError`` where ``out`` was begun with another recipe.
+
+    A key that the recipe there lacks is newer than it, and had what is now the default.
+    """
     import yaml
 
     from drift.manifest import differing_keys
@@ -159,7 +163,7 @@ def check_claim(recipe: Recipe, out: Path) -> None:
         return
     changed = [
         key
-        for key in differing_keys(yaml.safe_load(path.read_text()) or {}, to_dict(recipe))
+        for key in differing_keys(_filled(yaml.safe_load(path.read_text()) or {}, to_dict(Recipe())), values)
         # Where conversations are held changes none of them, nor do several processes change what is trained.
         if not key.startswith(("rollouts.cluster", "training.num_processes"))
     ]
@@ -168,3 +172,13 @@ def check_claim(recipe: Recipe, out: Path) -> None:
             f"{out} was begun with another recipe: {'; '.join(changed)}. "
             "Give another --out, or run the recipe.yaml in it."
         )
+
+
+def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` and, where they lack a key, the default, at every level; settings of others' choice stay whole."""
+    filled = {**defaults, **values}
+    for key, value in values.items():
+        inner = defaults.get(key)
+        if key not in ("settings", "parameters") and isinstance(value, Mapping) and isinstance(inner, Mapping):
+            filled[key] = _filled(value, inner)
+    return filled

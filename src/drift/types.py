@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict, get_args
 Role = Literal["system", "user", "assistant", "tool"]
 StopReason = Literal["success", "turns", "context", "error"]
 FinishReason = Literal["stop", "length"]
-TurnScope = Literal["terminal", "all"]
+TurnScope = Literal["terminal", "all", "first", "credited"]
 TokenNormalization = Literal["sum", "mean"]
 
 STOP_REASONS: tuple[str, ...] = get_args(StopReason)

@@ -29,8 +29,8 @@ def arguments(parser: ArgumentParser) -> None:
 def run(parser: ArgumentParser, arguments: Sequence[str]) -> int:
     """Resolve the comparison, check it, run it, print the table."""
     name = parse(parser, arguments).recipe
-    from drift.compare.methods import find_methods
-    from drift.compare.settings import Comparison, load_comparison
+    from drift.comparison.methods import find_methods
+    from drift.comparison.settings import Comparison, load_comparison
 
     given = load_comparison(name)
     use_values(parser, given.recipe, name, recipe=name)
@@ -45,15 +45,15 @@ def run(parser: ArgumentParser, arguments: Sequence[str]) -> int:
     )
     out = Path(found.out or f"runs/compare-{Path(name).stem}")
     if found.dry_run:
-        from drift.compare.run import check_comparison
+        from drift.comparison.run import check_comparison
 
         check_comparison(comparison, out)
         for key, method in comparison.methods.items():
             print(f"{key}: {method.summary}")
         print(f"seeds {', '.join(map(str, comparison.seeds))}, compared with {comparison.against}")
         return 0
-    from drift.compare.run import compare
-    from drift.reporting.comparison import print_comparison
+    from drift.comparison.run import compare
+    from drift.reporting.console import print_comparison
 
     compare(comparison, out, command=shlex.join(["drift", "compare", *_without_out(arguments)]))
     print_comparison(out)

@@ -27,13 +27,17 @@ class Buckets:
         schema: of the rows.
         key: name of the column that decides, one of strings.
         count: number of buckets.
+        rows_per_write: rows held in memory before they are written; few where rows are large.
 
     Raises:
         StorageError: the disk refuses.
     """
 
-    def __init__(self, directory: Path, schema: pa.Schema, key: str, count: int) -> None:
+    def __init__(
+        self, directory: Path, schema: pa.Schema, key: str, count: int, *, rows_per_write: int = ROWS_PER_WRITE
+    ) -> None:
         self._directory, self._schema, self._key, self.count = directory, schema, key, count
+        self._rows_per_write = rows_per_write
         self._places: list[list[tuple[int, int]]] = [[] for _ in range(count)]
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
@@ -53,7 +57,7 @@ class Buckets:
         """Put rows into their buckets, after those that are there already."""
         self._pending.append(rows)
         self._pending_rows += len(rows)
-        if self._pending_rows >= ROWS_PER_WRITE:
+        if self._pending_rows >= self._rows_per_write:
             self._flush()
 
     def read(self, bucket: int) -> pa.Table:

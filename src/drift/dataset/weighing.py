@@ -22,6 +22,7 @@ from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories, stream_columns
 from drift.errors import ConfigError, DatasetError
 from drift.manifest import MANIFEST, read_manifest, replacing, write_manifest
+from drift.weights.choosing import RolloutReport
 from drift.weights.config import WeightConfig
 from drift.weights.diagnostics import Tally, equal_returns
 from drift.weights.groups import group_max
@@ -64,7 +65,7 @@ class Weigher:
 
     def __init__(self, config: WeightConfig, parts: Callable[[], Iterable[Outcomes]]) -> None:
         self._config, self._info = config, get_scheme(config.scheme)
-        self._tally, self._done, self._dropped, self._largest = Tally(), 0, 0, 0
+        self._tally, self._rollouts, self._done, self._dropped, self._largest = Tally(), RolloutReport(), 0, 0, 0
         self._named: dict[str, Any] = {"w_max": config.w_max, "refit_shift": config.refit_shift, **config.parameters}
         if config.beta != "auto":
             self._named = {"beta": config.beta, **self._named}
@@ -100,6 +101,7 @@ class Weigher:
             weights_N = np.where(unsolved_G[index_N], shrunken_N, weights_N)
         weights_N = np.where(dropped_G[index_N], 0.0, weights_N)
         self._tally.add(weights_N, returns_N, index_N, found.success_N)
+        self._rollouts.add(returns_N, index_N, found.success_N, named["beta"] if self._tempering else None)
         self._done += len(index_N)
         self._dropped += int(dropped_G.sum())
         self._largest = max(self._largest, int(sizes_G.max(initial=0)))
@@ -133,6 +135,7 @@ class Weigher:
                 "set no_success / equal_returns to keep."
             )
         found["dropped_groups"] = self._dropped
+        found["rollouts"] = self._rollouts.report()
         return {**found, **(self._tempering.report() if self._tempering else {})}
 
     def _returns(self, found: Outcomes) -> Floats:

@@ -37,7 +37,7 @@ def estimate_all(runs: Mapping[str, Runs], *, mode: str, max_turns: int, baselin
                 "Evaluate again."
             )
     main = {name: metrics(runs[name], max_turns) for name in names}
-    more = {name: _more(runs[name], main[name], mode, max_turns) for name in names}
+    more = {name: further_metrics(runs[name], main[name], mode, max_turns) for name in names}
     ratios = {name: main[name] | more[name] for name in names}
     # One seed for all policies: the same prompts are drawn for each, which is what makes differences paired. In two
     # calls, since the last bits of a matrix product depend on how many columns it has.
@@ -62,7 +62,7 @@ def estimate_all(runs: Mapping[str, Runs], *, mode: str, max_turns: int, baselin
     return rows
 
 
-def _more(runs: Runs, main: Mapping[str, Ratio], mode: str, max_turns: int) -> dict[str, Ratio]:
+def further_metrics(runs: Runs, main: Mapping[str, Ratio], mode: str, max_turns: int) -> dict[str, Ratio]:
     """What stands beside the main metrics: how replies read, what a guesser would score, what asking again would."""
     found = language_metrics(runs) | floors(runs, main, max_turns)
     return found | resampling(runs, max_turns) if mode == SAMPLED else found

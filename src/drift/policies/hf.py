@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,23 +38,41 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto") -> tupl
     """
     require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
     place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = DTYPES.get(dtype, torch.float32 if place == "cpu" else "auto")
+    source = _source(model)
+    with _loading(model):
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=wanted).to(place).eval()
+    return loaded, tokenizer
+
+
+def load_tokenizer(model: str) -> Any:
+    """Load the tokenizer of a model, a folder or a hub id, without its weights; raises ``PolicyError``."""
+    source = _source(model)
+    with _loading(model):
+        return AutoTokenizer.from_pretrained(source, padding_side="left")
+
+
+def _source(model: str) -> str:
+    """Where transformers finds a model."""
     looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1
     path = Path(model).expanduser()
     if looks_local and not (path / "config.json").is_file():
         found = "a folder without config.json" if path.is_dir() else "nothing there"
         raise PolicyError(f"model {model!r}: {found}. Give a folder that holds a model, or a hub id like owner/name.")
     check_files(path)
-    wanted = DTYPES.get(dtype, torch.float32 if place == "cpu" else "auto")
-    source = str(path) if path.exists() else model
+    return str(path) if path.exists() else model
+
+
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=wanted).to(place).eval()
+        yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise PolicyError(
             f"model {model!r} can't be loaded as a causal language model: {error}. "
             "Check the name, that the files are whole, and that the hub can be reached if it is not a folder."
         ) from error
-    return loaded, tokenizer
 
 
 def check_files(folder: Path) -> None:
@@ -110,8 +129,26 @@ class HFPolicy:
 
     def __init__(self, model: str, *, dtype: str = "auto", device: str = "auto", batch_size: int = 64) -> None:
         require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
-        self._model, self._tokenizer = load_model(model, dtype=dtype, device=device)
-        self.chat: Chat = TemplateChat(self._tokenizer, source=model)
+        loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+        self._take_model(loaded, tokenizer, model, batch_size)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, *, source: str, batch_size: int = 64) -> HFPolicy:
+        """A policy of a model that is already loaded, and that may change: it samples with the weights of the moment.
+
+        Args:
+            model: a causal LM; its generation settings are replaced.
+            tokenizer: its tokenizer, padding on the left.
+            source: how messages name it.
+            batch_size: the most requests in one batch.
+        """
+        policy = cls.__new__(cls)
+        policy._take_model(model, tokenizer, source, batch_size)
+        return policy
+
+    def _take_model(self, model: Any, tokenizer: Any, source: str, batch_size: int) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self.chat: Chat = TemplateChat(self._tokenizer, source=source)
         self.fingerprint = fingerprint(self._model, self._tokenizer)
         limit = getattr(self._model.config, "max_position_embeddings", None)
         self.context_length: int | None = int(limit) if limit else None

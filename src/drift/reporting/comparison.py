@@ -1,4 +1,4 @@
-"""What a comparison found, in the terminal and as one self-contained page."""
+"""What a comparison found, as rows of text for the terminal, the page and docs/results.md."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from drift.errors import DatasetError
-from drift.manifest import SCHEMA_VERSION, write_atomic
+from drift.manifest import SCHEMA_VERSION
+from drift.reporting.facts import PLAIN
 
 COMPARISON = "comparison.json"
 LEVEL = 0.05
-_PLAIN = ("turns", "turns_to_success", "reply_tokens")
 
 
 class Found:
@@ -34,7 +34,14 @@ class Found:
     def columns(self) -> list[str]:
         """Metrics of the main table."""
         final = self.max_turns
-        wanted = ["multi@1", f"multi@{final}", f"corrected@{final}", "distinct_answers", "turns"]
+        wanted = [
+            "multi@1",
+            f"multi@{final}",
+            f"above_floor@{final}",
+            f"corrected@{final}",
+            "distinct_answers",
+            "turns",
+        ]
         return [name for name in wanted if any(metric.endswith(f"/{name}") for _, metric in self.rows)]
 
     def ordered(self, mode: str) -> list[str]:
@@ -66,6 +73,8 @@ def verdicts(found: Found) -> list[str]:
         best = found.values["best"][mode]
         if best["method"] is None:
             continue
+        if len(found.methods) < 3:
+            continue
         share = cell(found.rows[best["method"], f"{mode}/{metric}"], metric)[0]
         if best["winner"]:
             text = f"{mode}: {best['method']} wins with {metric} {share} %, ahead of every other method."
@@ -91,7 +100,7 @@ def cell(row: Mapping[str, Any] | None, metric: str, *, signed: bool = False) ->
     """A value and its interval as text, in per cent where the metric is a share."""
     if row is None or row["value"] is None:
         return "n/a", ""
-    scale = 1.0 if metric in _PLAIN else 100.0
+    scale = 1.0 if metric in PLAIN else 100.0
     form = "{:+.1f}" if signed else "{:.1f}" if scale > 1 else "{:.2f}"
     value = form.format(scale * row["value"])
     if row["low"] is None:
@@ -100,7 +109,7 @@ def cell(row: Mapping[str, Any] | None, metric: str, *, signed: bool = False) ->
 
 
 def main_table(found: Found, mode: str) -> list[dict[str, Any]]:
-    """Rows of the main table: method, cells by column, paired difference of the last metric, corrected p-value."""
+    """Rows of the main table: method, cells by metric, paired difference of the last metric, corrected p-value."""
     final = f"multi@{found.max_turns}"
     rows = []
     for name in found.ordered(mode):
@@ -109,7 +118,9 @@ def main_table(found: Found, mode: str) -> list[dict[str, Any]]:
         rows.append(
             {
                 "method": name,
-                "cells": [cell(found.rows.get((name, f"{mode}/{metric}")), metric) for metric in found.columns()],
+                "cells": {
+                    metric: cell(found.rows.get((name, f"{mode}/{metric}")), metric) for metric in found.columns()
+                },
                 "difference": cell(difference, final, signed=True) if difference else ("", ""),
                 "p": "" if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001",
                 "sure": p is not None and p < LEVEL,
@@ -146,66 +157,3 @@ def subtitle(found: Found) -> str:
         f"{recipe['rollouts']['samples']} conversations, {recipe['evaluation']['tasks']} held-out tasks, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     )
-
-
-def print_comparison(out: Path) -> None:
-    """Print tables and verdicts of the comparison in ``out``."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    found, console = read_comparison(out), Console(highlight=False)
-    for mode in found.modes:
-        title = f"{mode}, {subtitle(found)}; 95 % intervals over prompts and seeds"
-        shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        shown.add_column("method")
-        for name in [*found.columns(), f"- {found.against}", "p (Holm)"]:
-            shown.add_column(name.replace("_", " "), justify="right")
-        for row in main_table(found, mode):
-            texts = [f"{value} [{span.replace(' to ', ', ')}]" if span else value for value, span in row["cells"]]
-            value, span = row["difference"]
-            texts.append(f"{value} [{span.replace('+', '').replace(' to ', ', ')}]" if span else value)
-            shown.add_row(row["method"], *texts, row["p"])
-        console.print(shown)
-    shown = Table(title="cost, mean over seeds", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("method", "tokens generated", "tokens trained", "steps", "seconds"):
-        shown.add_column(name, justify="left" if name == "method" else "right")
-    for line in cost_table(found):
-        shown.add_row(*(line[key] for key in ("method", "tokens_generated", "tokens_trained", "steps", "seconds")))
-    console.print(shown)
-    for line in failures(found):
-        console.print(f"failed: {line['method']} (seed {line['seeds']}): {line['reason']}", markup=False)
-    for text in verdicts(found):
-        console.print(text, markup=False)
-    console.print(f"report: {out / 'report.html'}", markup=False)
-
-
-def write_comparison_page(source: Path, out: Path) -> Path:
-    """Write the page of the comparison in ``source`` to ``out`` and return ``out``."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    from drift.reporting.comparison_plots import accuracy_against_cost, curves
-
-    found = read_comparison(source)
-    environment = Environment(loader=PackageLoader("drift.reporting"), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("comparison.html").render(
-        title=f"drift: {len(found.methods) - 1} methods on {found.values['recipe']['environment']['name']}",
-        subtitle=subtitle(found),
-        verdicts=verdicts(found),
-        found=found,
-        modes=[
-            {
-                "name": mode,
-                "rows": main_table(found, mode),
-                "curves": Markup(curves(found, mode)),
-                "cost": Markup(accuracy_against_cost(found, mode)),
-            }
-            for mode in found.modes
-        ],
-        costs=cost_table(found),
-        failed=failures(found),
-        settings=json.dumps(found.values["recipe"], indent=2, ensure_ascii=False),
-    )
-    write_atomic(out, page.encode("utf-8", errors="replace"))
-    return out

@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from drift.reporting.comparison import Found
 from drift.reporting.plots import COLORS, svg
 
-_DASHES = ("-", "--", ":")
+_LINES = (("-", "o"), ("--", "s"), (":", "^"))
 
 
-def _style(index: int) -> tuple[str, str]:
-    """Color and line of the method at ``index``: more methods than colors get other lines."""
-    return COLORS[index % len(COLORS)], _DASHES[index // len(COLORS) % len(_DASHES)]
+def _style(index: int) -> tuple[str, str, str]:
+    """Color, line and marker of the method at ``index``: more methods than colors get other lines and markers."""
+    return (COLORS[index % len(COLORS)], *_LINES[index // len(COLORS) % len(_LINES)])
 
 
 def curves(found: Found, mode: str) -> str:
@@ -25,8 +25,8 @@ def curves(found: Found, mode: str) -> str:
         for name in found.ordered(mode):
             rows = [found.rows[name, f"{mode}/multi@{k}"] for k in turns]
             values = [math.nan if row["value"] is None else 100 * row["value"] for row in rows]
-            color, line = _style(found.methods.index(name))
-            axes.plot(turns, values, line, marker="o", markersize=3.5, color=color, label=name)
+            color, line, marker = _style(found.methods.index(name))
+            axes.plot(turns, values, line, marker=marker, markersize=3.5, color=color, label=name)
         axes.set_xticks(turns)
         axes.set_xlabel("turns k")
         axes.set_ylabel("solved within k turns (%)")
@@ -45,11 +45,11 @@ def accuracy_against_cost(found: Found, mode: str) -> str:
             row, cost = found.rows[name, metric], found.values["costs"][name]
             if row["value"] is None:
                 continue
-            color, _ = _style(found.methods.index(name))
+            color, _, marker = _style(found.methods.index(name))
             below, above = 100 * (row["value"] - row["low"]), 100 * (row["high"] - row["value"])
             bars = [[max(0.0, below)], [max(0.0, above)]]
             axes.errorbar(
-                [cost["seconds"]], [100 * row["value"]], yerr=bars, fmt="o", color=color, label=name, capsize=2
+                [cost["seconds"]], [100 * row["value"]], yerr=bars, fmt=marker, color=color, label=name, capsize=2
             )
         axes.set_xlabel("seconds: rollouts, weighing, training (mean over seeds)")
         axes.set_ylabel(f"multi@{found.max_turns} (%)")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from drift.reporting.comparison import cost_table, failures, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.facts import read_facts, table, verdict
 
 
@@ -35,3 +37,55 @@ def print_summary(run: Path) -> None:
     console.print(verdict(facts))
     if (run / "report.html").is_file():
         console.print(f"report: {run / 'report.html'}")
+
+
+def print_comparison(out: Path) -> None:
+    """Print tables and verdicts of the comparison in ``out``: what decides first, then how, then at what cost."""
+    found, console = read_comparison(out), Console(highlight=False)
+    final = f"multi@{found.max_turns}"
+    console.print(f"{subtitle(found)}; 95 % intervals over prompts and seeds, p by Holm", markup=False)
+    for mode in found.modes:
+        rows = [
+            [
+                row["method"],
+                row["cells"]["multi@1"][0],
+                _in_brackets(row["cells"][final]),
+                _in_brackets(row["difference"]),
+                row["p"],
+            ]
+            for row in main_table(found, mode)
+        ]
+        console.print(_table(mode, ["method", "multi@1", final, f"{final} - {found.against}", "p"], rows))
+    names = [name for name in found.columns() if name not in ("multi@1", final)]
+    how = {mode: {row["method"]: row["cells"] for row in main_table(found, mode)} for mode in found.modes}
+    lines = [
+        [method, *(" / ".join(how[mode][method][name][0] for mode in found.modes) for name in names)]
+        for method in found.ordered(found.modes[0])
+    ]
+    console.print(_table(" / ".join(found.modes), ["method", *(name.replace("_", " ") for name in names)], lines))
+    costs = [
+        [line[key] for key in ("method", "tokens_generated", "tokens_trained", "steps", "seconds")]
+        for line in cost_table(found)
+    ]
+    heads = ["method", "tokens generated", "tokens trained", "steps", "seconds"]
+    console.print(_table("cost, mean over seeds", heads, costs))
+    for line in failures(found):
+        console.print(f"failed: {line['method']} (seed {line['seeds']}): {line['reason']}", markup=False)
+    for text in verdicts(found):
+        console.print(text, markup=False)
+    console.print(f"report: {out / 'report.html'}", markup=False)
+
+
+def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for head in heads:
+        shown.add_column(head, justify="left" if head == "method" else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def _in_brackets(shown: tuple[str, str]) -> str:
+    """A value and its interval, in as little room as that takes."""
+    value, span = shown
+    return rf"{value} \[{span.replace('+', '').replace(' to ', ', ')}]" if span else value

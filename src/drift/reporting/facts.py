@@ -30,7 +30,9 @@ class Facts:
     Attributes:
         evaluation: manifest of the evaluation.
         rows: estimates by ``(policy, metric)``.
-        rollouts, weights, model: manifests, where those stages ran in this directory.
+        rollouts, weights, model: manifests, where those stages ran in this directory; of several rounds, those of the
+            first rollouts and of the last weights and model.
+        rounds: the same three by name for each round.
         curve: training metrics by step.
         recipe: the resolved recipe as text.
         pairs: greedy conversations of the baseline and another policy on the same task.
@@ -41,6 +43,7 @@ class Facts:
     rollouts: dict[str, Any] | None
     weights: dict[str, Any] | None
     model: dict[str, Any] | None
+    rounds: list[dict[str, dict[str, Any] | None]]
     curve: list[dict[str, float]]
     recipe: str
     pairs: list[tuple[Trajectory, Trajectory]]
@@ -60,21 +63,33 @@ def read_facts(run: Path, *, conversations: int = 8) -> Facts:
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(f"{folder / ESTIMATES} can't be read: {error}. Run the evaluation again.") from error
 
-    def manifest(name: str, kind: str) -> dict[str, Any] | None:
-        return read_manifest(run / name, kind) if (run / name / MANIFEST).is_file() else None
-
-    metrics = run / "model" / "metrics.jsonl"
+    rounds = sorted(run.glob("round-*"), key=lambda path: int(path.name.rpartition("-")[2])) or [run]
+    stages = [
+        {
+            # The first round's rollouts lie where those of a single round do.
+            "rollouts": _manifest((place if number else run) / "rollouts", TRAJECTORIES),
+            "weights": _manifest(place / "weights", WEIGHTS),
+            "model": _manifest(place / "model", MODEL),
+        }
+        for number, place in enumerate(rounds)
+    ]
+    metrics = rounds[-1] / "model" / "metrics.jsonl"
     recipe = run / "recipe.yaml"
     return Facts(
         evaluation=evaluation,
         rows=rows,
-        rollouts=manifest("rollouts", TRAJECTORIES),
-        weights=manifest("weights", WEIGHTS),
-        model=manifest("model", MODEL),
+        rollouts=stages[0]["rollouts"],
+        weights=stages[-1]["weights"],
+        model=stages[-1]["model"],
+        rounds=stages,
         curve=[json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else [],
         recipe=recipe.read_text() if recipe.is_file() else "",
         pairs=_pairs(folder, list(evaluation["policies"]), conversations),
     )
+
+
+def _manifest(folder: Path, kind: str) -> dict[str, Any] | None:
+    return read_manifest(folder, kind) if (folder / MANIFEST).is_file() else None
 
 
 def _pairs(folder: Path, policies: list[str], count: int) -> list[tuple[Trajectory, Trajectory]]:
@@ -181,14 +196,16 @@ def _sampled(costs: Collection[Mapping[str, Any]]) -> str:
 def costs(facts: Facts) -> list[dict[str, str]]:
     """Rows of the cost table: stage, seconds, tokens; the last is the total time."""
     rows: list[tuple[str, float, str]] = []
-    if facts.rollouts:
-        cost = facts.rollouts["cost"]
-        rows.append(("rollouts", cost["seconds"], _sampled([cost])))
-    if facts.weights:
-        rows.append(("weights", facts.weights["cost"]["seconds"], ""))
-    if facts.model:
-        cost = facts.model["cost"]
-        rows.append(("training", cost["seconds"], f"{cost['tokens_trained']:,} trained"))
+    for number, stages in enumerate(facts.rounds, 1):
+        round_ = f", round {number}" if len(facts.rounds) > 1 else ""
+        rollouts, weights, model = stages["rollouts"], stages["weights"], stages["model"]
+        if rollouts:
+            rows.append((f"rollouts{round_}", rollouts["cost"]["seconds"], _sampled([rollouts["cost"]])))
+        if weights:
+            rows.append((f"weights{round_}", weights["cost"]["seconds"], ""))
+        if model:
+            cost = model["cost"]
+            rows.append((f"training{round_}", cost["seconds"], f"{cost['tokens_trained']:,} trained"))
     measured = facts.evaluation["cost"].values()
     rows.append(("evaluation", sum(cost["seconds"] for cost in measured), _sampled(measured)))
     rows.append(("total", sum(seconds for _, seconds, _ in rows), ""))

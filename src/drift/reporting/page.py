@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from drift.manifest import write_atomic
+from drift.reporting.comparison import cost_table, failures, main_table, read_comparison, subtitle, verdicts
+from drift.reporting.comparison_plots import accuracy_against_cost, curves
 from drift.reporting.facts import Facts, costs, read_facts, table, verdict
 from drift.reporting.plots import COLORS, histogram, multi_at_k, training_curve
 
@@ -26,13 +29,12 @@ def write_report(run: Path, out: Path) -> Path:
 
 
 def render(facts: Facts) -> str:
-    """The page as HTML.
+    """The page of a run as HTML.
 
     Everything that a model or a data set said is escaped, and the page forbids scripts and requests by its own
     content-security policy.
     """
-    environment = Environment(loader=PackageLoader("drift.reporting"), autoescape=True, undefined=StrictUndefined)
-    page: str = environment.get_template("page.html").render(
+    return _template("page.html").render(
         title=f"drift: {facts.evaluation['environment']['name']}",
         verdict=verdict(facts),
         facts=facts,
@@ -43,7 +45,36 @@ def render(facts: Facts) -> str:
         figures=_figures(facts),
         costs=costs(facts),
     )
-    return page
+
+
+def write_comparison_page(source: Path, out: Path) -> Path:
+    """Write the page of the comparison in ``source`` to ``out`` and return ``out``."""
+    found = read_comparison(source)
+    page = _template("comparison.html").render(
+        title=f"drift: {len(found.methods) - 1} methods on {found.values['recipe']['environment']['name']}",
+        subtitle=subtitle(found),
+        verdicts=verdicts(found),
+        found=found,
+        modes=[
+            {
+                "name": mode,
+                "rows": main_table(found, mode),
+                "curves": _figure(curves(found, mode)),
+                "cost": _figure(accuracy_against_cost(found, mode)),
+            }
+            for mode in found.modes
+        ],
+        costs=cost_table(found),
+        failed=failures(found),
+        settings=json.dumps(found.values["recipe"], indent=2, ensure_ascii=False),
+    )
+    write_atomic(out, page.encode("utf-8", errors="replace"))
+    return out
+
+
+def _template(name: str) -> Template:
+    environment = Environment(loader=PackageLoader("drift.reporting"), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(name)
 
 
 def _figure(svg: str) -> Markup:

@@ -42,7 +42,10 @@ class TrainingConfig:
     """How the model is fine-tuned. Batch, steps and schedule are the DRIFT paper's unless set otherwise.
 
     Args:
-        turns: terminal trains the last reply of each conversation (DRIFT), all trains every reply (Refit, Swift).
+        turns: terminal trains the last reply of each conversation (DRIFT), all trains every reply (Refit, Swift), first
+            the first alone (BOLT), credited every reply but those that were rejected.
+        rejected: with credited, weight of a rejected reply (asked for an answer, not right, no reward, and another
+            followed) for each unit of its conversation's weight: 0 leaves it out, a negative number pushes it away.
         normalization: token loss of a reply: sum (Eq. 15) or mean over its tokens (published code).
         batch_size: rows per optimizer step.
         tokens_per_batch: the most tokens of one forward pass, shared prefixes counted once; memory, not results.
@@ -52,6 +55,12 @@ class TrainingConfig:
         skip_mass: conversations of the smallest weights are not computed, up to this share of their prompt's weight.
         resample: conversations drawn of each prompt by weight, as a share of K; the others are not computed, and the
             expected gradient is the same. 0 computes all.
+        max_negative_share: negative weights of a prompt are scaled down until their sum is at most this share of that
+            of its positive ones; 0 leaves none, null leaves them as they are.
+        kl_limit: training ends at the last step measured at which the model is no farther from its base than this, in
+            nats of KL(base ‖ model) per conversation; 0 measures nothing.
+        kl_steps: optimizer steps between measurements; each checkpoint and the last step are measured as well.
+        kl_prompts: prompts set aside to measure on, at most a tenth of them.
         max_steps: optimizer steps; the data are passed over as often as that takes. 0 takes epochs instead.
         epochs: passes over the data, where max_steps is 0.
         learning_rate: peak learning rate.
@@ -71,7 +80,8 @@ class TrainingConfig:
         lora: LoRA settings.
     """
 
-    turns: Literal["terminal", "all"] = "terminal"
+    turns: Literal["terminal", "all", "first", "credited"] = "terminal"
+    rejected: float = 0.0
     normalization: Literal["sum", "mean"] = "sum"
     batch_size: int = 128
     tokens_per_batch: int = 8192
@@ -79,6 +89,10 @@ class TrainingConfig:
     rows_together: int = 4
     skip_mass: float = 1e-3
     resample: float = 0.0
+    max_negative_share: float | None = None
+    kl_limit: float = 0.0
+    kl_steps: int = 10
+    kl_prompts: int = 8
     max_steps: int = 200
     epochs: float = 1.0
     learning_rate: float = 5e-6
@@ -98,19 +112,32 @@ class TrainingConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:
-        require(self.turns in ("terminal", "all"), "training.turns", self.turns, "terminal or all")
+        known = ("terminal", "all", "first", "credited")
+        require(self.turns in known, "training.turns", self.turns, "terminal, all, first or credited")
+        require(-1 <= self.rejected <= 0, "training.rejected", self.rejected, "a number from -1 to 0")
         require(self.normalization in ("sum", "mean"), "training.normalization", self.normalization, "sum or mean")
         require(self.batch_size >= 1, "training.batch_size", self.batch_size, "a whole number ≥ 1")
         require(self.tokens_per_batch >= 1, "training.tokens_per_batch", self.tokens_per_batch, "a whole number ≥ 1")
         require(self.rows_together >= 1, "training.rows_together", self.rows_together, "a whole number ≥ 1")
         require(0 <= self.skip_mass < 1, "training.skip_mass", self.skip_mass, "a share of at least 0 and below 1")
         require(0 <= self.resample <= 1, "training.resample", self.resample, "a share between 0 and 1")
+        share = self.max_negative_share
+        require(share is None or share >= 0, "training.max_negative_share", share, "a number ≥ 0, or null")
+        for name in ("kl_steps", "kl_prompts"):
+            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a whole number ≥ 1")
+        require(
+            not self.kl_limit or self.engine != "fsdp",
+            "training.kl_limit",
+            self.kl_limit,
+            "0 with engine fsdp, whose ranks have no whole model to measure",
+            "Use engine ddp.",
+        )
         require(self.max_steps >= 0, "training.max_steps", self.max_steps, "a whole number ≥ 0")
         require(self.max_steps > 0 or self.epochs > 0, "training.epochs", self.epochs, "a number > 0")
         require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "a number > 0")
         require(0 <= self.warmup <= 1, "training.warmup", self.warmup, "a share between 0 and 1")
         require(self.dtype in ("float32", "bfloat16"), "training.dtype", self.dtype, "float32 or bfloat16")
-        for name in ("weight_decay", "max_grad_norm", "max_length", "save_steps"):
+        for name in ("weight_decay", "max_grad_norm", "max_length", "save_steps", "kl_limit"):
             require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number ≥ 0")
         require(self.engine in ("ddp", "fsdp"), "training.engine", self.engine, "ddp or fsdp")
         require(

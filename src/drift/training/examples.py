@@ -18,8 +18,13 @@ def turn_weights(turn: Turn, weight: float, normalization: TokenNormalization) -
     return [weight / count if normalization == "mean" else weight] * count
 
 
+def is_rejected(turn: Turn) -> bool:
+    """Whether an answer was asked for and the reply was no success and earned nothing: a mistake, not a step."""
+    return turn.step.graded and not turn.step.success and turn.step.reward <= 0
+
+
 def rows_of(
-    trajectory: Trajectory, weight: float, *, turns: TurnScope, normalization: TokenNormalization
+    trajectory: Trajectory, weight: float, *, turns: TurnScope, normalization: TokenNormalization, rejected: float = 0.0
 ) -> list[Example]:
     """The training rows of one conversation.
 
@@ -30,12 +35,18 @@ def rows_of(
 
     ``all`` trains every reply. Turns whose prompt extends what came before share a row; a turn for which the chat
     template rewrote history starts a new one, because what the policy saw there is not what it saw before.
+
+    ``first`` is the first reply's row alone. ``credited`` is ``all``, except that a reply that was rejected and
+    followed by another weighs ``rejected · |w|`` instead of w: a mistake on the way to a success is not imitated, and
+    with ``rejected`` < 0 pushed away whatever the sign of w. Rows in which nothing is trained are left out.
     """
     rows: list[tuple[list[int], list[bool], list[float]]] = []
     previous: Turn | None = None
-    for turn in trajectory.turns[-1:] if turns == "terminal" else trajectory.turns:
+    chosen = {"terminal": trajectory.turns[-1:], "first": trajectory.turns[:1]}.get(turns, trajectory.turns)
+    for turn in chosen:
         if not turn.completion.token_ids:
             continue
+        mistaken = turns == "credited" and turn is not trajectory.turns[-1] and is_rejected(turn)
         if previous is None or not extends(previous, turn):
             rows.append(([], [], []))
         ids, sampled, weights = rows[-1]
@@ -43,7 +54,8 @@ def rows_of(
         reply = turn.completion.token_ids
         ids += [*new_prompt, *reply]
         sampled += [False] * len(new_prompt) + [True] * len(reply)
-        weights += [0.0] * len(new_prompt) + turn_weights(turn, weight, normalization)
+        weights += [0.0] * len(new_prompt)
+        weights += turn_weights(turn, rejected * abs(weight) if mistaken else weight, normalization)
         previous = turn
     return [
         Example(
@@ -54,6 +66,7 @@ def rows_of(
             weight=tuple(weights),
         )
         for ids, sampled, weights in rows
+        if turns != "credited" or any(weights)
     ]
 
 
@@ -65,6 +78,7 @@ class Choice:
         weights: weight by trajectory id; a trajectory without one failed and has none.
         negligible: ids of those whose weight is too small to matter; they count as rows and are not computed.
         turns: which replies to train.
+        rejected: weight of a rejected reply for each unit of its conversation's, with ``turns`` credited.
         normalization: token loss of a reply.
         max_length: longest row in tokens; ``None`` for any.
     """
@@ -74,6 +88,7 @@ class Choice:
     turns: TurnScope
     normalization: TokenNormalization
     max_length: int | None
+    rejected: float = 0.0
 
 
 def build_examples(trajectories: Iterable[Trajectory], choice: Choice, counts: Counter[str]) -> Iterator[Example]:
@@ -96,7 +111,10 @@ def build_examples(trajectories: Iterable[Trajectory], choice: Choice, counts: C
         if weight == 0:
             counts["skipped_zero_weight"] += 1
             continue
-        for row in rows_of(trajectory, weight, turns=choice.turns, normalization=choice.normalization):
+        made = rows_of(
+            trajectory, weight, turns=choice.turns, normalization=choice.normalization, rejected=choice.rejected
+        )
+        for row in made:
             if choice.max_length is not None and len(row.token_ids) > choice.max_length:
                 counts["skipped_too_long"] += 1
                 continue

@@ -25,6 +25,7 @@ from drift.progress import Progress
 from drift.training.checkpoints import FOLDER, last_checkpoint, whole_checkpoint
 from drift.training.config import LoraSettings, TrainingConfig
 from drift.training.forward import teach, use_trees, why_not_trees
+from drift.training.limit import KLLimit
 from drift.training.plan import Step
 from drift.training.quantized import merged_into
 from drift.training.ranks import Ranks
@@ -119,7 +120,8 @@ def fit(
     seed: int,
     device: str,
     ranks: Ranks,
-) -> WeightedTrainer:
+    held_out: Sequence[Example] = (),
+) -> tuple[WeightedTrainer, dict[str, Any]]:
     """Train ``model`` through ``steps``, from the last checkpoint in ``out`` if there is one.
 
     Args:
@@ -131,9 +133,14 @@ def fit(
         seed: of what is random in the model.
         device: where to train.
         ranks: this process among others.
+        held_out: rows to measure ``kl_limit`` on.
+
+    Returns:
+        The trainer, and what the limit found, for the manifest.
 
     Raises:
         Interrupted: Ctrl-C.
+        TrainingError: the limit was passed before the first measurement.
     """
     set_seed(seed)
     if config.lora.rank:
@@ -142,6 +149,9 @@ def fit(
     trees = config.share_prefixes and _can_share(model, ranks)
     use_trees(model, trees)
     callbacks: list[TrainerCallback] = [MetricsLog(out / METRICS)]
+    limit = KLLimit(model, held_out, config, out, ranks=ranks, trees=trees) if config.kl_limit else None
+    if limit is not None:
+        callbacks.append(limit)
     with saving(out):
         trainer = WeightedTrainer(
             model=model,
@@ -164,7 +174,10 @@ def fit(
                     else "no checkpoint yet."
                 )
             ) from stop
-    return trainer
+    if limit is None:
+        return trainer, {}
+    limit.settle()
+    return trainer, {"kl_limit": limit.report()}
 
 
 def _can_share(model: Any, ranks: Ranks) -> bool:

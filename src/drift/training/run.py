@@ -12,34 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drift.chat import TemplateChat
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import stream_trajectories
 from drift.dataset.weighing import KIND as WEIGHTS
 from drift.dataset.weighing import WeightTable, read_weights
-from drift.errors import DatasetError, TrainingError
+from drift.errors import DatasetError, TrainingError, require
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest
 from drift.policies import model_path
-from drift.policies.base import derive_seed
 from drift.policies.hf import fingerprint, load_model
 from drift.policies.stored import StoredModel
 from drift.training.checkpoints import discard_unfinished
 from drift.training.config import KIND, TrainingConfig
 from drift.training.examples import Choice, build_examples
 from drift.training.fit import fit, save
+from drift.training.limit import HeldOut, set_aside
 from drift.training.plan import plan_steps
 from drift.training.quantized import load_quantized
 from drift.training.ranks import Ranks, joined, only_one
 from drift.training.rows import NAME as ROWS
 from drift.training.rows import RowFile, write_rows
-from drift.weights.diagnostics import effective_sample_size
-from drift.weights.groups import Floats, index_groups
-from drift.weights.resampling import systematic_resampling
-from drift.weights.skipping import negligible
+from drift.training.weighting import Weighting, weights_to_train
+from drift.weights.schemes import SCHEMES
 
 SPEC = "training.json"
+HELD_OUT = "held-out.arrow"
 
 
 def train_model(
@@ -109,13 +107,13 @@ class _Prepared:
         finished: nothing is left to do.
         spec: everything that decides the result.
         counts: of rows, by what became of them.
-        dropped: what was left out, for the manifest.
+        left_out: what was not trained as it was weighed, for the manifest.
     """
 
     finished: bool
     spec: dict[str, Any]
     counts: dict[str, int]
-    dropped: dict[str, Any]
+    left_out: dict[str, Any]
 
 
 def _train(request: _Request, ranks: Ranks) -> None:
@@ -143,11 +141,15 @@ def _train(request: _Request, ranks: Ranks) -> None:
         ranks=ranks.count,
         together=config.rows_together,
     )
-    trainer = fit(model, rows, steps, config, out, seed=request.seed, device=request.device, ranks=ranks)
+    held_out = list(RowFile(out / HELD_OUT)) if config.kl_limit else []
+    trainer, limited = fit(
+        model, rows, steps, config, out, seed=request.seed, device=request.device, ranks=ranks, held_out=held_out
+    )
     save(trainer, tokenizer, out, config, base=request.base, ranks=ranks)
     if not ranks.leads:
         return
-    tokens = sum(int(rows.facts.length_N[list(share)].sum()) for step in steps for share in step.ranks)
+    taken = steps[: trainer.state.global_step]
+    tokens = sum(int(rows.facts.length_N[list(share)].sum()) for step in taken for share in step.ranks)
     content = {
         "spec": prepared.spec,
         "base": request.base,
@@ -155,19 +157,22 @@ def _train(request: _Request, ranks: Ranks) -> None:
         "turns": config.turns,
         "normalization": config.normalization,
         "counts": prepared.counts,
-        **prepared.dropped,
-        "steps": trainer.state.global_step,
+        **prepared.left_out,
+        **limited,
+        "steps": limited["kl_limit"]["step"] if limited else trainer.state.global_step,
         "ranks": ranks.count,
         "cost": {"seconds": round(time.monotonic() - start, 3), "tokens_trained": tokens},
     }
     write_manifest(out, KIND, content)
     (out / ROWS).unlink()
+    (out / HELD_OUT).unlink(missing_ok=True)
 
 
 def _read(request: _Request) -> tuple[dict[str, Any], WeightTable]:
     """The manifest of the data, and its weights."""
     manifest = read_manifest(request.data, TRAJECTORIES)
     _check_ids(manifest["spec"], request.data, request.base)
+    _check_turns(read_manifest(request.weights, WEIGHTS)["config"]["scheme"], request.config)
     return manifest, read_weights(request.weights, request.data)
 
 
@@ -177,7 +182,7 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
     TemplateChat(tokenizer, source=request.base)
     own = StoredModel(model_path(request.base)).fingerprint() if config.lora.bits else fingerprint(model, tokenizer)
     if not request.any_policy:
-        _check_policy(own, manifest["spec"]["policy"], data, request.base)
+        check_policy(own, manifest["spec"]["policy"], data, request.base)
     # How many processes share a step changes neither its rows nor, but for rounding, its result.
     settings = {name: value for name, value in config.to_dict().items() if name != "num_processes"}
     spec = {
@@ -187,15 +192,22 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
         "dataset_hash": manifest["dataset_hash"],
         "weights_hash": read_manifest(request.weights, WEIGHTS)["weights_hash"],
     }
-    if _finished(out, spec):
-        return _Prepared(finished=True, spec=spec, counts={}, dropped={})
+    if is_finished(out, spec):
+        return _Prepared(finished=True, spec=spec, counts={}, left_out={})
     limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
-    counts, dropped = _write_rows(out / ROWS, data, table, config, limit, request.seed)
+    weighting = weights_to_train(table, config, request.seed)
+    counts = _write_rows(out, data, table, weighting, config, limit)
     if counts["rows"] == counts["skipped_negligible"]:
         raise TrainingError(f"no rows to train on: {dict(counts)}. Look at the weights, or raise training.max_length.")
     write_json(out / SPEC, spec)
     discard_unfinished(out)
-    return _Prepared(finished=False, spec=spec, counts=dict(counts), dropped=dropped)
+    return _Prepared(finished=False, spec=spec, counts=dict(counts), left_out=weighting.record)
+
+
+def _check_turns(scheme: str, config: TrainingConfig) -> None:
+    if scheme in SCHEMES and SCHEMES[scheme].first_turn:
+        remedy = f"The weights of {scheme} judge first replies alone. Set training.turns: first."
+        require(config.turns == "first", "training.turns", config.turns, "first", remedy)
 
 
 def _check_ids(spec: dict[str, Any], data: Path, base: str) -> None:
@@ -206,7 +218,8 @@ def _check_ids(spec: dict[str, Any], data: Path, base: str) -> None:
         )
 
 
-def _check_policy(own: str, made_by: str, data: Path, base: str) -> None:
+def check_policy(own: str, made_by: str, data: Path, base: str) -> None:
+    """Refuse data that another policy sampled than the model to be trained."""
     if own != made_by:
         raise DatasetError(
             f"{data} was sampled by another policy ({made_by}) than {base!r} ({own}). The weights assume that the "
@@ -214,7 +227,7 @@ def _check_policy(own: str, made_by: str, data: Path, base: str) -> None:
         )
 
 
-def _finished(out: Path, spec: dict[str, Any]) -> bool:
+def is_finished(out: Path, spec: dict[str, Any]) -> bool:
     """Whether ``out`` already holds the result of this very run; raises where it holds another's."""
     path = out / SPEC
     if not path.is_file():
@@ -233,33 +246,23 @@ def _finished(out: Path, spec: dict[str, Any]) -> bool:
 
 
 def _write_rows(
-    path: Path, data: Path, table: WeightTable, config: TrainingConfig, limit: int | None, seed: int
-) -> tuple[Counter[str], dict[str, Any]]:
-    """Write the training rows; returns what was counted, and what was left out."""
-    weights_N, skipped_N, dropped = _left_out(table, config, seed)
+    out: Path, data: Path, table: WeightTable, weighting: Weighting, config: TrainingConfig, limit: int | None
+) -> Counter[str]:
+    """Write the training rows, and those to measure on; returns what was counted."""
     choice = Choice(
-        weights=dict(zip(table.ids, weights_N.tolist(), strict=True)),
-        negligible={table.ids[at] for at in np.flatnonzero(skipped_N)},
+        weights=dict(zip(table.ids, weighting.weights_N.tolist(), strict=True)),
+        negligible={table.ids[at] for at in np.flatnonzero(weighting.skipped_N)},
         turns=config.turns,
         normalization=config.normalization,
         max_length=limit,
+        rejected=config.rejected,
     )
     counts: Counter[str] = Counter()
-    write_rows(path, build_examples(stream_trajectories(data), choice, counts))
-    return counts, dropped
-
-
-def _left_out(
-    table: WeightTable, config: TrainingConfig, seed: int
-) -> tuple[Floats, NDArray[np.bool_], dict[str, Any]]:
-    """Weights to train with, which conversations count and are not computed, and what the manifest says of it."""
-    given_N = table.weights_N
-    index_N, _ = index_groups(table.groups)
-    if not config.resample:
-        skipped_N, dropped_G = negligible(given_N, index_N, config.skip_mass)
-        return given_N, skipped_N, {"dropped_mass": float(dropped_G.max(initial=0.0))}
-    drawn_N = systematic_resampling(given_N, index_N, config.resample, derive_seed(seed, "resample"))
-    ess = {"before": effective_sample_size(given_N), "after": effective_sample_size(drawn_N)}
-    record = {"drawn": int(np.count_nonzero(drawn_N)), "ess": ess}
-    # What was not drawn keeps a weight: it counts as a row.
-    return np.where(drawn_N == 0, given_N, drawn_N), drawn_N == 0, {"dropped_mass": 0.0, "resampled": record}
+    held = HeldOut(set_aside(set(table.groups), config.kl_prompts) if config.kl_limit else (), limit)
+    write_rows(out / ROWS, build_examples(held.part(stream_trajectories(data)), choice, counts))
+    if config.kl_limit:
+        aside = held.rows()
+        if not aside:
+            raise TrainingError("training.kl_limit: no conversation of the prompts set aside can be measured on.")
+        write_rows(out / HELD_OUT, aside)
+    return counts

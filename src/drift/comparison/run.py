@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from drift.compare.collate import COMPARISON, collate
-from drift.compare.methods import BASE
-from drift.compare.settings import Comparison
+from drift.comparison.collate import COMPARISON, collate
+from drift.comparison.methods import BASE, WEIGHTED
+from drift.comparison.plans import Plan
+from drift.comparison.settings import Comparison
 from drift.environments import make_environment
 from drift.environments.base import EnvironmentFactory
 from drift.errors import DriftError, Interrupted, StorageError
 from drift.evaluation.run import EvaluationConfig, check_unseen, hold_modes, modes_of
-from drift.manifest import MANIFEST, read_manifest, write_json, write_manifest
-from drift.pipeline import check_claim, check_recipe, claim_recipe, one_process, roll_out, stage_folder, tune
+from drift.manifest import MANIFEST, write_json, write_manifest
+from drift.pipeline import check_claim, check_recipe, claim, one_process, roll_out
 from drift.recipe import Recipe
-from drift.reporting.comparison import write_comparison_page
+from drift.reporting.page import write_comparison_page
 from drift.rollouts.cluster import sampler
 from drift.rollouts.worker import Making
 
 KIND = "method"
+SPENT = "seconds.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +85,16 @@ def compare(comparison: Comparison, out: str | Path, *, command: str = "") -> Pa
 
 def check_comparison(comparison: Comparison, out: Path) -> None:
     """Find what can be found wrong without long work, of every method and seed."""
+    if any(method.trainer != WEIGHTED for method in comparison.methods.values()):
+        from drift.baselines.shared import trl_version
+
+        trl_version()
     for number in comparison.seeds:
-        check_recipe(comparison.recipe_of(next(iter(comparison.methods)), number))
-        for name in comparison.methods:
-            check_claim(comparison.recipe_of(name, number), out / f"seed-{number}" / "methods" / name)
+        for at, name in enumerate(comparison.methods):
+            plan = comparison.plan_of(name, number)
+            if not at:
+                check_recipe(plan.recipe)
+            check_claim(plan.to_dict(), out / f"seed-{number}" / "methods" / name)
 
 
 def _run_all(comparison: Comparison, seeds: list[_Seed]) -> dict[str, dict[int, str]]:
@@ -98,28 +108,31 @@ def _run_all(comparison: Comparison, seeds: list[_Seed]) -> dict[str, dict[int, 
                     _say(f"seed {seed.number}: rollouts and {BASE}")
                     roll_out(seed.recipe, seed.rollouts, source=policy)
                     _measure(seed, BASE, policy)
-                    _finish(seed, BASE)
+                    _finish(seed, BASE, {})
     failed: dict[str, dict[int, str]] = {}
     todo = [(seed, name) for seed in seeds for name in comparison.methods if not _finished(seed.method(name))]
     for at, (seed, name) in enumerate(todo, 1):
         _say(f"seed {seed.number}: {name} ({at} of {len(todo)})")
         try:
-            _run_method(seed, name, comparison.recipe_of(name, seed.number))
+            _run_method(seed, name, comparison.plan_of(name, seed.number))
         except (Interrupted, StorageError):
             raise
-        except DriftError as error:
-            _say(f"seed {seed.number}: {name} failed: {error}")
-            failed.setdefault(name, {})[seed.number] = str(error)
+        except (DriftError, RuntimeError, MemoryError) as error:
+            # Running out of a GPU's memory is a RuntimeError, and says nothing about the other methods.
+            reason = str(error) if isinstance(error, DriftError) else f"{type(error).__name__}: {error}"
+            _say(f"seed {seed.number}: {name} failed: {reason}")
+            failed.setdefault(name, {})[seed.number] = reason
     return failed
 
 
-def _run_method(seed: _Seed, name: str, recipe: Recipe) -> None:
+def _run_method(seed: _Seed, name: str, plan: Plan) -> None:
     folder = seed.method(name)
-    claim_recipe(recipe, folder)
-    model = tune(recipe, seed.rollouts, folder)
-    with sampler(recipe.rollouts.cluster, _making(recipe, str(model))) as policy, _held(policy):
+    claim(plan.to_dict(), folder)
+    with _clock(folder):
+        model = plan.train(seed.rollouts, folder)
+    with sampler(seed.recipe.rollouts.cluster, _making(seed.recipe, str(model))) as policy, _held(policy):
         _measure(seed, name, policy)
-    _finish(seed, name, rounds=recipe.rounds)
+    _finish(seed, name, plan.costs(folder))
 
 
 def _measure(seed: _Seed, name: str, policy: Any) -> None:
@@ -132,24 +145,25 @@ def _measure(seed: _Seed, name: str, policy: Any) -> None:
     hold_modes(tasks, factory, policy, config, places, environment, seed=seed.number, label=name)
 
 
-def _finish(seed: _Seed, name: str, rounds: int = 0) -> None:
-    """Write the manifest of a finished method: what it cost beside the rollouts that all share."""
+def _finish(seed: _Seed, name: str, costs: Mapping[str, Any]) -> None:
+    """Write the manifest of a finished method: what it cost, beside the rollouts where it shares them."""
     folder = seed.method(name)
-    stages = [stage_folder(folder, number, rounds) for number in range(1, rounds + 1)]
-    trained = [read_manifest(stage / "model", "model") for stage in stages]
-    weighed = [read_manifest(stage / "weights", "weights")["cost"] for stage in stages]
-    again = [read_manifest(stage / "rollouts", "trajectories")["cost"] for stage in stages[1:]]
-    sampled = [cost["tokens_sampled"] for cost in again]
-    content = {
-        "name": name,
-        "seed": seed.number,
-        "steps": sum(model["steps"] for model in trained),
-        "trained_rows": sum(model["counts"]["rows"] for model in trained),
-        "tokens_sampled": None if None in sampled else sum(sampled),
-        "tokens_trained": sum(model["cost"]["tokens_trained"] for model in trained),
-        "seconds": round(sum(cost["seconds"] for cost in [*weighed, *again, *(model["cost"] for model in trained)]), 3),
-    }
-    write_manifest(folder, KIND, content)
+    write_manifest(folder, KIND, {"name": name, "seed": seed.number, **costs, "seconds": round(_spent(folder), 3)})
+
+
+@contextmanager
+def _clock(folder: Path) -> Iterator[None]:
+    """Add what the work within takes to what interrupted runs of it took before."""
+    start, before = time.monotonic(), _spent(folder)
+    try:
+        yield
+    finally:
+        write_json(folder / SPENT, {"seconds": before + time.monotonic() - start})
+
+
+def _spent(folder: Path) -> float:
+    path = folder / SPENT
+    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else 0.0
 
 
 def _finished(folder: Path) -> bool:

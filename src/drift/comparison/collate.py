@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.compare.methods import BASE
-from drift.compare.settings import Comparison
+from drift.comparison.methods import BASE
+from drift.comparison.settings import Comparison
 from drift.dataset.store import read_trajectories
 from drift.environments import make_environment
+from drift.environments.base import EnvironmentFactory, options_of
 from drift.evaluation.comparisons import TwoLevel, holm, two_level
+from drift.evaluation.estimates import further_metrics
 from drift.evaluation.intervals import ratio_value
-from drift.evaluation.metrics import Ratio, metrics
+from drift.evaluation.metrics import Ratio, Runs, metrics
 from drift.evaluation.run import on_common_prompts
 from drift.evaluation.seeds import draw_together
 from drift.manifest import SCHEMA_VERSION, package_versions, read_manifest
 from drift.recipe import to_dict
+from drift.reporting.comparison import COMPARISON as COMPARISON
 
-COMPARISON = "comparison.json"
 KIND = "comparison"
 # The chance, over all comparisons of a table, that a difference is claimed where there is none.
 LEVEL = 0.05
-_LEFT_OUT = ("accuracy@",)
-_SHARES = ("multi@", "corrected@", "distinct_answers", "format_failures")
+# What lies between 0 and 1 whatever is measured.
+_SHARES = ("multi@", "corrected@", "distinct_answers", "format_failures", "floor@", "pass@", "cut_off", "repeated_")
 Floats = NDArray[np.float64]
 
 
@@ -39,10 +41,15 @@ def collate(
     A method that failed with any seed has no estimates: a mean over other seeds could not be compared.
     """
     recipe = comparison.recipe
-    max_turns = make_environment(recipe.environment.name, recipe.environment.settings).max_turns
+    factory = make_environment(recipe.environment.name, recipe.environment.settings)
+    max_turns = factory.max_turns
     names = [BASE, *(name for name in comparison.methods if name not in failed)]
     modes = ["greedy", *(["sampled"] if recipe.evaluation.samples else [])]
-    found = [_Mode(comparison, out, names, mode, max_turns) for mode in modes]
+    options = {seed: _options(comparison, factory, seed) for seed in comparison.seeds}
+    found = [
+        Side(mode, {seed: _runs(out / f"seed-{seed}", names, mode, options[seed]) for seed in options}, max_turns)
+        for mode in modes
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
@@ -65,22 +72,43 @@ def collate(
     }
 
 
-class _Mode:
-    """Estimates of one mode, all drawn together."""
+def _options(comparison: Comparison, factory: EnvironmentFactory, seed: int) -> dict[str, int | None]:
+    tasks = factory.tasks("test", comparison.recipe.evaluation.tasks, seed)
+    return {task.id: options_of(factory, task) for task in tasks}
 
-    def __init__(self, comparison: Comparison, out: Path, names: list[str], mode: str, max_turns: int) -> None:
-        self._names, self._mode, self._seeds = names, mode, comparison.seeds
+
+def _runs(folder: Path, names: Sequence[str], mode: str, options: Mapping[str, int | None]) -> dict[str, Runs]:
+    held = {name: read_trajectories(folder / "methods" / name / mode) for name in names}
+    return on_common_prompts(held, options)
+
+
+def _wanted(metric: str, max_turns: int) -> bool:
+    """Whether a table of many methods has it: what is asked at each turn alone is left to ``drift evaluate``."""
+    name, _, turn = metric.partition("@")
+    return name != "accuracy" and (name != "corrected" or turn == str(max_turns))
+
+
+class Side:
+    """Methods side by side in one mode, all drawn together.
+
+    Args:
+        mode: ``greedy`` or ``sampled``.
+        runs: conversations by seed and method; of one seed all on the same prompts.
+        max_turns: T.
+    """
+
+    def __init__(self, mode: str, runs: Mapping[int, Mapping[str, Runs]], max_turns: int) -> None:
+        self._mode, self._seed = mode, next(iter(runs))
+        self._names = list(runs[self._seed])
         self._places: dict[tuple[str, str], list[int]] = {}
-        self._seed = comparison.seeds[0]
         cells: list[tuple[tuple[str, ...], Ratio]] = []
-        for seed in comparison.seeds:
-            methods = out / f"seed-{seed}" / "methods"
-            runs = on_common_prompts({name: read_trajectories(methods / name / mode) for name in names})
-            for name in names:
-                for metric, ratio in metrics(runs[name], max_turns).items():
-                    if not metric.startswith(_LEFT_OUT):
+        for held in runs.values():
+            for name in self._names:
+                main = metrics(held[name], max_turns)
+                for metric, ratio in (main | further_metrics(held[name], main, mode, max_turns)).items():
+                    if _wanted(metric, max_turns):
                         self._places.setdefault((name, metric), []).append(len(cells))
-                        cells.append((runs[name].prompts, ratio))
+                        cells.append((held[name].prompts, ratio))
         self._drawn = draw_together(cells, self._seed)
         values = [ratio_value(ratio) for _, ratio in cells]
         self._points = np.array([math.nan if value is None else value for value in values])
@@ -161,20 +189,19 @@ def _rounded(value: float | None) -> float | None:
 
 def _costs(out: Path, seeds: tuple[int, ...], name: str) -> dict[str, Any]:
     """Mean over seeds of what a method needs from nothing: rollouts (shared ones too), weighing and training."""
-    spent = []
+    spent: list[dict[str, float]] = []
     for seed in seeds:
         folder = out / f"seed-{seed}"
-        method, shared = (
-            read_manifest(folder / "methods" / name, "method"),
-            read_manifest(folder / "rollouts", "trajectories"),
-        )
-        rollouts = shared["cost"] if name != BASE else {"seconds": 0.0, "tokens_sampled": 0}
-        sampled = [rollouts["tokens_sampled"], method["tokens_sampled"]]
+        method = read_manifest(folder / "methods" / name, "method")
+        shared = read_manifest(folder / "rollouts", "trajectories")["cost"]
+        rollouts = shared if method.get("shared_rollouts", name != BASE) else {"seconds": 0.0, "tokens_sampled": 0}
+        generated = [rollouts["tokens_sampled"], method.get("tokens_sampled", 0)]
+        trained = method.get("tokens_trained", 0)
         spent.append(
             {
-                "tokens_generated": math.nan if None in sampled else sum(sampled),
-                "tokens_trained": method["tokens_trained"],
-                "steps": method["steps"],
+                "tokens_generated": math.nan if None in generated else sum(generated),
+                "tokens_trained": math.nan if trained is None else trained,
+                "steps": method.get("steps", 0),
                 "rollout_seconds": rollouts["seconds"],
                 "seconds": rollouts["seconds"] + method["seconds"],
             }

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drift.compare.methods import BASE, METHODS, Method, apply_method, find_methods, own_methods
+from drift.comparison.methods import BASE, METHODS, Method, find_methods, own_methods
+from drift.comparison.plans import Plan, plan_of
 from drift.errors import ConfigError, require, unknown_name
 from drift.recipe import Recipe, check_keys, find_recipe, load_values, read_yaml
 
@@ -38,10 +39,10 @@ class Comparison:
         if self.against not in (BASE, *self.methods):
             raise unknown_name("method", self.against, [BASE, *self.methods], where="against")
 
-    def recipe_of(self, method: str, seed: int) -> Recipe:
-        """The recipe as ``method`` runs it with ``seed``; raises ``ConfigError`` where it makes none."""
+    def plan_of(self, method: str, seed: int) -> Plan:
+        """What ``method`` does with ``seed``; raises ``ConfigError`` where that makes no sense."""
         try:
-            return apply_method(self.recipe, self.methods[method], seed)
+            return plan_of(self.recipe, self.methods[method], seed)
         except ConfigError as error:
             raise ConfigError(f"method {method!r}: {error}") from error
 

@@ -1,0 +1,220 @@
+"""DRIFT beside online GRPO from the same base: what each costs until both solve as many held-out tasks.
+
+    python benchmarks/online.py OUT [--environment arithmetic] [--seeds 1 2 3]
+    python benchmarks/online.py OUT --sweep a=LEARNING_RATE,PROMPTS,SAMPLES,MINIBATCHES,PASSES …
+
+Both have one process, one base, the shaped return of DRIFT Eq. 12 and the same batch of generation, and take turns.
+What counts is multi@T, greedy, on held-out tasks, measured outside of the timed part on models saved on the way. The
+target is the lower of the two final values. Costs are wall-clock and processor seconds and sampled tokens: for DRIFT
+those of its rollouts, of weighing, and of training up to the checkpoint; for GRPO those of the rounds up to the saved
+model.
+The last line is JSON with every figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import drift
+from drift.baselines.config import OnlineConfig, Optimizer
+from drift.environments import make_environment
+from drift.evaluation.run import EvaluationConfig, evaluate_policies
+from drift.manifest import read_manifest
+from drift.policies.base import DEFAULT_MODEL, Sampling
+from drift.recipe import PolicyChoice, RolloutSettings
+from drift.training.config import TrainingConfig
+
+SHORT = Sampling(max_new_tokens=16)
+BATCH = 256
+HELD_OUT = 500
+# The recipes of the package.
+TRAINING = {
+    "arithmetic": TrainingConfig(max_steps=60, learning_rate=1e-4, rows_together=1, save_steps=10, keep_checkpoints=99),
+    "guess": TrainingConfig(max_steps=60, learning_rate=3e-4, rows_together=1, save_steps=10, keep_checkpoints=99),
+}
+# Chosen by the sweep in docs/LOG.md.
+GRPO = OnlineConfig(
+    tasks=400, rounds=60, prompts=16, samples=8, sampling=SHORT, generation_batch=BATCH, save_rounds=5,
+    optimizer=Optimizer(learning_rate=3e-4, warmup=0.0, log_steps=5),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A model on the way, and what it had cost by then."""
+
+    model: str
+    seconds: float
+    processor: float
+    tokens: int
+    value: float = float("nan")
+
+
+def offline(environment: str, seed: int, tasks: int, out: Path) -> list[Point]:
+    """DRIFT: sample once, weigh, train; a point for each checkpoint, of evenly spread cost of training."""
+    config = TRAINING[environment]
+    start, used = time.monotonic(), time.process_time()
+    drift.rollout(
+        environment,
+        out=out / "rollouts",
+        policy=PolicyChoice(batch_size=BATCH),
+        settings=RolloutSettings(tasks=tasks, samples=16, sampling=SHORT),
+        seed=seed,
+    )
+    drift.weigh(out / "rollouts", out=out / "weights", scheme="drift", beta=0.1)
+    sampled, sampled_processor = time.monotonic() - start, time.process_time() - used
+    drift.train(out / "rollouts", out / "weights", out=out / "model", config=config, seed=seed)
+    trained, trained_processor = time.monotonic() - start - sampled, time.process_time() - used - sampled_processor
+    tokens = read_manifest(out / "rollouts", "trajectories")["cost"]["tokens_sampled"]
+    points = []
+    for step in range(config.save_steps, config.max_steps + 1, config.save_steps):
+        folder = out / "model" / "checkpoints" / f"checkpoint-{step}"
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(DEFAULT_MODEL / name, folder)
+        share = step / config.max_steps
+        points.append(
+            Point(
+                model=str(folder),
+                seconds=sampled + share * trained,
+                processor=sampled_processor + share * trained_processor,
+                tokens=tokens,
+            )
+        )
+    return points
+
+
+def online(environment: str, seed: int, config: OnlineConfig, out: Path, start: str = "default") -> list[Point]:
+    """GRPO: a point for each saved round."""
+    drift.train_online(environment, out=out, start=start, config=config, seed=seed)
+    rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    return [
+        Point(
+            model=str(out / "rounds" / str(row["round"])),
+            seconds=row["seconds"],
+            processor=row["processor_seconds"],
+            tokens=row["tokens_sampled"],
+        )
+        for row in rows
+        if row["round"] % config.save_rounds == 0
+    ]
+
+
+def measured(environment: str, points: list[Point], out: Path) -> list[Point]:
+    """The points with greedy multi@T on held-out tasks, the same for all."""
+    factory = make_environment(environment, {})
+    evaluate_policies(
+        {"name": environment, "settings": {}},
+        factory,
+        {f"p{at}": point.model for at, point in enumerate(points)},
+        EvaluationConfig(tasks=HELD_OUT if environment == "arithmetic" else 300, samples=0, sampling=SHORT),
+        out,
+        seed=1,
+        batch_size=BATCH,
+    )
+    rows = {(row["policy"], row["metric"]): row["value"] for row in json.loads((out / "estimates.json").read_text())}
+    metric = f"greedy/multi@{factory.max_turns}"
+    return [replace(point, value=rows[f"p{at}", metric]) for at, point in enumerate(points)]
+
+
+def reached(points: list[Point], target: float) -> Point | None:
+    """The first point that is at the target."""
+    return next((point for point in points if point.value >= target), None)
+
+
+def told(name: str, points: list[Point]) -> None:
+    """Print a curve."""
+    print(f"{name}: processor s, sampled tokens, multi@T")
+    for point in points:
+        print(f"  {point.processor:7.1f} s ({point.seconds:6.1f} s) {point.tokens:8d}  {100 * point.value:5.1f} %")
+
+
+def compare(environment: str, seed: int, out: Path, sizes: list[int]) -> dict[str, Any]:
+    """One seed: DRIFT of each size, GRPO, and GRPO from the smallest DRIFT."""
+    curves: dict[str, list[Point]] = {}
+    for at, size in enumerate(sizes):
+        curves[f"drift {size}x16"] = offline(environment, seed, size, out / f"drift-{size}")
+        if at == 0:
+            curves["grpo"] = online(environment, seed, GRPO, out / "grpo")
+    smallest = curves[f"drift {sizes[-1]}x16"][-1]
+    begun = online(environment, seed, GRPO, out / "grpo-after-drift", str(out / f"drift-{sizes[-1]}" / "model"))
+    curves["drift, then grpo"] = [
+        replace(
+            point,
+            seconds=point.seconds + smallest.seconds,
+            processor=point.processor + smallest.processor,
+            tokens=point.tokens + smallest.tokens,
+        )
+        for point in begun
+    ]
+    for name in curves:
+        curves[name] = measured(environment, curves[name], out / "evaluation" / name.replace(" ", "-").replace(",", ""))
+        told(f"seed {seed}, {name}", curves[name])
+    ratios: dict[str, Any] = {}
+    for name, points in curves.items():
+        if name == "grpo":
+            continue
+        target = min(points[-1].value, curves["grpo"][-1].value)
+        ours, theirs = reached(points, target), reached(curves["grpo"], target)
+        assert ours is not None and theirs is not None
+        ratios[name] = {
+            "target": target,
+            **{key: getattr(theirs, key) / getattr(ours, key) for key in ("seconds", "processor", "tokens")},
+            "ours": asdict(ours),
+            "grpo": asdict(theirs),
+        }
+        print(
+            f"seed {seed}, {name} to {100 * target:.1f} %: GRPO takes {ratios[name]['processor']:.2f} times its "
+            f"processor time, {ratios[name]['seconds']:.2f} times its wall clock, {ratios[name]['tokens']:.2f} times "
+            "its tokens"
+        )
+    return {"seed": seed, "ratios": ratios, "curves": {name: list(map(asdict, c)) for name, c in curves.items()}}
+
+
+def sweep(environment: str, out: Path, named: list[str]) -> dict[str, Any]:
+    """GRPO with other settings, 3,840 conversations each, on a seed that nothing else is measured with."""
+    found = {}
+    for entry in named:
+        name, _, values = entry.partition("=")
+        rate, prompts, samples, minibatches, passes, *more = values.split(",")
+        held = int(prompts) * int(samples)
+        config = replace(
+            GRPO,
+            rounds=3840 // held,
+            save_rounds=max(1, 640 // held),
+            prompts=int(prompts),
+            samples=int(samples),
+            minibatches=int(minibatches),
+            passes=int(passes),
+            optimizer=replace(GRPO.optimizer, learning_rate=float(rate)),
+            **dict(pair.split(":") for pair in more),
+        )
+        points = online(environment, 77, config, out / name)
+        found[entry] = measured(environment, points, out / "evaluation" / name)
+        told(entry, found[entry])
+    return {entry: list(map(asdict, points)) for entry, points in found.items()}
+
+
+def main() -> None:
+    """Run the comparison, or the sweep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--environment", default="arithmetic", choices=sorted(TRAINING))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[400, 100], help="tasks of DRIFT's rollouts")
+    parser.add_argument("--sweep", nargs="+", default=[])
+    given = parser.parse_args()
+    if given.sweep:
+        print(json.dumps(sweep(given.environment, given.out, given.sweep)))
+        return
+    runs = [compare(given.environment, seed, given.out / f"seed-{seed}", given.sizes) for seed in given.seeds]
+    print(json.dumps({"environment": given.environment, "runs": runs}))
+
+
+if __name__ == "__main__":
+    main()

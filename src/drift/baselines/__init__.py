@@ -1,0 +1,1 @@
+"""What TRL trains, on drift's conversations: DPO and KTO from rollouts that are there, GRPO on live environments."""

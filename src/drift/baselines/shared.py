@@ -1,0 +1,140 @@
+"""What every training through TRL has in common: the library, its settings, its log."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from drift.baselines.config import Optimizer
+from drift.errors import ConfigError, Interrupted, TrainingError
+from drift.manifest import write_atomic
+from drift.progress import Progress
+
+METRICS = "metrics.jsonl"
+TESTED = "1.16"
+
+
+def trl_version() -> str:
+    """The version of TRL that is installed.
+
+    Raises:
+        ConfigError: none, or one of another major version than was tested.
+    """
+    try:
+        found = version("trl")
+    except PackageNotFoundError:
+        raise ConfigError("this objective is trained through TRL. Install it: pip install 'drift-rl[trl]'.") from None
+    if found.split(".")[0] != TESTED.split(".")[0]:
+        raise ConfigError(f"trl {found} is installed, expected {TESTED} or later of the same major version.")
+    return found
+
+
+def optimizer_arguments(optimizer: Optimizer, out: Path, *, seed: int, device: str) -> dict[str, Any]:
+    """``optimizer`` and what is always so, as arguments of TRL's configurations."""
+    return {
+        "output_dir": str(out / "trl"),
+        "learning_rate": optimizer.learning_rate,
+        "lr_scheduler_type": optimizer.schedule,
+        "warmup_steps": optimizer.warmup,
+        "weight_decay": optimizer.weight_decay,
+        "max_grad_norm": optimizer.max_grad_norm,
+        "bf16": optimizer.dtype == "bfloat16",
+        "gradient_checkpointing": optimizer.gradient_checkpointing,
+        "logging_steps": optimizer.log_steps,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": device == "cpu" or not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+class Log(TrainerCallback):  # type: ignore[misc]
+    """Appends every number that a trainer logs to a JSONL file, shows progress, and stops on a loss that is not finite.
+
+    Args:
+        path: the file, begun anew.
+        label: shown while it runs.
+    """
+
+    def __init__(self, path: Path, label: str) -> None:
+        self._path, self._label = path, label
+        self._bar: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin the file and the bar."""
+        write_atomic(self._path, b"")
+        self._bar = Progress(self._label, state.max_steps, unit="steps").__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the step."""
+        if self._bar is not None:
+            self._bar.advance()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Write one line."""
+        if not logs or "loss" not in logs:
+            return
+        row = {"step": state.global_step, **{name: _number(value) for name, value in logs.items()}}
+        for name in ("loss", "grad_norm"):
+            if name in row and row[name] is None:
+                raise TrainingError(
+                    f"went wrong by step {state.global_step}: {name} is {logs[name]}. Lower optimizer.learning_rate."
+                )
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _number(value: object) -> float | None:
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+@contextmanager
+def stoppable(trainer: Any) -> Iterator[None]:
+    """Ctrl-C as the project tells it."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step}. No checkpoint is kept of a training through TRL: the same "
+            "command begins again."
+        ) from stop
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """One bar, that of the training, not one for each pass over the rows; and no warnings of TRL about itself."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            # TRL's settings carry a name that transformers has renamed; its rollout_func is what we are tested with.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+            yield
+    finally:
+        if shown:
+            enable_progress_bars()

@@ -1,0 +1,5 @@
+"""Many methods and seeds on one recipe, side by side."""
+
+from drift.comparison.run import compare as compare
+from drift.comparison.settings import Comparison as Comparison
+from drift.comparison.settings import load_comparison as load_comparison

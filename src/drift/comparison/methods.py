@@ -1,0 +1,177 @@
+"""Methods by name: what each changes in a recipe, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from drift.baselines.config import OnlineConfig, PreferenceConfig
+from drift.errors import ConfigError, require, unknown_name
+from drift.recipe import Recipe
+
+BASE = "base"
+WEIGHTED, PREFERENCE, ONLINE = "weighted", "preference", "online"
+# What a method of each trainer may change; the rest is what makes methods comparable.
+OPEN = {
+    WEIGHTED: ("weights", "training", "rounds"),
+    PREFERENCE: (PREFERENCE,),
+    ONLINE: (ONLINE,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to train from rollouts.
+
+    Args:
+        summary: what it is, in a line.
+        trainer: weighted (drift's own), preference (DPO and KTO through TRL), or online (GRPO through TRL).
+        overrides: keys, dotted, and their values: of the recipe, or those of ``PreferenceConfig`` and ``OnlineConfig``
+            after ``preference.`` and ``online.``.
+    """
+
+    summary: str
+    trainer: str = WEIGHTED
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _weighting(name: str, summary: str, **more: Any) -> Method:
+    return Method(summary=summary, overrides={"weights.scheme": name, **more})
+
+
+def _preference(rows: str, summary: str) -> Method:
+    return Method(summary=summary, trainer=PREFERENCE, overrides={"preference.rows.format": rows})
+
+
+METHODS: dict[str, Method] = {
+    "drift": _weighting("drift", "DRIFT (Eq. 12, 13), the last reply of each conversation"),
+    "drift-no-repetition": _weighting("drift", "DRIFT without the repetition penalty", **{"weights.repetition": 0.0}),
+    "drift-format": _weighting("drift", "DRIFT, 0.1 for each unreadable reply", **{"weights.format_failure": 0.1}),
+    "drift-all-turns": _weighting("drift", "DRIFT, every reply trained", **{"training.turns": "all"}),
+    "drift-credited": _weighting("drift", "DRIFT, every reply but rejected ones", **{"training.turns": "credited"}),
+    "drift-mean": _weighting("drift", "DRIFT, mean over a reply's tokens", **{"training.normalization": "mean"}),
+    "drift-drop": _weighting("drift", "DRIFT without prompts that have no success", **{"weights.no_success": "drop"}),
+    "drift-shrink": _weighting("drift", "DRIFT, Ẑ mixed with that of all prompts", **{"weights.no_success": "shrink"}),
+    "drift-auto": _weighting("drift", "DRIFT, β for half of the effective sample size", **{"weights.beta": "auto"}),
+    "drift-refresh": _weighting("drift", "DRIFT in two rounds, the second on rollouts of its own", rounds=2),
+    "sft": _weighting("sft", "every conversation weighs 1"),
+    "rft": _weighting("rft", "successes alone"),
+    "star": _weighting("star", "successes that took more than one turn (STaR)"),
+    "star-gate": _weighting("star_gate", "the best conversation of each prompt (STaR-GATE)"),
+    "bolt": _weighting("bolt", "single-turn DRIFT, the first reply (BOLT)", **{"training.turns": "first"}),
+    "refit": _weighting("refit", "the return as weight (Refit)"),
+    "refit-all-turns": _weighting("refit", "the return as weight, every reply", **{"training.turns": "all"}),
+    "swift": _weighting("swift", "the return, standardised within its prompt (Swift)"),
+    "swift-all-turns": _weighting("swift", "the standardised return, every reply", **{"training.turns": "all"}),
+    "group-relative": _weighting("group_relative", "the return less its prompt's mean"),
+    "rwr": _weighting("rwr", "reward-weighted regression"),
+    "awr": _weighting("awr", "advantage-weighted regression"),
+    "dpo": _preference("dpo", "DPO on pairs of conversations"),
+    "dpo-final": _preference("dpo-final", "DPO on pairs of last replies"),
+    "dpo-step": _preference("dpo-step", "DPO on pairs of replies to one history"),
+    "kto": _preference("kto", "KTO on conversations, good and bad"),
+    "grpo": Method(summary="online GRPO on conversations of its own", trainer=ONLINE),
+}
+
+
+def own_methods(given: Mapping[str, Any], where: str) -> dict[str, Method]:
+    """Methods that a file defines: overrides by name, dotted or nested.
+
+    Raises:
+        ConfigError: a key that no recipe has or that a method may not change, or a name that is taken.
+    """
+    found = {}
+    for name, overrides in given.items():
+        place = f"{where}, method {name!r}"
+        if name == BASE or name in METHODS:
+            raise ConfigError(f"{place}: there is a method of that name already. Give it another.")
+        if not str(name).replace("-", "").replace("_", "").replace(".", "").isalnum() or str(name).startswith("."):
+            raise ConfigError(f"{place}: got a name that can't be a folder's, expected letters, digits, -, _ and dots.")
+        if not isinstance(overrides, Mapping):
+            raise ConfigError(f"{place}: got {overrides!r}, expected recipe keys and values, like weights.beta: 0.3.")
+        flat = _flatten(overrides)
+        trainer = flat.pop("trainer", WEIGHTED)
+        require(trainer in OPEN, f"{place}: trainer", trainer, ", ".join(OPEN))
+        checked = _checked(flat, place, OPEN[trainer])
+        summary = ", ".join(f"{key} {value}" for key, value in checked.items())
+        found[str(name)] = Method(summary=summary, trainer=trainer, overrides=checked)
+    return found
+
+
+def find_methods(names: Iterable[str], own: Mapping[str, Method]) -> dict[str, Method]:
+    """The methods called ``names``; raises ``ConfigError`` with the nearest known name for one that there isn't."""
+    known = {**METHODS, **own}
+    for name in names:
+        if name not in known:
+            raise unknown_name("method", name, known)
+    return {name: known[name] for name in names}
+
+
+def apply_overrides(record: Any, overrides: Mapping[str, Any], prefix: str = "") -> Any:
+    """A copy of a frozen record with the dotted keys that start with ``prefix`` changed, all of them at once.
+
+    Raises:
+        ConfigError: the outcome makes no sense.
+    """
+    changes: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
+    for key, value in overrides.items():
+        if key.startswith(prefix):
+            head, _, rest = key.removeprefix(prefix).partition(".")
+            if rest:
+                inner.setdefault(head, {})[rest] = value
+            else:
+                changes[head] = value
+    for head, values in inner.items():
+        old = getattr(record, head)
+        changes[head] = {**old, **values} if isinstance(old, Mapping) else apply_overrides(old, values)
+    return dataclasses.replace(record, **changes)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _checked(flat: Mapping[str, Any], where: str, open_: tuple[str, ...]) -> dict[str, Any]:
+    """Values as the keys' types have them; raises ``ConfigError`` for keys and values that don't fit."""
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, as_group=False)
+    parser.add_class_arguments(PreferenceConfig, PREFERENCE)
+    parser.add_class_arguments(OnlineConfig, ONLINE)
+    known = [*_keys(Recipe), *_keys(PreferenceConfig, f"{PREFERENCE}."), *_keys(OnlineConfig, f"{ONLINE}.")]
+    found = {}
+    for key, value in flat.items():
+        free = key.startswith("weights.parameters.")
+        if not free and key not in known:
+            raise unknown_name("key", key, [name for name in known if name.split(".")[0] in open_], where=where)
+        if key.split(".")[0] not in open_:
+            raise ConfigError(
+                f"{where}: got {key}, expected keys of {', '.join(open_)}: the rest is shared by all methods, "
+                "or belongs to another trainer."
+            )
+        try:
+            found[key] = value if free else parser.parse_object({key: value})[key]
+        except ArgumentError as error:
+            raise ConfigError(f"{where}: {' '.join(str(error).split())}.") from error
+    return found
+
+
+def _keys(record: type, prefix: str = "") -> list[str]:
+    found = []
+    for name, hint in typing.get_type_hints(record).items():
+        inner = dataclasses.is_dataclass(hint)
+        found += _keys(typing.cast(type, hint), f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+    return found

@@ -1,0 +1,146 @@
+"""One method with one seed, resolved, and how it makes its model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drift.api import train_online, train_preference
+from drift.baselines.config import OnlineConfig, Optimizer, PreferenceConfig
+from drift.comparison.methods import ONLINE, PREFERENCE, Method, apply_overrides
+from drift.dataset.exports.config import ExportConfig
+from drift.manifest import read_manifest
+from drift.pipeline import stage_folder, tune
+from drift.recipe import Recipe, to_dict
+
+# The most rows of one forward pass of TRL's trainers.
+MICRO = 32
+# GRPO compares as many conversations of a prompt.
+GROUP = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that decides the model of a method with a seed.
+
+    Attributes:
+        recipe: with that seed; of the weighted trainer with the method's changes.
+        settings: of another trainer.
+    """
+
+    recipe: Recipe
+    settings: PreferenceConfig | OnlineConfig | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the record."""
+        values = to_dict(self.recipe)
+        if self.settings is not None:
+            key = PREFERENCE if isinstance(self.settings, PreferenceConfig) else ONLINE
+            values[key] = self.settings.to_dict()
+        return values
+
+    def train(self, data: Path, out: Path) -> Path:
+        """Make the model from the shared rollouts, or from conversations of its own; go on where it was stopped."""
+        recipe, model = self.recipe, self.recipe.policy
+        if isinstance(self.settings, PreferenceConfig):
+            more: dict[str, Any] = {"base": model.model, "seed": recipe.seed, "device": model.device}
+            return train_preference(data, out=out / "model", config=self.settings, **more)
+        if isinstance(self.settings, OnlineConfig):
+            return train_online(
+                recipe.environment.name,
+                out=out / "model",
+                start=model.model,
+                config=self.settings,
+                environment_settings=recipe.environment.settings,
+                seed=recipe.seed,
+                device=model.device,
+            )
+        return tune(recipe, data, out)
+
+    def costs(self, out: Path) -> dict[str, Any]:
+        """Steps, and tokens beside those of the shared rollouts; null where a trainer counted none."""
+        rounds = self.recipe.rounds if self.settings is None else 1
+        stages = [stage_folder(out, number, rounds) for number in range(1, rounds + 1)]
+        models = [read_manifest(stage / "model", "model") for stage in stages]
+        sampled = [read_manifest(stage / "rollouts", "trajectories")["cost"]["tokens_sampled"] for stage in stages[1:]]
+        if isinstance(self.settings, OnlineConfig):
+            sampled = [models[0]["cost"]["tokens_sampled"]]
+        return {
+            "shared_rollouts": not isinstance(self.settings, OnlineConfig),
+            "steps": sum(model["steps"] for model in models),
+            "tokens_sampled": _sum(sampled),
+            "tokens_trained": _sum([model["cost"]["tokens_trained"] for model in models]),
+        }
+
+
+def _sum(counts: list[int | None]) -> int | None:
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def plan_of(recipe: Recipe, method: Method, seed: int) -> Plan:
+    """``method`` with ``seed``: what it says, and else what ``recipe`` says or comes nearest to it.
+
+    DPO and KTO get the optimizer, steps and conversations per step of ``training``, and the shaped return of
+    ``weights``; online GRPO has as many steps, and holds as many conversations over all of them as there are rollouts.
+
+    Raises:
+        ConfigError: the outcome makes no sense.
+    """
+    recipe = dataclasses.replace(recipe, seed=seed)
+    if method.trainer == PREFERENCE:
+        rows = method.overrides.get("preference.rows.format", "dpo")
+        usual: Any = _preference(recipe, rows)
+        return Plan(recipe=recipe, settings=apply_overrides(usual, method.overrides, "preference."))
+    if method.trainer == ONLINE:
+        return Plan(recipe=recipe, settings=apply_overrides(_online(recipe), method.overrides, "online."))
+    return Plan(recipe=apply_overrides(recipe, method.overrides))
+
+
+def _optimizer(recipe: Recipe) -> Optimizer:
+    names = {field.name for field in dataclasses.fields(Optimizer)}
+    return Optimizer(**{name: getattr(recipe.training, name) for name in names})
+
+
+def _shaping(recipe: Recipe) -> dict[str, Any]:
+    """The return that DRIFT is given."""
+    weights = recipe.weights
+    repetition = 0.5 if weights.repetition is None else weights.repetition
+    return {
+        "base": weights.base,
+        "gamma": weights.gamma,
+        "repetition": repetition,
+        "format_failure": weights.format_failure,
+    }
+
+
+def _preference(recipe: Recipe, rows: Any) -> PreferenceConfig:
+    # A row of DPO is two conversations.
+    batch = recipe.training.batch_size if rows == "kto" else max(1, recipe.training.batch_size // 2)
+    return PreferenceConfig(
+        rows=ExportConfig(format=rows, **_shaping(recipe)),
+        batch_size=batch,
+        micro_batch_size=math.gcd(batch, MICRO),
+        max_steps=recipe.training.max_steps,
+        epochs=recipe.training.epochs,
+        optimizer=_optimizer(recipe),
+    )
+
+
+def _online(recipe: Recipe) -> OnlineConfig:
+    rollouts, rows = recipe.rollouts, recipe.rollouts.tasks * recipe.rollouts.samples
+    rounds = recipe.training.max_steps or max(1, math.ceil(recipe.training.epochs * rows / recipe.training.batch_size))
+    prompts = min(rollouts.tasks, max(1, round(rows / rounds / GROUP)))
+    return OnlineConfig(
+        tasks=rollouts.tasks,
+        rounds=rounds,
+        prompts=prompts,
+        samples=GROUP,
+        micro_batch_size=math.gcd(prompts * GROUP, MICRO),
+        sampling=rollouts.sampling,
+        generation_batch=recipe.policy.batch_size,
+        optimizer=_optimizer(recipe),
+        **_shaping(recipe),
+    )

@@ -1,0 +1,1 @@
+"""Data sets of trajectories written for other trainers."""

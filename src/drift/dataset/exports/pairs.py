@@ -1,0 +1,155 @@
+"""Pairs of a better and a worse reply, for DPO: by whole conversation, by last reply, and by turn.
+
+Which pairs are made is decided by returns and sample numbers alone: within a set, candidates are ordered from the
+highest return to the lowest, equals by sample, and the first is paired with the last, the second with the last but one,
+and so on while the returns differ by more than the margin. So nothing is in two pairs, and the widest differences come
+first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from drift.dataset.exports.config import ExportConfig
+from drift.dataset.exports.conversations import Conversation, Part, plain
+
+Item = TypeVar("Item")
+Row = dict[str, Any]
+
+
+def opposite(items: Sequence[Item], values: Sequence[float], *, margin: float) -> list[tuple[Item, Item]]:
+    """Best with worst, second best with second worst, … while the values differ by more than ``margin``.
+
+    Args:
+        items: candidates; of equal ones the earlier counts as better.
+        values: one for each.
+        margin: how much a pair's values must differ by, at least 0.
+    """
+    order = sorted(range(len(items)), key=lambda at: (-values[at], at))
+    found = []
+    for better, worse in zip(order[: len(order) // 2], reversed(order), strict=False):
+        if not values[better] - values[worse] > margin:
+            break
+        found.append((items[better], items[worse]))
+    return found
+
+
+def whole_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[Row]:
+    """``dpo``: whole conversations of one prompt, from the first reply to the last.
+
+    Conversations of one prompt that opened differently are not compared.
+    """
+    for same in _by_history(group, [0] * len(group)):
+        for better, worse in _chosen_pairs(same, config, counts):
+            yield _row(better, 0, better.part(0, _last(better)), worse.part(0, _last(worse)), _about_two(better, worse))
+
+
+def final_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[Row]:
+    """``dpo-final``: the last replies of two conversations, after the history of the better one.
+
+    Under ``history: shared`` the worse one has that same history.
+    """
+    last = [_last(conversation) for conversation in group]
+    sets = _by_history(group, last) if config.history == "shared" else _by_history(group, [0] * len(group))
+    for same in sets:
+        for better, worse in _chosen_pairs(same, config, counts):
+            chosen = better.part(_last(better), _last(better))
+            yield _row(better, _last(better), chosen, worse.part(_last(worse), _last(worse)), _about_two(better, worse))
+
+
+def step_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[Row]:
+    """``dpo-step``: distinct replies to one history, at every turn that conversations of the prompt share.
+
+    A reply's value is the mean return of the conversations that went on from it: a Monte Carlo estimate of its worth,
+    from as few as one conversation.
+    """
+    for turn in range(max(len(conversation.reply_at) for conversation in group)):
+        there = [conversation for conversation in group if len(conversation.reply_at) > turn]
+        for same in _by_history(there, [turn] * len(there)):
+            replies: dict[str, list[Conversation]] = defaultdict(list)
+            for conversation in same:
+                replies[conversation.trajectory.turns[turn].completion.text].append(conversation)
+            if len(replies) < 2:
+                continue
+            counts["histories"] += 1
+            going_on = list(replies.values())
+            values = [sum(c.value for c in each) / len(each) for each in going_on]
+            pairs = opposite(list(zip(going_on, values, strict=True)), values, margin=config.margin)
+            counts["histories_without_pair"] += not pairs
+            for (better, high), (worse, low) in pairs[: config.pairs]:
+                about = {
+                    "turn": turn + 1,
+                    "chosen_id": better[0].trajectory.id,
+                    "rejected_id": worse[0].trajectory.id,
+                    "chosen_return": high,
+                    "rejected_return": low,
+                    "chosen_count": len(better),
+                    "rejected_count": len(worse),
+                }
+                yield _row(better[0], turn, better[0].part(turn, turn), worse[0].part(turn, turn), about)
+
+
+def _chosen_pairs(
+    same: Sequence[Conversation], config: ExportConfig, counts: Counter[str]
+) -> Iterator[tuple[Conversation, Conversation]]:
+    pairs = opposite(same, [conversation.value for conversation in same], margin=config.margin)
+    counts["histories"] += 1
+    counts["histories_without_pair"] += not pairs
+    for better, worse in pairs[: config.pairs]:
+        first = _last if config.format == "dpo-final" else _first
+        if _said(better, first(better)) == _said(worse, first(worse)):
+            # The same words, better for when they were said or by luck: nothing to prefer them to.
+            counts["same_replies"] += 1
+            continue
+        yield better, worse
+
+
+def _by_history(group: Sequence[Conversation], turn_of: Sequence[int]) -> list[list[Conversation]]:
+    """Conversations whose policy saw the same before the turn given for each: the same ids, or messages without ids."""
+    found: dict[object, list[Conversation]] = defaultdict(list)
+    for conversation, turn in zip(group, turn_of, strict=True):
+        said = tuple((message["role"], message["content"]) for message in conversation.history(turn))
+        found[said, conversation.history_ids(turn)].append(conversation)
+    return list(found.values())
+
+
+def _first(conversation: Conversation) -> int:
+    return 0
+
+
+def _last(conversation: Conversation) -> int:
+    return len(conversation.reply_at) - 1
+
+
+def _said(conversation: Conversation, first: int) -> list[str]:
+    return [turn.completion.text for turn in conversation.trajectory.turns[first:]]
+
+
+def _about_two(better: Conversation, worse: Conversation) -> Row:
+    return {
+        "chosen_id": better.trajectory.id,
+        "rejected_id": worse.trajectory.id,
+        "chosen_return": better.value,
+        "rejected_return": worse.value,
+    }
+
+
+def _row(source: Conversation, turn: int, chosen: Part, rejected: Part, about: Row) -> Row:
+    row: Row = {
+        "prompt": plain(source.history(turn)),
+        "chosen": plain(chosen.messages),
+        "rejected": plain(rejected.messages),
+        "group_id": source.trajectory.group_id,
+        **about,
+    }
+    if chosen.token_ids is not None and rejected.token_ids is not None:
+        row["sampled_ids"] = {
+            "prompt": list(source.history_ids(turn)),
+            "chosen": list(chosen.token_ids),
+            "chosen_mask": list(map(int, chosen.sampled or ())),
+            "rejected": list(rejected.token_ids),
+            "rejected_mask": list(map(int, rejected.sampled or ())),
+        }
+    return row

@@ -1,0 +1,241 @@
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+import yaml
+
+from drift.baselines.config import OnlineConfig, PreferenceConfig
+from drift.cli.main import main
+from drift.comparison import Comparison, load_comparison
+from drift.comparison.methods import METHODS, WEIGHTED, find_methods, own_methods
+from drift.comparison.plans import plan_of
+from drift.errors import ConfigError
+from drift.recipe import Recipe, RolloutSettings, to_dict
+from drift.training.config import TrainingConfig
+from drift.weights.config import WeightConfig
+
+# What each built-in method changes in a recipe, written out.
+CHANGES = {
+    "drift": {},
+    "drift-no-repetition": {"weights.repetition": 0.0},
+    "drift-format": {"weights.format_failure": 0.1},
+    "drift-all-turns": {"training.turns": "all"},
+    "drift-mean": {"training.normalization": "mean"},
+    "drift-drop": {"weights.no_success": "drop"},
+    "drift-refresh": {"rounds": 2},
+    "sft": {"weights.scheme": "sft"},
+    "rft": {"weights.scheme": "rft"},
+    "refit": {"weights.scheme": "refit"},
+    "swift": {"weights.scheme": "swift"},
+    "rwr": {"weights.scheme": "rwr"},
+    "awr": {"weights.scheme": "awr"},
+    "drift-credited": {"training.turns": "credited"},
+    "drift-shrink": {"weights.no_success": "shrink"},
+    "drift-auto": {"weights.beta": "auto"},
+    "star": {"weights.scheme": "star"},
+    "star-gate": {"weights.scheme": "star_gate"},
+    "bolt": {"weights.scheme": "bolt", "training.turns": "first"},
+    "refit-all-turns": {"weights.scheme": "refit", "training.turns": "all"},
+    "swift-all-turns": {"weights.scheme": "swift", "training.turns": "all"},
+    "group-relative": {"weights.scheme": "group_relative"},
+}
+# And what each method of another trainer says of its own settings.
+OTHERS = {"dpo": "dpo", "dpo-final": "dpo-final", "dpo-step": "dpo-step", "kto": "kto", "grpo": ""}
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def test_every_method_is_here() -> None:
+    assert {*CHANGES, *OTHERS} == set(METHODS)
+    assert all((method.trainer == WEIGHTED) == (name in CHANGES) for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_method_changes_its_own_keys_and_no_other(name: str) -> None:
+    recipe = Recipe()
+    before, after = flat(to_dict(recipe)), flat(plan_of(recipe, METHODS[name], 5).to_dict())
+    assert {key: after[key] for key in before if before[key] != after[key]} == {"seed": 5, **CHANGES[name]}
+
+
+def test_a_method_of_one_s_own_is_nested_or_dotted_and_keeps_what_the_recipe_says() -> None:
+    own = own_methods({"soft": {"weights": {"beta": 0.3}, "training.turns": "all"}}, "mine.yaml")
+    recipe = plan_of(Recipe(weights=WeightConfig(gamma=0.8)), own["soft"], 2).recipe
+    assert (recipe.weights.beta, recipe.weights.gamma, recipe.training.turns, recipe.seed) == (0.3, 0.8, "all", 2)
+    own = own_methods({"mine": {"weights.parameters.power": 2.0}}, "mine.yaml")
+    start = Recipe(weights=WeightConfig(parameters={"other": 1.0}))
+    assert plan_of(start, own["mine"], 1).recipe.weights.parameters == {"other": 1.0, "power": 2.0}
+    # YAML reads 1e-3 as text; β may be a number or a word.
+    own = own_methods({"mine": {"training.learning_rate": "1e-3", "weights.beta": "auto"}}, "mine.yaml")
+    recipe = plan_of(Recipe(), own["mine"], 1).recipe
+    assert (recipe.training.learning_rate, recipe.weights.beta) == (0.001, "auto")
+
+
+def test_changes_are_made_at_once_so_that_their_order_does_not_matter() -> None:
+    # rwr takes no β of auto: each change alone makes no sense.
+    start = Recipe(weights=WeightConfig(beta="auto"))
+    for overrides in ({"weights.beta": 0.2, "weights.scheme": "rwr"}, {"weights.scheme": "rwr", "weights.beta": 0.2}):
+        plan = plan_of(start, own_methods({"mine": overrides}, "mine.yaml")["mine"], 1)
+        assert (plan.recipe.weights.scheme, plan.recipe.weights.beta) == ("rwr", 0.2)
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo-final", "dpo-step", "kto"])
+def test_preferences_get_the_recipe_s_return_optimizer_and_conversations_per_step(name: str) -> None:
+    recipe = Recipe(
+        weights=WeightConfig(gamma=0.8, format_failure=0.1),
+        training=TrainingConfig(max_steps=70, batch_size=48, learning_rate=1e-4, warmup=0.2),
+    )
+    settings = plan_of(recipe, METHODS[name], 5).settings
+    assert isinstance(settings, PreferenceConfig) and settings.rows.format == OTHERS[name]
+    assert (settings.rows.gamma, settings.rows.repetition, settings.rows.format_failure) == (0.8, 0.5, 0.1)
+    assert (settings.max_steps, settings.optimizer.learning_rate, settings.optimizer.warmup) == (70, 1e-4, 0.2)
+    # A pair is two conversations.
+    assert settings.batch_size == (48 if name == "kto" else 24)
+
+
+def test_online_holds_as_many_conversations_as_there_are_rollouts() -> None:
+    recipe = Recipe(rollouts=RolloutSettings(tasks=400, samples=16), training=TrainingConfig(max_steps=50))
+    settings = plan_of(recipe, METHODS["grpo"], 5).settings
+    assert isinstance(settings, OnlineConfig) and settings.tasks == 400
+    assert settings.rounds * settings.prompts * settings.samples == 6400
+    own = own_methods({"g": {"trainer": "online", "online": {"samples": 4, "optimizer.learning_rate": 3e-4}}}, "m.yaml")
+    settings = plan_of(recipe, own["g"], 5).settings
+    assert isinstance(settings, OnlineConfig)
+    assert (settings.samples, settings.optimizer.learning_rate, settings.rounds) == (4, 3e-4, 50)
+
+
+def test_a_missing_trainer_is_found_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from drift.baselines import shared
+
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(shared, "version", absent)
+    out = tmp_path / "out"
+    assert main(["compare", "quickstart", "--methods", "sft,dpo", "--out", str(out)]) == 2
+    assert "pip install 'drift-rl[trl]'" in capsys.readouterr().err and not out.exists()
+    assert main(["compare", "quickstart", "--methods", "sft,rft", "--out", str(out), "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"a": {"weights.bta": 1}}, "unknown key 'weights.bta' in mine.yaml, method 'a'. Did you mean 'weights.beta'?"),
+        ({"a": {"weights": {"gama": 1}}}, "Did you mean 'weights.gamma'?"),
+        ({"a": {"rollouts.samples": 4}}, "got rollouts.samples, expected keys of weights, training, rounds"),
+        ({"a": {"weights.beta": "much"}}, "method 'a'"),
+        ({"a": {"trainer": "preferences"}}, "trainer: got 'preferences', expected weighted, preference, online"),
+        ({"a": {"preference.beta": 1}}, "got preference.beta, expected keys of weights, training, rounds"),
+        ({"a": {"trainer": "preference", "weights.beta": 1}}, "got weights.beta, expected keys of preference"),
+        ({"a": {"trainer": "preference", "preference.bta": 1}}, "Did you mean 'preference.beta'?"),
+        ({"a": 3}, "got 3, expected recipe keys and values"),
+        ({"drift": {"weights.beta": 1}}, "there is a method of that name already"),
+        ({"base": {"weights.beta": 1}}, "there is a method of that name already"),
+        ({"../a": {"weights.beta": 1}}, "can't be a folder's"),
+        ({"..": {"weights.beta": 1}}, "can't be a folder's"),
+    ],
+)
+def test_methods_with_mistakes_are_refused_by_key(given: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        own_methods(given, "mine.yaml")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seeds": (1, 1)}, "seeds: got (1, 1), expected each seed once"),
+        ({"seeds": ()}, "at least one whole number"),
+        ({"methods": {}}, "expected some of drift,"),
+        ({"against": "srt"}, "unknown method 'srt' in against. Did you mean 'sft'?"),
+    ],
+)
+def test_comparisons_that_make_no_sense_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Comparison(recipe=Recipe(), **settings)
+    assert message in str(error.value)
+
+
+def test_a_method_that_the_recipe_forbids_is_named() -> None:
+    alone = Recipe(rollouts=RolloutSettings(samples=1), weights=WeightConfig(scheme="sft"))
+    comparison = Comparison(recipe=alone, methods=find_methods(["sft", "swift"], {}))
+    comparison.plan_of("sft", 1)
+    with pytest.raises(ConfigError, match=r"method 'swift': rollouts.samples: got 1, expected at least 2"):
+        comparison.plan_of("swift", 1)
+
+
+def test_a_file_says_what_to_compare(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("seed: 9\nrollouts: {tasks: 7}\n")
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "recipe": "base.yaml",
+                "methods": ["sft", "soft"],
+                "define": {"soft": {"weights.beta": 0.3}},
+                "seeds": [4, 5],
+                "against": "soft",
+            }
+        )
+    )
+    given = load_comparison(str(path))
+    # The seed is the comparison's to say.
+    assert given.recipe == {"rollouts": {"tasks": 7}}
+    assert (given.methods, given.seeds, given.against) == (("sft", "soft"), (4, 5), "soft")
+    assert given.own["soft"].overrides == {"weights.beta": 0.3}
+    # A recipe alone is compared by default settings.
+    plain = load_comparison(str(tmp_path / "base.yaml"))
+    assert plain.seeds == (1, 2, 3) and len(plain.methods) == 8 and plain.against_among(plain.methods) == "sft"
+    assert plain.against_among(("rft", "drift")) == "rft"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe: nowhere\n", "no such file"),
+        ("recipe: quickstart\nmetods: [sft]\n", "Did you mean 'methods'?"),
+        ("recipe: quickstart\nmethods: [sftt]\n", "unknown method 'sftt'. Did you mean 'sft'?"),
+        ("recipe: quickstart\nmethods: sft\n", "expected a list of names"),
+        ("recipe: quickstart\nseeds: [a]\n", "expected a list of whole numbers"),
+        ("recipe: {weights: {bta: 1}}\n", "unknown key 'recipe.weights.bta'"),
+        ("recipe: quickstart\ndefine: {a: {weights.bta: 1}}\n", "Did you mean 'weights.beta'?"),
+        ("recipe: quickstart\ndefine: [a]\n", "expected methods by name"),
+        ("recipe: quickstart\nagainst: rft\nmethods: [sft]\n", "unknown method 'rft' in against"),
+        ("wieghts: {}\n", "Did you mean 'weights'?"),
+    ],
+)
+def test_files_with_mistakes_are_refused_before_any_work(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert main(["compare", str(path), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "sft,rfft"], "unknown method 'rfft'. Did you mean 'rft'?"),
+        (["--seeds", "1,b"], "seeds: got '1,b', expected whole numbers"),
+        (["--against", "drif"], "unknown method 'drif' in against. Did you mean 'drift'?"),
+        (["--weights.bta", "1"], "Did you mean '--weights.beta'?"),
+        (["--rollouts.tasks", "1000000"], "Ask for fewer tasks"),
+        (["--policy.model", "./nowhere"], "no model in nowhere"),
+        (["--rollouts.samples", "1"], "at least 2 with the weighting 'drift'"),
+        (["--training.max_steps", "1", "--methods", "sft,drift-refresh"], "method 'drift-refresh': rounds: got 2"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_found_before_any_work(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "quickstart", "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
