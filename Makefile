@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow test-vllm test-ray test-adapters test-trl format clean
-.PHONY: bench-rollouts bench-cluster bench-verifiers bench-training bench-memory bench-weights bench-online results
+.PHONY: quickstart test lint types unit slow format clean results
+.PHONY: test-adapters test-browser test-chaos test-fuzz test-qlora test-ray test-trl test-vllm
+.PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-soak bench-training bench-verifiers bench-weights
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -18,11 +19,26 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(VENV)/bin/mypy
 
+# What needs neither minutes, nor a device, a browser or a library of its own.
+ORDINARY := not slow and not chaos and not gpu and not browser
+ORDINARY += and not adapters and not qlora and not ray and not trl and not vllm
+
 unit: $(INSTALLED)
-	$(VENV)/bin/pytest -n 2 -m "not slow and not gpu and not vllm and not ray and not adapters and not trl" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(VENV)/bin/pytest -n 2 -m "$(ORDINARY)" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
+
+# Faults at random moments in every stage; DRIFT_CHAOS_ROUNDS=12 for more of them.
+test-chaos: $(INSTALLED)
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/pytest -m chaos -s tests/chaos
+
+test-browser: $(INSTALLED)
+	$(VENV)/bin/pytest -m browser tests/reporting
+
+INPUTS ?= 1000000
+test-fuzz: $(INSTALLED)
+	$(VENV)/bin/python -m tests.fuzz.run --inputs $(INPUTS)
 
 # vLLM's CPU build needs another torch, and does not import beside torchvision, torchaudio and torchcodec of that version.
 .venv-vllm/.installed: pyproject.toml
@@ -67,6 +83,13 @@ $(VENV)/.installed-ray: $(INSTALLED)
 
 test-ray: $(VENV)/.installed-ray
 	$(VENV)/bin/pytest -m ray
+
+$(VENV)/.installed-qlora: $(INSTALLED)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,qlora]'
+	touch $@
+
+test-qlora: $(VENV)/.installed-qlora
+	$(VENV)/bin/pytest -m qlora
 
 bench-cluster: $(VENV)/.installed-ray
 	$(VENV)/bin/python benchmarks/cluster.py

@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [PICTURE]
 
-Each point computes all K conversations of two prompts, forward and backward, with nothing skipped. The last line is
+Each point computes all K conversations of a prompt, forward and backward, with nothing skipped. The last line is
 JSON with every figure; PICTURE gets a plot.
 """
 
@@ -22,19 +22,20 @@ ROUNDS = 3
 
 
 def seconds_of(shape: Shape, ours: Variants) -> dict[str, float]:
-    """Median seconds of one step, drift's way and plain rows', and tokens in rows and computed."""
+    """Median processor seconds of one step, drift's way and plain rows', and tokens in rows and computed."""
     rows = make_rows(shape, scope="all")
     times: dict[str, list[float]] = {"drift": [], "plain": []}
     ours.rows = rows
     for _ in range(ROUNDS):
         for name, run in (("drift", ours.drift_exact), ("plain", ours.plain)):
             ours.model.zero_grad()
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
     return {
         **{name: statistics.median(found) for name, found in times.items()},
         "tokens": sum(len(row.token_ids) for row in rows),
+        "own": sum(len(row.token_ids) - shape.prompt_tokens for row in rows),
         "computed": sum(len(tree.token_ids) for tree in pack(rows, TOKENS)),
     }
 
@@ -49,9 +50,10 @@ def main() -> None:
     for axis, points in sweeps.items():
         first = next(iter(points.values()))
         for value, found in points.items():
-            grown = {name: found[name] / first[name] for name in ("drift", "plain", "tokens")}
+            grown = {name: found[name] / first[name] for name in ("drift", "plain", "tokens", "own")}
             print(
-                f"{axis} = {value:2d}: {found['tokens']:6.0f} tokens (x {grown['tokens']:.2f}), "
+                f"{axis} = {value:2d}: {found['tokens']:6.0f} tokens (x {grown['tokens']:.2f}, "
+                f"without the prompt x {grown['own']:.2f}), "
                 f"drift x {grown['drift']:.2f}, plain rows x {grown['plain']:.2f}, "
                 f"plain / drift {found['plain'] / found['drift']:.2f}"
             )
@@ -72,8 +74,9 @@ def draw(sweeps: dict[str, dict[int, dict[str, float]]], path: str) -> None:
         first = next(iter(points.values()))
         for name, label, style in (
             ("tokens", "tokens in rows", "k--"),
-            ("plain", "plain rows, seconds", "C1o-"),
-            ("drift", "drift, seconds", "C0o-"),
+            ("own", "tokens in rows, without the prompt", "k:"),
+            ("plain", "plain rows, processor seconds", "C1o-"),
+            ("drift", "drift, processor seconds", "C0o-"),
         ):
             panel.plot(list(points), [found[name] / first[name] for found in points.values()], style, label=label)
         panel.set_xlabel(axis)

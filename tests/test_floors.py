@@ -11,6 +11,7 @@ PACKAGE = Path(drift.__file__).parent
 FLOORS = [
     {"types", "errors"},
     {"manifest", "progress", "registry"},
+    {"checksums"},
     {"chat", "problems", "weights"},
     {"policies"},
     {"verifiers"},
@@ -21,11 +22,11 @@ FLOORS = [
     {"reporting"},
     {"recipe", "api"},
     {"pipeline"},
-    {"comparison"},
+    {"audit", "comparison"},
     {"cli", "__main__"},
 ]
 # Floors whose parts know nothing of one another.
-APART = [FLOORS[2], FLOORS[7], FLOORS[8]]
+APART = [FLOORS[3], FLOORS[8], FLOORS[9]]
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 # Attributes of the package itself that come from no other module.
 OWN_ATTRIBUTES = {"__version__", "__doc__", "__file__", "__name__"}

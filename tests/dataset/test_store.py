@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from drift.dataset.schema import dataset_hash, from_row, to_row
-from drift.dataset.store import TrajectoryWriter, as_hf_dataset, read_trajectories
+from drift.dataset.store import TrajectoryWriter, as_hf_dataset, read_trajectories, shards, stream_columns
 from drift.errors import DatasetError, StorageError
 from drift.types import Trajectory
 
@@ -39,7 +40,9 @@ def test_what_is_written_is_read_in_task_order_whatever_the_order_of_writing(
 ) -> None:
     write(tmp_path, six[::-1])
     assert read_trajectories(tmp_path) == six
-    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["000000.parquet", "000001.parquet"]
+    for number, path in enumerate(shards(tmp_path)):
+        assert path.name == f"{number:06d}-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.parquet"
+    assert len(shards(tmp_path)) == 2
 
 
 def test_rows_keep_every_field(six: list[Trajectory]) -> None:
@@ -87,11 +90,16 @@ def test_an_unfinished_writer_leaves_whole_shards_and_an_incomplete_manifest(
 
 def test_damage_is_named_with_what_to_do(tmp_path: Path, six: list[Trajectory]) -> None:
     write(tmp_path, six)
-    shard = tmp_path / "shards" / "000001.parquet"
+    shard = shards(tmp_path)[1]
     whole = shard.read_bytes()
-    shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DatasetError, match=r"000001\.parquet can't be read.*Delete that file"):
-        read_trajectories(tmp_path)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 4
+    for damaged in (whole[: len(whole) // 2], bytes(flipped), b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(DatasetError, match=r"000001-.*\.parquet can't be read: its checksum.*Delete that file"):
+            read_trajectories(tmp_path)
+        with pytest.raises(DatasetError, match="can't be read: its checksum"):
+            list(stream_columns(tmp_path, ["id"]))
     shard.unlink()
     with pytest.raises(DatasetError, match="4 trajectories on disk, the manifest says 6"):
         read_trajectories(tmp_path)
@@ -178,7 +186,7 @@ def test_a_directory_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
 
 def test_shards_are_plain_parquet(tmp_path: Path, six: list[Trajectory]) -> None:
     write(tmp_path, six, shard_size=100)
-    table = pq.read_table(tmp_path / "shards" / "000000.parquet")
+    table = pq.read_table(shards(tmp_path)[0])
     assert table.column("stop_reason").to_pylist() == [t.stop_reason for t in six]
     assert table.column("turns").to_pylist()[0][0]["token_ids"] == list(six[0].turns[0].completion.token_ids)
 

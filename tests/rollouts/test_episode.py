@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from drift.dataset.schema import from_row, to_row
 from drift.environments.arithmetic import Arithmetic
 from drift.environments.guess import Guess
 from drift.policies.base import Policy, Sampling, derive_seed
@@ -75,6 +76,25 @@ def test_the_context_limit_ends_a_conversation_before_the_prompt_overflows() -> 
     assert hold(policy, tokens=50).turns == ()
 
 
+NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
+    "silent": ({"messages": ()}, "no messages although the episode is not done"),
+    "text": ({"messages": "No."}, "messages of the type str, expected a list"),
+    "bare": ({"messages": ("No.",)}, "message 0: 'No.', expected an object of role and content"),
+    "more": ({"messages": ({"role": "user", "content": "", "x": 1},)}, "message 0: "),
+    "role": ({"messages": ({"role": "boss", "content": "No."},)}, "message 0: the role 'boss', expected one of"),
+    "number": ({"messages": ({"role": "user", "content": 5},)}, "message 0: text of the type int, expected a string"),
+    "half": (
+        {"messages": ({"role": "user", "content": "a\ud800"},)},
+        "message 0: half of a UTF-16 pair at char",
+    ),
+    "nan": ({"reward": float("nan")}, "the reward nan, expected a finite number"),
+    "reward": ({"reward": "much"}, "the reward 'much', expected a finite number"),
+    "answer": ({"answer": 5}, "answer: text of the type int"),
+    "info": ({"info": {"at": object()}}, "info that is no JSON"),
+    "infinite": ({"info": {"at": float("inf")}}, "info that is no JSON"),
+}
+
+
 class Faulty:
     """An environment that fails in one chosen place."""
 
@@ -98,7 +118,8 @@ class Faulty:
             raise ZeroDivisionError("division by zero")
         if self.place == "type":
             return {"reward": 1}
-        return Step(messages=(), reward=0.0, done=False, success=False, answer=None)
+        told = {"messages": ({"role": "user", "content": "No."},), "reward": 0.0, "answer": None, "info": {}}
+        return Step(done=False, success=False, **{**told, **NONSENSE.get(self.place, ({}, ""))[0]})
 
 
 def test_a_failing_environment_is_recorded_with_what_it_raised() -> None:
@@ -107,12 +128,19 @@ def test_a_failing_environment_is_recorded_with_what_it_raised() -> None:
         "opening": "environment.opening raised KeyError: 'question'",
         "step": "environment.step raised ZeroDivisionError: division by zero",
         "type": "environment.step returned dict, expected drift.types.Step",
-        "silent": "environment.step returned no messages although the episode is not done",
     }
     for place, message in expected.items():
         found = hold(ScriptedPolicy(["x"]), Faulty(place))
         assert (found.stop_reason, found.error) == ("error", message)
         assert not found.success and found.turns == ()
+
+
+@pytest.mark.parametrize("place", NONSENSE)
+def test_nonsense_from_an_environment_is_recorded_and_never_stored_as_a_turn(place: str) -> None:
+    found = hold(ScriptedPolicy(["x"]), Faulty(place))
+    assert found.stop_reason == "error" and found.turns == ()
+    assert found.error is not None and found.error.startswith(f"environment.step returned {NONSENSE[place][1]}")
+    assert from_row(to_row(found)) == found
 
 
 def test_a_failing_policy_stops_the_run() -> None:

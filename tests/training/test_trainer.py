@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from drift.api import train
 from drift.dataset.store import TrajectoryWriter
-from drift.dataset.weighing import weigh_dataset
+from drift.dataset.weighing import read_weights, weigh_dataset
 from drift.errors import ConfigError, DatasetError, Interrupted, TrainingError
 from drift.manifest import read_manifest
 from drift.policies.hf import fingerprint, load_model
@@ -30,6 +30,7 @@ from drift.training.plan import Rows, plan_steps
 from drift.training.trainer import StepDataset, WeightedTrainer
 from drift.types import Example, Trajectory
 from drift.weights.config import WeightConfig
+from drift.weights.diagnostics import effective_sample_size
 
 Make = Callable[..., Trajectory]
 
@@ -156,23 +157,6 @@ def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Examp
         assert torch.allclose(value.double(), expected[name], rtol=1e-5, atol=2e-6), name
 
 
-@pytest.fixture
-def weighed(tmp_path: Path, tiny_model: Path, make_trajectory: Make) -> tuple[Path, Path]:
-    """A small data set that claims the tiny model as its policy, and its weights."""
-    policy = fingerprint(*load_model(str(tiny_model)))
-    made = [
-        make_trajectory(f"t{i}", k, ("1", str(k)), solved=(i + k) % 3 == 0, policy=policy)
-        for i in range(8)
-        for k in range(4)
-    ]
-    with TrajectoryWriter(tmp_path / "data", {"trajectories": 32, "policy": policy}, []) as writer:
-        for trajectory in made:
-            writer.append(trajectory)
-        writer.finish()
-    weigh_dataset(tmp_path / "data", WeightConfig(), tmp_path / "weights")
-    return tmp_path / "data", tmp_path / "weights"
-
-
 def settings(**changes: Any) -> TrainingConfig:
     defaults = {"max_steps": 6, "batch_size": 8, "tokens_per_batch": 100, "learning_rate": 1e-3, "save_steps": 2}
     return TrainingConfig(**{**defaults, "log_steps": 1, **changes})
@@ -267,6 +251,22 @@ def test_uniform_weights_train_as_sft_does_under_drift_with_equal_returns(
             curve(train(tmp_path / "data", tmp_path / scheme, out=out, base=str(tiny_model), config=settings()))
         )
     assert curves[0] == curves[1]
+
+
+def test_conversations_are_drawn_by_weight_and_all_of_them_count(
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    table = read_weights(weighed[1], weighed[0])
+    sizes = np.unique(table.groups, return_counts=True)[1]
+    out = train(*weighed, out=tmp_path / "half", base=str(tiny_model), config=settings(resample=0.5))
+    found, all_rows = read_manifest(out, "model"), np.count_nonzero(table.weights_N)
+    drawn = found["resampled"]["drawn"]
+    assert 0 < drawn <= sum(max(1, round(size / 2)) for size in sizes)
+    assert found["counts"]["rows"] == all_rows and found["counts"]["skipped_negligible"] == all_rows - drawn
+    assert found["resampled"]["ess"]["before"] == effective_sample_size(table.weights_N)
+    assert 1 <= found["resampled"]["ess"]["after"] <= drawn
+    with pytest.raises(ConfigError, match=r"training\.resample: got 2"):
+        settings(resample=2)
 
 
 def test_lora_trains_an_adapter_and_saves_the_merged_model(

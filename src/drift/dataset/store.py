@@ -16,6 +16,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drift.checksums import sum_of, sum_of_bytes
 from drift.dataset.schema import SCHEMA, dataset_hash, from_row, to_row
 from drift.errors import DatasetError
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_atomic, write_manifest, writing
@@ -106,10 +107,12 @@ class TrajectoryWriter:
         if not self._rows:
             return
         shards = self._directory / "shards"
-        index = 1 + max((int(path.stem) for path in shards.glob("*.parquet")), default=-1)
+        index = 1 + max((int(path.stem.partition("-")[0]) for path in shards.glob("*.parquet")), default=-1)
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), buffer, compression="zstd")
-        write_atomic(shards / f"{index:06d}.parquet", buffer.getvalue().to_pybytes())
+        data = buffer.getvalue().to_pybytes()
+        # Content and checksum appear in one rename.
+        write_atomic(shards / f"{index:06d}-{sum_of_bytes(data)}.parquet", data)
         self.done.update(row["id"] for row in self._rows)
         self._rows = []
 
@@ -169,8 +172,23 @@ def shards(directory: Path) -> list[Path]:
 def _tables(directory: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
     for path in shards(directory):
         with _reading(path):
+            check_shard(path)
             table = pq.read_table(path, columns=columns)
         yield table
+
+
+def check_shard(path: Path) -> None:
+    """Compare a shard with the checksum in its name, ``NUMBER-SUM.parquet``; one without a sum is not checked.
+
+    Raises:
+        OSError: it can't be read, or holds something else than was written.
+    """
+    _, dash, wanted = path.stem.partition("-")
+    if not dash:
+        return
+    found = sum_of(path)
+    if found != wanted:
+        raise OSError(f"its checksum is {found}, expected {wanted}: it was changed after it was written")
 
 
 @contextmanager
@@ -238,6 +256,7 @@ def stream_columns(directory: Path, columns: list[str], *, rows: int = 65_536) -
     expected, count = count_trajectories(directory), 0
     for path in shards(directory):
         with _reading(path):
+            check_shard(path)
             file = pq.ParquetFile(path)
             batches = file.iter_batches(rows, columns=columns)
         with file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from drift.checksums import sum_of
 from drift.dataset.buckets import Buckets
 from drift.dataset.outcomes import COLUMNS, ROWS, Outcomes, outcome_rows, outcomes, sorted_outcomes
 from drift.dataset.store import KIND as TRAJECTORIES
@@ -210,10 +211,12 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
             report = weigher.report(lambda: _column(temporary, "weight"), lambda: _column(temporary, "return"))
             # Until the manifest of the new weights is there, there is none: one never describes others' weights.
             (out / MANIFEST).unlink(missing_ok=True)
+            file_sum = sum_of(temporary)
     content = {
         "config": config.to_dict(),
         "dataset_hash": manifest["dataset_hash"],
         "weights_hash": _hexadecimal(digest),
+        "file_sum": file_sum,
         "excluded": {"failed": count - kept},
         "diagnostics": report,
         "cost": {"seconds": round(time.monotonic() - start, 3)},
@@ -259,10 +262,19 @@ def read_weights(directory: Path, data: Path) -> WeightTable:
             f"the weights in {directory} were made from another data set than {data} "
             f"(hash {manifest['dataset_hash']}, now {current}). Run drift weigh again."
         )
+    return read_table(directory, manifest)
+
+
+def read_table(directory: Path, manifest: Mapping[str, Any]) -> WeightTable:
+    """The file of weights as ``manifest`` describes it; raises ``DatasetError`` where it is not what was written."""
+    path, wanted = directory / FILE, manifest.get("file_sum")
     try:
-        table = pq.read_table(directory / FILE)
+        found = sum_of(path)
+        if wanted is not None and found != wanted:
+            raise OSError(f"its checksum is {found}, expected {wanted}")
+        table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{directory / FILE} can't be read: {error}. Run drift weigh again.") from error
+        raise DatasetError(f"{path} can't be read: {error}. Run drift weigh again.") from error
     return WeightTable(
         ids=table.column("id").to_pylist(),
         groups=table.column("group_id").to_pylist(),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 from drift.errors import EnvironmentFault
-from drift.types import Message, Step, Task
+from drift.types import Message, Role, Step, Task
 
 SPLITS = ("train", "test")
 
@@ -77,6 +78,51 @@ async def close_episode(environment: object) -> None:
     close = getattr(environment, "aclose", None)
     if close is not None:
         await close()
+
+
+def fault_of_messages(messages: object) -> str:
+    """What keeps ``messages`` from being sent to a policy and stored; empty if nothing does."""
+    if not isinstance(messages, list | tuple):
+        return f"messages of the type {type(messages).__name__}, expected a list"
+    for at, message in enumerate(messages):
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+            return f"message {at}: {str(message)[:80]!r}, expected an object of role and content"
+        if message["role"] not in get_args(Role):
+            return f"message {at}: the role {message['role']!r}, expected one of {', '.join(get_args(Role))}"
+        fault = _fault_of_text(message["content"])
+        if fault:
+            return f"message {at}: {fault}"
+    return ""
+
+
+def fault_of_step(step: object) -> str:
+    """What keeps ``step`` from being told to a policy, weighed and stored; empty if nothing does."""
+    if not isinstance(step, Step):
+        return f"{type(step).__name__}, expected drift.types.Step"
+    if not step.done and not step.messages:
+        return "no messages although the episode is not done"
+    fault = fault_of_messages(step.messages)
+    if fault:
+        return fault
+    if not isinstance(step.reward, int | float) or not math.isfinite(step.reward):
+        return f"the reward {step.reward!r}, expected a finite number"
+    if step.answer is not None and (fault := _fault_of_text(step.answer)):
+        return f"answer: {fault}"
+    try:
+        json.dumps(dict(step.info), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        return f"info that is no JSON ({error})"
+    return ""
+
+
+def _fault_of_text(text: object) -> str:
+    if not isinstance(text, str):
+        return f"text of the type {type(text).__name__}, expected a string"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half of a UTF-16 pair at character {error.start}, which no file and no tokenizer takes"
+    return ""
 
 
 def stable_unit(*parts: object) -> float:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from drift.chat import Chat, TemplateChat
+from drift.checksums import damaged_files
 from drift.errors import PolicyError, require
 from drift.policies.base import Sampling
 from drift.policies.sampler import RowEnds, SeededPicker
@@ -59,6 +60,7 @@ def _source(model: str) -> str:
     if looks_local and not (path / "config.json").is_file():
         found = "a folder without config.json" if path.is_dir() else "nothing there"
         raise PolicyError(f"model {model!r}: {found}. Give a folder that holds a model, or a hub id like owner/name.")
+    check_files(path)
     return str(path) if path.exists() else model
 
 
@@ -71,6 +73,15 @@ def _loading(model: str) -> Iterator[None]:
             f"model {model!r} can't be loaded as a causal language model: {error}. "
             "Check the name, that the files are whole, and that the hub can be reached if it is not a folder."
         ) from error
+
+
+def check_files(folder: Path) -> None:
+    """Raise ``PolicyError`` where files of a model that drift wrote are not what it wrote."""
+    damage = damaged_files(folder)
+    if damage:
+        raise PolicyError(
+            f"the model in {folder} is damaged: {'; '.join(damage)}. Train it again, or restore the files."
+        )
 
 
 def fingerprint(model: Any, tokenizer: Any) -> str:

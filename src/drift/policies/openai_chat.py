@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,5 +83,9 @@ def _read(reply: Any) -> Completion:
     if not isinstance(text, str | None):
         raise BrokenReply
     return Completion(
-        text=text or "", token_ids=(), logprobs=None, finish_reason="length" if finish == "length" else "stop"
+        # Half of a UTF-16 pair, which a server may send as an escape, is taken by no file and no tokenizer.
+        text=re.sub("[\ud800-\udfff]", "\ufffd", text or ""),
+        token_ids=(),
+        logprobs=None,
+        finish_reason="length" if finish == "length" else "stop",
     )

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from drift.errors import PolicyError
-from drift.policies.hf import digest_of, end_ids
+from drift.policies.hf import check_files, digest_of, end_ids
 
 _WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 # Keys of an adapter's configuration that say where it was made, not what it does.
@@ -34,6 +34,7 @@ class StoredModel:
 
     def __init__(self, model: str) -> None:
         self.folder = _folder(model)
+        check_files(self.folder)
         try:
             self.config = AutoConfig.from_pretrained(self.folder)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, padding_side="left")

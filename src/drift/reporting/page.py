@@ -19,15 +19,22 @@ from drift.reporting.plots import COLORS, histogram, multi_at_k, training_curve
 def write_report(run: Path, out: Path) -> Path:
     """Write the report of ``run`` to ``out`` and return ``out``.
 
-    Everything that a model or a data set said is escaped, and the page forbids scripts and requests by its own
-    content-security policy.
-
     Raises:
         DatasetError: there is no finished evaluation in ``run``.
         StorageError: the disk refuses.
     """
-    facts = read_facts(run)
-    page = _template("page.html").render(
+    # A reply can hold half of a surrogate pair, which no encoding can carry.
+    write_atomic(out, render(read_facts(run)).encode("utf-8", errors="replace"))
+    return out
+
+
+def render(facts: Facts) -> str:
+    """The page of a run as HTML.
+
+    Everything that a model or a data set said is escaped, and the page forbids scripts and requests by its own
+    content-security policy.
+    """
+    return _template("page.html").render(
         title=f"drift: {facts.evaluation['environment']['name']}",
         verdict=verdict(facts),
         facts=facts,
@@ -38,9 +45,6 @@ def write_report(run: Path, out: Path) -> Path:
         figures=_figures(facts),
         costs=costs(facts),
     )
-    # A reply can hold half of a surrogate pair, which no encoding can carry.
-    write_atomic(out, page.encode("utf-8", errors="replace"))
-    return out
 
 
 def write_comparison_page(source: Path, out: Path) -> Path:

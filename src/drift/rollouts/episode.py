@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from drift.environments.base import EnvironmentFactory, close_episode, open_episode
+from drift.environments.base import EnvironmentFactory, close_episode, fault_of_messages, fault_of_step, open_episode
 from drift.errors import PolicyError
 from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, derive_seed, is_text_only, next_reply
 from drift.types import Message, Step, StopReason, Task, Trajectory, Turn
@@ -99,9 +99,13 @@ def _start(factory: EnvironmentFactory, task: Task) -> Any:
 
 async def _opening(environment: Any) -> list[Message]:
     try:
-        return await open_episode(environment)
+        messages = await open_episode(environment)
     except Exception as error:
         raise _EnvironmentFailure(f"environment.opening raised {type(error).__name__}: {error}") from error
+    fault = fault_of_messages(messages) or ("" if messages else "no messages")
+    if fault:
+        raise _EnvironmentFailure(f"environment.opening returned {fault}")
+    return messages
 
 
 async def _close(environment: Any, trajectory_id: str) -> None:
@@ -122,13 +126,12 @@ async def _close(environment: Any, trajectory_id: str) -> None:
 
 async def _step(environment: Any, reply: str) -> Step:
     try:
-        step = await environment.step(reply)
+        step: Step = await environment.step(reply)
     except PolicyError:
         raise
     except Exception as error:
         raise _EnvironmentFailure(f"environment.step raised {type(error).__name__}: {error}") from error
-    if not isinstance(step, Step):
-        raise _EnvironmentFailure(f"environment.step returned {type(step).__name__}, expected drift.types.Step")
-    if not step.done and not step.messages:
-        raise _EnvironmentFailure("environment.step returned no messages although the episode is not done")
+    fault = fault_of_step(step)
+    if fault:
+        raise _EnvironmentFailure(f"environment.step returned {fault}")
     return step

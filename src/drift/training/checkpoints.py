@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
+
+from drift.checksums import damaged_files, write_sums
 
 FOLDER = "checkpoints"
 # Not named like a checkpoint: what lies here is half-written or half-removed.
@@ -16,6 +19,16 @@ def last_checkpoint(out: Path) -> Path | None:
     return max(_all(out / FOLDER), key=_step, default=None)
 
 
+def whole_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint whose files are as they were written; says on stderr which ones are passed over."""
+    for checkpoint in sorted(_all(out / FOLDER), key=_step, reverse=True):
+        damage = damaged_files(checkpoint)
+        if not damage:
+            return checkpoint
+        print(f"training: {checkpoint} is damaged and not gone on from: {'; '.join(damage)}.", file=sys.stderr)
+    return None
+
+
 def begin(folder: Path) -> Path:
     """Where a checkpoint of ``folder`` is written before it is whole."""
     return folder / UNFINISHED
@@ -24,6 +37,7 @@ def begin(folder: Path) -> Path:
 def publish(folder: Path, name: str, keep: int) -> None:
     """Make the checkpoint ``name``, written below ``begin(folder)``, the newest, and remove all but ``keep``."""
     written = begin(folder) / name
+    write_sums(written, [path for path in written.rglob("*") if path.is_file()])
     for path in (*written.rglob("*"), written):
         _sync(path)
     if (folder / name).exists():

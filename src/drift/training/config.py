@@ -19,15 +19,22 @@ class LoraSettings:
         alpha: scale α; the adapter's output is multiplied by α/r.
         dropout: dropout on the adapter's input.
         targets: modules to adapt, or the string all-linear.
+        bits: 4 or 8 keep the base model's linear layers quantized in memory while the adapter is trained (QLoRA; extra
+            qlora). 0 keeps them as they are.
     """
 
     rank: int = 0
     alpha: float = 32.0
     dropout: float = 0.0
     targets: str | list[str] = "all-linear"
+    bits: int = 0
 
     def __post_init__(self) -> None:
         require(self.rank >= 0, "training.lora.rank", self.rank, "a whole number ≥ 0 (0 is no LoRA)")
+        require(self.bits in (0, 4, 8), "training.lora.bits", self.bits, "0, 4 or 8")
+        require(
+            not self.bits or self.rank > 0, "training.lora.bits", self.bits, "0 without LoRA", "Give lora.rank too."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +53,8 @@ class TrainingConfig:
         rows_together: conversations of one prompt that follow one another and so share what they have in common; 1
             mixes all rows, more is faster and makes steps of fewer prompts.
         skip_mass: conversations of the smallest weights are not computed, up to this share of their prompt's weight.
+        resample: conversations drawn of each prompt by weight, as a share of K; the others are not computed, and the
+            expected gradient is the same. 0 computes all.
         max_negative_share: negative weights of a prompt are scaled down until their sum is at most this share of that
             of its positive ones; 0 leaves none, null leaves them as they are.
         kl_limit: training ends at the last step measured at which the model is no farther from its base than this, in
@@ -79,6 +88,7 @@ class TrainingConfig:
     share_prefixes: bool = True
     rows_together: int = 4
     skip_mass: float = 1e-3
+    resample: float = 0.0
     max_negative_share: float | None = None
     kl_limit: float = 0.0
     kl_steps: int = 10
@@ -110,6 +120,7 @@ class TrainingConfig:
         require(self.tokens_per_batch >= 1, "training.tokens_per_batch", self.tokens_per_batch, "a whole number ≥ 1")
         require(self.rows_together >= 1, "training.rows_together", self.rows_together, "a whole number ≥ 1")
         require(0 <= self.skip_mass < 1, "training.skip_mass", self.skip_mass, "a share of at least 0 and below 1")
+        require(0 <= self.resample <= 1, "training.resample", self.resample, "a share between 0 and 1")
         share = self.max_negative_share
         require(share is None or share >= 0, "training.max_negative_share", share, "a number ≥ 0, or null")
         for name in ("kl_steps", "kl_prompts"):
@@ -129,6 +140,12 @@ class TrainingConfig:
         for name in ("weight_decay", "max_grad_norm", "max_length", "save_steps", "kl_limit"):
             require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number ≥ 0")
         require(self.engine in ("ddp", "fsdp"), "training.engine", self.engine, "ddp or fsdp")
+        require(
+            self.engine == "ddp" or not self.lora.bits,
+            "training.engine",
+            self.engine,
+            "ddp with lora.bits: a quantized model is not sharded",
+        )
         for name in ("keep_checkpoints", "log_steps", "num_processes"):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a whole number ≥ 1")
 

@@ -16,16 +16,18 @@ import yaml
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
+from drift.checksums import write_sums
 from drift.errors import ConfigError, Interrupted
 from drift.manifest import writing
 from drift.policies import model_path
 from drift.policies.hf import load_model
 from drift.progress import Progress
-from drift.training.checkpoints import FOLDER, last_checkpoint
+from drift.training.checkpoints import FOLDER, last_checkpoint, whole_checkpoint
 from drift.training.config import LoraSettings, TrainingConfig
 from drift.training.forward import teach, use_trees, why_not_trees
 from drift.training.limit import KLLimit
 from drift.training.plan import Step
+from drift.training.quantized import merged_into
 from drift.training.ranks import Ranks
 from drift.training.trainer import MetricsLog, StepDataset, WeightedTrainer
 from drift.types import Example
@@ -159,7 +161,7 @@ def fit(
             ),
             callbacks=[*callbacks, _Bar()] if ranks.leads else callbacks,
         )
-        checkpoint = last_checkpoint(out)
+        checkpoint = whole_checkpoint(out)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except KeyboardInterrupt as stop:
@@ -221,6 +223,15 @@ def save(
     with saving(out):
         if config.lora.rank:
             model.save_pretrained(out / "adapter")
-            model = model.merge_and_unload()
+            # Weights of 4 or 8 bits would take the adapter's changes only roughly.
+            quantized = config.lora.bits > 0
+            model = merged_into(model_path(base), out / "adapter") if quantized else model.merge_and_unload()
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
+        write_sums(out, _model_files(out))
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """What a loader of the model folder reads."""
+    names = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja", "adapter/*")
+    return [path for name in names for path in folder.glob(name) if path.is_file()]

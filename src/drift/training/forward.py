@@ -148,7 +148,9 @@ def why_not_trees(model: Any) -> str:
     if "kwargs" not in inspect.signature(lm.get_decoder().forward).parameters:
         return "its decoder passes no further arguments to its attention"
     rows, was_training = _probe(int(lm.config.get_text_config().vocab_size)), model.training
-    model.eval()
+    for module in model.modules():
+        # No dropout. But bitsandbytes' layers repack themselves for good, on a CPU, where they are not in training.
+        module.training = type(module).__module__.startswith("bitsandbytes")
     try:
         with torch.no_grad():
             device = next(model.parameters()).device

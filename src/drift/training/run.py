@@ -22,19 +22,19 @@ from drift.errors import DatasetError, TrainingError, require
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import fingerprint, load_model
+from drift.policies.stored import StoredModel
 from drift.training.checkpoints import discard_unfinished
 from drift.training.config import KIND, TrainingConfig
 from drift.training.examples import Choice, build_examples
 from drift.training.fit import fit, save
 from drift.training.limit import HeldOut, set_aside
-from drift.training.negative import bounded
 from drift.training.plan import plan_steps
+from drift.training.quantized import load_quantized
 from drift.training.ranks import Ranks, joined, only_one
 from drift.training.rows import NAME as ROWS
 from drift.training.rows import RowFile, write_rows
-from drift.weights.groups import index_groups
+from drift.training.weighting import Weighting, weights_to_train
 from drift.weights.schemes import SCHEMES
-from drift.weights.skipping import negligible
 
 SPEC = "training.json"
 HELD_OUT = "held-out.arrow"
@@ -107,15 +107,13 @@ class _Prepared:
         finished: nothing is left to do.
         spec: everything that decides the result.
         counts: of rows, by what became of them.
-        dropped: the largest share of a prompt's weight left out.
-        negative: what the bound on negative weights did, where there is one.
+        left_out: what was not trained as it was weighed, for the manifest.
     """
 
     finished: bool
     spec: dict[str, Any]
     counts: dict[str, int]
-    dropped: float
-    negative: dict[str, Any]
+    left_out: dict[str, Any]
 
 
 def _train(request: _Request, ranks: Ranks) -> None:
@@ -125,7 +123,11 @@ def _train(request: _Request, ranks: Ranks) -> None:
     ranks.lead(lambda: sources.append(_read(request)))
     # Whole on the CPU first, where each rank keeps a part of it on its GPU.
     device = "cpu" if config.engine == "fsdp" else request.device
-    model, tokenizer = load_model(model_path(request.base), dtype="float32", device=device)
+    base, bits = model_path(request.base), config.lora.bits
+    if bits:
+        model, tokenizer = load_quantized(base, bits=bits, dtype=config.dtype, device=device)
+    else:
+        model, tokenizer = load_model(base, dtype="float32", device=device)
     prepared = ranks.lead(lambda: _prepare(request, *sources[0], model, tokenizer))
     if prepared.finished:
         return
@@ -155,8 +157,7 @@ def _train(request: _Request, ranks: Ranks) -> None:
         "turns": config.turns,
         "normalization": config.normalization,
         "counts": prepared.counts,
-        "dropped_mass": prepared.dropped,
-        **({"max_negative_share": prepared.negative} if prepared.negative else {}),
+        **prepared.left_out,
         **limited,
         "steps": limited["kl_limit"]["step"] if limited else trainer.state.global_step,
         "ranks": ranks.count,
@@ -179,7 +180,7 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
     """Check that all belongs together, and write the rows and what the training is of."""
     data, config, out = request.data, request.config, request.out
     TemplateChat(tokenizer, source=request.base)
-    own = fingerprint(model, tokenizer)
+    own = StoredModel(model_path(request.base)).fingerprint() if config.lora.bits else fingerprint(model, tokenizer)
     if not request.any_policy:
         check_policy(own, manifest["spec"]["policy"], data, request.base)
     # How many processes share a step changes neither its rows nor, but for rounding, its result.
@@ -192,14 +193,15 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
         "weights_hash": read_manifest(request.weights, WEIGHTS)["weights_hash"],
     }
     if is_finished(out, spec):
-        return _Prepared(finished=True, spec=spec, counts={}, dropped=0.0, negative={})
+        return _Prepared(finished=True, spec=spec, counts={}, left_out={})
     limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
-    counts, dropped, negative = _write_rows(out, data, table, config, limit)
+    weighting = weights_to_train(table, config, request.seed)
+    counts = _write_rows(out, data, table, weighting, config, limit)
     if counts["rows"] == counts["skipped_negligible"]:
         raise TrainingError(f"no rows to train on: {dict(counts)}. Look at the weights, or raise training.max_length.")
     write_json(out / SPEC, spec)
     discard_unfinished(out)
-    return _Prepared(finished=False, spec=spec, counts=dict(counts), dropped=dropped, negative=negative)
+    return _Prepared(finished=False, spec=spec, counts=dict(counts), left_out=weighting.record)
 
 
 def _check_turns(scheme: str, config: TrainingConfig) -> None:
@@ -244,21 +246,12 @@ def is_finished(out: Path, spec: dict[str, Any]) -> bool:
 
 
 def _write_rows(
-    out: Path, data: Path, table: WeightTable, config: TrainingConfig, limit: int | None
-) -> tuple[Counter[str], float, dict[str, Any]]:
-    """Write the training rows, and those to measure on.
-
-    Returns what was counted, the largest share of a prompt's weight left out, and what was done to negative weights.
-    """
-    index_N, _ = index_groups(table.groups)
-    weights_N = table.weights_N
-    negative: dict[str, Any] = {}
-    if config.max_negative_share is not None:
-        weights_N, negative = bounded(weights_N, index_N, config.max_negative_share)
-    skipped_N, dropped_G = negligible(weights_N, index_N, config.skip_mass)
+    out: Path, data: Path, table: WeightTable, weighting: Weighting, config: TrainingConfig, limit: int | None
+) -> Counter[str]:
+    """Write the training rows, and those to measure on; returns what was counted."""
     choice = Choice(
-        weights=dict(zip(table.ids, weights_N.tolist(), strict=True)),
-        negligible={table.ids[at] for at in np.flatnonzero(skipped_N)},
+        weights=dict(zip(table.ids, weighting.weights_N.tolist(), strict=True)),
+        negligible={table.ids[at] for at in np.flatnonzero(weighting.skipped_N)},
         turns=config.turns,
         normalization=config.normalization,
         max_length=limit,
@@ -272,4 +265,4 @@ def _write_rows(
         if not aside:
             raise TrainingError("training.kl_limit: no conversation of the prompts set aside can be measured on.")
         write_rows(out / HELD_OUT, aside)
-    return counts, float(dropped_G.max(initial=0.0)), negative
+    return counts

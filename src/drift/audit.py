@@ -1,0 +1,247 @@
+"""What is wrong in a run directory: counts, checksums, hashes, leftovers, parts that do not belong together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from drift.checksums import damaged_files
+from drift.dataset.schema import dataset_hash
+from drift.dataset.store import KIND as TRAJECTORIES
+from drift.dataset.store import check_shard, read_tasks, shards, stream_columns, stream_trajectories
+from drift.dataset.weighing import KIND as WEIGHTS
+from drift.dataset.weighing import read_table, weights_hash
+from drift.environments.base import task_hash
+from drift.errors import DatasetError, DriftError
+from drift.evaluation.run import ESTIMATES
+from drift.evaluation.run import KIND as EVALUATION
+from drift.manifest import MANIFEST, differing_keys, read_manifest
+from drift.training.checkpoints import FOLDER, begin
+from drift.training.config import KIND as MODEL
+
+State = Literal["ok", "unfinished", "damaged", "mismatch"]
+PARQUET_END = b"PAR1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that an audit looked at.
+
+    Attributes:
+        path: file or directory.
+        state: ``ok``; ``unfinished`` (stopped half-way; the same command goes on); ``damaged`` (not what was written);
+            ``mismatch`` (whole, but not made from what lies beside it).
+        detail: what was found, and what to do.
+        removable: it is provably incomplete, and nothing is lost with it.
+    """
+
+    path: Path
+    state: State
+    detail: str
+    removable: bool = False
+
+
+def audit(root: Path) -> list[Finding]:
+    """Look at everything below ``root`` that drift wrote, and read all of it.
+
+    Raises:
+        DatasetError: there is nothing that drift wrote.
+    """
+    folders = sorted(path.parent for path in root.rglob(MANIFEST))
+    leftovers = sorted(path for path in root.rglob(".*.tmp") if path.is_file())
+    if not folders and not leftovers:
+        raise DatasetError(f"{root}: no manifest.json in it or below, so drift wrote nothing there. Check the path.")
+    manifests: dict[Path, dict[str, Any]] = {}
+    found = [
+        Finding(path=path, state="unfinished", detail="left by a write that was broken off", removable=True)
+        for path in leftovers
+    ]
+    for folder in folders:
+        try:
+            kind = str(json.loads((folder / MANIFEST).read_text())["kind"])
+            manifests[folder] = read_manifest(folder, kind)
+        except (DriftError, ValueError, KeyError, TypeError, OSError) as error:
+            found.append(Finding(path=folder / MANIFEST, state="damaged", detail=str(error)))
+    for folder, manifest in manifests.items():
+        look = _LOOKS.get(manifest["kind"])
+        if look is not None:
+            found += _guarded(look, folder, manifest)
+    found += _belonging(manifests)
+    found += _drifted(root, manifests)
+    return found
+
+
+def repair(findings: list[Finding]) -> list[Path]:
+    """Remove what is provably incomplete, and nothing else; returns what is gone."""
+    removed = []
+    for finding in findings:
+        if not finding.removable:
+            continue
+        if finding.path.is_dir():
+            shutil.rmtree(finding.path)
+        else:
+            finding.path.unlink(missing_ok=True)
+        removed.append(finding.path)
+    return removed
+
+
+Look = Callable[[Path, dict[str, Any]], Iterator[Finding]]
+
+
+def _guarded(look: Look, folder: Path, manifest: dict[str, Any]) -> list[Finding]:
+    try:
+        return list(look(folder, manifest)) or [_ok(folder, manifest)]
+    except (DriftError, KeyError, TypeError, ValueError) as error:
+        detail = str(error) if isinstance(error, DriftError) else f"its manifest lacks or spoils {error}"
+        return [Finding(path=folder, state="damaged", detail=detail)]
+
+
+def _ok(folder: Path, manifest: dict[str, Any]) -> Finding:
+    told = {
+        TRAJECTORIES: lambda: (
+            f"{manifest['counts']['trajectories']} trajectories, hash {manifest['dataset_hash'][:16]}"
+        ),
+        WEIGHTS: lambda: f"{manifest['diagnostics']['trajectories']} weights, hash {manifest['weights_hash'][:16]}",
+        MODEL: lambda: f"{manifest['steps']} steps",
+        EVALUATION: lambda: f"{len(manifest['policies'])} policies on {manifest['tasks']} tasks",
+    }
+    return Finding(path=folder, state="ok", detail=f"{manifest['kind']}: {told[manifest['kind']]()}")
+
+
+def _look_at_trajectories(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
+    damaged = False
+    for path in shards(folder):
+        try:
+            check_shard(path)
+        except OSError as error:
+            damaged = True
+            incomplete = not path.read_bytes().endswith(PARQUET_END)
+            yield Finding(
+                path=path,
+                state="damaged",
+                detail=f"{error}. "
+                + ("It ends too early. " if incomplete else "Delete it if you have no copy. ")
+                + "The same rollout command samples what it held again.",
+                removable=incomplete,
+            )
+    if damaged:
+        return
+    if not manifest["complete"]:
+        wanted = manifest["spec"].get("trajectories", "?")
+        yield Finding(
+            path=folder, state="unfinished", detail=f"of {wanted} trajectories. Run the same rollout command again."
+        )
+        return
+    ids = Counter(name for batch in stream_columns(folder, ["id"]) for name in batch.column(0).to_pylist())
+    twice = [name for name, count in ids.items() if count > 1]
+    if twice:
+        yield Finding(path=folder, state="damaged", detail=f"{len(twice)} ids are there twice, first {min(twice)!r}")
+    digest = dataset_hash(stream_trajectories(folder))
+    if digest != manifest["dataset_hash"]:
+        yield Finding(
+            path=folder,
+            state="damaged",
+            detail=f"its hash is {digest[:16]}, the manifest says {manifest['dataset_hash'][:16]}",
+        )
+    tasks = read_tasks(folder)
+    if "task_hash" in manifest["spec"] and task_hash(tasks) != manifest["spec"]["task_hash"]:
+        yield Finding(
+            path=folder / "tasks.jsonl",
+            state="damaged",
+            detail="not the tasks that the manifest tells of. Run the same rollout command again.",
+        )
+
+
+def _look_at_weights(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
+    table = read_table(folder, manifest)
+    digest = weights_hash(table.ids, table.weights_N)
+    if digest != manifest["weights_hash"]:
+        yield Finding(
+            path=folder,
+            state="damaged",
+            detail=f"their hash is {digest[:16]}, the manifest says {manifest['weights_hash'][:16]}. Weigh again.",
+        )
+
+
+def _look_at_model(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
+    for line in damaged_files(folder):
+        yield Finding(path=folder, state="damaged", detail=f"{line}. Train it again, or restore it.")
+    for checkpoint in sorted((folder / FOLDER).glob("checkpoint-*")):
+        for line in damaged_files(checkpoint):
+            yield Finding(path=checkpoint, state="damaged", detail=f"{line}. Training passes it over.")
+    if begin(folder / FOLDER).is_dir():
+        yield Finding(
+            path=begin(folder / FOLDER), state="unfinished", detail="a half-written checkpoint", removable=True
+        )
+
+
+def _look_at_evaluation(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
+    try:
+        json.loads((folder / ESTIMATES).read_text())
+    except (OSError, ValueError) as error:
+        yield Finding(
+            path=folder / ESTIMATES, state="damaged", detail=f"can't be read ({error}). Run drift evaluate again."
+        )
+    for mode in manifest["modes"]:
+        for name in manifest["policies"]:
+            held = read_manifest(folder / mode / name, TRAJECTORIES)
+            if held["spec"]["task_hash"] != manifest["task_hash"]:
+                yield Finding(
+                    path=folder / mode / name, state="mismatch", detail="held on other tasks than the evaluation tells"
+                )
+
+
+_LOOKS: dict[str, Look] = {
+    TRAJECTORIES: _look_at_trajectories,
+    WEIGHTS: _look_at_weights,
+    MODEL: _look_at_model,
+    EVALUATION: _look_at_evaluation,
+}
+
+
+def _belonging(manifests: dict[Path, dict[str, Any]]) -> Iterator[Finding]:
+    """Weights and models whose sources lie nowhere below the root, though others of their kind do."""
+    data = {m.get("dataset_hash") for m in manifests.values() if m["kind"] == TRAJECTORIES}
+    weights = {m.get("weights_hash") for m in manifests.values() if m["kind"] == WEIGHTS}
+    for folder, manifest in manifests.items():
+        if manifest["kind"] == WEIGHTS and data and manifest.get("dataset_hash") not in data:
+            yield Finding(
+                path=folder,
+                state="mismatch",
+                detail="weights of trajectories that are not here, or have changed since. Run drift weigh again.",
+            )
+        spec = manifest.get("spec", {})
+        if manifest["kind"] == MODEL and weights and spec.get("weights_hash", next(iter(weights))) not in weights:
+            yield Finding(
+                path=folder,
+                state="mismatch",
+                detail="trained with weights that are not here, or have changed since. Train again elsewhere.",
+            )
+
+
+def _drifted(root: Path, manifests: dict[Path, dict[str, Any]]) -> Iterator[Finding]:
+    """Stages beside a recipe that were made with other settings than it says."""
+    import yaml
+
+    for path in sorted(root.rglob("recipe.yaml")):
+        try:
+            recipe = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            yield Finding(path=path, state="damaged", detail=f"can't be read ({error})")
+            continue
+        for folder, manifest in manifests.items():
+            if folder.parent != path.parent or not isinstance(recipe, dict):
+                continue
+            said, done = None, None
+            if manifest["kind"] == WEIGHTS:
+                said, done = recipe.get("weights"), manifest.get("config")
+            elif manifest["kind"] == TRAJECTORIES:
+                said, done = {"seed": recipe.get("seed")}, {"seed": manifest.get("spec", {}).get("seed")}
+            changed = differing_keys(done, said) if isinstance(said, dict) and isinstance(done, dict) else []
+            if changed:
+                yield Finding(path=folder, state="mismatch", detail=f"not what {path.name} says: {'; '.join(changed)}")

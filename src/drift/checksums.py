@@ -1,0 +1,50 @@
+"""Checksums of files that are written once: kept in a list beside them, compared when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from drift.manifest import write_json
+
+SUMS = "sums.json"
+DIGITS = 16
+
+
+def sum_of_bytes(data: bytes) -> str:
+    """The first sixteen hexadecimal digits of the SHA-256: against damage, not against someone who means harm."""
+    return hashlib.sha256(data).hexdigest()[:DIGITS]
+
+
+def sum_of(path: Path) -> str:
+    """The same of a file, read a part at a time."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
+
+
+def write_sums(folder: Path, files: Iterable[Path]) -> None:
+    """Write ``folder/sums.json``: the checksum of each of ``files``, which lie below ``folder``, by relative path."""
+    write_json(folder / SUMS, {path.relative_to(folder).as_posix(): sum_of(path) for path in sorted(files)})
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """What is wrong with the files that ``folder/sums.json`` lists, a line for each; none where there is no list."""
+    path = folder / SUMS
+    if not path.is_file():
+        return []
+    try:
+        wanted: dict[str, str] = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, OSError) as error:
+        return [f"{SUMS} can't be read ({error})"]
+    found = []
+    for name, expected in wanted.items():
+        try:
+            actual = sum_of(folder / name)
+        except OSError as error:
+            found.append(f"{name} can't be read ({error.strerror or error})")
+            continue
+        if actual != expected:
+            found.append(f"{name} has the checksum {actual}, expected {expected}")
+    return found

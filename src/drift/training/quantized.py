@@ -1,0 +1,62 @@
+"""QLoRA: a base model whose linear layers lie quantized in memory, to train an adapter on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from drift.errors import ConfigError, PolicyError
+from drift.policies.hf import load_model
+
+
+def load_quantized(model: str, *, bits: int, dtype: str, device: str) -> tuple[Any, Any]:
+    """Load a causal LM in 4 bits (NF4, twice quantized: QLoRA, arXiv 2305.14314) or in 8, and its tokenizer.
+
+    Embeddings, norms and the LM head keep their precision; nothing of the base can be trained.
+
+    Args:
+        model: a folder, or a hub id, that is not quantized itself.
+        bits: 4 or 8.
+        dtype: ``float32`` or ``bfloat16``, in which products are computed.
+        device: ``cpu``, ``cuda``, …, or ``auto``: CUDA if there is one.
+
+    Raises:
+        ConfigError: bitsandbytes is missing or does not work here.
+        PolicyError: the model can't be loaded.
+    """
+    place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        import bitsandbytes  # noqa: F401
+        from peft import prepare_model_for_kbit_training
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"training.lora.bits: bitsandbytes is missing or does not work here ({error}). "
+            "Run: pip install 'drift-rl[qlora]', or set lora.bits to 0."
+        ) from error
+    compute = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    settings = BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model, quantization_config=settings, dtype=compute, device_map={"": place}
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise PolicyError(f"model {model!r} can't be loaded in {bits} bits: {error}. Set lora.bits to 0.") from error
+    return prepare_model_for_kbit_training(loaded, use_gradient_checkpointing=False), tokenizer
+
+
+def merged_into(model: str, adapter: Path) -> Any:
+    """``model`` as it is stored, in float32 on the CPU, with ``adapter`` added to its weights."""
+    from peft import PeftModel
+
+    base, _ = load_model(model, dtype="float32", device="cpu")
+    return PeftModel.from_pretrained(base, adapter).merge_and_unload()

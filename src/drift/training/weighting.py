@@ -1,0 +1,52 @@
+"""From the weights as computed to those trained: bounds, drawing by weight, and what is not worth computing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drift.dataset.weighing import WeightTable
+from drift.policies.base import derive_seed
+from drift.training.config import TrainingConfig
+from drift.training.negative import bounded
+from drift.weights.diagnostics import effective_sample_size
+from drift.weights.groups import Floats, index_groups
+from drift.weights.resampling import systematic_resampling
+from drift.weights.skipping import negligible
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighting:
+    """What conversations weigh in training.
+
+    Attributes:
+        weights_N: ``(N,)`` in the order of the table.
+        skipped_N: ``(N,)`` which ones count as rows and are not computed.
+        record: what was changed and left out, for the manifest.
+    """
+
+    weights_N: Floats
+    skipped_N: NDArray[np.bool_]
+    record: dict[str, Any]
+
+
+def weights_to_train(table: WeightTable, config: TrainingConfig, seed: int) -> Weighting:
+    """The weights of ``table`` as the settings have them trained."""
+    index_N, _ = index_groups(table.groups)
+    weights_N = table.weights_N
+    record: dict[str, Any] = {}
+    if config.max_negative_share is not None:
+        weights_N, negative = bounded(weights_N, index_N, config.max_negative_share)
+        record["max_negative_share"] = negative
+    if not config.resample:
+        skipped_N, dropped_G = negligible(weights_N, index_N, config.skip_mass)
+        record["dropped_mass"] = float(dropped_G.max(initial=0.0))
+        return Weighting(weights_N=weights_N, skipped_N=skipped_N, record=record)
+    drawn_N = systematic_resampling(weights_N, index_N, config.resample, derive_seed(seed, "resample"))
+    ess = {"before": effective_sample_size(weights_N), "after": effective_sample_size(drawn_N)}
+    record |= {"dropped_mass": 0.0, "resampled": {"drawn": int(np.count_nonzero(drawn_N)), "ess": ess}}
+    # What was not drawn keeps a weight: it counts as a row.
+    return Weighting(weights_N=np.where(drawn_N == 0, weights_N, drawn_N), skipped_N=drawn_N == 0, record=record)

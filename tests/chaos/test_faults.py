@@ -1,0 +1,228 @@
+"""Every stage disturbed at random moments ends as it would have, or says what is wrong and how to go on.
+
+``DRIFT_CHAOS_ROUNDS`` (default 3) says how often each fault is tried in each stage; ``DRIFT_CHAOS_SEED`` which moments
+are drawn. With ``DRIFT_CHAOS_TABLE`` the table of faults by stage is written to that file.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from drift.checksums import sum_of
+from drift.dataset.store import shards
+from drift.errors import DatasetError, StorageError
+from drift.manifest import read_manifest
+
+from .harness import Tally, finish, jumping_clock, small_files, start, tree_of, without_override
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
+ROUNDS = int(os.environ.get("DRIFT_CHAOS_ROUNDS", "3"))
+SEED = int(os.environ.get("DRIFT_CHAOS_SEED", "1"))
+# How often one run is disturbed before it may end.
+BLOWS = 3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command, and what tells that its result is the one it should be."""
+
+    name: str
+    command: list[str]
+    seconds: float
+    expected: str
+
+    def at(self, out: Path) -> list[str]:
+        return [*self.command, "--out", str(out)]
+
+
+def result(name: str, out: Path) -> str:
+    """What must not differ between a run that was disturbed and one that was not."""
+    if name in ("rollout", "import"):
+        return str(read_manifest(out, "trajectories")["dataset_hash"])
+    if name == "weigh":
+        return str(read_manifest(out, "weights")["weights_hash"]) + sum_of(out / "weights.parquet")
+    if name == "train":
+        return sum_of(out / "model.safetensors") + sum_of(out / "metrics.jsonl")
+    return sum_of(out / "estimates.json")
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="drift-chaos-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def tally() -> Iterator[Tally]:
+    tally = Tally()
+    yield tally
+    table = f"{tally.table()}\n\n{sum(tally.counts.values())} faults.\n"
+    print("\n" + table)
+    if "DRIFT_CHAOS_TABLE" in os.environ:
+        Path(os.environ["DRIFT_CHAOS_TABLE"]).write_text(table)
+
+
+@pytest.fixture(scope="module")
+def stages(place: Path) -> dict[str, Stage]:
+    """All stages, each run once undisturbed on the results of the one before."""
+    import drift.api
+    import drift.evaluation.run
+    import drift.policies.hf
+    import drift.reporting.page
+    import drift.training.run  # noqa: F401
+
+    log = place / "log.jsonl"
+    lines = []
+    for at in range(300):
+        messages = [{"role": "user", "content": f"What is {at} + 1?"}, {"role": "assistant", "content": f"{at + 1}"}]
+        lines.append(json.dumps({"messages": messages, "reward": at % 3, "group_id": str(at // 3)}))
+    log.write_text("\n".join(lines))
+    data, weights, model = (str(place / "whole" / name) for name in ("rollout", "weigh", "train"))
+    short = ["--sampling.max-new-tokens", "16"]
+    commands = {
+        "rollout": ["rollout", "arithmetic", "--tasks", "30", "--samples", "6", *short],
+        "import": ["import", str(log)],
+        "weigh": ["weigh", data],
+        "train": ["train", data, weights, "--max-steps", "16", "--batch-size", "16", "--save-steps", "3"],
+        "evaluate": [
+            *("evaluate", "arithmetic", "--policies", json.dumps({"base": "default", "tuned": model})),
+            *("--tasks", "30", "--samples", "1", *short),
+        ],
+    }
+    found = {}
+    for name, command in commands.items():
+        out = place / "whole" / name
+        began = time.monotonic()
+        finish([*command, "--out", str(out)])
+        found[name] = Stage(name, command, time.monotonic() - began, result(name, out))
+    return found
+
+
+NAMES = ["rollout", "import", "weigh", "train", "evaluate"]
+SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+
+
+def end_as_it_should(stage: Stage, out: Path) -> None:
+    finish(stage.at(out))
+    assert result(stage.name, out) == stage.expected
+    assert not [name for name in tree_of(out) if name.endswith(".tmp")]
+    shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
+@pytest.mark.parametrize("name", NAMES)
+def test_signals_at_random_moments(stages: dict[str, Stage], place: Path, tally: Tally, name: str, kind: str) -> None:
+    stage, rng = stages[name], random.Random(f"{SEED}/{name}/{kind}")
+    for turn in range(ROUNDS):
+        out, hits = place / f"{name}-{kind}-{turn}", 0
+        for _ in range(BLOWS):
+            child = start(stage.at(out))
+            child.wait(rng.uniform(0.0, stage.seconds))
+            hits += child.send(SIGNALS[kind])
+            assert child.wait(60), f"{kind} does not end it: {child.said}"
+            assert "Traceback" not in child.said, child.said
+            if kind != "SIGKILL" and child.code not in (0, -SIGNALS[kind]):
+                assert child.code in (130, 143) or "drift: " in child.said, (child.code, child.said)
+        end_as_it_should(stage, out)
+        tally.add(name, kind, hits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_disk(stages: dict[str, Stage], place: Path, tally: Tally, name: str) -> None:
+    stage, rng = stages[name], random.Random(f"{SEED}/{name}/disk")
+    for turn in range(ROUNDS):
+        out, hits = place / f"{name}-disk-{turn}", 0
+        for _ in range(BLOWS):
+            child = start(stage.at(out), small_files(int(2 ** rng.uniform(6, 16))))
+            assert child.wait(240), child.said
+            assert "Traceback" not in child.said, child.said
+            if child.code:
+                hits += 1
+                assert child.code == StorageError.exit_code, (child.code, child.said)
+                assert "can't be written" in child.said and "run the same command again" in child.said, child.said
+        end_as_it_should(stage, out)
+        tally.add(name, "full disk", hits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_read_only_directory(stages: dict[str, Stage], place: Path, tally: Tally, name: str) -> None:
+    stage, out = stages[name], place / f"{name}-readonly"
+    out.mkdir()
+    out.chmod(0o555)
+    child = start(stage.at(out), without_override)
+    assert child.wait(240) and child.code == StorageError.exit_code, (child.code, child.said)
+    assert "can't be written" in child.said and "ermission denied" in child.said and "Traceback" not in child.said
+    out.chmod(0o755)
+    end_as_it_should(stage, out)
+    tally.add(name, "read-only directory")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_clock_that_jumps(stages: dict[str, Stage], place: Path, tally: Tally, name: str) -> None:
+    stage = stages[name]
+    for turn in range(ROUNDS):
+        out = place / f"{name}-clock-{turn}"
+        child = start(stage.at(out), jumping_clock(turn))
+        assert child.wait(240) and child.code == 0, child.said
+        assert result(name, out) == stage.expected
+        tally.add(name, "clock jumps")
+
+
+@pytest.mark.parametrize("name", ["rollout", "import", "train", "evaluate"])
+def test_two_processes_on_one_directory(stages: dict[str, Stage], place: Path, tally: Tally, name: str) -> None:
+    stage, rng = stages[name], random.Random(f"{SEED}/{name}/two")
+    for turn in range(ROUNDS):
+        out = place / f"{name}-two-{turn}"
+        first = start(stage.at(out))
+        first.wait(rng.uniform(0.0, stage.seconds / 2))
+        second = start(stage.at(out))
+        assert first.wait(240) and second.wait(240)
+        for child, other in ((first, second), (second, first)):
+            if child.code:
+                assert child.code == DatasetError.exit_code and str(other.pid) in child.said, (child.code, child.said)
+        assert 0 in (first.code, second.code)
+        end_as_it_should(stage, out)
+        tally.add(name, "two processes")
+
+
+@pytest.mark.parametrize("fault", ["truncated shard", "flipped bit", "missing shard", "manifest of another version"])
+@pytest.mark.parametrize("name", ["rollout", "import"])
+def test_damaged_data(stages: dict[str, Stage], place: Path, tally: Tally, name: str, fault: str) -> None:
+    stage, rng = stages[name], random.Random(f"{SEED}/{name}/{fault}")
+    for turn in range(ROUNDS):
+        out = place / f"{name}-damage-{turn}"
+        shutil.copytree(place / "whole" / name, out)
+        shard = rng.choice(shards(out))
+        kept = (out / "manifest.json").read_bytes()
+        data = bytearray(shard.read_bytes())
+        if fault == "truncated shard":
+            shard.write_bytes(data[: rng.randrange(len(data))])
+        elif fault == "flipped bit":
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            shard.write_bytes(data)
+        elif fault == "missing shard":
+            shard.unlink()
+        else:
+            (out / "manifest.json").write_text(json.dumps({**json.loads(kept), "schema_version": 7}))
+        # Nobody goes on from it in silence, and what to do is told.
+        for command in (["weigh", str(out), "--out", str(place / "never")], ["check", str(out)]):
+            child = start(command)
+            assert child.wait(60) and child.code, child.said
+            assert "Traceback" not in child.said and str(out) in child.said, child.said
+        assert not (place / "never" / "manifest.json").exists()
+        if fault == "manifest of another version":
+            (out / "manifest.json").write_bytes(kept)
+        else:
+            shard.unlink(missing_ok=True)
+        end_as_it_should(stage, out)
+        tally.add(name, fault)

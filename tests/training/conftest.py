@@ -1,0 +1,27 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from drift.dataset.store import TrajectoryWriter
+from drift.dataset.weighing import weigh_dataset
+from drift.policies.hf import fingerprint, load_model
+from drift.types import Trajectory
+from drift.weights.config import WeightConfig
+
+
+@pytest.fixture
+def weighed(tmp_path: Path, tiny_model: Path, make_trajectory: Callable[..., Trajectory]) -> tuple[Path, Path]:
+    """A small data set that claims the tiny model as its policy, and its weights."""
+    policy = fingerprint(*load_model(str(tiny_model)))
+    made = [
+        make_trajectory(f"t{i}", k, ("1", str(k)), solved=(i + k) % 3 == 0, policy=policy)
+        for i in range(8)
+        for k in range(4)
+    ]
+    with TrajectoryWriter(tmp_path / "data", {"trajectories": 32, "policy": policy}, []) as writer:
+        for trajectory in made:
+            writer.append(trajectory)
+        writer.finish()
+    weigh_dataset(tmp_path / "data", WeightConfig(), tmp_path / "weights")
+    return tmp_path / "data", tmp_path / "weights"
