@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from drift.comparison import Comparison, compare
 from drift.comparison import run as comparing
@@ -17,9 +18,9 @@ from drift.comparison.methods import find_methods
 from drift.dataset.store import read_trajectories
 from drift.errors import ConfigError, Interrupted
 from drift.manifest import read_manifest
-from drift.pipeline import split_steps
+from drift.pipeline import check_claim, claim, split_steps
 from drift.policies.base import Sampling
-from drift.recipe import EvaluationSettings, Recipe, RolloutSettings
+from drift.recipe import EvaluationSettings, Recipe, RolloutSettings, to_dict
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 
@@ -175,6 +176,18 @@ def test_another_recipe_or_method_of_the_same_name_is_refused_before_any_work(wh
     with pytest.raises(ConfigError, match=r"methods/sft was begun with another recipe: training.max_steps: 3 -> 5"):
         compare(replace(comparison(), recipe=other), whole)
     assert times(whole) == before
+
+
+def test_a_recipe_from_before_a_setting_was_there_is_read_with_its_default(tmp_path: Path) -> None:
+    values = to_dict(RECIPE)
+    claim(values, tmp_path)
+    path = tmp_path / "recipe.yaml"
+    older = yaml.safe_load(path.read_text())
+    del older["weights"]["gamma"], older["rounds"]
+    path.write_text(yaml.safe_dump(older))
+    check_claim(values, tmp_path)
+    with pytest.raises(ConfigError, match=r"recipe: weights.gamma: 0.9 -> 0.8\. "):
+        check_claim(to_dict(replace(RECIPE, weights=replace(RECIPE.weights, gamma=0.8))), tmp_path)
 
 
 @pytest.mark.parametrize(

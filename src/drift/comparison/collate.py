@@ -57,7 +57,7 @@ def collate(
         "command": command,
         "recipe": {key: value for key, value in to_dict(recipe).items() if key != "seed"},
         "methods": {
-            name: {"summary": method.summary, "overrides": dict(method.overrides)}
+            name: {"summary": method.summary, "trainer": method.trainer, "overrides": dict(method.overrides)}
             for name, method in comparison.methods.items()
         },
         "seeds": list(comparison.seeds),
