@@ -44,7 +44,7 @@ class TrainingConfig:
             mixes all rows, more is faster and makes steps of fewer prompts.
         skip_mass: conversations of the smallest weights are not computed, up to this share of their prompt's weight.
         max_negative_share: negative weights of a prompt are scaled down until their sum is at most this share of that
-            of its positive ones; 0 leaves none, null leaves them as they are.
+            of its positive ones; 0 leaves none, null leaves them as published.
         kl_limit: training ends at the last step measured at which the model is no farther from its base than this, in
             nats of KL(base ‖ model) per conversation; 0 measures nothing.
         kl_steps: optimizer steps between measurements; each checkpoint and the last step are measured as well.
@@ -75,7 +75,7 @@ class TrainingConfig:
     share_prefixes: bool = True
     rows_together: int = 4
     skip_mass: float = 1e-3
-    max_negative_share: float | None = None
+    max_negative_share: float | None = 0.1
     kl_limit: float = 0.0
     kl_steps: int = 10
     kl_prompts: int = 8

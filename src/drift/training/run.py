@@ -245,7 +245,8 @@ def _write_rows(
     weights_N = table.weights_N
     negative: dict[str, Any] = {}
     if config.max_negative_share is not None:
-        weights_N, negative = bounded(weights_N, index_N, config.max_negative_share)
+        weights_N, report = bounded(weights_N, index_N, config.max_negative_share)
+        negative = report if report["negative_weights"] else {}
     skipped_N, dropped_G = negligible(weights_N, index_N, config.skip_mass)
     choice = Choice(
         weights=dict(zip(table.ids, weights_N.tolist(), strict=True)),
