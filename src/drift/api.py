@@ -262,7 +262,7 @@ def evaluate(
         environment: name of a registered environment.
         policies: model by name; the first is what the others are compared with.
         out: directory of the evaluation.
-        settings: number of tasks and samples.
+        settings: number of tasks and samples, and what of the language of replies is measured.
         sampling: how replies are drawn in the sampled mode.
         environment_settings: the environment's own settings.
         policy: dtype, device and batch size for all of them.
@@ -277,7 +277,9 @@ def evaluate(
         {"name": environment, "settings": dict(environment_settings or {})},
         make_environment(environment, environment_settings),
         policies,
-        EvaluationConfig(tasks=settings.tasks, samples=settings.samples, sampling=sampling or Sampling()),
+        EvaluationConfig(
+            tasks=settings.tasks, samples=settings.samples, sampling=sampling or Sampling(), quality=settings.quality
+        ),
         Path(out),
         seed=seed,
         seen=None if seen is None else Path(seen),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drift.errors import ConfigError, require, unknown_name
+from drift.evaluation.config import QualitySettings
 from drift.policies.base import Sampling
 from drift.rollouts.config import ClusterSettings
 from drift.training.config import TrainingConfig
@@ -80,10 +81,12 @@ class EvaluationSettings:
     Args:
         tasks: number of held-out tasks, of the test split.
         samples: sampled conversations per task; 0 measures greedy alone.
+        quality: what of the replies' language is measured beyond what is counted anyway.
     """
 
     tasks: int = 500
     samples: int = 4
+    quality: QualitySettings = field(default_factory=QualitySettings)
 
     def __post_init__(self) -> None:
         require(self.tasks >= 1, "evaluation.tasks", self.tasks, "a whole number ≥ 1")
