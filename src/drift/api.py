@@ -50,6 +50,7 @@ def rollout(
         seed=seed,
         sampling=settings.sampling,
         concurrency=settings.concurrency,
+        first=settings.first,
     )
     tasks = factory.tasks(split, settings.tasks, seed)
     usual = {"dtype": choice.dtype, "device": choice.device, "batch_size": choice.batch_size}
