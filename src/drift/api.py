@@ -55,6 +55,7 @@ def rollout(
         seed=seed if sample_seed is None else sample_seed,
         sampling=settings.sampling,
         concurrency=settings.concurrency,
+        first=settings.first,
     )
     tasks = factory.tasks(split, settings.tasks, seed)
     usual = {"dtype": choice.dtype, "device": choice.device, "batch_size": choice.batch_size}
