@@ -48,7 +48,7 @@ class Watched(ScriptedPolicy):
 def test_the_barrier_keeps_every_turn_apart_and_changes_no_conversation(benchmark: ModuleType, tmp_path: Path) -> None:
     def setting() -> Any:
         tasks = Guess().tasks("train", 10, 0)
-        return benchmark.Setting(policy=Watched(), factory=Guess(), tasks=tasks, seed=1, open_=40)
+        return benchmark.Setting(policy=Watched(), factory=Guess(), tasks=tasks, seed=1, room=40)
 
     free, locked = setting(), setting()
     benchmark.ours(free, tmp_path / "free")
