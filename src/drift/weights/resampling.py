@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from drift.errors import require
-from drift.weights.groups import Floats, Indices, group_sum
+from drift.weights.groups import Floats, Indices, group_max, group_sum
 
 
 def systematic_resampling(weights_N: Floats, index_N: Indices, share: float, seed: int) -> Floats:
@@ -32,12 +32,15 @@ def systematic_resampling(weights_N: Floats, index_N: Indices, share: float, see
     sizes_G = np.bincount(index_N)
     groups = len(sizes_G)
     points_G = np.maximum(1, np.rint(share * sizes_G))
-    total_G = group_sum(np.abs(weights_N), index_N, groups)
+    # Shares of the largest, so that no sum and no quotient leaves what floats hold.
+    top_G = group_max(np.abs(weights_N), index_N, groups)
+    share_N = np.divide(np.abs(weights_N), top_G[index_N], out=np.zeros(len(weights_N)), where=top_G[index_N] > 0)
+    total_G = group_sum(share_N, index_N, groups)
     order = np.argsort(index_N, kind="stable")
     group_N = index_N[order]
     # Lengths in units of the distance between points, and where each one ends within its group.
     unit_G = np.divide(points_G, total_G, out=np.zeros(groups), where=total_G > 0)
-    length_N = np.abs(weights_N[order]) * unit_G[group_N]
+    length_N = share_N[order] * unit_G[group_N]
     running_N = np.cumsum(length_N)
     first_G = np.cumsum(sizes_G) - sizes_G
     end_N = running_N - (running_N[first_G] - length_N[first_G])[group_N]
@@ -51,5 +54,5 @@ def systematic_resampling(weights_N: Floats, index_N: Indices, share: float, see
     drawn_N = np.diff(before_N, prepend=0.0)
     drawn_N[first_G] = before_N[first_G]
     found_N = np.zeros(len(weights_N))
-    found_N[order] = np.sign(weights_N[order]) * drawn_N * (total_G / points_G)[group_N]
+    found_N[order] = np.sign(weights_N[order]) * drawn_N * (total_G / points_G * top_G)[group_N]
     return found_N
