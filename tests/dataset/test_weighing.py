@@ -145,6 +145,8 @@ def test_what_adaptive_sampling_did_is_undone_when_its_data_are_weighed(tmp_path
     expected = {"a#0": 1, **{f"a#{k}": 1 / 3 for k in (1, 2, 3)}, "b#0": 1, "b#1": 1}
     assert by_id == pytest.approx(expected, rel=1e-12)
     assert manifest["diagnostics"]["undone_sampling"] == {"first": 2, "prompts": 1}
+    # Of the first two alone: prompt a was mixed, b was not.
+    assert manifest["diagnostics"]["rollouts"] == {"k": [1, 2], "mixed_share": [0, 0.5]}
 
 
 def test_weights_of_other_data_are_refused(tmp_path: Path, data: list[Trajectory]) -> None:
