@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from drift.cli.main import VERBS, main
+from drift.cli.weigh import describe_beta, describe_rollouts
 from drift.manifest import read_manifest
 from drift.recipe import built_in_recipes
 
@@ -131,6 +132,28 @@ def test_the_temperature_may_be_a_number_or_found(tmp_path: Path, capsys: pytest
         assert yaml.safe_load(capsys.readouterr().out)["weights"]["beta"] == expected
     assert main(["run", "quickstart", "--dry-run", "--weights.beta", "auto", "--weights.scheme", "rwr"]) == 2
     assert "expected a number with the scheme rwr" in capsys.readouterr().err
+
+
+def test_what_samples_told_is_said_in_a_few_lines() -> None:
+    needed = {
+        "0.5": {"median": 54.0, "most": 60.2, "more": 10021.0},
+        "0.1": {"median": None, "most": None, "more": 0.0},
+    }
+    rollouts = {"k": [1, 2], "mixed_share": [0.0, 0.25], "error": [3.7, None], "bound": [9.0, 8.0], "needed": needed}
+    assert list(describe_rollouts(rollouts)) == [
+        "mixed prompts by samples: 1: 0.0%, 2: 25.0%",
+        "relative error of Ẑ by samples, median of mixed prompts: 1: 3.7, 2: –",
+        "for an error of 50%: 54 samples of the median mixed prompt, 60 of nine in ten; "
+        "10,021 conversations more in all",
+    ]
+    assert list(describe_rollouts({"k": [1], "mixed_share": [0.0]})) == ["mixed prompts by samples: 1: 0.0%"]
+    found = {"per": "dataset", "quantiles": [0.25] * 5, "clamped": 0}
+    assert list(describe_beta(found)) == ["beta, one for all prompts: 0.25"]
+    out_of_reach = {"per": "dataset", "quantiles": None, "clamped": 1}
+    assert list(describe_beta(out_of_reach)) == ["beta, one for all prompts: out of reach of the target"]
+    each = {"per": "group", "quantiles": [0.1, 0.2, 0.3, 0.4, 0.5], "clamped": 3, "equal_returns": 0}
+    assert "0.1, 0.2, 0.3, 0.4, 0.5; 3 prompts can't reach" in next(describe_beta(each))
+    assert list(describe_beta(None)) == []
 
 
 @pytest.mark.parametrize("name", built_in_recipes())

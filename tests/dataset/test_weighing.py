@@ -101,6 +101,37 @@ def test_weights_are_written_beside_the_data_and_read_by_id(tmp_path: Path, data
     assert weigh_dataset(folder, WeightConfig(beta=0.2), tmp_path / "other")["weights_hash"] != manifest["weights_hash"]
 
 
+def test_first_replies_are_weighed_as_if_conversations_had_ended_there(make_trajectory: Make) -> None:
+    made = [
+        make_trajectory("a", 0, ("5",), True),
+        make_trajectory("a", 1, ("1", "5"), True),
+        make_trajectory("a", 2, (None, "5"), True),
+        make_trajectory("b", 0, ("1", "1")),
+        make_trajectory("b", 1, ("2", "5"), True),
+    ]
+    config = WeightConfig(scheme="bolt", beta=0.5, format_failure=0.1)
+    returns_N, weights_N, report = compute_weights(outcomes(made), config)
+    assert returns_N == pytest.approx([1, 0, -0.1, 0, 0], abs=1e-12)
+    raw = [math.exp(r / 0.5) for r in (1, 0, -0.1)]
+    assert weights_N == pytest.approx([*(3 * each / sum(raw) for each in raw), 1, 1], rel=1e-12)
+    assert (report["groups_without_success"], report["mixed_share"]) == (1, 0.5)
+    # Corrections at turn 2: of conversations that were graded wrong at turn 1 and right at the second and last.
+    assert compute_weights(outcomes(made), WeightConfig(scheme="star"))[1].tolist() == [0, 1, 1, 0, 1]
+    # The best of each prompt; b's has one success.
+    assert compute_weights(outcomes(made), WeightConfig(scheme="star_gate"))[1].tolist() == [1, 0, 0, 0, 1]
+
+
+def test_prompts_without_success_can_be_shrunk(data: list[Trajectory]) -> None:
+    found = outcomes(data)
+    returns_N, kept_N, _ = compute_weights(found, WeightConfig())
+    _, shrunken_N, _ = compute_weights(found, WeightConfig(no_success="shrink", shrink_prior=4))
+    assert (shrunken_N[[0, 1, 2, 3, 6, 7]] == kept_N[[0, 1, 2, 3, 6, 7]]).all()
+    tilted = [math.exp(r / 0.1) for r in returns_N]
+    own, shared = sum(tilted[4:6]) / 2, sum(tilted) / 8
+    expected = [each / ((2 * own + 4 * shared) / 6) for each in tilted[4:6]]
+    assert shrunken_N[4:6] == pytest.approx(expected, rel=1e-9) and sum(expected) < 0.01
+
+
 def test_what_adaptive_sampling_did_is_undone_when_its_data_are_weighed(tmp_path: Path, make_trajectory: Make) -> None:
     made = [make_trajectory("a", k, ("1",), k == 0) for k in range(4)]
     made += [make_trajectory("b", k, ("1",), True) for k in range(2)]
@@ -114,6 +145,8 @@ def test_what_adaptive_sampling_did_is_undone_when_its_data_are_weighed(tmp_path
     expected = {"a#0": 1, **{f"a#{k}": 1 / 3 for k in (1, 2, 3)}, "b#0": 1, "b#1": 1}
     assert by_id == pytest.approx(expected, rel=1e-12)
     assert manifest["diagnostics"]["undone_sampling"] == {"first": 2, "prompts": 1}
+    # Of the first two alone: prompt a was mixed, b was not.
+    assert manifest["diagnostics"]["rollouts"] == {"k": [1, 2], "mixed_share": [0, 0.5]}
 
 
 def test_weights_of_other_data_are_refused(tmp_path: Path, data: list[Trajectory]) -> None:

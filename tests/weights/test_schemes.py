@@ -363,6 +363,18 @@ def test_a_setting_out_of_range_is_refused_by_name(setting, value, expected):
         WeightConfig(**{setting: value})
 
 
+def test_shrinking_needs_a_partition_and_one_temperature():
+    assert WeightConfig(scheme="bolt", no_success="shrink", beta="auto").no_success == "shrink"
+    with pytest.raises(
+        ConfigError, match=r"weights\.no_success: got 'shrink', expected keep or drop with the scheme rft"
+    ):
+        WeightConfig(scheme="rft", no_success="shrink")
+    with pytest.raises(
+        ConfigError, match=r"weights\.no_success: got 'shrink', expected keep or drop with a β per prompt"
+    ):
+        WeightConfig(no_success="shrink", beta="auto", beta_per="group")
+
+
 @pytest.mark.parametrize(
     "settings_in_range",
     [{"beta": 1e-6}, {"gamma": 1.0}, {"repetition": 0.0}, {"w_max": 1e-3}, {"no_success": "drop"}, {"base": "reward"}],

@@ -178,7 +178,7 @@ def test_what_was_found_goes_into_the_diagnostics():
     # A half of 4: reached; of 2 ties among 3: not; equal returns: any β.
     groups = [[1.0, 0.5, 0.2, 0.0], [1.0, 1.0, 0.0], [0.7, 0.7]]
     returns_N, group_N = columns(groups)
-    tempering = Tempering(WeightConfig(beta="auto"), lambda: [(returns_N, group_N)])
+    tempering = Tempering(WeightConfig(beta="auto", beta_per="group", ess_target=0.5), lambda: [(returns_N, group_N)])
     beta_N = tempering.beta(returns_N, group_N)
     assert beta_N[4:].tolist() == [0, 0, 0, math.inf, math.inf] and len(set(beta_N[:4].tolist())) == 1
     report = tempering.report()["beta"]

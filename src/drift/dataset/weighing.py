@@ -104,14 +104,14 @@ class Weigher:
             shrunken_N = self._shrinkage.weights(returns_N, index_N)
             weights_N = np.where(unsolved_G[index_N], shrunken_N, weights_N)
         if self._first:
-            factors_N = stopping_factors(whole.success_N, whole.sample_N < self._first, index_N)
-            weights_N = self._undo(weights_N, factors_N, index_N)
-            self._continued += int(
-                (group_max(whole.sample_N.astype(float), index_N, len(sizes_G)) >= self._first).sum()
-            )
+            first_N = whole.sample_N < self._first
+            weights_N = self._undo(weights_N, stopping_factors(whole.success_N, first_N, index_N), index_N)
+            self._continued += int(group_max((~first_N).astype(float), index_N, len(sizes_G)).sum())
         weights_N = np.where(dropped_G[index_N], 0.0, weights_N)
         self._tally.add(weights_N, returns_N, index_N, found.success_N)
-        self._rollouts.add(returns_N, index_N, found.success_N, named["beta"] if self._tempering else None)
+        fair_N = whole.sample_N < self._first if self._first else None
+        beta = named["beta"] if self._tempering else None
+        self._rollouts.add(returns_N, index_N, found.success_N, beta, fair_N=fair_N)
         self._done += len(index_N)
         self._dropped += int(dropped_G.sum())
         self._largest = max(self._largest, int(sizes_G.max(initial=0)))

@@ -92,13 +92,37 @@ class RolloutReport:
         self._columns: list[tuple[Floats, ...]] = []
         self._low, self._high = math.inf, -math.inf
 
-    def add(self, returns_N: Floats, index_N: Indices, success_N: ArrayLike, beta: float | Floats | None) -> None:
-        """Take in a part, each prompt whole; ``beta`` is ``None`` where no Ẑ is estimated."""
+    def add(
+        self,
+        returns_N: Floats,
+        index_N: Indices,
+        success_N: ArrayLike,
+        beta: float | Floats | None,
+        *,
+        fair_N: ArrayLike | None = None,
+    ) -> None:
+        """Take in a part, each prompt whole.
+
+        Args:
+            returns_N: ``(N,)`` R.
+            index_N: ``(N,)`` group of each, 0…G−1.
+            success_N: ``(N,)``.
+            beta: ``None`` where no Ẑ is estimated.
+            fair_N: ``(N,)`` which rollouts there are whatever the outcomes were, as the first ones of adaptive
+                sampling; the share of mixed prompts is counted on these alone.
+        """
         size_G = np.bincount(index_N)
         groups = len(size_G)
-        success_G = group_sum(np.asarray(success_N, float), index_N, groups)
-        pairs, counts = np.unique(np.stack([success_G.astype(np.int64), size_G]), axis=1, return_counts=True)
-        self._prompts.update({(int(s), int(n)): int(c) for s, n, c in zip(*pairs, counts, strict=True)})
+        success = np.asarray(success_N, float)
+        success_G = group_sum(success, index_N, groups)
+        fair = np.ones(len(success)) if fair_N is None else np.asarray(fair_N, float)
+        fair_success_G = group_sum(success * fair, index_N, groups).astype(np.int64)
+        fair_size_G = group_sum(fair, index_N, groups).astype(np.int64)
+        # Pairs as single numbers: sorting those is much faster than sorting rows.
+        base = int(fair_size_G.max(initial=0)) + 1
+        pairs, counts = np.unique(fair_success_G * base + fair_size_G, return_counts=True)
+        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+            self._prompts[divmod(pair, base)] += count
         if beta is None:
             return
         self._low = min(self._low, float(returns_N.min(initial=math.inf)))
@@ -123,7 +147,7 @@ class RolloutReport:
         conversations that is in all beyond those there are. Null where there is no such prompt, or no finite number.
         """
         largest = max(size for _, size in self._prompts)
-        ks = sorted({2**power for power in range(largest.bit_length()) if 2**power <= largest} | {largest})
+        ks = sorted({2**power for power in range(largest.bit_length()) if 2**power <= largest} | {largest} - {0})
         found: dict[str, Any] = {"k": ks, "mixed_share": [_mixed_share(self._prompts, k) for k in ks]}
         if not self._columns:
             return found

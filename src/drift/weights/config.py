@@ -20,8 +20,8 @@ class WeightConfig:
         scheme: drift, bolt, sft, rft, star, star_gate, refit, swift, group_relative, rwr, awr, or one that another
             package declares.
         beta: temperature β of drift, bolt, rwr and awr; it divides the return. auto, for drift and bolt, finds it.
-        beta_per: what auto finds a β for: each group, so that every prompt is tilted as far, or the dataset, so that
-            all prompts share one temperature as in Eq. 3.
+        beta_per: what auto finds a β for: the dataset, so that all prompts share one temperature as in Eq. 3 and their
+            mean hits the target, or each group, so that every prompt does.
         ess_target: with auto, the effective sample size of a prompt's weights as a share of K, in (0, 1).
         kl_target: with auto, the KL divergence of a prompt's weights from uniform ones in nats, instead of ess_target.
         base: what counts as the outcome: success (1 or 0), or reward (the sum of the environment's rewards).
@@ -39,8 +39,8 @@ class WeightConfig:
 
     scheme: str = "drift"
     beta: float | Literal["auto"] = 0.1
-    beta_per: Literal["group", "dataset"] = "group"
-    ess_target: float = 0.5
+    beta_per: Literal["dataset", "group"] = "dataset"
+    ess_target: float = 0.1
     kl_target: float | None = None
     base: Literal["success", "reward"] = "success"
     gamma: float = 0.9
@@ -67,7 +67,9 @@ class WeightConfig:
         if self.no_success == "shrink":
             require(self._partitioned, "weights.no_success", "shrink", f"keep or drop with the scheme {self.scheme}")
             common = self.beta != "auto" or self.beta_per == "dataset"
-            require(common, "weights.no_success", "shrink", "one β for all prompts", "Set weights.beta_per: dataset.")
+            require(
+                common, "weights.no_success", "shrink", "keep or drop with a β per prompt", "Or set beta_per: dataset."
+            )
 
     def _check_beta(self) -> None:
         beta = self.beta
