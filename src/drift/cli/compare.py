@@ -11,12 +11,12 @@ from jsonargparse import ArgumentParser
 from drift.cli.main import parse
 from drift.cli.run import use_values
 from drift.errors import ConfigError
-from drift.recipe import Recipe, built_in_recipes
+from drift.recipe import Recipe, built_in_comparisons, built_in_recipes
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments: a recipe or a file of a comparison, what to compare, and every key of a recipe."""
-    names = ", ".join(sorted(built_in_recipes()))
+    names = ", ".join(sorted([*built_in_recipes(), *built_in_comparisons()]))
     parser.add_argument("recipe", type=str, help=f"a YAML file of a recipe or a comparison, or a built-in one: {names}")
     parser.add_argument("--out", type=str, default="", help="directory of the comparison (default: runs/compare-NAME)")
     parser.add_argument("--methods", type=str, default="", help="names with commas between, such as drift,sft,rft")

@@ -193,7 +193,9 @@ def _ask(worker: subprocess.Popen[str], number: int, name: str) -> dict[str, str
 
 def main() -> int:
     """Do what is ordered until there are no more orders."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What starts in the background of a shell ignores Ctrl-C, and so would this.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     with _answers() as answer:
         comparison, out = pickle.loads(Path(sys.argv[1]).read_bytes())
         orders: queue.SimpleQueue[str | None] = queue.SimpleQueue()
