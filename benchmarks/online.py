@@ -1,7 +1,7 @@
 """DRIFT beside online GRPO from the same base: what each costs until both solve as many held-out tasks.
 
     python benchmarks/online.py OUT [--environment arithmetic] [--seeds 1 2 3]
-    python benchmarks/online.py OUT --sweep a=LEARNING_RATE,PROMPTS,SAMPLES,MINIBATCHES,PASSES …
+    python benchmarks/online.py OUT --sweep grpo,RATE,PROMPTS,SAMPLES,MINIBATCHES,PASSES drift,RATE,TASKS,STEPS …
 
 Both have one process, one base, the shaped return of DRIFT Eq. 12 and the same batch of generation, and take turns.
 What counts is multi@T, greedy, on held-out tasks, measured outside of the timed part on models saved on the way. The
@@ -56,9 +56,8 @@ class Point:
     value: float = float("nan")
 
 
-def offline(environment: str, seed: int, tasks: int, out: Path) -> list[Point]:
+def offline(environment: str, seed: int, tasks: int, out: Path, config: TrainingConfig) -> list[Point]:
     """DRIFT: sample once, weigh, train; a point for each checkpoint, of evenly spread cost of training."""
-    config = TRAINING[environment]
     start, used = time.monotonic(), time.process_time()
     drift.rollout(
         environment,
@@ -78,14 +77,13 @@ def offline(environment: str, seed: int, tasks: int, out: Path) -> list[Point]:
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(DEFAULT_MODEL / name, folder)
         share = step / config.max_steps
-        points.append(
-            Point(
-                model=str(folder),
-                seconds=sampled + share * trained,
-                processor=sampled_processor + share * trained_processor,
-                tokens=tokens,
-            )
+        point = Point(
+            model=str(folder),
+            seconds=sampled + share * trained,
+            processor=sampled_processor + share * trained_processor,
+            tokens=tokens,
         )
+        points.append(point)
     return points
 
 
@@ -138,7 +136,7 @@ def compare(environment: str, seed: int, out: Path, sizes: list[int]) -> dict[st
     """One seed: DRIFT of each size, GRPO, and GRPO from the smallest DRIFT."""
     curves: dict[str, list[Point]] = {}
     for at, size in enumerate(sizes):
-        curves[f"drift {size}x16"] = offline(environment, seed, size, out / f"drift-{size}")
+        curves[f"drift {size}x16"] = offline(environment, seed, size, out / f"drift-{size}", TRAINING[environment])
         if at == 0:
             curves["grpo"] = online(environment, seed, GRPO, out / "grpo")
     smallest = curves[f"drift {sizes[-1]}x16"][-1]
@@ -177,25 +175,28 @@ def compare(environment: str, seed: int, out: Path, sizes: list[int]) -> dict[st
 
 
 def sweep(environment: str, out: Path, named: list[str]) -> dict[str, Any]:
-    """GRPO with other settings, 3,840 conversations each, on a seed that nothing else is measured with."""
+    """Either method with other settings, on a seed that nothing else is measured with; GRPO has 3,840 conversations."""
     found = {}
     for entry in named:
-        name, _, values = entry.partition("=")
-        rate, prompts, samples, minibatches, passes, *more = values.split(",")
-        held = int(prompts) * int(samples)
-        config = replace(
-            GRPO,
-            rounds=3840 // held,
-            save_rounds=max(1, 640 // held),
-            prompts=int(prompts),
-            samples=int(samples),
-            minibatches=int(minibatches),
-            passes=int(passes),
-            optimizer=replace(GRPO.optimizer, learning_rate=float(rate)),
-            **dict(pair.split(":") for pair in more),
-        )
-        points = online(environment, 77, config, out / name)
-        found[entry] = measured(environment, points, out / "evaluation" / name)
+        method, *values = entry.split(",")
+        if method == "drift":
+            rate, tasks, steps = float(values[0]), int(values[1]), int(values[2])
+            tuned = replace(TRAINING[environment], learning_rate=rate, max_steps=steps)
+            points = offline(environment, 77, tasks, out / entry, tuned)
+        else:
+            rate, (prompts, samples, minibatches, passes) = float(values[0]), map(int, values[1:])
+            config = replace(
+                GRPO,
+                rounds=3840 // (prompts * samples),
+                save_rounds=max(1, 640 // (prompts * samples)),
+                prompts=prompts,
+                samples=samples,
+                minibatches=minibatches,
+                passes=passes,
+                optimizer=replace(GRPO.optimizer, learning_rate=rate),
+            )
+            points = online(environment, 77, config, out / entry)
+        found[entry] = measured(environment, points, out / "evaluation" / entry)
         told(entry, found[entry])
     return {entry: list(map(asdict, points)) for entry, points in found.items()}
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from drift.api import run_recipe
 from drift.audit import audit, repair
 from drift.cli.main import main
 from drift.dataset.store import shards
 from drift.errors import DatasetError, PolicyError
 from drift.manifest import read_manifest
+from drift.pipeline import run_recipe
 from drift.policies.base import Sampling
 from drift.policies.hf import load_model
 from drift.recipe import EvaluationSettings, Recipe, RolloutSettings

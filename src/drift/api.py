@@ -55,6 +55,7 @@ def rollout(
         seed=seed if sample_seed is None else sample_seed,
         sampling=settings.sampling,
         concurrency=settings.concurrency,
+        first=settings.first,
     )
     tasks = factory.tasks(split, settings.tasks, seed)
     usual = {"dtype": choice.dtype, "device": choice.device, "batch_size": choice.batch_size}
@@ -262,7 +263,7 @@ def evaluate(
         environment: name of a registered environment.
         policies: model by name; the first is what the others are compared with.
         out: directory of the evaluation.
-        settings: number of tasks and samples.
+        settings: number of tasks and samples, and what of the language of replies is measured.
         sampling: how replies are drawn in the sampled mode.
         environment_settings: the environment's own settings.
         policy: dtype, device and batch size for all of them.
@@ -277,7 +278,9 @@ def evaluate(
         {"name": environment, "settings": dict(environment_settings or {})},
         make_environment(environment, environment_settings),
         policies,
-        EvaluationConfig(tasks=settings.tasks, samples=settings.samples, sampling=sampling or Sampling()),
+        EvaluationConfig(
+            tasks=settings.tasks, samples=settings.samples, sampling=sampling or Sampling(), quality=settings.quality
+        ),
         Path(out),
         seed=seed,
         seen=None if seen is None else Path(seen),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drift.errors import ConfigError, require, unknown_name
+from drift.evaluation.config import QualitySettings
 from drift.policies.base import Sampling
 from drift.rollouts.config import ClusterSettings
 from drift.training.config import TrainingConfig
@@ -56,6 +57,8 @@ class RolloutSettings:
     Args:
         tasks: number of tasks of the train split.
         samples: K, conversations per task.
+        first: adaptive sampling: so many conversations of every task first, the rest only for prompts that these leave
+            undecided (neither all right nor all wrong); weights correct for it. 0 samples every prompt K times.
         sampling: how replies are drawn.
         concurrency: the most conversations open at once; with a cluster, on each worker.
         cluster: workers on many machines that hold the conversations, here and in the evaluation.
@@ -63,6 +66,7 @@ class RolloutSettings:
 
     tasks: int = 1800
     samples: int = 16
+    first: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     concurrency: int = 512
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
@@ -71,6 +75,8 @@ class RolloutSettings:
         require(self.tasks >= 1, "rollouts.tasks", self.tasks, "a whole number ≥ 1")
         require(self.samples >= 1, "rollouts.samples", self.samples, "a whole number ≥ 1")
         require(self.concurrency >= 1, "rollouts.concurrency", self.concurrency, "a whole number ≥ 1")
+        sound = self.first == 0 or 2 <= self.first <= self.samples
+        require(sound, "rollouts.first", self.first, f"0, or a whole number from 2 to samples ({self.samples})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +86,12 @@ class EvaluationSettings:
     Args:
         tasks: number of held-out tasks, of the test split.
         samples: sampled conversations per task; 0 measures greedy alone.
+        quality: what of the replies' language is measured beyond what is counted anyway.
     """
 
     tasks: int = 500
     samples: int = 4
+    quality: QualitySettings = field(default_factory=QualitySettings)
 
     def __post_init__(self) -> None:
         require(self.tasks >= 1, "evaluation.tasks", self.tasks, "a whole number ≥ 1")

@@ -101,6 +101,21 @@ def test_weights_are_written_beside_the_data_and_read_by_id(tmp_path: Path, data
     assert weigh_dataset(folder, WeightConfig(beta=0.2), tmp_path / "other")["weights_hash"] != manifest["weights_hash"]
 
 
+def test_what_adaptive_sampling_did_is_undone_when_its_data_are_weighed(tmp_path: Path, make_trajectory: Make) -> None:
+    made = [make_trajectory("a", k, ("1",), k == 0) for k in range(4)]
+    made += [make_trajectory("b", k, ("1",), True) for k in range(2)]
+    with TrajectoryWriter(tmp_path / "data", {"trajectories": 8, "first": 2}, []) as writer:
+        for trajectory in made:
+            writer.append(trajectory)
+        writer.finish()
+    manifest = weigh_dataset(tmp_path / "data", WeightConfig(scheme="sft"), tmp_path / "w")
+    # One success of four: it was among the first two for sure, the failures once in three.
+    by_id = read_weights(tmp_path / "w", tmp_path / "data").by_id()
+    expected = {"a#0": 1, **{f"a#{k}": 1 / 3 for k in (1, 2, 3)}, "b#0": 1, "b#1": 1}
+    assert by_id == pytest.approx(expected, rel=1e-12)
+    assert manifest["diagnostics"]["undone_sampling"] == {"first": 2, "prompts": 1}
+
+
 def test_weights_of_other_data_are_refused(tmp_path: Path, data: list[Trajectory]) -> None:
     first, other = stored(tmp_path / "first", data), stored(tmp_path / "other", data[:6])
     weigh_dataset(first, WeightConfig(), tmp_path / "weights")

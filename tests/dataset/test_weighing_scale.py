@@ -130,7 +130,7 @@ def test_columns_give_the_outcomes_that_objects_do(tmp_path: Path, make_trajecto
     found = sorted_outcomes(rows)
     assert found.ids.to_pylist() == expected.ids and found.groups.to_pylist() == expected.groups
     names = [field.name for field in dataclasses.fields(expected)][2:]
-    assert len(names) == 10
+    assert len(names) == 11
     for name in names:
         assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
         assert getattr(found, name).dtype == getattr(expected, name).dtype, name

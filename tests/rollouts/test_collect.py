@@ -23,12 +23,15 @@ from drift.types import Completion, Task
 
 REPLIES = ["<answer>40</answer>", "<answer>41</answer>", "what?", "<answer>55</answer>"]
 GUESS = Guess()
+# Long conversations with a policy that names numbers at random: some four in ten succeed.
+LONG, NUMBERS = Guess(max_turns=40), [f"<answer>{number}</answer>" for number in range(1, 100)]
 
 
-def plan(samples: int = 3, seed: int = 1, tokens: int = 64, concurrency: int = 512) -> Collection:
+def plan(samples: int = 3, seed: int = 1, tokens: int = 64, concurrency: int = 512, first: int = 0) -> Collection:
     return Collection(
         environment={"name": "guess"},
         samples=samples,
+        first=first,
         seed=seed,
         sampling=Sampling(max_new_tokens=tokens),
         concurrency=concurrency,
@@ -138,6 +141,60 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_data(tmp_p
     assert 0 < kept < 400
     assert start("killed").communicate()[0].strip() == unbroken
     assert len(unbroken) == 64
+
+
+def test_adaptive_sampling_goes_on_only_with_prompts_that_are_undecided(tmp_path: Path) -> None:
+    tasks = LONG.tasks("train", 60, 0)
+    whole = collect(tasks, LONG, ScriptedPolicy(NUMBERS), plan(8), tmp_path / "whole")
+    manifest = collect(tasks, LONG, ScriptedPolicy(NUMBERS), plan(8, first=3), tmp_path / "adaptive")
+    everything = {t.id: t for t in read_trajectories(tmp_path / "whole")}
+    found = {t.id: t for t in read_trajectories(tmp_path / "adaptive")}
+    # By the rule, one task at a time, on the data that sampling everything gives.
+    expected, undecided = set(), 0
+    for task in tasks:
+        mixed = len({everything[f"{task.id}#{k}"].success for k in range(3)}) == 2
+        undecided += mixed
+        expected |= {f"{task.id}#{k}" for k in range(8 if mixed else 3)}
+    assert 0 < undecided < len(tasks)
+    assert set(found) == expected and all(found[key] == everything[key] for key in found)
+    assert manifest["adaptive"] == {
+        "decided": len(tasks) - undecided,
+        "undecided": undecided,
+        "saved": whole["counts"]["trajectories"] - len(expected),
+    }
+    assert manifest["spec"]["first"] == 3 and "first" not in whole["spec"]
+    with pytest.raises(DatasetError, match="first: 3 -> None"):
+        collect(tasks, LONG, ScriptedPolicy(NUMBERS), plan(8), tmp_path / "adaptive")
+    with pytest.raises(ConfigError, match=r"rollouts\.first: got 9, expected 0, or a whole number from 2 to samples"):
+        plan(8, first=9)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
+def test_adaptive_sampling_that_was_interrupted_ends_with_the_same_data(tmp_path: Path, share: float) -> None:
+    tasks = LONG.tasks("train", 60, 0)
+    stop_at = 0
+
+    class Stopped(ScriptedPolicy):
+        asked = 0
+
+        async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+            self.asked += 1
+            await asyncio.sleep(0)
+            if self.asked == stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(1)
+            return await super().complete(prompt_ids, sampling=sampling, seed=seed)
+
+    unbroken = Stopped(NUMBERS)
+    whole = collect(tasks, LONG, unbroken, plan(8, first=3), tmp_path / "whole")
+    stop_at = int(share * unbroken.asked)
+    with pytest.raises(Interrupted, match="of at most 480 conversations"):
+        collect(tasks, LONG, Stopped(NUMBERS), plan(8, concurrency=8, first=3), tmp_path / "broken")
+    # In the first round of 180, or in the second.
+    kept = len(read_trajectories(tmp_path / "broken", complete_only=False))
+    assert (kept > 180) == (share == 0.8)
+    manifest = collect(tasks, LONG, ScriptedPolicy(NUMBERS), plan(8, concurrency=5, first=3), tmp_path / "broken")
+    assert (manifest["dataset_hash"], manifest["adaptive"]) == (whole["dataset_hash"], whole["adaptive"])
 
 
 def test_a_directory_of_another_run_is_refused_and_the_difference_named(tmp_path: Path) -> None:

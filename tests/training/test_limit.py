@@ -55,7 +55,15 @@ def weighed(tmp_path: Path, tiny_model: Path, make_trajectory: Make) -> tuple[Pa
 
 def settings(**changes: Any) -> dict[str, Any]:
     defaults = {"max_steps": 20, "batch_size": 12, "tokens_per_batch": 300, "learning_rate": 2e-4, "turns": "all"}
-    return {**defaults, "save_steps": 0, "kl_steps": 2, "kl_prompts": 2, "warmup": 0.0, **changes}
+    return {
+        **defaults,
+        "save_steps": 0,
+        "kl_steps": 2,
+        "kl_prompts": 2,
+        "warmup": 0.0,
+        "max_negative_share": None,
+        **changes,
+    }
 
 
 def measured(out: Path) -> list[tuple[int, float]]:
@@ -254,15 +262,18 @@ def test_the_share_of_negative_weights_is_what_is_trained(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
     line = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--base", str(tiny_model), "--turns", "all"]
-    line += ["--max-steps", "3", "--batch-size", "12", "--save-steps", "0", "--skip-mass", "0"]
+    line += ["--max-steps", "3", "--batch-size", "12", "--save-steps", "0", "--skip-mass", "0", "--log-steps", "1"]
     losses = {}
-    for share in ("null", "1", "0"):
+    for share in ("null", "1", "0.1", "0", "the default"):
         out = tmp_path / f"share-{share}"
-        subprocess.run([*line, "--out", str(out), "--max-negative-share", share], check=True, capture_output=True)
+        given = [] if share == "the default" else ["--max-negative-share", share]
+        subprocess.run([*line, "--out", str(out), *given], check=True, capture_output=True)
         told = read_manifest(out, "model")
         losses[share] = (out / "metrics.jsonl").read_text() + json.dumps(told["counts"])
         if share == "null":
             assert "max_negative_share" not in told
         else:
             assert told["max_negative_share"]["negative_share"] == pytest.approx(1.0, rel=1e-9)
-    assert losses["null"] == losses["1"] != losses["0"]
+    assert losses["null"] == losses["1"]
+    assert losses["the default"] == losses["0.1"]
+    assert len(set(losses.values())) == 3, losses

@@ -40,7 +40,7 @@ def run(parser: ArgumentParser, arguments: Sequence[str]) -> int:
         found.environment,
         policies=found.policies,
         out=found.out,
-        settings=EvaluationSettings(tasks=found.tasks, samples=found.samples),
+        settings=EvaluationSettings(tasks=found.tasks, samples=found.samples, quality=found.quality),
         sampling=found.sampling,
         environment_settings=found.environment_settings,
         policy=PolicyChoice(**parsed.policy.as_dict()),

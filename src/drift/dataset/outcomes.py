@@ -37,7 +37,7 @@ ROWS = pa.schema(
         ("first_read", pa.bool_()),
     ]
 )
-_COUNTS = ("turns", "graded", "distinct", "failures")
+_COUNTS = ("sample", "turns", "graded", "distinct", "failures")
 _FLAGS = ("success", "first_success", "first_graded", "first_read")
 _REWARDS = ("reward", "first_reward")
 
@@ -52,6 +52,7 @@ class Outcomes:
 
     ids: Any
     groups: Any
+    sample_N: NDArray[np.int64]
     success_N: NDArray[np.bool_]
     reward_N: NDArray[np.float64]
     turns_N: NDArray[np.int64]
@@ -92,6 +93,7 @@ def outcomes(trajectories: Sequence[Trajectory]) -> Outcomes:
     return Outcomes(
         ids=[t.id for t in kept],
         groups=[t.group_id for t in kept],
+        sample_N=np.array([t.sample for t in kept], np.int64),
         success_N=np.array([t.success for t in kept], bool),
         # From the first to the last: sum() compensates since Python 3.12, and weights would hang on the version.
         reward_N=np.array([reduce(add, (turn.step.reward for turn in t.turns), 0.0) for t in kept], float),

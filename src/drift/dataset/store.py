@@ -191,6 +191,22 @@ def check_shard(path: Path) -> None:
         raise OSError(f"its checksum is {found}, expected {wanted}: it was changed after it was written")
 
 
+def stored_columns(directory: Path, columns: list[str], *, rows: int = 65_536) -> Iterator[pa.RecordBatch]:
+    """As ``stream_columns``, of what a data set holds so far, finished or not."""
+    for path in shards(directory):
+        with _reading(path):
+            check_shard(path)
+            file = pq.ParquetFile(path)
+            batches = file.iter_batches(rows, columns=columns)
+        with file:
+            while True:
+                with _reading(path):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                yield batch
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
@@ -254,19 +270,9 @@ def stream_columns(directory: Path, columns: list[str], *, rows: int = 65_536) -
         DatasetError: as ``stream_trajectories``.
     """
     expected, count = count_trajectories(directory), 0
-    for path in shards(directory):
-        with _reading(path):
-            check_shard(path)
-            file = pq.ParquetFile(path)
-            batches = file.iter_batches(rows, columns=columns)
-        with file:
-            while True:
-                with _reading(path):
-                    batch = next(batches, None)
-                if batch is None:
-                    break
-                count += len(batch)
-                yield batch
+    for batch in stored_columns(directory, columns, rows=rows):
+        count += len(batch)
+        yield batch
     _check_count(directory, expected, count)
 
 

@@ -25,9 +25,10 @@ from drift.manifest import MANIFEST, read_manifest, replacing, write_manifest
 from drift.weights.choosing import RolloutReport
 from drift.weights.config import WeightConfig
 from drift.weights.diagnostics import Tally, equal_returns
-from drift.weights.groups import group_max
+from drift.weights.groups import group_max, group_mean, group_sum
 from drift.weights.returns import trajectory_return
 from drift.weights.schemes import apply_scheme, get_scheme, survey_scheme
+from drift.weights.stopping import stopping_factors
 from drift.weights.tempering import Shrinkage, Tempering
 
 __all__ = ["Outcomes", "WeightTable", "compute_weights", "outcomes", "read_weights", "weigh_dataset", "weights_hash"]
@@ -58,12 +59,14 @@ class Weigher:
     Args:
         config: the settings.
         parts: gives all trajectories, always in the same parts and order. Schemes that need it look at them before.
+        first: with adaptive sampling, how many samples of a task came first; weights undo what that does.
 
     Raises:
         ConfigError: the settings don't fit the data.
     """
 
-    def __init__(self, config: WeightConfig, parts: Callable[[], Iterable[Outcomes]]) -> None:
+    def __init__(self, config: WeightConfig, parts: Callable[[], Iterable[Outcomes]], *, first: int = 0) -> None:
+        self._first, self._continued = first, 0
         self._config, self._info = config, get_scheme(config.scheme)
         self._tally, self._rollouts, self._done, self._dropped, self._largest = Tally(), RolloutReport(), 0, 0, 0
         self._named: dict[str, Any] = {"w_max": config.w_max, "refit_shift": config.refit_shift, **config.parameters}
@@ -82,7 +85,8 @@ class Weigher:
 
     def weigh(self, found: Outcomes) -> tuple[Floats, Floats]:
         """Returns and weights of the next part."""
-        found, config = self._seen(found), self._config
+        whole, config = found, self._config
+        found = self._seen(whole)
         returns_N, index_N = self._returns(found), found.group_index()
         named = self._data(found)
         if self._tempering:
@@ -99,6 +103,12 @@ class Weigher:
         if self._shrinkage:
             shrunken_N = self._shrinkage.weights(returns_N, index_N)
             weights_N = np.where(unsolved_G[index_N], shrunken_N, weights_N)
+        if self._first:
+            factors_N = stopping_factors(whole.success_N, whole.sample_N < self._first, index_N)
+            weights_N = self._undo(weights_N, factors_N, index_N)
+            self._continued += int(
+                (group_max(whole.sample_N.astype(float), index_N, len(sizes_G)) >= self._first).sum()
+            )
         weights_N = np.where(dropped_G[index_N], 0.0, weights_N)
         self._tally.add(weights_N, returns_N, index_N, found.success_N)
         self._rollouts.add(returns_N, index_N, found.success_N, named["beta"] if self._tempering else None)
@@ -106,6 +116,19 @@ class Weigher:
         self._dropped += int(dropped_G.sum())
         self._largest = max(self._largest, int(sizes_G.max(initial=0)))
         return returns_N, weights_N
+
+    def _undo(self, weights_N: Floats, factors_N: Floats, index_N: NDArray[np.intp]) -> Floats:
+        """Weights as if every prompt had been sampled alike; those that divide by Ẑ divide by an unbiased one."""
+        corrected_N = weights_N * factors_N
+        if not self._info.partitioned:
+            return corrected_N
+        groups = int(index_N.max(initial=-1)) + 1
+        # Ẑ is the mean of what weights are in proportion to: before, that of weights was the group's total over K.
+        total_G, mean_G = group_sum(corrected_N, index_N, groups), group_mean(weights_N, index_N, groups)
+        scale_G = np.divide(
+            mean_G * group_sum(factors_N, index_N, groups), total_G, out=np.ones(groups), where=total_G > 0
+        )
+        return corrected_N * scale_G[index_N]
 
     def _seen(self, found: Outcomes) -> Outcomes:
         return found.first_turn() if self._info.first_turn else found
@@ -136,6 +159,8 @@ class Weigher:
             )
         found["dropped_groups"] = self._dropped
         found["rollouts"] = self._rollouts.report()
+        if self._first:
+            found["undone_sampling"] = {"first": self._first, "prompts": self._continued}
         return {**found, **(self._tempering.report() if self._tempering else {})}
 
     def _returns(self, found: Outcomes) -> Floats:
@@ -164,13 +189,13 @@ class Weigher:
         return apply_scheme(self._config.scheme, returns_N, index_N, {**named, **self._named})
 
 
-def compute_weights(found: Outcomes, config: WeightConfig) -> tuple[Floats, Floats, dict[str, Any]]:
-    """Returns and weights of all trajectories, and the diagnostics.
+def compute_weights(found: Outcomes, config: WeightConfig, *, first: int = 0) -> tuple[Floats, Floats, dict[str, Any]]:
+    """Returns and weights of all trajectories, and the diagnostics; ``first`` as of ``Weigher``.
 
     Raises:
         ConfigError: a grouped scheme and fewer than two trajectories per prompt, or all weights 0.
     """
-    weigher = Weigher(config, lambda: [found])
+    weigher = Weigher(config, lambda: [found], first=first)
     returns_N, weights_N = weigher.weigh(found)
     return returns_N, weights_N, weigher.report(lambda: [weights_N], lambda: [returns_N])
 
@@ -201,7 +226,7 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
         def parts() -> Iterator[Outcomes]:
             return (sorted_outcomes(rows) for rows in map(buckets.read, range(buckets.count)) if len(rows))
 
-        weigher = Weigher(config, parts)
+        weigher = Weigher(config, parts, first=int(manifest["spec"].get("first", 0)))
         with replacing(out / FILE) as temporary:
             with pq.ParquetWriter(temporary, _TABLE, compression="zstd") as writer:
                 for found in parts():

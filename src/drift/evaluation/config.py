@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from drift.errors import require
-
-# The six criteria of Refit and Swift; the last is the judge's overall grade.
-JUDGE_CRITERIA = ("accuracy", "reasoning", "comprehensiveness", "pedagogy", "confidence", "overall")
-JUDGE_METRICS = tuple(f"judge_{name}" for name in JUDGE_CRITERIA)
-KL_METRICS = ("kl_base_tuned", "kl_tuned_base", "kl_base_tuned_per_token", "kl_tuned_base_per_token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +20,7 @@ class QualitySettings:
     """
 
     kl: int = 0
-    judge: Mapping[str, Any] = field(default_factory=dict)
+    judge: dict[str, Any] = field(default_factory=dict)
     judge_tasks: int = 100
 
     def __post_init__(self) -> None:

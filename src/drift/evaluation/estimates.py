@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from drift.errors import DatasetError
 from drift.evaluation.guessing import floors, resampling
-from drift.evaluation.intervals import bootstrap, interval, ratio_value
+from drift.evaluation.intervals import Floats, bootstrap, interval, ratio_value
 from drift.evaluation.metrics import Ratio, Runs, language_metrics, metrics
 from drift.types import Estimate
 
@@ -60,6 +61,48 @@ def estimate_all(runs: Mapping[str, Runs], *, mode: str, max_turns: int, baselin
             value = None if ours is None or theirs is None else ours - theirs
             rows.append(_row(f"{name} - {baseline}", f"{mode}/{metric}", value, low, high, runs[name]))
     return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Metrics of one policy that are not read off its conversations alone.
+
+    Attributes:
+        policy: its name.
+        ratios: by metric.
+        trajectories: how many they rest on.
+        excluded: how many were left out.
+    """
+
+    policy: str
+    ratios: Mapping[str, Ratio]
+    trajectories: int
+    excluded: int
+
+
+def estimate_measured(measured: Sequence[Measured], *, mode: str, seed: int, baseline: str | None) -> list[Estimate]:
+    """The rows of what was measured apart, and paired differences from ``baseline`` if it has the same prompts."""
+    drawn = {(one.policy, name): bootstrap([r], seed)[:, 0] for one in measured for name, r in one.ratios.items()}
+    theirs = next((one for one in measured if one.policy == baseline), None)
+    rows, differences = [], []
+    for one in measured:
+        for metric, ratio in one.ratios.items():
+            prompts = int((ratio.denominator_P > 0).sum())
+            facts = {"prompts": prompts, "trajectories": one.trajectories, "excluded": one.excluded}
+            value, key = ratio_value(ratio), (one.policy, metric)
+            rows.append(_estimate(one.policy, f"{mode}/{metric}", value, drawn[key], facts))
+            if theirs is None or one is theirs:
+                continue
+            other = ratio_value(theirs.ratios[metric])
+            change = None if value is None or other is None else value - other
+            between_B = drawn[key] - drawn[theirs.policy, metric]
+            differences.append(_estimate(f"{one.policy} - {baseline}", f"{mode}/{metric}", change, between_B, facts))
+    return rows + differences
+
+
+def _estimate(policy: str, metric: str, value: float | None, drawn_B: Floats, facts: Mapping[str, int]) -> Estimate:
+    low, high = interval(drawn_B) if value is not None else (None, None)
+    return Estimate(policy=policy, metric=metric, value=value, low=low, high=high, **facts)
 
 
 def further_metrics(runs: Runs, main: Mapping[str, Ratio], mode: str, max_turns: int) -> dict[str, Ratio]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from drift.dataset.store import read_tasks, read_trajectories
-from drift.environments.base import EnvironmentFactory, content_hash, options_of, task_hash
+from drift.environments.base import EnvironmentFactory, content_hash, options_of, reference_of, task_hash
 from drift.errors import ConfigError, EnvironmentFault, require
-from drift.evaluation.estimates import GREEDY, SAMPLED, estimate_all
+from drift.evaluation.config import QualitySettings
+from drift.evaluation.divergences import check_divergence, measure_divergence
+from drift.evaluation.estimates import GREEDY, SAMPLED, estimate_all, estimate_measured
+from drift.evaluation.judging import judge_policies, make_judge
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
 from drift.manifest import write_json, write_manifest
 from drift.policies.base import AnyPolicy, Sampling
@@ -19,7 +22,7 @@ from drift.rollouts.cluster import sampler
 from drift.rollouts.collect import Collection, Executor, collect
 from drift.rollouts.config import ClusterSettings
 from drift.rollouts.worker import Making
-from drift.types import Task, Trajectory
+from drift.types import Estimate, Task, Trajectory
 
 KIND = "evaluation"
 ESTIMATES = "estimates.json"
@@ -35,6 +38,7 @@ class EvaluationConfig:
         samples: conversations per task under sampling; 0 measures greedy alone. Greedy is always measured.
         sampling: how replies are drawn in the sampled mode; greedy uses its length and stop strings.
         concurrency: the most conversations open at once.
+        quality: what of the replies' language is measured beyond what is counted anyway.
     """
 
     tasks: int = 500
@@ -42,6 +46,7 @@ class EvaluationConfig:
     samples: int = 1
     sampling: Sampling
     concurrency: int = 512
+    quality: QualitySettings = field(default_factory=QualitySettings)
 
     def __post_init__(self) -> None:
         require(self.tasks >= 1, "evaluation.tasks", self.tasks, "a whole number ≥ 1")
@@ -156,6 +161,7 @@ def evaluate_policies(
     """
     require(bool(policies), "policies", dict(policies), "at least one model by name, like base=default")
     tasks = factory.tasks(config.split, config.tasks, seed)
+    check_quality(policies, config)
     unseen = {"unseen": check_unseen(tasks, seen)} if seen is not None else {}
     costs: dict[str, dict[str, Any]] = {}
     for name, model in policies.items():
@@ -177,6 +183,9 @@ def evaluate_policies(
             seed=seed,
         )
     ]
+    references = {task.id: reference_of(factory, task) for task in tasks} if config.quality.judge else {}
+    better, quality = measure_quality(policies, config, out, references=references, seed=seed, **usual)
+    rows += better
     write_json(out / ESTIMATES, [asdict(row) for row in rows])
     content = {
         "environment": dict(environment),
@@ -189,9 +198,49 @@ def evaluate_policies(
         "seed": seed,
         "cost": costs,
         **unseen,
+        **({"quality": quality} if quality else {}),
     }
     write_manifest(out, KIND, content)
     return content
+
+
+def check_quality(policies: Mapping[str, str], config: EvaluationConfig) -> None:
+    """Find settings of ``config.quality`` that can't be, before anything is sampled."""
+    if config.quality.kl:
+        check_divergence(policies, config.quality, config.sampling, config.samples)
+    if config.quality.judge:
+        make_judge(config.quality)
+
+
+def measure_quality(
+    policies: Mapping[str, str],
+    config: EvaluationConfig,
+    out: Path,
+    *,
+    references: Mapping[str, str],
+    seed: int,
+    dtype: str = "auto",
+    device: str = "auto",
+    **_: Any,
+) -> tuple[list[Estimate], dict[str, Any]]:
+    """Divergence from the first policy and a judge's grades, from the conversations in ``out``, as far as asked for.
+
+    Returns:
+        The rows, and what was done, for the manifest.
+    """
+    rows: list[Estimate] = []
+    facts: dict[str, Any] = {}
+    quality = config.quality
+    if quality.kl:
+        paths = check_divergence(policies, quality, config.sampling, config.samples)
+        held = {name: read_trajectories(out / SAMPLED / name) for name in policies}
+        measured, facts["kl"] = measure_divergence(held, paths, quality, dtype=dtype, device=device)
+        rows += estimate_measured(measured, mode=SAMPLED, seed=seed, baseline=None)
+    if quality.judge:
+        held = {name: read_trajectories(out / GREEDY / name) for name in policies}
+        measured, facts["judge"] = judge_policies(held, references, quality, out)
+        rows += estimate_measured(measured, mode=GREEDY, seed=seed, baseline=next(iter(policies)))
+    return rows, facts
 
 
 def on_common_prompts(

@@ -12,7 +12,6 @@ from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import read_trajectories
 from drift.dataset.weighing import KIND as WEIGHTS
 from drift.errors import DatasetError
-from drift.evaluation.config import JUDGE_METRICS, KL_METRICS
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
 from drift.manifest import MANIFEST, read_manifest
@@ -20,7 +19,8 @@ from drift.training.config import KIND as MODEL
 from drift.types import Trajectory
 
 # Metrics that are no shares.
-PLAIN = {"turns", "turns_to_success", "reply_tokens", *KL_METRICS, *JUDGE_METRICS}
+PLAIN = {"turns", "turns_to_success", "reply_tokens"}
+QUALITY = ("kl_", "judge_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,8 @@ def table(facts: Facts, mode: str) -> list[dict[str, Any]]:
     main = {f"corrected@{final}", "turns_to_success", "distinct_answers", "format_failures"}
     # What success within T turns must be read beside, where it is there.
     main |= {f"{name}@{final}" for name in ("floor", "above_floor", "pass", "feedback_gain")}
-    main |= {name for name in PLAIN if name.startswith(("kl_", "judge_"))}
-    names = [name for policy, name in facts.rows if policy == base and name.startswith(f"{mode}/")]
+    # What is measured from the baseline has no row of its own.
+    names = list(dict.fromkeys(name for p, name in facts.rows if p in facts.policies and name.startswith(f"{mode}/")))
     # A reward of 1 for success says nothing that multi@T doesn't.
     pairs = [(policy, f"{mode}/reward", f"{mode}/multi@{final}") for policy in facts.policies]
     if f"{mode}/reward" in names and any(facts.rows[p, r]["value"] != facts.rows[p, m]["value"] for p, r, m in pairs):
@@ -156,27 +156,29 @@ def table(facts: Facts, mode: str) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         metric = name.partition("/")[2]
-        scale = 1.0 if metric in PLAIN else 100.0
-        cells = [_cell(facts.rows[(policy, name)], scale, signed=False) for policy in facts.policies]
+        scale = 1.0 if metric in PLAIN or metric.startswith(QUALITY) else 100.0
+        # A divergence of a hundredth of a nat is something.
+        digits = 3 if metric.startswith("kl_") else 1
+        held = [facts.rows.get((policy, name)) for policy in facts.policies]
+        cells = [_cell(row, scale, digits) if row else ("", "") for row in held]
         difference = facts.rows.get((f"{last} - {base}", name))
         sure = difference is not None and difference["low"] is not None and difference["low"] * difference["high"] > 0
         rows.append(
             {
                 "metric": metric.replace("_", " ") + (" × 100" if metric == "reward" else " %" if scale == 100 else ""),
-                "main": metric in main or metric.startswith("multi@"),
+                "main": metric in main or metric.startswith(("multi@", *QUALITY)),
                 "cells": cells,
-                "difference": _cell(difference, scale, signed=True) if difference else None,
+                "difference": _cell(difference, scale, digits, "+") if difference else None,
                 "sure": sure,
             }
         )
     return rows
 
 
-def _cell(row: Mapping[str, Any], scale: float, *, signed: bool) -> tuple[str, str]:
+def _cell(row: Mapping[str, Any], scale: float, digits: int, sign: str = "") -> tuple[str, str]:
     if row["value"] is None:
         return "n/a", ""
-    form = "{:+.1f}" if signed else "{:.1f}"
-    value, low, high = (form.format(scale * row[key]) for key in ("value", "low", "high"))
+    value, low, high = (f"{scale * row[key]:{sign}.{digits}f}" for key in ("value", "low", "high"))
     return value, f"{low} to {high}"
 
 

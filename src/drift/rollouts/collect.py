@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +14,7 @@ from drift.environments.base import EnvironmentFactory, source_of, task_hash
 from drift.errors import ConfigError, EnvironmentFault, Interrupted, require
 from drift.policies.base import AnyPolicy, Sampling, derive_seed, is_text_only
 from drift.progress import Progress
+from drift.rollouts.adaptive import undecided
 from drift.rollouts.episode import Assignment, Counts, counts_of, episode
 from drift.types import Task, Trajectory
 
@@ -28,6 +29,8 @@ class Collection:
         seed: the run's seed; a trajectory's own is ``derive_seed(seed, task id, sample)``.
         sampling: how replies are drawn.
         concurrency: the most conversations open at once.
+        first: conversations per task that come first; the rest are held only for prompts whose first ones hold both
+            successes and failures. 0 holds all of them for every prompt.
         label: shown while it runs.
     """
 
@@ -36,11 +39,14 @@ class Collection:
     seed: int
     sampling: Sampling
     concurrency: int = 512
+    first: int = 0
     label: str = "rollouts"
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, "rollouts.samples", self.samples, "a whole number ≥ 1")
         require(self.concurrency >= 1, "rollouts.concurrency", self.concurrency, "a whole number ≥ 1")
+        sound = self.first == 0 or 2 <= self.first <= self.samples
+        require(sound, "rollouts.first", self.first, f"0, or a whole number from 2 to samples ({self.samples})")
 
 
 @runtime_checkable
@@ -102,21 +108,15 @@ def collect(
         "policy": policy.fingerprint,
         "ids": "none" if _text_only(policy) else "sampled",
     }
+    if collection.first:
+        spec["first"] = collection.first
     # A judge or a simulated user decides the data as much as the policy does.
     asked = getattr(factory, "fingerprints", None)
     if asked:
         spec["environment_policies"] = dict(asked)
     before = counts_of(policy, factory)
     with TrajectoryWriter(out, spec, tasks) as writer:
-        todo = [
-            assignment
-            for task in tasks
-            for sample in range(collection.samples)
-            if (
-                assignment := Assignment(task=task, sample=sample, seed=derive_seed(collection.seed, task.id, sample))
-            ).trajectory_id
-            not in writer.done
-        ]
+        rounds = _Rounds(tasks, collection, out, writer)
         with Progress(collection.label, planned, done=len(writer.done), unit="conversations") as progress:
 
             def deliver(trajectory: Trajectory) -> None:
@@ -125,18 +125,20 @@ def collect(
 
             try:
                 if isinstance(policy, Executor):
-                    policy.hold(todo, collection, deliver)
+                    for todo in rounds:
+                        policy.hold(todo, collection, deliver)
                 else:
-                    asyncio.run(_hold_all(todo, factory, policy, collection, deliver))
+                    asyncio.run(_hold_all(rounds, factory, policy, collection, deliver))
             except KeyboardInterrupt as stop:
                 writer.flush()
+                most = "at most " if collection.first else ""
                 raise Interrupted(
-                    f"stopped: {len(writer.done)} of {planned} conversations are in {out}. "
+                    f"stopped: {len(writer.done)} of {most}{planned} conversations are in {out}. "
                     "Run the same command again to go on."
                 ) from stop
         record = policy.record() if isinstance(policy, Executor) else _since(before, counts_of(policy, factory))
-        manifest = writer.finish({**record, **source_of(factory, tasks)})
-    if manifest["counts"].get("stop_error", 0) == planned:
+        manifest = writer.finish({**record, **rounds.record(), **source_of(factory, tasks)})
+    if manifest["counts"].get("stop_error", 0) == manifest["counts"]["trajectories"]:
         name = collection.environment.get("name")
         told = ", ".join(f"{kind} {count}" for kind, count in manifest.get("environment_counts", {}).items())
         raise EnvironmentFault(
@@ -144,6 +146,39 @@ def collect(
             f"look at the error column in {out}, or run `drift check {name}`."
         )
     return manifest
+
+
+class _Rounds:
+    """The conversations that are still to be held, a round at a time: the second is known when the first is on disk."""
+
+    def __init__(self, tasks: Sequence[Task], collection: Collection, out: Path, writer: TrajectoryWriter) -> None:
+        self._tasks, self._collection, self._out, self._writer = tasks, collection, out, writer
+        self._undecided: Sequence[Task] = tasks
+
+    def __iter__(self) -> Iterator[list[Assignment]]:
+        first, samples = self._collection.first, self._collection.samples
+        yield self._missing(self._tasks, range(first or samples))
+        if first:
+            self._writer.flush()
+            self._undecided = undecided(self._out, self._tasks, first)
+            yield self._missing(self._undecided, range(first, samples))
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest says: tasks by what became of them, and conversations that were not held."""
+        collection, count = self._collection, len(self._undecided)
+        if not collection.first:
+            return {}
+        saved = (len(self._tasks) - count) * (collection.samples - collection.first)
+        return {"adaptive": {"decided": len(self._tasks) - count, "undecided": count, "saved": saved}}
+
+    def _missing(self, tasks: Sequence[Task], samples: range) -> list[Assignment]:
+        seed = self._collection.seed
+        wanted = (
+            Assignment(task=task, sample=sample, seed=derive_seed(seed, task.id, sample))
+            for task in tasks
+            for sample in samples
+        )
+        return [assignment for assignment in wanted if assignment.trajectory_id not in self._writer.done]
 
 
 def _text_only(policy: AnyPolicy | Executor) -> bool:
@@ -156,23 +191,24 @@ def _since(before: Counts, after: Counts) -> Counts:
 
 
 async def _hold_all(
-    todo: Sequence[Assignment],
+    rounds: Iterable[Sequence[Assignment]],
     factory: EnvironmentFactory,
     policy: AnyPolicy,
     collection: Collection,
     deliver: Callable[[Trajectory], None],
 ) -> None:
     """Keep up to ``concurrency`` conversations open; each goes to its next turn as soon as its reply is there."""
-    queue = iter(todo)
 
-    async def work() -> None:
+    async def work(queue: Iterator[Assignment]) -> None:
         for assignment in queue:
             deliver(await episode(assignment, factory, policy, collection.sampling))
 
     try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(collection.concurrency, len(todo))):
-                group.create_task(work())
+        for todo in rounds:
+            queue = iter(todo)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(collection.concurrency, len(todo))):
+                    group.create_task(work(queue))
     except BaseExceptionGroup as failures:
         # One cause stops all conversations at once; the first is the one to tell the user.
         raise failures.exceptions[0] from failures

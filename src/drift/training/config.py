@@ -56,7 +56,7 @@ class TrainingConfig:
         resample: conversations drawn of each prompt by weight, as a share of K; the others are not computed, and the
             expected gradient is the same. 0 computes all.
         max_negative_share: negative weights of a prompt are scaled down until their sum is at most this share of that
-            of its positive ones; 0 leaves none, null leaves them as they are.
+            of its positive ones; 0 leaves none, null leaves them as published.
         kl_limit: training ends at the last step measured at which the model is no farther from its base than this, in
             nats of KL(base ‖ model) per conversation; 0 measures nothing.
         kl_steps: optimizer steps between measurements; each checkpoint and the last step are measured as well.
@@ -89,7 +89,7 @@ class TrainingConfig:
     rows_together: int = 4
     skip_mass: float = 1e-3
     resample: float = 0.0
-    max_negative_share: float | None = None
+    max_negative_share: float | None = 0.1
     kl_limit: float = 0.0
     kl_steps: int = 10
     kl_prompts: int = 8

@@ -40,7 +40,8 @@ def weights_to_train(table: WeightTable, config: TrainingConfig, seed: int) -> W
     record: dict[str, Any] = {}
     if config.max_negative_share is not None:
         weights_N, negative = bounded(weights_N, index_N, config.max_negative_share)
-        record["max_negative_share"] = negative
+        if negative["negative_weights"]:
+            record["max_negative_share"] = negative
     if not config.resample:
         skipped_N, dropped_G = negligible(weights_N, index_N, config.skip_mass)
         record["dropped_mass"] = float(dropped_G.max(initial=0.0))
