@@ -195,6 +195,12 @@ def built_in_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def built_in_comparisons() -> dict[str, Path]:
+    """Comparisons that come with the package, by name."""
+    folder = Path(__file__).parent / "recipes" / "comparisons"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def find_recipe(name: str) -> Path:
     """The file of a recipe given by path or by built-in name."""
     return built_in_recipes().get(name, Path(name))

@@ -10,7 +10,7 @@ from drift.comparison import Comparison, load_comparison
 from drift.comparison.methods import METHODS, WEIGHTED, find_methods, own_methods
 from drift.comparison.plans import plan_of
 from drift.errors import ConfigError
-from drift.recipe import Recipe, RolloutSettings, to_dict
+from drift.recipe import Recipe, RolloutSettings, built_in_comparisons, to_dict
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 
@@ -193,6 +193,18 @@ def test_a_file_says_what_to_compare(tmp_path: Path) -> None:
     plain = load_comparison(str(tmp_path / "base.yaml"))
     assert plain.seeds == (1, 2, 3) and len(plain.methods) == 8 and plain.against_among(plain.methods) == "sft"
     assert plain.against_among(("rft", "drift")) == "rft"
+
+
+@pytest.mark.parametrize("name", built_in_comparisons())
+def test_comparisons_that_come_with_the_package_are_whole(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", name, "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    given = load_comparison(name)
+    assert all(f"{method}: " in shown for method in given.methods) and f"compared with {given.against}" in shown
+    # What it defines it also compares.
+    assert set(given.own) <= set(given.methods) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

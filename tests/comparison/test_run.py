@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from drift.comparison import Comparison, compare
+from drift.comparison import Comparison, compare, work
 from drift.comparison import run as comparing
 from drift.comparison.methods import find_methods
 from drift.dataset.store import read_trajectories
@@ -53,6 +53,10 @@ def told(out: Path) -> dict[str, Any]:
 
 def times(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def children(process: int) -> list[str]:
+    return [pid for task in Path(f"/proc/{process}/task").iterdir() for pid in (task / "children").read_text().split()]
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +138,20 @@ def test_killed_and_stopped_and_begun_with_less_it_ends_the_same(
 ) -> None:
     # Killed while it trains the first method of the first seed.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "drift", "compare", *ARGUMENTS, "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "drift", "compare", *ARGUMENTS, "--jobs", "2", "--out", str(tmp_path)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     model = tmp_path / "seed-1" / "methods" / "sft" / "model"
     deadline = time.monotonic() + 120
     while not (model / "checkpoints" / "checkpoint-1").is_dir() and time.monotonic() < deadline:
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.005)
+    workers = children(process.pid)
+    assert workers
     process.send_signal(signal.SIGKILL)
     process.wait()
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived the process that started it"
+        time.sleep(0.05)
     assert (model / "checkpoints" / "checkpoint-1").is_dir() and not (tmp_path / "comparison.json").exists()
     kept = times(tmp_path / "seed-1" / "rollouts")
 
@@ -154,18 +163,19 @@ def test_killed_and_stopped_and_begun_with_less_it_ends_the_same(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(comparing, "_measure", stop)
+        patched.setattr(work, "_measure", stop)
         with pytest.raises(Interrupted, match="go on"):
             compare(comparison(("sft", "drift-refresh"), (1,)), tmp_path)
     assert (tmp_path / "seed-1/methods/drift-refresh/round-2/model/manifest.json").is_file()
 
-    compare(comparison(), tmp_path)
+    # The rest in two processes.
+    compare(comparison(), tmp_path, jobs=2)
     assert told(tmp_path) == told(whole)
     assert times(tmp_path / "seed-1" / "methods" / "sft") == finished
     assert kept.items() <= times(tmp_path / "seed-1" / "rollouts").items()
     # All is there: nothing is sampled or trained, and nothing loads a model.
-    monkeypatch.setattr(comparing, "sampler", stop)
-    monkeypatch.setattr(comparing, "_run_method", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(work, "sampler", stop)
+    monkeypatch.setattr(comparing, "run_method", lambda *arguments: pytest.fail("trained again"))
     compare(comparison(("sft", "drift-refresh")), tmp_path)
     assert "failed" not in (tmp_path / "report.html").read_text()
 

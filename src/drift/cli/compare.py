@@ -11,17 +11,18 @@ from jsonargparse import ArgumentParser
 from drift.cli.main import parse
 from drift.cli.run import use_values
 from drift.errors import ConfigError
-from drift.recipe import Recipe, built_in_recipes
+from drift.recipe import Recipe, built_in_comparisons, built_in_recipes
 
 
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments: a recipe or a file of a comparison, what to compare, and every key of a recipe."""
-    names = ", ".join(sorted(built_in_recipes()))
+    names = ", ".join(sorted([*built_in_recipes(), *built_in_comparisons()]))
     parser.add_argument("recipe", type=str, help=f"a YAML file of a recipe or a comparison, or a built-in one: {names}")
     parser.add_argument("--out", type=str, default="", help="directory of the comparison (default: runs/compare-NAME)")
     parser.add_argument("--methods", type=str, default="", help="names with commas between, such as drift,sft,rft")
     parser.add_argument("--seeds", type=str, default="", help="whole numbers with commas between (default: 1,2,3)")
     parser.add_argument("--against", type=str, default="", help="what the others are compared with: a method, or base")
+    parser.add_argument("--jobs", type=int, default=1, help="how many methods run at a time")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print what would run, and stop")
     parser.add_class_arguments(Recipe, as_group=False, skip={"seed"})
 
@@ -55,7 +56,7 @@ def run(parser: ArgumentParser, arguments: Sequence[str]) -> int:
     from drift.comparison.run import compare
     from drift.reporting.console import print_comparison
 
-    compare(comparison, out, command=shlex.join(["drift", "compare", *_without_out(arguments)]))
+    compare(comparison, out, jobs=found.jobs, command=shlex.join(["drift", "compare", *_deciding(arguments)]))
     print_comparison(out)
     return 0
 
@@ -71,11 +72,12 @@ def _whole(text: str) -> tuple[int, ...]:
         raise ConfigError(f"seeds: got {text!r}, expected whole numbers with commas between, like 1,2,3.") from error
 
 
-def _without_out(arguments: Sequence[str]) -> list[str]:
-    """The arguments that decide the result: where it goes is of this machine."""
+def _deciding(arguments: Sequence[str]) -> list[str]:
+    """The arguments that decide the result: where it goes, and how many at a time, is of this machine."""
     kept, skip = [], False
     for argument in arguments:
-        if not skip and not argument.startswith("--out"):
+        here = argument.partition("=")[0] in ("--out", "--jobs")
+        if not skip and not here:
             kept.append(argument)
-        skip = argument == "--out"
+        skip = here and "=" not in argument
     return kept

@@ -68,7 +68,11 @@ def collate(
         "differences": [row for mode in found for row in mode.differences(comparison.against)],
         "best": {mode: each.best(f"multi@{max_turns}") for mode, each in zip(modes, found, strict=True)},
         "costs": {name: _costs(out, comparison.seeds, name) for name in names},
-        "failed": {name: {str(seed): reason for seed, reason in reasons.items()} for name, reasons in failed.items()},
+        "failed": {
+            name: {str(seed): failed[name][seed] for seed in comparison.seeds if seed in failed[name]}
+            for name in comparison.methods
+            if name in failed
+        },
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from drift.comparison.methods import BASE, METHODS, Method, find_methods, own_methods
 from drift.comparison.plans import Plan, plan_of
 from drift.errors import ConfigError, require, unknown_name
-from drift.recipe import Recipe, check_keys, find_recipe, load_values, read_yaml
+from drift.recipe import Recipe, built_in_comparisons, check_keys, find_recipe, load_values, read_yaml
 
 DEFAULT_METHODS = ("drift", "drift-drop", "sft", "rft", "refit", "swift", "rwr", "awr")
 DEFAULT_SEEDS = (1, 2, 3)
@@ -83,12 +83,12 @@ def load_comparison(name: str) -> Given:
     """Read a comparison from a file: a recipe, or keys ``recipe``, ``methods``, ``define``, ``seeds`` and ``against``.
 
     Args:
-        name: a YAML file, or a built-in recipe.
+        name: a YAML file, or a built-in recipe or comparison.
 
     Raises:
         ConfigError: no such file, an unknown key or method, or a value of the wrong kind.
     """
-    path = find_recipe(name)
+    path = built_in_comparisons().get(name) or find_recipe(name)
     values = read_yaml(path)
     if "recipe" not in values:
         values = {"recipe": load_values(path)}

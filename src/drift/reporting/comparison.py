@@ -92,6 +92,8 @@ def verdicts(found: Found) -> list[str]:
                 text += f" {word.capitalize()} than {found.against}: {', '.join(those)}."
         if found.against in found.methods and not any(names.values()):
             text += f" None differs from {found.against}."
+        if len(found.values["seeds"]) == 1:
+            text += " With one seed nothing is known of what another training would give."
         said.append(text)
     return said
 
@@ -147,6 +149,11 @@ def failures(found: Found) -> list[dict[str, str]]:
         {"method": name, "seeds": ", ".join(reasons), "reason": next(iter(reasons.values()))}
         for name, reasons in found.values["failed"].items()
     ]
+
+
+def level(found: Found) -> str:
+    """What intervals are."""
+    return "95 % intervals over prompts" + (" and seeds" if len(found.values["seeds"]) > 1 else ", one seed")
 
 
 def subtitle(found: Found) -> str:

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from drift.reporting.comparison import cost_table, failures, main_table, read_comparison, subtitle, verdicts
+from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.facts import read_facts, table, verdict
 
 
@@ -43,7 +43,7 @@ def print_comparison(out: Path) -> None:
     """Print tables and verdicts of the comparison in ``out``: what decides first, then how, then at what cost."""
     found, console = read_comparison(out), Console(highlight=False)
     final = f"multi@{found.max_turns}"
-    console.print(f"{subtitle(found)}; 95 % intervals over prompts and seeds, p by Holm", markup=False)
+    console.print(f"{subtitle(found)}; {level(found)}, p by Holm", markup=False)
     for mode in found.modes:
         rows = [
             [

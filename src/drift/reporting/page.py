@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from drift.manifest import write_atomic
-from drift.reporting.comparison import cost_table, failures, main_table, read_comparison, subtitle, verdicts
+from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.comparison_plots import accuracy_against_cost, curves
 from drift.reporting.facts import Facts, costs, read_facts, table, verdict
 from drift.reporting.plots import COLORS, histogram, multi_at_k, training_curve
@@ -52,7 +52,7 @@ def write_comparison_page(source: Path, out: Path) -> Path:
     found = read_comparison(source)
     page = _template("comparison.html").render(
         title=f"drift: {len(found.methods) - 1} methods on {found.values['recipe']['environment']['name']}",
-        subtitle=subtitle(found),
+        subtitle=f"{subtitle(found)}. Every method has the same rollouts, steps and held-out tasks; {level(found)}.",
         verdicts=verdicts(found),
         found=found,
         modes=[

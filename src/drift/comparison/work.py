@@ -1,0 +1,124 @@
+"""One piece of a comparison: the rollouts and the base of a seed, or one method with one seed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from drift.comparison.methods import BASE
+from drift.comparison.settings import Comparison
+from drift.environments import make_environment
+from drift.evaluation.run import EvaluationConfig, check_unseen, hold_modes, modes_of
+from drift.manifest import MANIFEST, write_json, write_manifest
+from drift.pipeline import claim, roll_out
+from drift.recipe import Recipe
+from drift.rollouts.cluster import sampler
+from drift.rollouts.worker import Making
+
+KIND = "method"
+SPENT = "seconds.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    """What the methods of one seed share.
+
+    Attributes:
+        number: the seed.
+        folder: of everything that is of this seed.
+        recipe: with this seed, before any method changes it.
+    """
+
+    number: int
+    folder: Path
+    recipe: Recipe
+
+    @property
+    def rollouts(self) -> Path:
+        """Where the shared conversations lie."""
+        return self.folder / "rollouts"
+
+    @classmethod
+    def of(cls, comparison: Comparison, number: int, out: Path) -> Seed:
+        """Seed ``number`` of a comparison in ``out``."""
+        return cls(number=number, folder=out / f"seed-{number}", recipe=replace(comparison.recipe, seed=number))
+
+    def method(self, name: str) -> Path:
+        """Where a method lies."""
+        return self.folder / "methods" / name
+
+    def finished(self, name: str) -> bool:
+        """Whether all of a method is there."""
+        return (self.method(name) / MANIFEST).is_file()
+
+
+def run_base(seed: Seed, policy: Any) -> None:
+    """Hold the conversations that all methods of a seed share, and measure the model that held them."""
+    roll_out(seed.recipe, seed.rollouts, source=policy)
+    _measure(seed, BASE, policy)
+    _finish(seed, BASE, {})
+
+
+@contextmanager
+def opened(recipe: Recipe, model: str) -> Iterator[Any]:
+    """The policy ``model``, or the cluster that samples it; an engine stays up for several collections."""
+    choice = recipe.policy
+    environment = {"name": recipe.environment.name, "settings": dict(recipe.environment.settings)}
+    usual = {"dtype": choice.dtype, "device": choice.device, "batch_size": choice.batch_size}
+    making = Making(environment=environment, model=model, settings=choice.settings, usual=usual)
+    with sampler(recipe.rollouts.cluster, making) as policy, getattr(policy, "held_open", nullcontext)():
+        yield policy
+
+
+def run_method(comparison: Comparison, seed: Seed, name: str) -> None:
+    """Train and measure one method; raises what its stages raise."""
+    folder, plan = seed.method(name), comparison.plan_of(name, seed.number)
+    claim(plan.to_dict(), folder)
+    with _clock(folder):
+        model = plan.train(seed.rollouts, folder)
+    with opened(seed.recipe, str(model)) as policy:
+        _measure(seed, name, policy)
+    _finish(seed, name, plan.costs(folder))
+
+
+def _measure(seed: Seed, name: str, policy: Any) -> None:
+    recipe, config = seed.recipe, evaluation_of(seed.recipe)
+    factory = make_environment(recipe.environment.name, recipe.environment.settings)
+    tasks = factory.tasks(config.split, config.tasks, seed.number)
+    check_unseen(tasks, seed.rollouts)
+    places = {mode: seed.method(name) / mode for mode in modes_of(config)}
+    environment = {"name": recipe.environment.name, "settings": dict(recipe.environment.settings)}
+    hold_modes(tasks, factory, policy, config, places, environment, seed=seed.number, label=name)
+
+
+def _finish(seed: Seed, name: str, costs: Mapping[str, Any]) -> None:
+    """Write the manifest of a finished method: what it cost, beside the rollouts where it shares them."""
+    folder = seed.method(name)
+    write_manifest(folder, KIND, {"name": name, "seed": seed.number, **costs, "seconds": round(_spent(folder), 3)})
+
+
+@contextmanager
+def _clock(folder: Path) -> Iterator[None]:
+    """Add what the work within takes to what interrupted runs of it took before."""
+    start, before = time.monotonic(), _spent(folder)
+    try:
+        yield
+    finally:
+        write_json(folder / SPENT, {"seconds": before + time.monotonic() - start})
+
+
+def _spent(folder: Path) -> float:
+    path = folder / SPENT
+    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else 0.0
+
+
+def evaluation_of(recipe: Recipe) -> EvaluationConfig:
+    """How methods are measured."""
+    return EvaluationConfig(
+        tasks=recipe.evaluation.tasks, samples=recipe.evaluation.samples, sampling=recipe.rollouts.sampling
+    )
