@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import drift
+from drift.cli.main import main
 from drift.dataset.exports import run as exports
 from drift.dataset.exports.config import FORMATS, ExportConfig
 from drift.dataset.exports.conversations import conversations
@@ -328,6 +329,18 @@ def test_rendering_again_is_compared_with_what_was_sampled(sampled: list[Traject
         stored(tmp_path / "odd", [odd]), tmp_path / "odd.jsonl", ExportConfig(format="kto"), tokenizer=tokenizer
     )
     assert told["rendered"]["other_ids"] == 1
+
+
+def test_the_command_line_says_what_was_made(
+    data: list[Trajectory], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = stored(tmp_path / "data", data), tmp_path / "rows.jsonl"
+    assert main(["export", str(folder), "--out", str(out), "--format", "dpo-step", "--pairs", "1"]) == 0
+    assert f"{out}: rows 4, prompts 3, prompts without row 1, failed 1" in capsys.readouterr().out
+    assert main(["export", str(folder), "--out", str(out), "--format", "kto", "--model", "default"]) == 0
+    assert "rendered again: other ids 8" in capsys.readouterr().out
+    assert main(["export", str(folder), "--out", str(out), "--model", "./nowhere"]) == 2
+    assert "model './nowhere': nothing there" in capsys.readouterr().err
 
 
 def test_nothing_to_export_is_an_error_that_leaves_no_file(make_trajectory: Make, tmp_path: Path) -> None:
