@@ -26,6 +26,7 @@ from drift.policies.base import Sampling
 from drift.policies.hf import load_model
 from drift.recipe import RolloutSettings
 
+pytest.importorskip("trl")
 pytestmark = [pytest.mark.trl, pytest.mark.timeout(600)]
 
 SHORT = Sampling(max_new_tokens=16)
