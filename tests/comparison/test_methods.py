@@ -241,6 +241,10 @@ def test_files_with_mistakes_are_refused_before_any_work(
         (["--weights.bta", "1"], "Did you mean '--weights.beta'?"),
         (["--rollouts.tasks", "1000000"], "Ask for fewer tasks"),
         (["--policy.model", "./nowhere"], "no model in nowhere"),
+        (
+            ["--evaluation.quality.kl", "10"],
+            "evaluation.quality: got 'kl or a judge', expected neither in a comparison",
+        ),
         (["--rollouts.samples", "1"], "at least 2 with the weighting 'drift'"),
         (["--training.max_steps", "1", "--methods", "sft,drift-refresh"], "method 'drift-refresh': rounds: got 2"),
     ],

@@ -53,6 +53,14 @@ def check_comparison(comparison: Comparison, out: Path) -> None:
         from drift.baselines.shared import trl_version
 
         trl_version()
+    quality = comparison.recipe.evaluation.quality
+    require(
+        not quality.kl and not quality.judge,
+        "evaluation.quality",
+        "kl or a judge",
+        "neither in a comparison",
+        "Measure its models with drift evaluate: they lie in seed-N/methods/NAME/model.",
+    )
     for number in comparison.seeds:
         for at, name in enumerate(comparison.methods):
             plan = comparison.plan_of(name, number)
