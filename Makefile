@@ -124,6 +124,10 @@ SIZES ?= 100000 1000000 10000000
 bench-weights: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/weights.py --sizes $(SIZES)
 
+# A million scripted conversations: five to ten minutes.
+bench-soak: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/soak.py --picture docs/soak.png
+
 # docs/results.md from the comparisons kept in docs/results; see benchmarks/results.py.
 results: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/results.py write
