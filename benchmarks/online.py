@@ -33,14 +33,11 @@ from drift.training.config import TrainingConfig
 SHORT = Sampling(max_new_tokens=16)
 BATCH = 256
 HELD_OUT = 300
-# The recipes of the package.
-TRAINING = {
-    "arithmetic": TrainingConfig(max_steps=60, learning_rate=1e-4, rows_together=1, save_steps=10, keep_checkpoints=99),
-    "guess": TrainingConfig(max_steps=60, learning_rate=3e-4, rows_together=1, save_steps=10, keep_checkpoints=99),
-}
-# Chosen by the sweep in docs/LOG.md.
+# Both as the sweep of docs/LOG.md leaves them.
+SIZE = {"arithmetic": (400, 4), "guess": (400, 16)}
+TRAINING = TrainingConfig(max_steps=40, learning_rate=3e-4, rows_together=1, save_steps=5, keep_checkpoints=99)
 GRPO = OnlineConfig(
-    tasks=400, rounds=40, prompts=16, samples=8, sampling=SHORT, generation_batch=BATCH, save_rounds=5,
+    tasks=400, rounds=80, prompts=16, samples=4, sampling=SHORT, generation_batch=BATCH, save_rounds=5,
     optimizer=Optimizer(learning_rate=3e-4, warmup=0.0, log_steps=5),
 )  # fmt: skip
 
@@ -132,25 +129,21 @@ def told(name: str, points: list[Point]) -> None:
         print(f"  {point.processor:7.1f} s ({point.seconds:6.1f} s) {point.tokens:8d}  {100 * point.value:5.1f} %")
 
 
-def compare(environment: str, seed: int, out: Path, sizes: list[int]) -> dict[str, Any]:
-    """One seed: DRIFT of each size, GRPO, and GRPO from the smallest DRIFT."""
-    curves: dict[str, list[Point]] = {}
-    for at, size in enumerate(sizes):
-        curves[f"drift {size}x16"] = offline(
-            environment, seed, (size, 16), out / f"drift-{size}", TRAINING[environment]
-        )
-        if at == 0:
-            curves["grpo"] = online(environment, seed, GRPO, out / "grpo")
-    smallest = curves[f"drift {sizes[-1]}x16"][-1]
-    begun = online(environment, seed, GRPO, out / "grpo-after-drift", str(out / f"drift-{sizes[-1]}" / "model"))
+def compare(environment: str, seed: int, out: Path) -> dict[str, Any]:
+    """One seed: DRIFT, GRPO, and GRPO from DRIFT's model."""
+    curves = {
+        "drift": offline(environment, seed, SIZE[environment], out / "drift", TRAINING),
+        "grpo": online(environment, seed, GRPO, out / "grpo"),
+    }
+    before = curves["drift"][-1]
     curves["drift, then grpo"] = [
         replace(
             point,
-            seconds=point.seconds + smallest.seconds,
-            processor=point.processor + smallest.processor,
-            tokens=point.tokens + smallest.tokens,
+            seconds=point.seconds + before.seconds,
+            processor=point.processor + before.processor,
+            tokens=point.tokens + before.tokens,
         )
-        for point in begun
+        for point in online(environment, seed, GRPO, out / "grpo-after-drift", str(out / "drift" / "model"))
     ]
     for name in curves:
         curves[name] = measured(
@@ -185,7 +178,7 @@ def sweep(environment: str, out: Path, named: list[str]) -> dict[str, Any]:
         method, *values = entry.split(",")
         if method == "drift":
             rate, (tasks, samples, steps) = float(values[0]), map(int, values[1:])
-            tuned = replace(TRAINING[environment], learning_rate=rate, max_steps=steps)
+            tuned = replace(TRAINING, learning_rate=rate, max_steps=steps)
             points = offline(environment, 77, (tasks, samples), out / entry, tuned)
         else:
             rate, (prompts, samples, minibatches, passes) = float(values[0]), map(int, values[1:])
@@ -209,15 +202,14 @@ def main() -> None:
     """Run the comparison, or the sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--environment", default="arithmetic", choices=sorted(TRAINING))
+    parser.add_argument("--environment", default="arithmetic", choices=sorted(SIZE))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100], help="tasks of DRIFT's rollouts")
     parser.add_argument("--sweep", nargs="+", default=[])
     given = parser.parse_args()
     if given.sweep:
         print(json.dumps(sweep(given.environment, given.out, given.sweep)))
         return
-    runs = [compare(given.environment, seed, given.out / f"seed-{seed}", given.sizes) for seed in given.seeds]
+    runs = [compare(given.environment, seed, given.out / f"seed-{seed}") for seed in given.seeds]
     print(json.dumps({"environment": given.environment, "runs": runs}))
 
 
