@@ -89,7 +89,8 @@ def saving(out: Path) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, SafetensorError) as error:
-            if not any(sign in str(error) for sign in ("inline_container", "PytorchStreamWriter", "No space left")):
+            signs = ("inline_container", "PytorchStreamWriter", "No space left", "(os error ")
+            if not any(sign in str(error) for sign in signs):
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
