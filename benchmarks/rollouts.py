@@ -1,6 +1,6 @@
 """What it costs to wait for the slowest: conversations through one vLLM engine, with and without a barrier.
 
-    python benchmarks/rollouts.py [--conversations 2048] [--room 256] [--rounds 3]
+    python benchmarks/rollouts.py [--conversations 2048] [--room 256] [--rounds 3] [--sigma 1]
 
 One engine of ``drift``'s own policy ``vllm:default`` (room for ``--room`` replies at once) holds the same conversations
 of at most five turns again and again, with the same seeds, lengths, environment and files written:
@@ -15,9 +15,9 @@ of at most five turns again and again, with the same seeds, lengths, environment
   with as many tokens as its reply had, and nothing done with the replies: what the engine gives without any loop.
 
 The shipped policy's own replies are five tokens long. So the length of each is drawn instead, as skewed as those of
-reasoning models are: log-normal (median 16, sigma 1, at most 320 tokens), from the request's seed, and the end-of-turn
-token is ignored until then. The engine forgets its prefixes before each measurement. Rounds are interleaved and figures
-are medians of ratios within a round. The last line is JSON with every figure.
+reasoning models are: log-normal (median 16, ``--sigma`` 1, at most 320 tokens), from the request's seed, and the
+end-of-turn token is ignored until then. The engine forgets its prefixes before each measurement. Rounds are
+interleaved and figures are medians of ratios within a round. The last line is JSON with every figure.
 """
 
 from __future__ import annotations
@@ -47,23 +47,25 @@ from drift.rollouts.collect import Collection, collect
 from drift.rollouts.episode import Assignment, episode
 from drift.types import Completion, Task, Trajectory
 
-MEDIAN_TOKENS, SIGMA, MOST_TOKENS = 16, 1.0, 320
+MEDIAN_TOKENS, MOST_TOKENS = 16, 320
 SAMPLES = 4
 SAMPLING = Sampling(max_new_tokens=MOST_TOKENS)
 
 
-def reply_length(seed: int) -> int:
-    """Tokens of the reply to the request with this seed."""
-    drawn = MEDIAN_TOKENS * math.exp(random.Random(seed).gauss(0.0, SIGMA))
+def reply_length(seed: int, sigma: float) -> int:
+    """Tokens of the reply to the request with this seed, from a log-normal of this ``sigma``."""
+    drawn = MEDIAN_TOKENS * math.exp(random.Random(seed).gauss(0.0, sigma))
     return max(1, min(MOST_TOKENS, round(drawn)))
 
 
 class DrawnLengths(VLLMPolicy):
     """``vllm`` whose replies are as long as ``reply_length`` says."""
 
+    sigma = 1.0
+
     def _parameters(self, sampling: Sampling, seed: int) -> Any:
         parameters = super()._parameters(sampling, seed)
-        parameters.max_tokens = reply_length(seed)
+        parameters.max_tokens = reply_length(seed, self.sigma)
         parameters.ignore_eos = True
         parameters.stop_token_ids = []
         parameters._all_stop_token_ids = set()
@@ -253,8 +255,10 @@ def main() -> int:
     parser.add_argument("--conversations", type=int, default=2048)
     parser.add_argument("--room", type=int, default=256, help="replies that the engine samples at once")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sigma", type=float, default=1.0, help="spread of the logarithm of a reply's length")
     args = parser.parse_args()
     policy = DrawnLengths("default", max_num_seqs=args.room)
+    policy.sigma = args.sigma
     factory = make_environment("arithmetic", {"max_turns": 5})
     tasks = factory.tasks("train", args.conversations // SAMPLES, 1)
     setting = Setting(policy=policy, factory=factory, tasks=tasks, seed=1, room=args.room)
@@ -286,7 +290,13 @@ def main() -> int:
     print(f"trajectories/s, ours / turn by turn in batches of {args.room}: {first:.2f} (wanted >= 1.5)")
     print(f"trajectories/s, ours / turn by turn, all at once: {second:.2f}")
     print(f"tokens/s, ours / single turns: {third:.2f} (wanted >= 0.85)")
-    figures = {"conversations": args.conversations, "room": args.room, "reply_tokens": lengths, "ratios": ratio}
+    figures = {
+        "conversations": args.conversations,
+        "room": args.room,
+        "sigma": args.sigma,
+        "reply_tokens": lengths,
+        "ratios": ratio,
+    }
     print(json.dumps({**figures, "rounds": rounds}))
     return 0
 
