@@ -189,6 +189,14 @@ def children() -> set[int]:
     return {child.pid for child in found if "VLLM" in child.name() and child.status() != psutil.STATUS_ZOMBIE}
 
 
+def left_of(before: set[int], seconds: float = 30.0) -> set[int]:
+    """``children`` beside those of ``before``; on a busy machine they end a little after they were told to."""
+    end = time.monotonic() + seconds
+    while children() - before and time.monotonic() < end:
+        time.sleep(0.1)
+    return children() - before
+
+
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_an_adapter_speaks_as_the_model_that_it_is_merged_into_and_an_engine_that_dies_costs_what_was_in_flight(
@@ -220,7 +228,7 @@ def test_an_adapter_speaks_as_the_model_that_it_is_merged_into_and_an_engine_tha
         assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 0.95 * len(found)
         assert sum(a == b for a, b in zip(found, base, strict=True)) < 0.8 * len(found)
         assert policy.fingerprint.split("+")[0] == HFPolicy(str(DEFAULT_MODEL)).fingerprint != policy.fingerprint
-    assert children() == before
+    assert not left_of(before)
 
     class Dying(Arithmetic):
         started = 0
@@ -238,10 +246,10 @@ def test_an_adapter_speaks_as_the_model_that_it_is_merged_into_and_an_engine_tha
     with pytest.raises(PolicyError, match=r"engine of 'default' died .* run the same command again"):
         collect(TASKS, Dying(), policy, plan, tmp_path / "run")
     kept = len(read_trajectories(tmp_path / "run", complete_only=False))
-    assert 200 < kept < 300 and children() == before
+    assert 200 < kept < 300 and not left_of(before)
     # The same policy starts another engine.
     manifest = collect(TASKS, Arithmetic(), policy, plan, tmp_path / "run")
-    assert manifest["counts"]["trajectories"] == 480 and children() == before
+    assert manifest["counts"]["trajectories"] == 480 and not left_of(before)
 
 
 @pytest.mark.vllm
