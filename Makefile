@@ -91,11 +91,10 @@ $(VENV)/.installed-qlora: $(INSTALLED)
 test-qlora: $(VENV)/.installed-qlora
 	$(VENV)/bin/pytest -m qlora
 
-# Its source is built against torch, so torch and what the build needs come first. On CPUs it compiles a kernel when first used.
+# On CPUs DeepSpeed compiles a kernel when it is first used, which takes a C++ compiler, setuptools and a minute.
 .venv-deepspeed/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet --constraint constraints.txt torch setuptools wheel ninja
-	$(@D)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation deepspeed
+	$(@D)/bin/pip install --quiet --constraint constraints.txt torch setuptools
 	$(@D)/bin/pip install --quiet --constraint constraints.txt --editable '.[deepspeed]' pytest pytest-timeout
 	touch $@
 
