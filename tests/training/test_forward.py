@@ -127,12 +127,13 @@ def gradients_of_padded_rows(model: Any, rows: list[Example]) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).double().cpu()
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    # Gemma 2 has no sdpa in transformers, which leaves out the cap of its scores.
+    [(family, name) for family in FAMILIES for name in ("eager", "sdpa") if (family, name) != ("gemma2", "sdpa")],
+)
 def test_padded_rows_have_the_same_gradients_under_each_attention(family: str, attention: str) -> None:
-    if (family, attention) == ("gemma2", "sdpa"):
-        pytest.skip("transformers leaves its cap of scores out under sdpa")
-    model, rows = make(family, torch.float64), make_rows(2, "all")
+    model, rows = make(family, torch.float32), make_rows(2, "all")
     _, expected = plain_gradients(model, rows)
     teach(model)
     model.set_attn_implementation(attention)
