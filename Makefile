@@ -4,8 +4,8 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .PHONY: quickstart test lint types unit slow format clean results
-.PHONY: test-adapters test-browser test-chaos test-fuzz test-qlora test-ray test-trl test-vllm
-.PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-soak bench-training bench-verifiers bench-weights
+.PHONY: test-adapters test-browser test-chaos test-deepspeed test-fuzz test-qlora test-ray test-trl test-vllm
+.PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-soak bench-streaming bench-training bench-verifiers bench-weights
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -21,7 +21,7 @@ types: $(INSTALLED)
 
 # What needs neither minutes, nor a device, a browser or a library of its own.
 ORDINARY := not slow and not chaos and not gpu and not browser
-ORDINARY += and not adapters and not qlora and not ray and not trl and not vllm
+ORDINARY += and not adapters and not deepspeed and not qlora and not ray and not trl and not vllm
 
 unit: $(INSTALLED)
 	$(VENV)/bin/pytest -n 2 -m "$(ORDINARY)" --cov --cov-report=term:skip-covered --cov-fail-under=90
@@ -91,6 +91,16 @@ $(VENV)/.installed-qlora: $(INSTALLED)
 test-qlora: $(VENV)/.installed-qlora
 	$(VENV)/bin/pytest -m qlora
 
+# On CPUs DeepSpeed compiles a kernel when it is first used, which takes a C++ compiler, setuptools and a minute.
+.venv-deepspeed/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --constraint constraints.txt torch setuptools
+	$(@D)/bin/pip install --quiet --constraint constraints.txt --editable '.[deepspeed]' pytest pytest-timeout
+	touch $@
+
+test-deepspeed: .venv-deepspeed/.installed
+	OMP_NUM_THREADS=1 .venv-deepspeed/bin/pytest -m deepspeed tests/training
+
 bench-cluster: $(VENV)/.installed-ray
 	$(VENV)/bin/python benchmarks/cluster.py
 
@@ -123,6 +133,10 @@ bench-verifiers: $(INSTALLED)
 SIZES ?= 100000 1000000 10000000
 bench-weights: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/weights.py --sizes $(SIZES)
+
+# Training on 20,000 and on half a million conversations: peak memory; three to five minutes.
+bench-streaming: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/streaming.py
 
 # A million scripted conversations: five to ten minutes.
 bench-soak: $(INSTALLED)

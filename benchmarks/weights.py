@@ -62,16 +62,17 @@ def random_columns(count: int, first: int, rng: np.random.Generator) -> dict[str
     return {"row": row_N, "length": length_N, "success": last_T, "answer": np.where(last_T, 9, answers)}
 
 
-def shard(columns: dict[str, Any], groups: int) -> pa.Table:
+def shard(columns: dict[str, Any], groups: int, tokens: int = TOKENS) -> pa.Table:
     """Those conversations as rows of the store's schema, with a few token ids a turn."""
     row_N, length_N, success_T = columns["row"], columns["length"], columns["success"]
     count, turns = len(row_N), len(success_T)
     # Samples of one prompt are a stride apart, as when samples are drawn in rounds: a group lies in many shards.
     tasks = [f"task-{n:07d}" for n in (row_N % groups).tolist()]
     sample_N = row_N // groups
-    per_turn = pa.array(np.arange(turns + 1, dtype=np.int32) * TOKENS)
-    ids = pa.ListArray.from_arrays(per_turn, pa.array(np.zeros(turns * TOKENS, np.int32)))
-    logprobs = pa.ListArray.from_arrays(per_turn, pa.array(np.full(turns * TOKENS, -0.5, np.float32)))
+    per_turn = pa.array(np.arange(turns + 1, dtype=np.int32) * tokens)
+    drawn = np.random.default_rng(int(row_N[0])).integers(0, 100, turns * tokens, np.int32)
+    ids = pa.ListArray.from_arrays(per_turn, pa.array(drawn))
+    logprobs = pa.ListArray.from_arrays(per_turn, pa.array(np.full(turns * tokens, -0.5, np.float32)))
     spoken = pa.array([MESSAGES], SCHEMA.field("messages").type)
     made = {
         "prompt_ids": ids,
@@ -106,12 +107,12 @@ def shard(columns: dict[str, Any], groups: int) -> pa.Table:
     return pa.table([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
-def make_dataset(folder: Path, count: int) -> None:
+def make_dataset(folder: Path, count: int, tokens: int = TOKENS) -> None:
     """Write ``count`` conversations as the store does, but for the hash, which weighing does not read rows for."""
     (folder / "shards").mkdir(parents=True)
     rng, groups = np.random.default_rng(0), max(1, count // SAMPLES)
     for number, first in enumerate(range(0, count, SHARD_ROWS)):
-        table = shard(random_columns(min(SHARD_ROWS, count - first), first, rng), groups)
+        table = shard(random_columns(min(SHARD_ROWS, count - first), first, rng), groups, tokens)
         pq.write_table(table, folder / "shards" / f"{number:06d}.parquet", compression="zstd")
     content = {"spec": {}, "complete": True, "counts": {"trajectories": count}, "dataset_hash": f"synthetic-{count}"}
     write_manifest(folder, KIND, content)

@@ -84,6 +84,16 @@ def ranks_below(pid: int) -> list[int]:
     return [int(child) for child in found]
 
 
+def kill(child: "subprocess.Popen[bytes]", rank: int | None = None) -> None:
+    """SIGKILL ``child``, or one of the ranks it started; returns when all of them are gone."""
+    ranks = ranks_below(child.pid)
+    os.kill(child.pid if rank is None or not ranks else ranks[rank], signal.SIGKILL)
+    child.wait(timeout=60)
+    for each in ranks:
+        while Path(f"/proc/{each}").exists():
+            time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("processes", "engine", "kills"), [(1, "ddp", 10), (2, "ddp", 3), (2, "fsdp", 2)])
@@ -96,29 +106,33 @@ def test_killed_at_random_moments_it_ends_as_unbroken(
     line = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--out", str(out), "--base", str(tiny_model)]
     line += ["--device", "cpu", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
     moments = random.Random(processes)
-    killed_at = []
+    killed_at, half_written = [], 0
+    part = (given["max_steps"] - 20) // kills
     for number in range(kills):
-        before = step_of(out)
+        before, target = step_of(out), number * part + moments.randint(1, part)
         child = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # While it starts, or some steps after it went on.
-        if number % 4 == 3:
+        if number % 5 == 3:
+            # While it starts, and then again further on.
             time.sleep(moments.uniform(1, 5))
+            kill(child)
+            child = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while step_of(out) < max(target, before + 1) and child.poll() is None:
+            time.sleep(0.002)
+        if number % 2:
+            # While a checkpoint is being written.
+            while not any(begin(out / FOLDER).glob("checkpoint-*")) and child.poll() is None:
+                time.sleep(0.0005)
         else:
-            while step_of(out) <= before and child.poll() is None:
-                time.sleep(0.002)
-            time.sleep(moments.uniform(0, 1.2))
-        # Of several processes: the one that started them, or one of them.
-        ranks = ranks_below(child.pid)
-        os.kill(ranks[number % 2] if processes > 1 and number % 2 else child.pid, signal.SIGKILL)
-        child.wait(timeout=60)
-        for rank in ranks:
-            while Path(f"/proc/{rank}").exists():
-                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 0.3))
+        kill(child, rank=number // 2 % 2 if processes > 1 else None)
         assert not (out / "manifest.json").exists(), "it ended before it was killed: make it longer"
         killed_at.append(step_of(out))
+        half_written += any(begin(out / FOLDER).glob("checkpoint-*"))
         check_checkpoints(out)
     again = train(*weighed, out=out, base=str(tiny_model), device="cpu", **given)
-    print(f"{processes} {engine}: killed after the checkpoints of steps {killed_at}")
+    print(
+        f"{processes} {engine}: killed after the checkpoints of steps {killed_at}, {half_written} while one was written"
+    )
     assert same(whole, again)
     assert sorted(path.name for path in (out / FOLDER).iterdir()) == sorted(
         path.name for path in (whole / FOLDER).iterdir()

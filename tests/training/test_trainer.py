@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig
 
 from drift.api import train
 from drift.dataset.store import TrajectoryWriter
 from drift.dataset.weighing import read_weights, weigh_dataset
 from drift.errors import ConfigError, DatasetError, Interrupted, TrainingError
 from drift.manifest import read_manifest
-from drift.policies.hf import fingerprint, load_model
+from drift.policies.hf import check_attention, fingerprint, load_model
 from drift.training.checkpoints import last_checkpoint
 from drift.training.config import LoraSettings, TrainingConfig
 from drift.training.fit import training_arguments
@@ -257,7 +257,7 @@ def test_conversations_are_drawn_by_weight_and_all_of_them_count(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
     table = read_weights(weighed[1], weighed[0])
-    sizes = np.unique(table.groups, return_counts=True)[1]
+    sizes = np.unique(table.group_index(), return_counts=True)[1]
     out = train(*weighed, out=tmp_path / "half", base=str(tiny_model), config=settings(resample=0.5))
     found, all_rows = read_manifest(out, "model"), np.count_nonzero(table.weights_N)
     drawn = found["resampled"]["drawn"]
@@ -285,6 +285,39 @@ def test_lora_trains_an_adapter_and_saves_the_merged_model(
     before, after = parameters(tiny_model), parameters(out)
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_another_attention_trains_alike_and_says_what_it_gives_up(
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curves = {}
+    for attention in ("auto", "sdpa", "eager"):
+        config = settings(attention=attention)
+        curves[attention] = [
+            row["loss"] for row in curve(train(*weighed, out=tmp_path / attention, base=str(tiny_model), config=config))
+        ]
+        said = "what conversations share is computed for each, as attention eager takes rows of their own"
+        assert (said in capsys.readouterr().err) == (attention == "eager")
+    assert curves["auto"] == curves["sdpa"] == pytest.approx(curves["eager"], rel=1e-5)
+
+
+def test_attention_that_can_not_be_had_is_refused_before_a_model_is_loaded(
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"training\.attention: got 'flesh', expected one of auto, sdpa"):
+        settings(attention="flesh")
+    with pytest.raises(ConfigError, match=r"training\.dtype: got 'float32', expected bfloat16 with attention flash"):
+        settings(attention="flash_attention_2")
+    for attention in ("flex_attention", "flash_attention_2"):
+        config = settings(attention=attention, dtype="bfloat16")
+        with pytest.raises(ConfigError, match=rf"training\.attention: got '{attention}', expected .* on a CPU"):
+            train(*weighed, out=tmp_path / "m", base=str(tiny_model), config=config, device="cpu")
+    assert not (tmp_path / "m").exists()
+    # A model that has no such attention, known from its configuration alone.
+    MambaConfig(vocab_size=99).save_pretrained(tmp_path / "mamba")
+    with pytest.raises(ConfigError, match=r"training\.attention: sdpa can't be used with model .*MambaForCausalLM"):
+        check_attention(str(tmp_path / "mamba"), "sdpa", device="cpu")
+    check_attention(str(tiny_model), "sdpa", device="cpu")
 
 
 def test_negative_weights_push_replies_away(tmp_path: Path, tiny_model: Path, make_trajectory: Make) -> None:

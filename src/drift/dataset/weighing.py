@@ -6,7 +6,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from drift.dataset.buckets import Buckets
 from drift.dataset.outcomes import COLUMNS, ROWS, Outcomes, outcome_rows, outcomes, sorted_outcomes
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories, stream_columns
+from drift.dataset.table import WeightTable
 from drift.errors import ConfigError, DatasetError
 from drift.manifest import MANIFEST, read_manifest, replacing, write_manifest
 from drift.weights.choosing import RolloutReport
@@ -38,19 +38,6 @@ FILE = "weights.parquet"
 BUCKET_ROWS = 131_072
 _TABLE = pa.schema([("id", pa.string()), ("group_id", pa.string()), ("return", pa.float64()), ("weight", pa.float64())])
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightTable:
-    """Weights as they were written: id, group and weight of each trajectory that did not fail."""
-
-    ids: list[str]
-    groups: list[str]
-    weights_N: NDArray[np.float64]
-
-    def by_id(self) -> dict[str, float]:
-        """Weight by trajectory id."""
-        return dict(zip(self.ids, self.weights_N.tolist(), strict=True))
 
 
 class Weigher:
@@ -250,13 +237,18 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
     return read_manifest(out, KIND)
 
 
-def weights_hash(ids: Sequence[str], weights_N: Floats) -> str:
+def weights_hash(ids: Sequence[str] | pa.ChunkedArray, weights_N: Floats) -> str:
     """Hash of weights by trajectory id, in any order: the sum modulo 2²⁵⁶ of the SHA-256 of each row.
 
     A row is the weight as 8 bytes, the lowest first, and the id in UTF-8. Equal for equal weights; it is no proof
     against someone who looks for other weights of the same sum.
     """
-    return _hexadecimal(_sum_of_digests(ids, weights_N))
+    digest = 0
+    for first in range(0, len(ids), BUCKET_ROWS):
+        part = slice(first, first + BUCKET_ROWS)
+        names = ids[part].to_pylist() if isinstance(ids, pa.ChunkedArray) else ids[part]
+        digest += _sum_of_digests(names, weights_N[part])
+    return _hexadecimal(digest)
 
 
 def _sum_of_digests(ids: Sequence[str], weights_N: Floats) -> int:
@@ -301,7 +293,7 @@ def read_table(directory: Path, manifest: Mapping[str, Any]) -> WeightTable:
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} can't be read: {error}. Run drift weigh again.") from error
     return WeightTable(
-        ids=table.column("id").to_pylist(),
-        groups=table.column("group_id").to_pylist(),
+        ids=table.column("id"),
+        groups=table.column("group_id"),
         weights_N=table.column("weight").to_numpy(),
     )

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from drift.chat import Chat, TemplateChat
 from drift.checksums import damaged_files
-from drift.errors import PolicyError, require
+from drift.errors import ConfigError, PolicyError, require
 from drift.policies.base import Sampling
 from drift.policies.sampler import RowEnds, SeededPicker
 from drift.types import Completion
@@ -25,13 +25,16 @@ from drift.types import Completion
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_model(model: str, *, dtype: str = "auto", device: str = "auto") -> tuple[Any, Any]:
+def load_model(
+    model: str, *, dtype: str = "auto", device: str = "auto", attention: str | None = None
+) -> tuple[Any, Any]:
     """Load a causal LM and its tokenizer.
 
     Args:
         model: a folder, or a hub id.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: float32 on a CPU, the checkpoint's own elsewhere.
         device: ``cpu``, ``cuda``, …, or ``auto``: CUDA if there is one.
+        attention: transformers' name of an attention implementation; ``None`` takes the model's own.
 
     Raises:
         PolicyError: no such model, not a causal LM, or the tokenizer can't be read.
@@ -42,8 +45,40 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto") -> tupl
     source = _source(model)
     with _loading(model):
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=wanted).to(place).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, attn_implementation=attention)
+        loaded = loaded.to(place).eval()
     return loaded, tokenizer
+
+
+def check_attention(model: str, attention: str, *, device: str = "auto") -> None:
+    """Refuse an attention implementation that a model can't be trained with here, before its weights are read.
+
+    Args:
+        model: a folder, or a hub id.
+        attention: transformers' name of the implementation.
+        device: where to train; see ``load_model``.
+
+    Raises:
+        ConfigError: its library is not installed, the model does not support it, or it has no gradients on a CPU.
+        PolicyError: the model's configuration can't be read.
+    """
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    require(
+        not on_cpu or attention in ("sdpa", "eager"),
+        "training.attention",
+        attention,
+        "auto, sdpa or eager on a CPU, where neither flash attention nor the gradients of flex attention can be had",
+    )
+    with _loading(model):
+        settings = AutoConfig.from_pretrained(_source(model))
+    try:
+        # A model without weights.
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(settings, attn_implementation=attention)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"training.attention: {attention} can't be used with model {model!r}: {error} Set it to auto."
+        ) from error
 
 
 def load_tokenizer(model: str) -> Any:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from drift.errors import require
 
 KIND = "model"
+ATTENTIONS = ("auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
+ENGINES = ("ddp", "fsdp", "zero2", "zero3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,9 @@ class TrainingConfig:
         batch_size: rows per optimizer step.
         tokens_per_batch: the most tokens of one forward pass, shared prefixes counted once; memory, not results.
         share_prefixes: compute what conversations of a prompt have in common once; the gradients are the same.
+        attention: attention kernel, as transformers names it. auto and sdpa share prefixes; eager, flex_attention,
+            flash_attention_2 (library flash-attn) and flash_attention_3 compute each conversation for itself, the last
+            three on GPUs alone.
         rows_together: conversations of one prompt that follow one another and so share what they have in common; 1
             mixes all rows, more is faster and makes steps of fewer prompts.
         skip_mass: conversations of the smallest weights are not computed, up to this share of their prompt's weight.
@@ -74,7 +79,8 @@ class TrainingConfig:
         save_steps: optimizer steps between checkpoints; 0 keeps none.
         keep_checkpoints: the most checkpoints kept.
         num_processes: processes of this machine that share each step, a GPU each; the result is that of one.
-        engine: ddp, a whole model on each process; or fsdp, which shards it over them (FSDP2).
+        engine: ddp, a whole model on each process; fsdp, which shards it over them (FSDP2); or DeepSpeed's zero2, which
+            shards gradients and optimizer state, and zero3, which shards the model too (extra deepspeed).
         log_steps: optimizer steps between log lines.
         trackers: where else to log, as transformers names them: tensorboard, wandb, trackio, …
         lora: LoRA settings.
@@ -86,6 +92,7 @@ class TrainingConfig:
     batch_size: int = 128
     tokens_per_batch: int = 8192
     share_prefixes: bool = True
+    attention: Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "auto"
     rows_together: int = 4
     skip_mass: float = 1e-3
     resample: float = 0.0
@@ -106,7 +113,7 @@ class TrainingConfig:
     save_steps: int = 50
     keep_checkpoints: int = 2
     num_processes: int = 1
-    engine: Literal["ddp", "fsdp"] = "ddp"
+    engine: Literal["ddp", "fsdp", "zero2", "zero3"] = "ddp"
     log_steps: int = 10
     trackers: list[str] = field(default_factory=list)
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -118,6 +125,13 @@ class TrainingConfig:
         require(self.normalization in ("sum", "mean"), "training.normalization", self.normalization, "sum or mean")
         require(self.batch_size >= 1, "training.batch_size", self.batch_size, "a whole number ≥ 1")
         require(self.tokens_per_batch >= 1, "training.tokens_per_batch", self.tokens_per_batch, "a whole number ≥ 1")
+        require(self.attention in ATTENTIONS, "training.attention", self.attention, f"one of {', '.join(ATTENTIONS)}")
+        require(
+            self.dtype == "bfloat16" or not self.attention.startswith("flash"),
+            "training.dtype",
+            self.dtype,
+            f"bfloat16 with attention {self.attention}, which knows no float32",
+        )
         require(self.rows_together >= 1, "training.rows_together", self.rows_together, "a whole number ≥ 1")
         require(0 <= self.skip_mass < 1, "training.skip_mass", self.skip_mass, "a share of at least 0 and below 1")
         require(0 <= self.resample <= 1, "training.resample", self.resample, "a share between 0 and 1")
@@ -126,10 +140,10 @@ class TrainingConfig:
         for name in ("kl_steps", "kl_prompts"):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a whole number ≥ 1")
         require(
-            not self.kl_limit or self.engine != "fsdp",
+            not self.kl_limit or self.engine == "ddp",
             "training.kl_limit",
             self.kl_limit,
-            "0 with engine fsdp, whose ranks have no whole model to measure",
+            f"0 with engine {self.engine}, whose ranks have no whole model to measure and keep",
             "Use engine ddp.",
         )
         require(self.max_steps >= 0, "training.max_steps", self.max_steps, "a whole number ≥ 0")
@@ -139,7 +153,7 @@ class TrainingConfig:
         require(self.dtype in ("float32", "bfloat16"), "training.dtype", self.dtype, "float32 or bfloat16")
         for name in ("weight_decay", "max_grad_norm", "max_length", "save_steps", "kl_limit"):
             require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number ≥ 0")
-        require(self.engine in ("ddp", "fsdp"), "training.engine", self.engine, "ddp or fsdp")
+        require(self.engine in ENGINES, "training.engine", self.engine, f"one of {', '.join(ENGINES)}")
         require(
             self.engine == "ddp" or not self.lora.bits,
             "training.engine",

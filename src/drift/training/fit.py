@@ -7,12 +7,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
@@ -20,7 +19,6 @@ from drift.checksums import write_sums
 from drift.errors import ConfigError, Interrupted
 from drift.manifest import writing
 from drift.policies import model_path
-from drift.policies.hf import load_model
 from drift.progress import Progress
 from drift.training.checkpoints import FOLDER, last_checkpoint, whole_checkpoint
 from drift.training.config import LoraSettings, TrainingConfig
@@ -29,15 +27,18 @@ from drift.training.limit import KLLimit
 from drift.training.plan import Step
 from drift.training.quantized import merged_into
 from drift.training.ranks import Ranks
+from drift.training.sharding import check_ranks, engine_arguments, whole_model
 from drift.training.trainer import MetricsLog, StepDataset, WeightedTrainer
 from drift.types import Example
 
 METRICS = "metrics.jsonl"
+# Settings of attention under which the kernel below a tree of rows is torch's own.
+SHARING = ("auto", "sdpa")
 
 
 def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int, device: str) -> TrainingArguments:
     """``config`` in transformers' terms; one item of its data loader is one optimizer step."""
-    sharded = config.engine == "fsdp"
+    fsdp = config.engine == "fsdp"
     arguments = TrainingArguments(
         output_dir=str(out / FOLDER),
         per_device_train_batch_size=1,
@@ -60,12 +61,11 @@ def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
-        fsdp=sharded,
-        fsdp_config=_engine(config) if sharded else None,
+        **engine_arguments(config),
         # Renamed in recent versions of transformers, which take the old name with a warning.
-        **({"gradient_checkpointing": True} if config.gradient_checkpointing and not sharded else {}),
+        **({"gradient_checkpointing": True} if config.gradient_checkpointing and not fsdp else {}),
     )
-    if sharded and config.dtype == "bfloat16":
+    if fsdp and config.dtype == "bfloat16":
         # Gradients are summed over ranks, and the loss is returned, in float32: the usual policy has both in 16 bits.
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -73,13 +73,6 @@ def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int,
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32
         )
     return arguments
-
-
-def _engine(config: TrainingConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = yaml.safe_load(
-        (files("drift.training") / "engines" / f"{config.engine}.yaml").read_text()
-    )
-    return {**settings, "activation_checkpointing": config.gradient_checkpointing}
 
 
 @contextmanager
@@ -147,7 +140,7 @@ def fit(
     if config.lora.rank:
         model = _with_lora(model, config.lora)
     teach(model)
-    trees = config.share_prefixes and _can_share(model, ranks)
+    trees = config.share_prefixes and _can_share(model, config, ranks)
     use_trees(model, trees)
     callbacks: list[TrainerCallback] = [MetricsLog(out / METRICS)]
     limit = KLLimit(model, held_out, config, out, ranks=ranks, trees=trees) if config.kl_limit else None
@@ -163,6 +156,7 @@ def fit(
             callbacks=[*callbacks, _Bar()] if ranks.leads else callbacks,
         )
         checkpoint = whole_checkpoint(out)
+        check_ranks(checkpoint, config, ranks)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except KeyboardInterrupt as stop:
@@ -181,10 +175,14 @@ def fit(
     return trainer, {"kl_limit": limit.report()}
 
 
-def _can_share(model: Any, ranks: Ranks) -> bool:
-    reason = why_not_trees(model)
+def _can_share(model: Any, config: TrainingConfig, ranks: Ranks) -> bool:
+    if config.attention in SHARING:
+        reason = why_not_trees(model)
+        reason = reason and f"with this model {reason}"
+    else:
+        reason = f"attention {config.attention} takes rows of their own"
     if reason and ranks.leads:
-        print(f"training: what conversations share is computed for each, as with this model {reason}", file=sys.stderr)
+        print(f"training: what conversations share is computed for each, as {reason}", file=sys.stderr)
     return not reason
 
 
@@ -209,15 +207,9 @@ def save(
 ) -> None:
     """Save an ordinary model folder; an adapter is kept beside the merged model. Every rank must call it."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.is_fsdp_enabled:
-        # The parts of all ranks, put together in a model that no engine has changed.
-        parameters = trainer.accelerator.get_state_dict(trainer.model)
-        if not ranks.leads:
-            return
-        model, _ = load_model(model_path(base), dtype="float32", device="cpu")
-        if config.lora.rank:
-            model = _with_lora(model, config.lora)
-        model.load_state_dict(parameters)
+    if config.engine != "ddp":
+        prepare = partial(_with_lora, lora=config.lora) if config.lora.rank else lambda loaded: loaded
+        model = whole_model(trainer, prepare, base=base, ranks=ranks)
     if not ranks.leads:
         return
     use_trees(model, False)

@@ -23,7 +23,7 @@ class Step:
         rows: how many rows the step counts, the latter included: what the loss is divided by.
     """
 
-    ranks: tuple[tuple[int, ...], ...]
+    ranks: tuple[Ints, ...]
     rows: int
 
 
@@ -82,10 +82,10 @@ def _passes(rows: Rows, seed: int, together: int) -> Iterator[Ints]:
         count += 1
 
 
-def _share(rows: Rows, chosen: Ints, ranks: int) -> tuple[tuple[int, ...], ...]:
+def _share(rows: Rows, chosen: Ints, ranks: int) -> tuple[Ints, ...]:
     """Part rows among ranks, prompts whole where that keeps the load even: the longest first, to the idlest rank."""
     if ranks == 1:
-        return (tuple(map(int, chosen)),)
+        return (chosen,)
     runs = np.split(chosen, 1 + np.flatnonzero(np.diff(rows.group_N[chosen]))) if len(chosen) else []
     most = max(1, int(np.ceil(len(chosen) / ranks)))
     pieces = [run[at : at + most] for run in runs for at in range(0, len(run), most)]
@@ -95,7 +95,7 @@ def _share(rows: Rows, chosen: Ints, ranks: int) -> tuple[tuple[int, ...], ...]:
         idlest = load.index(min(load))
         given[idlest] += map(int, piece)
         load[idlest] += int(rows.length_N[piece].sum())
-    return tuple(map(tuple, given))
+    return tuple(np.array(share, np.int64) for share in given)
 
 
 def pack(rows: Sequence[Example], tokens_per_batch: int) -> list[Tree]:

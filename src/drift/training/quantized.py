@@ -12,7 +12,7 @@ from drift.errors import ConfigError, PolicyError
 from drift.policies.hf import load_model
 
 
-def load_quantized(model: str, *, bits: int, dtype: str, device: str) -> tuple[Any, Any]:
+def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention: str | None = None) -> tuple[Any, Any]:
     """Load a causal LM in 4 bits (NF4, twice quantized: QLoRA, arXiv 2305.14314) or in 8, and its tokenizer.
 
     Embeddings, norms and the LM head keep their precision; nothing of the base can be trained.
@@ -22,6 +22,7 @@ def load_quantized(model: str, *, bits: int, dtype: str, device: str) -> tuple[A
         bits: 4 or 8.
         dtype: ``float32`` or ``bfloat16``, in which products are computed.
         device: ``cpu``, ``cuda``, …, or ``auto``: CUDA if there is one.
+        attention: transformers' name of an attention implementation; ``None`` takes the model's own.
 
     Raises:
         ConfigError: bitsandbytes is missing or does not work here.
@@ -47,7 +48,7 @@ def load_quantized(model: str, *, bits: int, dtype: str, device: str) -> tuple[A
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
         loaded = AutoModelForCausalLM.from_pretrained(
-            model, quantization_config=settings, dtype=compute, device_map={"": place}
+            model, quantization_config=settings, dtype=compute, device_map={"": place}, attn_implementation=attention
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise PolicyError(f"model {model!r} can't be loaded in {bits} bits: {error}. Set lora.bits to 0.") from error

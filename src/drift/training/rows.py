@@ -52,12 +52,13 @@ class RowFile(Sequence[Example]):
         file = pa.ipc.open_file(self._map)
         self._batches = [file.get_batch(at) for at in range(file.num_record_batches)]
         self._ends = np.cumsum([batch.num_rows for batch in self._batches])
-        table = pa.Table.from_batches(self._batches, schema=_SCHEMA).select(["trajectory_id", "group_id", "token_ids"])
-        place = pa.array(np.arange(table.num_rows))
-        by_id = table.append_column("place", place).sort_by([("trajectory_id", "ascending"), ("place", "ascending")])
-        self._place_N = by_id.column("place").to_numpy()
+        table = pa.Table.from_batches(self._batches, schema=_SCHEMA)
+        # Sorted are places alone, and not the rows: those stay on the disk.
+        names = table.select(["trajectory_id"]).append_column("place", pa.array(np.arange(table.num_rows)))
+        order = pa.compute.sort_indices(names, [("trajectory_id", "ascending"), ("place", "ascending")])
+        self._place_N = order.to_numpy().astype(np.int64)
         lengths = pa.compute.list_value_length(table.column("token_ids")).to_numpy()
-        groups = pa.compute.dictionary_encode(table.column("group_id").combine_chunks())
+        groups = table.column("group_id").dictionary_encode().combine_chunks()
         self.facts = Rows(
             group_N=groups.indices.to_numpy().astype(np.int64)[self._place_N],
             length_N=lengths.astype(np.int64)[self._place_N],

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
 from drift.chat import TemplateChat
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import stream_trajectories
+from drift.dataset.table import ById, WeightTable
 from drift.dataset.weighing import KIND as WEIGHTS
-from drift.dataset.weighing import WeightTable, read_weights
+from drift.dataset.weighing import read_weights
 from drift.errors import DatasetError, TrainingError, require
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest
 from drift.policies import model_path
-from drift.policies.hf import fingerprint, load_model
+from drift.policies.hf import check_attention, fingerprint, load_model
 from drift.policies.stored import StoredModel
 from drift.training.checkpoints import discard_unfinished
 from drift.training.config import KIND, TrainingConfig
@@ -33,6 +34,7 @@ from drift.training.quantized import load_quantized
 from drift.training.ranks import Ranks, joined, only_one
 from drift.training.rows import NAME as ROWS
 from drift.training.rows import RowFile, write_rows
+from drift.training.sharding import ready_engine
 from drift.training.weighting import Weighting, weights_to_train
 from drift.weights.schemes import SCHEMES
 
@@ -118,17 +120,14 @@ class _Prepared:
 
 def _train(request: _Request, ranks: Ranks) -> None:
     config, out = request.config, request.out
+    ready_engine(config, request.device)
     # Before a model is loaded, and kept on the first rank.
     sources: list[tuple[dict[str, Any], WeightTable]] = []
     ranks.lead(lambda: sources.append(_read(request)))
-    # Whole on the CPU first, where each rank keeps a part of it on its GPU.
-    device = "cpu" if config.engine == "fsdp" else request.device
-    base, bits = model_path(request.base), config.lora.bits
-    if bits:
-        model, tokenizer = load_quantized(base, bits=bits, dtype=config.dtype, device=device)
-    else:
-        model, tokenizer = load_model(base, dtype="float32", device=device)
-    prepared = ranks.lead(lambda: _prepare(request, *sources[0], model, tokenizer))
+    model, tokenizer = _load(request)
+    prepared = ranks.lead(lambda: _prepare(request, *sources.pop(), model, tokenizer))
+    # What the rows were made from is not needed again.
+    pa.default_memory_pool().release_unused()
     if prepared.finished:
         return
     start = time.monotonic()
@@ -149,7 +148,7 @@ def _train(request: _Request, ranks: Ranks) -> None:
     if not ranks.leads:
         return
     taken = steps[: trainer.state.global_step]
-    tokens = sum(int(rows.facts.length_N[list(share)].sum()) for step in taken for share in step.ranks)
+    tokens = sum(int(rows.facts.length_N[share].sum()) for step in taken for share in step.ranks)
     content = {
         "spec": prepared.spec,
         "base": request.base,
@@ -166,6 +165,19 @@ def _train(request: _Request, ranks: Ranks) -> None:
     write_manifest(out, KIND, content)
     (out / ROWS).unlink()
     (out / HELD_OUT).unlink(missing_ok=True)
+
+
+def _load(request: _Request) -> tuple[Any, Any]:
+    """The model to be trained, and its tokenizer."""
+    config, base = request.config, model_path(request.base)
+    attention = None if config.attention == "auto" else config.attention
+    if attention:
+        check_attention(base, attention, device=request.device)
+    # Whole on the CPU first, where each rank keeps a part of it on its GPU.
+    device = "cpu" if config.engine != "ddp" else request.device
+    if config.lora.bits:
+        return load_quantized(base, bits=config.lora.bits, dtype=config.dtype, device=device, attention=attention)
+    return load_model(base, dtype="float32", device=device, attention=attention)
 
 
 def _read(request: _Request) -> tuple[dict[str, Any], WeightTable]:
@@ -250,15 +262,15 @@ def _write_rows(
 ) -> Counter[str]:
     """Write the training rows, and those to measure on; returns what was counted."""
     choice = Choice(
-        weights=dict(zip(table.ids, weighting.weights_N.tolist(), strict=True)),
-        negligible={table.ids[at] for at in np.flatnonzero(weighting.skipped_N)},
+        weights=ById(table.ids, weighting.weights_N),
+        negligible=ById(table.ids.filter(pa.array(weighting.skipped_N)), weighting.weights_N[weighting.skipped_N]),
         turns=config.turns,
         normalization=config.normalization,
         max_length=limit,
         rejected=config.rejected,
     )
     counts: Counter[str] = Counter()
-    held = HeldOut(set_aside(set(table.groups), config.kl_prompts) if config.kl_limit else (), limit)
+    held = HeldOut(set_aside(table.groups.unique().to_pylist(), config.kl_prompts) if config.kl_limit else (), limit)
     write_rows(out / ROWS, build_examples(held.part(stream_trajectories(data)), choice, counts))
     if config.kl_limit:
         aside = held.rows()

@@ -140,6 +140,11 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
             self._unlogged.zero_()
         super().log(logs, start_time)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As ever; only that a checkpoint of DeepSpeed holds the parts of the model already."""
+        if not (_internal_call and self.is_deepspeed_enabled):
+            super().save_model(output_dir, _internal_call)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(begin(Path(self.args.output_dir)))
 

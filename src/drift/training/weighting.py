@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.dataset.weighing import WeightTable
+from drift.dataset.table import WeightTable
 from drift.policies.base import derive_seed
 from drift.training.config import TrainingConfig
 from drift.training.negative import bounded
 from drift.weights.diagnostics import effective_sample_size
-from drift.weights.groups import Floats, index_groups
+from drift.weights.groups import Floats
 from drift.weights.resampling import systematic_resampling
 from drift.weights.skipping import negligible
 
@@ -35,7 +35,7 @@ class Weighting:
 
 def weights_to_train(table: WeightTable, config: TrainingConfig, seed: int) -> Weighting:
     """The weights of ``table`` as the settings have them trained."""
-    index_N, _ = index_groups(table.groups)
+    index_N = table.group_index()
     weights_N = table.weights_N
     record: dict[str, Any] = {}
     if config.max_negative_share is not None:
