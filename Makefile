@@ -102,7 +102,7 @@ bench-cluster: $(VENV)/.installed-ray
 	touch $@
 
 test-trl: .venv-trl/.installed
-	.venv-trl/bin/pytest -m trl tests/baselines
+	.venv-trl/bin/pytest -m trl tests/baselines tests/test_control_tokens.py
 
 # DRIFT beside online GRPO, three seeds; about an hour on two cores.
 bench-online: .venv-trl/.installed
