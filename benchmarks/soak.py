@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 import drift
@@ -29,23 +30,23 @@ SHARD = 2048
 SETTINGS = {"digits": 6, "max_turns": 2}
 
 
-class Memory(threading.Thread):
-    """Notes the resident size of this process twice a second."""
+class Watch(threading.Thread):
+    """Notes the resident size and the CPU seconds of this process twice a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.seen: list[tuple[float, float]] = []
+        self.seen: list[tuple[float, float, float]] = []
         self._going = True
 
     def run(self) -> None:
         """Note until stopped."""
         own = psutil.Process()
         while self._going:
-            self.seen.append((time.time(), own.memory_info().rss / 2**20))
+            self.seen.append((time.time(), own.memory_info().rss / 2**20, time.process_time()))
             time.sleep(0.5)
 
-    def stop(self) -> list[tuple[float, float]]:
-        """What was seen: clock and MiB."""
+    def stop(self) -> list[tuple[float, float, float]]:
+        """What was seen: clock, MiB and CPU seconds."""
         self._going = False
         self.join()
         return self.seen
@@ -59,8 +60,12 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        memory = Memory()
-        memory.start()
+        watch = Watch()
+        watch.start()
+        few = RolloutSettings(tasks=2, samples=2)
+        drift.weigh(
+            drift.rollout(policy="scripted:5", settings=few, out=folder / "few"), scheme="sft", out=folder / "w"
+        )
         found: dict[str, Any] = {"benchmark": "soak", "conversations": arguments.conversations}
         began = time.time()
         data = drift.rollout(
@@ -88,19 +93,33 @@ def main() -> int:
             sampling=Sampling(max_new_tokens=16),
             environment_settings=SETTINGS,
         )
+        found["evaluate_seconds"] = time.time() - started
+        started = time.time()
         page = drift.report(evaluated, out=folder / "report.html")
         found |= {"report_seconds": time.time() - started, "report_bytes": page.stat().st_size}
-        seen = memory.stop()
-    during = [size for at, size in seen if began <= at <= ended]
-    at_tenth = during[len(during) // 10]
-    found |= {"mib_after_a_tenth": at_tenth, "mib_at_the_end": during[-1], "mib_peak": max(size for _, size in seen)}
+        seen = watch.stop()
+    clock, cpu = [at for at, _, _ in seen], [seconds for _, _, seconds in seen]
+    busy = [np.interp((ends[0], ends[-1]), clock, cpu) for ends in (times[: tenth + 1], times[-tenth - 1 :])]
+    # Other work on the machine slows the clock's rates, not these.
+    found["per_cpu_second_first_and_last_tenth"] = [SHARD * tenth / (end - start) for start, end in busy]
+    during = [size for at, size, _ in seen if began <= at <= ended]
+    part = max(1, len(during) // 10)
+    tenths = [sum(during[at : at + part]) / len(during[at : at + part]) for at in range(0, part * 10, part)]
+    found |= {"mib_by_tenth": tenths, "mib_at_the_end": during[-1], "mib_peak": max(size for _, size in seen)}
     took = {name: found[f"{name}_seconds"] for name in ("rollout", "weigh", "report")}
     print(f"{arguments.conversations:,} conversations in {took['rollout']:.0f} s, weighed in {took['weigh']:.1f} s")
     print(f"a second: {first:.0f} in the first tenth, {last:.0f} in the last")
-    print(f"MiB: {at_tenth:.0f} after a tenth, {during[-1]:.0f} at the end, peak of everything {found['mib_peak']:.0f}")
-    print(f"50,000 conversations evaluated and reported in {took['report']:.0f} s")
+    print(
+        "a CPU second: {:.0f} in the first tenth, {:.0f} in the last".format(
+            *found["per_cpu_second_first_and_last_tenth"]
+        )
+    )
+    print(f"MiB by tenths: {' '.join(f'{size:.0f}' for size in tenths)}; peak of everything {found['mib_peak']:.0f}")
+    print(f"50,000 conversations evaluated in {found['evaluate_seconds']:.0f} s, reported in {took['report']:.1f} s")
     if arguments.picture:
-        draw([(at - began, rate) for at, rate in rates], [(at - began, size) for at, size in seen], arguments.picture)
+        draw(
+            [(at - began, rate) for at, rate in rates], [(at - began, size) for at, size, _ in seen], arguments.picture
+        )
     print(json.dumps(found))
     return 0
 
