@@ -105,7 +105,7 @@ def main() -> int:
     during = [size for at, size, _ in seen if began <= at <= ended]
     part = max(1, len(during) // 10)
     tenths = [sum(during[at : at + part]) / len(during[at : at + part]) for at in range(0, part * 10, part)]
-    found |= {"mib_by_tenth": tenths, "mib_at_the_end": during[-1], "mib_peak": max(size for _, size in seen)}
+    found |= {"mib_by_tenth": tenths, "mib_at_the_end": during[-1], "mib_peak": max(size for _, size, _ in seen)}
     took = {name: found[f"{name}_seconds"] for name in ("rollout", "weigh", "report")}
     print(f"{arguments.conversations:,} conversations in {took['rollout']:.0f} s, weighed in {took['weigh']:.1f} s")
     print(f"a second: {first:.0f} in the first tenth, {last:.0f} in the last")
