@@ -10,6 +10,7 @@ from typing import Any
 from drift.environments.base import EnvironmentFactory, close_episode, fault_of_messages, fault_of_step, open_episode
 from drift.errors import PolicyError
 from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, derive_seed, is_text_only, next_reply
+from drift.secrets import scrubbed
 from drift.types import Message, Step, StopReason, Task, Trajectory, Turn
 
 
@@ -72,7 +73,7 @@ async def episode(
     except ContextExceeded:
         reason = "context"
     except _EnvironmentFailure as failure:
-        reason, error = "error", str(failure)
+        reason, error = "error", scrubbed(str(failure))
     finally:
         await _close(environment, assignment.trajectory_id)
     return Trajectory(
@@ -121,7 +122,8 @@ async def _close(environment: Any, trajectory_id: str) -> None:
             await closing
             raise
     except Exception as error:
-        warnings.warn(f"{trajectory_id}: environment.aclose raised {type(error).__name__}: {error}", stacklevel=2)
+        said = scrubbed(f"{type(error).__name__}: {error}")
+        warnings.warn(f"{trajectory_id}: environment.aclose raised {said}", stacklevel=2)
 
 
 async def _step(environment: Any, reply: str) -> Step:
