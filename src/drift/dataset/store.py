@@ -35,6 +35,10 @@ class TrajectoryWriter:
         shard_size: trajectories per shard. A shard is also closed every 20 seconds, so little is lost in a crash.
         lock: of a caller who holds the directory already, and goes on holding it.
 
+    Attributes:
+        done: ids of the trajectories that were there before.
+        count: trajectories that are on disk now.
+
     Raises:
         DatasetError: begun with another spec, or another process is writing to it.
         StorageError: the disk refuses.
@@ -74,7 +78,8 @@ class TrajectoryWriter:
             self._seconds_before = float(old["cost"]["seconds"])
         for leftover in (directory / "shards").glob(".*.tmp"):
             leftover.unlink()
-        self.done = set(_read_ids(directory))
+        self.done = frozenset(_read_ids(directory))
+        self.count = len(self.done)
         write_tasks(directory, tasks)
         self._start = self._flushed = time.monotonic()
         self._write_manifest(complete=False, counts={}, digest=None)
@@ -114,7 +119,7 @@ class TrajectoryWriter:
         data = buffer.getvalue().to_pybytes()
         # Content and checksum appear in one rename.
         write_atomic(shards / f"{index:06d}-{sum_of_bytes(data)}.parquet", data)
-        self.done.update(row["id"] for row in self._rows)
+        self.count += len(self._rows)
         self._rows = []
 
     def finish(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
