@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from drift.checksums import sum_of
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.store import read_tasks, read_trajectories
 from drift.environments.base import EnvironmentFactory, content_hash, options_of, reference_of, task_hash
@@ -203,6 +204,7 @@ def evaluate_policies(
             "task_hash": task_hash(tasks),
             "split": config.split,
             "seed": seed,
+            "estimates_sum": sum_of(out / ESTIMATES),
             "cost": costs,
             **unseen,
             **({"quality": quality} if quality else {}),
