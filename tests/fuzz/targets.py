@@ -99,13 +99,15 @@ def _math() -> Callable[[str], None]:
     from drift.verifiers.math import Math
 
     # Workers of their own, so that what a deadline ends is counted and costs no other input.
-    verifier = Math(workers=1, deadline=1.0)
+    verifier = Math(workers=1, deadline=1.0, memory_mb=1024)
 
     def math(text: str) -> None:
         gold, wrong = (("\\frac{1}{2}", "\\frac{1}{3}"), ("x^2", "x^3"), ("1000", "1,001"))[len(text) % 3]
         assert not verifier.verify(f"{text}\n\nThe answer is \\boxed{{{wrong}}}.", gold).right, (gold, wrong)
         assert verifier.verify(text, gold).answer is None or text
 
+    # Two checks, each begun three times at most, and workers that start meanwhile.
+    math.deadline = 120.0  # type: ignore[attr-defined]
     return math
 
 
