@@ -113,7 +113,8 @@ def guided(seconds: int) -> None:
         include=["drift.verifiers", "drift.environments", "drift.problems", "drift.dataset"]
     ):
         from tests.fuzz.targets import all_targets
-    targets = list(all_targets().items())
+    # What works in other processes shows no coverage here.
+    targets = [(name, target) for name, target in all_targets().items() if not hasattr(target, "deadline")]
 
     def once(data: bytes) -> None:
         provider = atheris.FuzzedDataProvider(data)
