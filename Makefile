@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow format clean results
+.PHONY: quickstart test lint types unit slow format clean results audit licences
 .PHONY: test-adapters test-browser test-chaos test-deepspeed test-fuzz test-qlora test-ray test-trl test-vllm
 .PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-soak bench-streaming bench-training bench-verifiers bench-weights
 
@@ -29,7 +29,7 @@ unit: $(INSTALLED)
 slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
 
-# Faults at random moments in every stage; DRIFT_CHAOS_ROUNDS=12 for more of them.
+# Faults at random moments in every stage; DRIFT_CHAOS_ROUNDS=12 for more of them, DRIFT_CHAOS_BLOWS=5 for more in a run.
 test-chaos: $(INSTALLED)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/pytest -m chaos -s tests/chaos
 
@@ -112,7 +112,7 @@ bench-cluster: $(VENV)/.installed-ray
 	touch $@
 
 test-trl: .venv-trl/.installed
-	.venv-trl/bin/pytest -m trl tests/baselines
+	.venv-trl/bin/pytest -m trl tests/baselines tests/test_control_tokens.py
 
 # DRIFT beside online GRPO, three seeds; about an hour on two cores.
 bench-online: .venv-trl/.installed
@@ -145,6 +145,19 @@ bench-soak: $(INSTALLED)
 # docs/results.md from the comparisons kept in docs/results; see benchmarks/results.py.
 results: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/results.py write
+
+# Known vulnerabilities of the pinned packages; where no service can be reached, it says so and goes on.
+.venv-audit/.installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet pip-audit==2.10.1
+	touch $@
+
+audit: .venv-audit/.installed
+	.venv-audit/bin/python tools/audit.py .venv-audit/bin/pip-audit constraints.txt
+
+# docs/licences.md from what the packages of a base install say of themselves.
+licences: $(INSTALLED)
+	$(VENV)/bin/python tools/licences.py > docs/licences.md
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

@@ -10,6 +10,7 @@ import drift
 PACKAGE = Path(drift.__file__).parent
 FLOORS = [
     {"types", "errors"},
+    {"secrets"},
     {"manifest", "progress", "registry"},
     {"checksums"},
     {"chat", "problems", "weights"},
@@ -26,7 +27,7 @@ FLOORS = [
     {"cli", "__main__"},
 ]
 # Floors whose parts know nothing of one another.
-APART = [FLOORS[3], FLOORS[8], FLOORS[9]]
+APART = [FLOORS[4], FLOORS[9], FLOORS[10]]
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 # Attributes of the package itself that come from no other module.
 OWN_ATTRIBUTES = {"__version__", "__doc__", "__file__", "__name__"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from drift.checksums import damaged_files
+from drift.checksums import damaged_files, sum_of
 from drift.dataset.schema import dataset_hash
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import check_shard, read_tasks, shards, stream_columns, stream_trajectories
@@ -183,6 +183,9 @@ def _look_at_model(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
 def _look_at_evaluation(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
     try:
         json.loads((folder / ESTIMATES).read_text())
+        wanted, found = manifest.get("estimates_sum"), sum_of(folder / ESTIMATES)
+        if wanted not in (None, found):
+            raise OSError(f"its checksum is {found}, expected {wanted}")
     except (OSError, ValueError) as error:
         yield Finding(
             path=folder / ESTIMATES, state="damaged", detail=f"can't be read ({error}). Run drift evaluate again."

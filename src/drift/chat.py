@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from drift.errors import PolicyError
-from drift.types import Message, Turn
+from drift.types import Message, Role, Turn
 
 
 class Chat(Protocol):
@@ -40,7 +40,9 @@ class TemplateChat:
 
     What a message says stays text: a control token's name in it (``<|im_end|>``) is tokenized as letters, so that
     nobody ends a turn, or speaks for another role, by writing so. Tokenizers that put a space before every text they
-    are given put one before and after such a name.
+    are given put one before and after such a name. Nor does a template that takes something out of messages put a name
+    together from what is left: where it renders other control tokens than for a conversation of the same roles without
+    any content, the texts are parted wherever a name could begin.
 
     Raises:
         PolicyError: the tokenizer has no chat template, or the template refuses a conversation.
@@ -61,20 +63,23 @@ class TemplateChat:
         self._control_ids = frozenset(names.values()) - {getattr(tokenizer, "unk_token_id", None)}
         longest_first = sorted(filter(None, names), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        # A name, or a character that a name begins with.
+        begins = "".join(sorted({re.escape(name[0]) for name in longest_first}))
+        self._begins = re.compile(f"(?P<name>{self._control.pattern})" + (f"|[{begins}]" if begins else ""))
         # Samples of one task open alike, and feedback repeats; each call of a tokenizer costs a fraction of a
         # millisecond, which every open conversation waits for.
         self._remembered = functools.lru_cache(maxsize=4096)(self._encoded)
+        self._usual_controls = functools.lru_cache(maxsize=256)(self._controls_without_content)
 
     def first(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the opening messages, ready for the assistant's first reply."""
-        return self._ids(self._render(_marked(messages, self._control)))
+        return self._ids(self._sealed(messages)[1])
 
     def next(self, messages: Sequence[Message], previous: Turn) -> tuple[int, ...]:
         """Ids ready for the next reply; extends the sampled ids wherever the template allows it."""
-        messages = _marked(messages, self._control)
+        messages, after = self._sealed(messages)
         reply_at = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
         before = self._render(messages[:reply_at])
-        after = self._render(messages)
         cut = _end_of_reply(before, messages[reply_at]["content"], after)
         if cut is None:
             return self._ids(after)
@@ -106,6 +111,28 @@ class TemplateChat:
         after = self._render(asked, add_generation_prompt=False).rpartition(probe)[2]
         own = self._tokenizer.eos_token_id
         return next((i for i in self._ids(after) if i in end_ids), own if own is not None else min(end_ids))
+
+    def _sealed(self, messages: Sequence[Message]) -> tuple[list[Message], str]:
+        """The messages with marks, and the template's text of them, in which no control token is of their making."""
+        marked = _marked(messages, self._control, _around)
+        text = self._render(marked)
+        found = self._controls(text)
+        if found == self._usual_controls(tuple(message["role"] for message in messages)):
+            return marked, text
+        parted = _marked(messages, self._begins, _around_or_after)
+        other = self._render(parted)
+        return (marked, text) if self._controls(other) == found else (parted, other)
+
+    def _controls(self, text: str) -> tuple[str, ...]:
+        """The control tokens of a rendered text that no mark stands around, in their order."""
+        unmarked = (part for piece in _BETWEEN_MARKS.split(text)[::2] for part in _MARKS.split(piece))
+        return tuple(name for part in unmarked for name in self._control.findall(part))
+
+    def _controls_without_content(self, roles: tuple[Role, ...]) -> tuple[str, ...] | None:
+        try:
+            return self._controls(self._render([{"role": role, "content": "x"} for role in roles]))
+        except PolicyError:
+            return None
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         from jinja2 import TemplateError
@@ -154,12 +181,18 @@ _MARKS = re.compile(f"[{_OPEN}{_CLOSE}]")
 _BETWEEN_MARKS = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
 
 
-def _marked(messages: Sequence[Message], control: re.Pattern[str]) -> list[Message]:
-    """The messages with marks around what reads like a control token, which the template carries into its text."""
-    return [
-        {**message, "content": control.sub(lambda name: _OPEN + name[0] + _CLOSE, message["content"])}
-        for message in messages
-    ]
+def _marked(messages: Sequence[Message], found: re.Pattern[str], mark: Callable[[re.Match[str]], str]) -> list[Message]:
+    return [{**message, "content": found.sub(mark, message["content"])} for message in messages]
+
+
+def _around(name: re.Match[str]) -> str:
+    """Marks around what reads like a control token, which the template carries into its text."""
+    return _OPEN + name[0] + _CLOSE
+
+
+def _around_or_after(found: re.Match[str]) -> str:
+    """The same, and a mark after what a name could begin with, so that none begins there."""
+    return _around(found) if found["name"] else found[0] + _CLOSE
 
 
 def _end_of_reply(before: str, reply: str, after: str) -> int | None:

@@ -13,6 +13,7 @@ from drift.errors import ConfigError, require, unknown_name
 from drift.evaluation.config import QualitySettings
 from drift.policies.base import Sampling
 from drift.rollouts.config import ClusterSettings
+from drift.secrets import refuse_secrets
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 from drift.weights.schemes import get_scheme
@@ -29,6 +30,9 @@ class EnvironmentChoice:
 
     name: str = "arithmetic"
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        refuse_secrets(self.settings, "environment.settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,9 @@ class PolicyChoice:
     device: str = "auto"
     batch_size: int = 128
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        refuse_secrets(self.settings, "policy.settings")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from drift.errors import ConfigError, unknown_name
+from drift.secrets import refuse_secrets
 
 
 class Registry:
@@ -50,6 +51,7 @@ class Registry:
     def make(self, name: str, settings: Mapping[str, Any], *, where: str) -> Any:
         """Call the constructor with ``settings``; unknown settings are refused with the nearest known one."""
         constructor = self.get(name)
+        refuse_secrets(settings, where)
         parameters = inspect.signature(constructor).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             for key in settings:

@@ -7,14 +7,22 @@ import os
 import random
 import resource
 import select
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from drift.checksums import sum_of
 from drift.cli.main import main
 from drift.dataset import store
+from drift.manifest import read_manifest
+
+ROUNDS = int(os.environ.get("DRIFT_CHAOS_ROUNDS", "3"))
+SEED = int(os.environ.get("DRIFT_CHAOS_SEED", "1"))
+# How often one run is disturbed before it may end.
+BLOWS = int(os.environ.get("DRIFT_CHAOS_BLOWS", "3"))
 
 
 @dataclass
@@ -114,6 +122,17 @@ def jumping_clock(seed: int) -> Callable[[], object]:
     return prepare
 
 
+def clock_set_back(seed: int) -> Callable[[], object]:
+    """The time of day is set back by up to a month, once, some moment after the start."""
+
+    def prepare() -> None:
+        rng, real, began = random.Random(seed), time.time, time.monotonic()
+        moment, back = rng.uniform(0.0, 1.5), rng.uniform(60, 30 * 86_400)
+        time.time = lambda: real() - (back if time.monotonic() - began > moment else 0.0)
+
+    return prepare
+
+
 def without_override() -> None:
     """Without the superuser's right to write where nobody may (CAP_DAC_OVERRIDE, capability 1)."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -148,3 +167,34 @@ class Tally:
 def tree_of(folder: Path) -> list[str]:
     """Every file below a folder."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command, and what tells that its result is the one it should be."""
+
+    name: str
+    command: list[str]
+    seconds: float
+    expected: str
+
+    def at(self, out: Path) -> list[str]:
+        return [*self.command, "--out", str(out)]
+
+
+def result(name: str, out: Path) -> str:
+    """What must not differ between a run that was disturbed and one that was not."""
+    if name in ("rollout", "import"):
+        return str(read_manifest(out, "trajectories")["dataset_hash"])
+    if name == "weigh":
+        return str(read_manifest(out, "weights")["weights_hash"]) + sum_of(out / "weights.parquet")
+    if name == "train":
+        return sum_of(out / "model.safetensors") + sum_of(out / "metrics.jsonl")
+    return sum_of(out / "estimates.json")
+
+
+def end_as_it_should(stage: Stage, out: Path) -> None:
+    finish(stage.at(out))
+    assert result(stage.name, out) == stage.expected
+    assert not [name for name in tree_of(out) if name.endswith(".tmp")]
+    shutil.rmtree(out)

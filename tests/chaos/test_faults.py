@@ -5,118 +5,36 @@ are drawn. With ``DRIFT_CHAOS_TABLE`` the table of faults by stage is written to
 """
 
 import json
-import os
 import random
 import shutil
 import signal
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from drift.checksums import sum_of
 from drift.dataset.store import shards
 from drift.errors import DatasetError, StorageError
-from drift.manifest import read_manifest
 
-from .harness import Tally, finish, jumping_clock, small_files, start, tree_of, without_override
+from .harness import (
+    BLOWS,
+    ROUNDS,
+    SEED,
+    Stage,
+    Tally,
+    clock_set_back,
+    end_as_it_should,
+    jumping_clock,
+    result,
+    small_files,
+    start,
+    without_override,
+)
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
-ROUNDS = int(os.environ.get("DRIFT_CHAOS_ROUNDS", "3"))
-SEED = int(os.environ.get("DRIFT_CHAOS_SEED", "1"))
-# How often one run is disturbed before it may end.
-BLOWS = 3
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A command, and what tells that its result is the one it should be."""
-
-    name: str
-    command: list[str]
-    seconds: float
-    expected: str
-
-    def at(self, out: Path) -> list[str]:
-        return [*self.command, "--out", str(out)]
-
-
-def result(name: str, out: Path) -> str:
-    """What must not differ between a run that was disturbed and one that was not."""
-    if name in ("rollout", "import"):
-        return str(read_manifest(out, "trajectories")["dataset_hash"])
-    if name == "weigh":
-        return str(read_manifest(out, "weights")["weights_hash"]) + sum_of(out / "weights.parquet")
-    if name == "train":
-        return sum_of(out / "model.safetensors") + sum_of(out / "metrics.jsonl")
-    return sum_of(out / "estimates.json")
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="drift-chaos-"))
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def tally() -> Iterator[Tally]:
-    tally = Tally()
-    yield tally
-    table = f"{tally.table()}\n\n{sum(tally.counts.values())} faults.\n"
-    print("\n" + table)
-    if "DRIFT_CHAOS_TABLE" in os.environ:
-        Path(os.environ["DRIFT_CHAOS_TABLE"]).write_text(table)
-
-
-@pytest.fixture(scope="module")
-def stages(place: Path) -> dict[str, Stage]:
-    """All stages, each run once undisturbed on the results of the one before."""
-    import drift.api
-    import drift.evaluation.run
-    import drift.policies.hf
-    import drift.reporting.page
-    import drift.training.run  # noqa: F401
-
-    log = place / "log.jsonl"
-    lines = []
-    for at in range(300):
-        messages = [{"role": "user", "content": f"What is {at} + 1?"}, {"role": "assistant", "content": f"{at + 1}"}]
-        lines.append(json.dumps({"messages": messages, "reward": at % 3, "group_id": str(at // 3)}))
-    log.write_text("\n".join(lines))
-    data, weights, model = (str(place / "whole" / name) for name in ("rollout", "weigh", "train"))
-    short = ["--sampling.max-new-tokens", "16"]
-    commands = {
-        "rollout": ["rollout", "arithmetic", "--tasks", "30", "--samples", "6", *short],
-        "import": ["import", str(log)],
-        "weigh": ["weigh", data],
-        "train": ["train", data, weights, "--max-steps", "16", "--batch-size", "16", "--save-steps", "3"],
-        "evaluate": [
-            *("evaluate", "arithmetic", "--policies", json.dumps({"base": "default", "tuned": model})),
-            *("--tasks", "30", "--samples", "1", *short),
-        ],
-    }
-    found = {}
-    for name, command in commands.items():
-        out = place / "whole" / name
-        began = time.monotonic()
-        finish([*command, "--out", str(out)])
-        found[name] = Stage(name, command, time.monotonic() - began, result(name, out))
-    return found
-
-
 NAMES = ["rollout", "import", "weigh", "train", "evaluate"]
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
-
-
-def end_as_it_should(stage: Stage, out: Path) -> None:
-    finish(stage.at(out))
-    assert result(stage.name, out) == stage.expected
-    assert not [name for name in tree_of(out) if name.endswith(".tmp")]
-    shutil.rmtree(out)
 
 
 @pytest.mark.parametrize("kind", SIGNALS)
@@ -169,15 +87,18 @@ def test_a_read_only_directory(stages: dict[str, Stage], place: Path, tally: Tal
     tally.add(name, "read-only directory")
 
 
+@pytest.mark.parametrize(("fault", "clock"), [("clock jumps", jumping_clock), ("clock set back", clock_set_back)])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_clock_that_jumps(stages: dict[str, Stage], place: Path, tally: Tally, name: str) -> None:
+def test_a_clock_that_is_wrong(
+    stages: dict[str, Stage], place: Path, tally: Tally, name: str, fault: str, clock: Callable[[int], Any]
+) -> None:
     stage = stages[name]
-    for turn in range(ROUNDS):
-        out = place / f"{name}-clock-{turn}"
-        child = start(stage.at(out), jumping_clock(turn))
+    for turn in range(min(2, ROUNDS)):
+        out = place / f"{name}-{fault}-{turn}"
+        child = start(stage.at(out), clock(turn))
         assert child.wait(240) and child.code == 0, child.said
         assert result(name, out) == stage.expected
-        tally.add(name, "clock jumps")
+        tally.add(name, fault)
 
 
 @pytest.mark.parametrize("name", ["rollout", "import", "train", "evaluate"])

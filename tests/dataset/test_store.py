@@ -214,3 +214,16 @@ def test_the_hash_of_graded_turns_is_that_of_the_first_version(make_trajectory: 
             del turn[key]
     line = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
     assert dataset_hash([make_trajectory("t", 0, ("1", None))]) == hashlib.sha256(line.encode()).hexdigest()
+
+
+def test_the_hash_of_a_data_set_is_that_of_its_sorted_digests(make_trajectory: Callable[..., Trajectory]) -> None:
+    made = [make_trajectory(f"t{at}", 0, (str(at), None)) for at in range(40)]
+    digests = []
+    for trajectory in made:
+        row = to_row(trajectory)
+        turns = [{k: v for k, v in turn.items() if k not in ("logprobs", "info", "graded")} for turn in row["turns"]]
+        kept = {**{k: v for k, v in row.items() if k != "text_only"}, "turns": turns}
+        digests.append(hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest())
+    expected = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+    assert dataset_hash(made) == dataset_hash(reversed(made)) == expected
+    assert dataset_hash([]) == hashlib.sha256(b"").hexdigest()

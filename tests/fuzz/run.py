@@ -76,7 +76,8 @@ def checked(name: str, target: Callable[[str], None], text: str, origin: str) ->
     except Exception as error:
         raise RuntimeError(f"{name} failed on {origin}: {type(error).__name__}: {error}; {text[:300]!r}") from error
     took = time.perf_counter() - start
-    if took > DEADLINE:
+    # A target that has a deadline of its own, and processes that start, says how long it may take.
+    if took > getattr(target, "deadline", DEADLINE):
         raise RuntimeError(f"{name} took {took:.1f} s on {origin}: {text[:300]!r}")
     return took
 
@@ -112,7 +113,8 @@ def guided(seconds: int) -> None:
         include=["drift.verifiers", "drift.environments", "drift.problems", "drift.dataset"]
     ):
         from tests.fuzz.targets import all_targets
-    targets = list(all_targets().items())
+    # What works in other processes shows no coverage here.
+    targets = [(name, target) for name, target in all_targets().items() if not hasattr(target, "deadline")]
 
     def once(data: bytes) -> None:
         provider = atheris.FuzzedDataProvider(data)

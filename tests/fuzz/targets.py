@@ -95,6 +95,22 @@ def imports(text: str) -> None:
                 assert bad.reason and bad.detail
 
 
+def _math() -> Callable[[str], None]:
+    from drift.verifiers.math import Math
+
+    # Workers of their own, so that what a deadline ends is counted and costs no other input.
+    verifier = Math(workers=1, deadline=1.0, memory_mb=1024)
+
+    def math(text: str) -> None:
+        gold, wrong = (("\\frac{1}{2}", "\\frac{1}{3}"), ("x^2", "x^3"), ("1000", "1,001"))[len(text) % 3]
+        assert not verifier.verify(f"{text}\n\nThe answer is \\boxed{{{wrong}}}.", gold).right, (gold, wrong)
+        assert verifier.verify(text, gold).answer is None or text
+
+    # Two checks, each begun three times at most, and workers that start meanwhile.
+    math.deadline = 120.0  # type: ignore[attr-defined]
+    return math
+
+
 def _templates() -> Callable[[str], None]:
     from transformers import AutoTokenizer
 
@@ -118,4 +134,4 @@ def _templates() -> Callable[[str], None]:
 def all_targets() -> dict[str, Callable[[str], None]]:
     """Every target by name."""
     found = (answers, mentions, tool_calls, numeric, choice, exact, judge, quoting, imports)
-    return {**{target.__name__: target for target in found}, "templates": _templates()}
+    return {**{target.__name__: target for target in found}, "math": _math(), "templates": _templates()}

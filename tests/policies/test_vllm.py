@@ -42,6 +42,7 @@ def test_without_vllm_the_extra_is_named_before_anything_is_read() -> None:
         ({"max_model_len": -1}, r"policy\.settings\.max_model_len: got -1"),
         ({"dtype": "int8"}, r"policy\.dtype: got 'int8'"),
         ({"max_num_seq": 3}, r"Did you mean 'max_num_seqs'\?"),
+        ({"engine": {"trust_remote_code": True}}, r"engine\.trust_remote_code: not to be given there; it is false"),
         ({"engine": {"logprobs_mode": "processed_logprobs"}}, r"engine\.logprobs_mode: not to be given there"),
     ],
 )

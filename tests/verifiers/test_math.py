@@ -217,12 +217,42 @@ def test_only_the_check_that_hangs_is_lost_among_many_in_flight():
     assert again.right
 
 
-def test_a_worker_that_is_killed_costs_its_check_alone(pool):
+def test_a_worker_that_is_killed_costs_no_outcome(pool):
     pool.run("1", "1")
     (pid,) = pool.pids()
     threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
-    assert pool.run(HANGING, "5") == {"verdict": "unparseable", "reason": "crash"}
+    # The check is begun again in another worker, where it hangs.
+    assert pool.run(HANGING, "5") == {"verdict": "unparseable", "reason": "deadline"}
+    pool.run("1", "1")
+    os.kill(pool.pids()[0], signal.SIGKILL)
     assert pool.run("2", "2")["verdict"] == "right"
+
+
+def test_a_check_that_ends_worker_after_worker_is_the_cause(pool):
+    def kill_each():
+        seen = set()
+        while len(seen) < 3:
+            for pid in pool.pids():
+                if pid not in seen:
+                    seen.add(pid)
+                    # It is listed once it has started; its check hangs.
+                    time.sleep(0.2)
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+    pool.run("1", "1")
+    killer = threading.Thread(target=kill_each)
+    killer.start()
+    assert pool.run(HANGING, "5") == {"verdict": "unparseable", "reason": "crash"}
+    killer.join()
+
+
+def test_a_worker_that_is_stopped_is_not_taken_for_a_check_that_hangs(pool):
+    pool.run("1", "1")
+    (pid,) = pool.pids()
+    os.kill(pid, signal.SIGSTOP)
+    assert pool.run(r"\frac{4}{2}", "2")["verdict"] == "right"
+    assert not alive(pid)
 
 
 def test_memory_is_bounded():

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 import drift
 from drift.errors import ConfigError, DriftError, unknown_name
 from drift.progress import leave
+from drift.secrets import scrubbed
 
 VERBS = {
     "quickstart": "sample, weigh, fine-tune, measure and report on the built-in policy, in minutes",
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         return verb.run(parser, rest)
     except DriftError as error:
-        print(f"drift: {error}", file=sys.stderr)
+        print(f"drift: {scrubbed(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("drift: stopped. Run the same command again to go on.", file=sys.stderr)

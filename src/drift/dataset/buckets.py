@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -51,7 +52,9 @@ class Buckets:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        # What was not written yet is wanted by nobody, also where the disk refuses it.
+        with suppress(OSError):
+            self._file.close()
 
     def add(self, rows: pa.Table) -> None:
         """Put rows into their buckets, after those that are there already."""
@@ -65,8 +68,11 @@ class Buckets:
         self._flush()
         parts = [self._schema.empty_table()]
         for offset, length in self._places[bucket]:
-            self._file.seek(offset)
-            parts.append(pa.ipc.open_stream(pa.py_buffer(self._file.read(length))).read_all())
+            # Seeking writes what is still in memory.
+            with writing(self._directory):
+                self._file.seek(offset)
+                data = self._file.read(length)
+            parts.append(pa.ipc.open_stream(pa.py_buffer(data)).read_all())
         return pa.concat_tables(parts).combine_chunks()
 
     def _flush(self) -> None:

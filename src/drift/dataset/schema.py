@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from drift.types import Completion, Step, Trajectory, Turn
@@ -112,7 +113,8 @@ def dataset_hash(trajectories: Iterable[Trajectory]) -> str:
     ``text_only``, which the ids tell.
     ``graded`` is left out where it is true, so that data without other turns keep the hash they always had.
     """
-    digests = []
+    # 32 bytes each: texts would take four times as much.
+    digests = bytearray()
     for trajectory in trajectories:
         row = to_row(trajectory)
         del row["text_only"]
@@ -120,5 +122,10 @@ def dataset_hash(trajectories: Iterable[Trajectory]) -> str:
             del turn["logprobs"], turn["info"]
             if turn["graded"]:
                 del turn["graded"]
-        digests.append(hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest())
-    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+        digests += hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()
+    words_N4 = np.frombuffer(digests, ">u8").reshape(-1, 4)
+    whole, between = hashlib.sha256(), b""
+    for at in np.lexsort(words_N4.T[::-1]):
+        whole.update(between + digests[32 * at : 32 * at + 32].hex().encode())
+        between = b"\n"
+    return whole.hexdigest()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drift.checksums import sum_of, sum_of_bytes
+from drift.dataset.lock import DirectoryLock
 from drift.dataset.schema import SCHEMA, dataset_hash, from_row, to_row
 from drift.errors import DatasetError
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_atomic, write_manifest, writing
@@ -34,6 +33,11 @@ class TrajectoryWriter:
         spec: everything that decides what the trajectories are. A directory begun with another spec is refused.
         tasks: the tasks of the data set.
         shard_size: trajectories per shard. A shard is also closed every 20 seconds, so little is lost in a crash.
+        lock: of a caller who holds the directory already, and goes on holding it.
+
+    Attributes:
+        done: ids of the trajectories that were there before.
+        count: trajectories that are on disk now.
 
     Raises:
         DatasetError: begun with another spec, or another process is writing to it.
@@ -41,20 +45,32 @@ class TrajectoryWriter:
     """
 
     def __init__(
-        self, directory: Path, spec: Mapping[str, Any], tasks: Sequence[Task], *, shard_size: int = 2048
+        self,
+        directory: Path,
+        spec: Mapping[str, Any],
+        tasks: Sequence[Task],
+        *,
+        shard_size: int = 2048,
+        lock: DirectoryLock | None = None,
     ) -> None:
         self._directory, self._spec, self._shard_size = directory, dict(spec), shard_size
         self._rows: list[dict[str, Any]] = []
+        self._own_lock = DirectoryLock(directory) if lock is None else None
+        try:
+            self._begin(tasks)
+        except BaseException:
+            self._release()
+            raise
+
+    def _begin(self, tasks: Sequence[Task]) -> None:
+        directory = self._directory
         with writing(directory):
-            (directory / "shards").mkdir(parents=True, exist_ok=True)
-            self._lock = (directory / ".lock").open("a+")
-        self._take_lock()
+            (directory / "shards").mkdir(exist_ok=True)
         self._seconds_before = 0.0
         if (directory / MANIFEST).is_file():
             old = read_manifest(directory, KIND)
             changed = differing_keys(old["spec"], self._spec)
             if changed:
-                self._lock.close()
                 raise DatasetError(
                     f"{directory} holds trajectories of another run: {'; '.join(changed)}. "
                     "Give another directory, or the settings it was begun with."
@@ -62,25 +78,11 @@ class TrajectoryWriter:
             self._seconds_before = float(old["cost"]["seconds"])
         for leftover in (directory / "shards").glob(".*.tmp"):
             leftover.unlink()
-        self.done = set(_read_ids(directory))
+        self.done = frozenset(_read_ids(directory))
+        self.count = len(self.done)
         write_tasks(directory, tasks)
         self._start = self._flushed = time.monotonic()
         self._write_manifest(complete=False, counts={}, digest=None)
-
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "unknown"
-            self._lock.close()
-            raise DatasetError(
-                f"{self._directory} is being written by process {holder}. "
-                "Wait for it, stop it, or give another directory."
-            ) from error
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +95,11 @@ class TrajectoryWriter:
             if kind is not None:
                 self._write_manifest(complete=False, counts={}, digest=None)
         finally:
-            self._lock.close()
+            self._release()
+
+    def _release(self) -> None:
+        if self._own_lock is not None:
+            self._own_lock.release()
 
     def append(self, trajectory: Trajectory) -> None:
         """Add one trajectory; it is on disk after the next flush."""
@@ -113,7 +119,7 @@ class TrajectoryWriter:
         data = buffer.getvalue().to_pybytes()
         # Content and checksum appear in one rename.
         write_atomic(shards / f"{index:06d}-{sum_of_bytes(data)}.parquet", data)
-        self.done.update(row["id"] for row in self._rows)
+        self.count += len(self._rows)
         self._rows = []
 
     def finish(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:

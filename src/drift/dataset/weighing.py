@@ -36,6 +36,8 @@ KIND = "weights"
 FILE = "weights.parquet"
 # Trajectories weighed at once; some 300 bytes each.
 BUCKET_ROWS = 131_072
+# Squares of what is larger could not be added up.
+LARGEST = 1e100
 _TABLE = pa.schema([("id", pa.string()), ("group_id", pa.string()), ("return", pa.float64()), ("weight", pa.float64())])
 Floats = NDArray[np.float64]
 
@@ -75,6 +77,7 @@ class Weigher:
         whole, config = found, self._config
         found = self._seen(whole)
         returns_N, index_N = self._returns(found), found.group_index()
+        _check_size("return", returns_N, whole.ids)
         named = self._data(found)
         if self._tempering:
             named["beta"] = self._tempering.beta(returns_N, index_N)
@@ -95,6 +98,7 @@ class Weigher:
             weights_N = self._undo(weights_N, stopping_factors(whole.success_N, first_N, index_N), index_N)
             self._continued += int(group_max((~first_N).astype(float), index_N, len(sizes_G)).sum())
         weights_N = np.where(dropped_G[index_N], 0.0, weights_N)
+        _check_size("weight", weights_N, whole.ids)
         self._tally.add(weights_N, returns_N, index_N, found.success_N)
         fair_N = whole.sample_N < self._first if self._first else None
         beta = named["beta"] if self._tempering else None
@@ -174,6 +178,16 @@ class Weigher:
         returns_N, index_N = (np.concatenate(each) for each in zip(*columns, strict=True))
         named = {key: np.concatenate([each[key] for each in data]) for key in data[0] if key.endswith("_N")}
         return apply_scheme(self._config.scheme, returns_N, index_N, {**named, **self._named})
+
+
+def _check_size(name: str, values_N: Floats, ids: pa.Array) -> None:
+    """Refuse what is finite and yet too large for sums of squares; raises ``ConfigError``."""
+    at = int(np.argmax(np.abs(values_N))) if len(values_N) else 0
+    if len(values_N) and not abs(values_N[at]) <= LARGEST:
+        raise ConfigError(
+            f"the {name} of trajectory {ids[at].as_py()!r} is {values_N[at]:g}, expected at most {LARGEST:g} in size. "
+            "Look at its rewards, or scale them."
+        )
 
 
 def compute_weights(found: Outcomes, config: WeightConfig, *, first: int = 0) -> tuple[Floats, Floats, dict[str, Any]]:
@@ -292,8 +306,16 @@ def read_table(directory: Path, manifest: Mapping[str, Any]) -> WeightTable:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} can't be read: {error}. Run drift weigh again.") from error
-    return WeightTable(
+    weights = WeightTable(
         ids=table.column("id"),
         groups=table.column("group_id"),
         weights_N=table.column("weight").to_numpy(),
     )
+    bad = np.flatnonzero(~np.isfinite(weights.weights_N))
+    if len(bad):
+        at = int(bad[0])
+        raise DatasetError(
+            f"{path}: {len(bad)} weights are not finite; that of trajectory {weights.ids[at].as_py()!r} is "
+            f"{weights.weights_N[at]}, expected a number. Run drift weigh again."
+        )
+    return weights

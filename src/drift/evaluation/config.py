@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drift.errors import require
+from drift.secrets import refuse_secrets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,5 +26,6 @@ class QualitySettings:
 
     def __post_init__(self) -> None:
         where = "evaluation.quality"
+        refuse_secrets(self.judge, f"{where}.judge")
         require(self.kl >= 0, f"{where}.kl", self.kl, "a whole number ≥ 0")
         require(self.judge_tasks >= 1, f"{where}.judge_tasks", self.judge_tasks, "a whole number ≥ 1")

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from drift.checksums import sum_of
+from drift.dataset.lock import DirectoryLock
 from drift.dataset.store import read_tasks, read_trajectories
 from drift.environments.base import EnvironmentFactory, content_hash, options_of, reference_of, task_hash
 from drift.errors import ConfigError, EnvironmentFault, require
@@ -158,50 +160,57 @@ def evaluate_policies(
         cluster: workers on many machines that hold the conversations.
         settings: of the policies, for ``make_policy``.
         usual: what else ``make_policy`` takes.
+
+    Raises:
+        ConfigError: no policies, or tasks that were rolled out for training.
+        DatasetError: another process writes to ``out``, or it holds another evaluation.
     """
     require(bool(policies), "policies", dict(policies), "at least one model by name, like base=default")
     tasks = factory.tasks(config.split, config.tasks, seed)
     check_quality(policies, config)
     unseen = {"unseen": check_unseen(tasks, seen)} if seen is not None else {}
-    costs: dict[str, dict[str, Any]] = {}
-    for name, model in policies.items():
-        making = Making(environment=environment, model=model, settings=settings or {}, usual=usual)
-        # An engine that takes a minute to start serves all modes.
-        with sampler(cluster, making) as policy, getattr(policy, "held_open", nullcontext)():
-            places = {mode: out / mode / name for mode in modes_of(config)}
-            found = hold_modes(tasks, factory, policy, config, places, environment, seed=seed, label=name)
-            costs |= {f"{mode}/{name}": cost for mode, cost in found.items()}
-    options = {task.id: options_of(factory, task) for task in tasks}
-    rows = [
-        estimate
-        for mode in modes_of(config)
-        for estimate in estimate_all(
-            on_common_prompts({name: read_trajectories(out / mode / name) for name in policies}, options),
-            mode=mode,
-            max_turns=factory.max_turns,
-            baseline=next(iter(policies)),
-            seed=seed,
-        )
-    ]
-    references = {task.id: reference_of(factory, task) for task in tasks} if config.quality.judge else {}
-    better, quality = measure_quality(policies, config, out, references=references, seed=seed, **usual)
-    rows += better
-    write_json(out / ESTIMATES, [asdict(row) for row in rows])
-    content = {
-        "environment": dict(environment),
-        "policies": dict(policies),
-        "modes": list(modes_of(config)),
-        "max_turns": factory.max_turns,
-        "tasks": len(tasks),
-        "task_hash": task_hash(tasks),
-        "split": config.split,
-        "seed": seed,
-        "cost": costs,
-        **unseen,
-        **({"quality": quality} if quality else {}),
-    }
-    write_manifest(out, KIND, content)
-    return content
+    # A second process would open again what this one is about to read.
+    with DirectoryLock(out):
+        costs: dict[str, dict[str, Any]] = {}
+        for name, model in policies.items():
+            making = Making(environment=environment, model=model, settings=settings or {}, usual=usual)
+            # An engine that takes a minute to start serves all modes.
+            with sampler(cluster, making) as policy, getattr(policy, "held_open", nullcontext)():
+                places = {mode: out / mode / name for mode in modes_of(config)}
+                found = hold_modes(tasks, factory, policy, config, places, environment, seed=seed, label=name)
+                costs |= {f"{mode}/{name}": cost for mode, cost in found.items()}
+        options = {task.id: options_of(factory, task) for task in tasks}
+        rows = [
+            estimate
+            for mode in modes_of(config)
+            for estimate in estimate_all(
+                on_common_prompts({name: read_trajectories(out / mode / name) for name in policies}, options),
+                mode=mode,
+                max_turns=factory.max_turns,
+                baseline=next(iter(policies)),
+                seed=seed,
+            )
+        ]
+        references = {task.id: reference_of(factory, task) for task in tasks} if config.quality.judge else {}
+        better, quality = measure_quality(policies, config, out, references=references, seed=seed, **usual)
+        rows += better
+        write_json(out / ESTIMATES, [asdict(row) for row in rows])
+        content = {
+            "environment": dict(environment),
+            "policies": dict(policies),
+            "modes": list(modes_of(config)),
+            "max_turns": factory.max_turns,
+            "tasks": len(tasks),
+            "task_hash": task_hash(tasks),
+            "split": config.split,
+            "seed": seed,
+            "estimates_sum": sum_of(out / ESTIMATES),
+            "cost": costs,
+            **unseen,
+            **({"quality": quality} if quality else {}),
+        }
+        write_manifest(out, KIND, content)
+        return content
 
 
 def check_quality(policies: Mapping[str, str], config: EvaluationConfig) -> None:

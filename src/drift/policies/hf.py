@@ -22,6 +22,8 @@ from drift.policies.base import Sampling
 from drift.policies.sampler import RowEnds, SeededPicker
 from drift.types import Completion
 
+# Said aloud: without a word, transformers asks at the terminal whether a model folder's own code may run.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,8 +46,10 @@ def load_model(
     wanted = DTYPES.get(dtype, torch.float32 if place == "cpu" else "auto")
     source = _source(model)
     with _loading(model):
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, attn_implementation=attention)
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **NO_CODE)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            source, dtype=wanted, attn_implementation=attention, use_safetensors=True, **NO_CODE
+        )
         loaded = loaded.to(place).eval()
     return loaded, tokenizer
 
@@ -70,11 +74,11 @@ def check_attention(model: str, attention: str, *, device: str = "auto") -> None
         "auto, sdpa or eager on a CPU, where neither flash attention nor the gradients of flex attention can be had",
     )
     with _loading(model):
-        settings = AutoConfig.from_pretrained(_source(model))
+        settings = AutoConfig.from_pretrained(_source(model), **NO_CODE)
     try:
         # A model without weights.
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(settings, attn_implementation=attention)
+            AutoModelForCausalLM.from_config(settings, attn_implementation=attention, **NO_CODE)
     except (ImportError, ValueError) as error:
         raise ConfigError(
             f"training.attention: {attention} can't be used with model {model!r}: {error} Set it to auto."
@@ -85,7 +89,7 @@ def load_tokenizer(model: str) -> Any:
     """Load the tokenizer of a model, a folder or a hub id, without its weights; raises ``PolicyError``."""
     source = _source(model)
     with _loading(model):
-        return AutoTokenizer.from_pretrained(source, padding_side="left")
+        return AutoTokenizer.from_pretrained(source, padding_side="left", **NO_CODE)
 
 
 def _source(model: str) -> str:
@@ -96,7 +100,29 @@ def _source(model: str) -> str:
         found = "a folder without config.json" if path.is_dir() else "nothing there"
         raise PolicyError(f"model {model!r}: {found}. Give a folder that holds a model, or a hub id like owner/name.")
     check_files(path)
+    refuse_pickles(path)
     return str(path) if path.exists() else model
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise ``PolicyError`` for a model folder that has only pickled weights: reading these can run anything."""
+    pickled = sorted(path.name for name in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(name))
+    if not list(folder.glob("*.safetensors")) and pickled:
+        raise PolicyError(
+            f"the model in {folder} has its weights as {pickled[0]}, expected *.safetensors: reading pickled weights "
+            "can run code. Convert them where you trust them: AutoModelForCausalLM.from_pretrained(FOLDER)"
+            ".save_pretrained(OUT), and the tokenizer likewise."
+        )
+
+
+def wants_code(model: str, error: Exception) -> PolicyError | None:
+    """The error to raise where transformers refused, as it was told to, to run the code that comes with a model."""
+    if "trust_remote_code" not in str(error):
+        return None
+    return PolicyError(
+        f"the model {model!r} wants code that comes with it to be run, which drift never does. Use a model that "
+        "transformers knows, or serve this one yourself and give it as openai:NAME."
+    )
 
 
 @contextmanager
@@ -104,7 +130,7 @@ def _loading(model: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise PolicyError(
+        raise wants_code(model, error) or PolicyError(
             f"model {model!r} can't be loaded as a causal language model: {error}. "
             "Check the name, that the files are whole, and that the hub can be reached if it is not a folder."
         ) from error

@@ -105,9 +105,11 @@ def _load_tokenizer(source: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(DEFAULT_MODEL if source == "default" else source)
+        return AutoTokenizer.from_pretrained(DEFAULT_MODEL if source == "default" else source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise PolicyError(
+        from drift.policies.hf import wants_code
+
+        raise wants_code(source, error) or PolicyError(
             f"the tokenizer {source!r} can't be loaded: {error}. "
             "Give the folder or hub id of the served model's tokenizer as policy.settings.tokenizer."
         ) from error

@@ -12,6 +12,7 @@ from typing import Any
 
 from drift.errors import PolicyError, require
 from drift.policies.base import ContextExceeded
+from drift.secrets import HIDDEN, refuse_secrets, scrubbed
 from drift.types import Completion
 
 LONGEST_WAIT_SECONDS = 60.0
@@ -44,6 +45,7 @@ class Server:
         require(concurrency >= 1, f"{where}.concurrency", concurrency, "a whole number ≥ 1")
         require(deadline > 0, f"{where}.deadline", deadline, "seconds above 0")
         require(retries >= 0, f"{where}.retries", retries, "a whole number ≥ 0")
+        refuse_secrets(url, f"{where}.url")
         self.url = url
         self.counts: Counter[str] = Counter()
         self._concurrency, self._deadline, self._retries = concurrency, deadline, retries
@@ -133,7 +135,8 @@ class Server:
 
     def _clean(self, text: str) -> str:
         """A server's words for an error message: short, and without the key should it repeat it."""
-        return " ".join(text.replace(self._key, "***").split())[:300].rstrip(".")
+        # A server may repeat it in part or quoted; what no error message needs is left out.
+        return scrubbed(" ".join(text.replace(self._key, HIDDEN).split()))[:300].rstrip(".")
 
 
 def _library() -> Any:

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from drift.errors import PolicyError
-from drift.policies.hf import check_files, digest_of, end_ids
+from drift.policies.hf import NO_CODE, check_files, digest_of, end_ids, refuse_pickles, wants_code
 
-_WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+_WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 # Keys of an adapter's configuration that say where it was made, not what it does.
 _PLACES = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 
@@ -35,13 +35,14 @@ class StoredModel:
     def __init__(self, model: str) -> None:
         self.folder = _folder(model)
         check_files(self.folder)
+        refuse_pickles(self.folder)
         try:
-            self.config = AutoConfig.from_pretrained(self.folder)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, padding_side="left")
+            self.config = AutoConfig.from_pretrained(self.folder, **NO_CODE)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, padding_side="left", **NO_CODE)
             with torch.device("meta"):
-                self._empty = AutoModelForCausalLM.from_config(self.config)
+                self._empty = AutoModelForCausalLM.from_config(self.config, **NO_CODE)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise PolicyError(
+            raise wants_code(model, error) or PolicyError(
                 f"model {model!r} can't be read as a causal language model: {error}. Check that its files are whole."
             ) from error
         if (self.folder / "generation_config.json").is_file():

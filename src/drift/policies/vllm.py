@@ -21,6 +21,7 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 # What the records' meaning rests on, or what has a setting of its own.
 _OURS = {
     "model": "the policy's name, vllm:MODEL",
+    "trust_remote_code": "false: nothing that comes with a model is run. Serve the model yourself, as openai:NAME",
     "tokenizer": "the model's own",
     "skip_tokenizer_init": "false, which stop strings need",
     "logprobs_mode": "raw_logprobs, the policy at temperature 1 without truncation",
@@ -99,6 +100,8 @@ class VLLMPolicy:
             "max_model_len": max_model_len or None,
             "enable_prefix_caching": True,
             "generation_config": "vllm",
+            "trust_remote_code": False,
+            "load_format": "safetensors",
             "logprobs_mode": "raw_logprobs",
             "disable_log_stats": True,
         }

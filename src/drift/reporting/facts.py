@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drift.checksums import sum_of
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import read_trajectories
 from drift.dataset.weighing import KIND as WEIGHTS
@@ -59,6 +60,9 @@ def read_facts(run: Path, *, conversations: int = 8) -> Facts:
     folder = run / "evaluation" if (run / "evaluation").is_dir() else run
     evaluation = read_manifest(folder, EVALUATION)
     try:
+        wanted, found = evaluation.get("estimates_sum"), sum_of(folder / ESTIMATES)
+        if wanted not in (None, found):
+            raise OSError(f"its checksum is {found}, expected {wanted}")
         rows = {(row["policy"], row["metric"]): row for row in json.loads((folder / ESTIMATES).read_text())}
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(f"{folder / ESTIMATES} can't be read: {error}. Run the evaluation again.") from error

@@ -133,7 +133,7 @@ def collect(
                 writer.flush()
                 most = "at most " if collection.first else ""
                 raise Interrupted(
-                    f"stopped: {len(writer.done)} of {most}{planned} conversations are in {out}. "
+                    f"stopped: {writer.count} of {most}{planned} conversations are in {out}. "
                     "Run the same command again to go on."
                 ) from stop
         record = policy.record() if isinstance(policy, Executor) else _since(before, counts_of(policy, factory))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from drift.environments.base import EnvironmentFactory, close_episode, fault_of_messages, fault_of_step, open_episode
-from drift.errors import PolicyError
+from drift.errors import ConfigError, PolicyError
 from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, derive_seed, is_text_only, next_reply
+from drift.secrets import scrubbed
 from drift.types import Message, Step, StopReason, Task, Trajectory, Turn
 
 
@@ -47,7 +48,8 @@ async def episode(
 
     An exception from the environment ends the conversation and is recorded in ``Trajectory.error`` with the turns so
     far. An exception from the policy is a fault of the run and is raised; so is the ``PolicyError`` of a model that
-    the environment asks, its judge or its simulated user: without it no other conversation would fare better.
+    the environment asks, its judge or its simulated user, and the ``ConfigError`` of a verifier that can't run: without
+    it no other conversation would fare better.
 
     Turn t is sampled with ``derive_seed(assignment.seed, t)``.
     """
@@ -72,7 +74,7 @@ async def episode(
     except ContextExceeded:
         reason = "context"
     except _EnvironmentFailure as failure:
-        reason, error = "error", str(failure)
+        reason, error = "error", scrubbed(str(failure))
     finally:
         await _close(environment, assignment.trajectory_id)
     return Trajectory(
@@ -121,13 +123,14 @@ async def _close(environment: Any, trajectory_id: str) -> None:
             await closing
             raise
     except Exception as error:
-        warnings.warn(f"{trajectory_id}: environment.aclose raised {type(error).__name__}: {error}", stacklevel=2)
+        said = scrubbed(f"{type(error).__name__}: {error}")
+        warnings.warn(f"{trajectory_id}: environment.aclose raised {said}", stacklevel=2)
 
 
 async def _step(environment: Any, reply: str) -> Step:
     try:
         step: Step = await environment.step(reply)
-    except PolicyError:
+    except (PolicyError, ConfigError):
         raise
     except Exception as error:
         raise _EnvironmentFailure(f"environment.step raised {type(error).__name__}: {error}") from error

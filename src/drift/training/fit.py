@@ -134,7 +134,7 @@ def fit(
 
     Raises:
         Interrupted: Ctrl-C.
-        TrainingError: the limit was passed before the first measurement.
+        TrainingError: a loss, gradient or parameter is not finite; or the limit was passed at the first measurement.
     """
     set_seed(seed)
     if config.lora.rank:
@@ -169,6 +169,7 @@ def fit(
                     else "no checkpoint yet."
                 )
             ) from stop
+    trainer.check_parameters()
     if limit is None:
         return trainer, {}
     limit.settle()

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from drift.errors import ConfigError, PolicyError
-from drift.policies.hf import load_model
+from drift.policies.hf import NO_CODE, load_model, refuse_pickles, wants_code
 
 
 def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention: str | None = None) -> tuple[Any, Any]:
@@ -45,13 +45,22 @@ def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
+    refuse_pickles(Path(model))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", **NO_CODE)
         loaded = AutoModelForCausalLM.from_pretrained(
-            model, quantization_config=settings, dtype=compute, device_map={"": place}, attn_implementation=attention
+            model,
+            quantization_config=settings,
+            dtype=compute,
+            device_map={"": place},
+            attn_implementation=attention,
+            use_safetensors=True,
+            **NO_CODE,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise PolicyError(f"model {model!r} can't be loaded in {bits} bits: {error}. Set lora.bits to 0.") from error
+        raise wants_code(model, error) or PolicyError(
+            f"model {model!r} can't be loaded in {bits} bits: {error}. Set lora.bits to 0."
+        ) from error
     return prepare_model_for_kbit_training(loaded, use_gradient_checkpointing=False), tokenizer
 
 

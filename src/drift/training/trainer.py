@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 from drift.errors import TrainingError
 from drift.manifest import write_atomic
 from drift.training.checkpoints import begin, publish
+from drift.training.finite import finite, rows_without_a_loss, spoiled_parameters, stopped
 from drift.training.forward import Batch, padded_batch, tree_batch
 from drift.training.plan import Step, pack, pack_padded
 from drift.training.tree import grow
@@ -58,8 +59,7 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
         return len(self._steps)
 
     def __getitem__(self, index: int) -> StepInputs:
-        step = self._steps[index]
-        rows = [self._rows[row] for row in step.ranks[self._rank]]
+        step, rows = self._steps[index], self.rows_of(index)
         passes: list[Batch]
         if self._trees:
             passes = [tree_batch(tree) for tree in pack(rows, self._tokens)]
@@ -67,10 +67,18 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
             passes = [padded_batch(fitting) for fitting in pack_padded(rows, self._tokens)]
         return StepInputs(passes=passes, rows=step.rows)
 
+    def rows_of(self, index: int) -> list[Example]:
+        """The rows of step ``index`` that this rank computes."""
+        return [self._rows[row] for row in self._steps[index].ranks[self._rank]]
+
+    def alone(self, row: Example) -> Batch:
+        """A pass over one row."""
+        return tree_batch(grow([row])) if self._trees else padded_batch([row])
+
     def nothing(self) -> Batch:
         """A pass over two tokens of no weight, for a rank that has fewer rows than others."""
         row = Example(trajectory_id="", group_id="", token_ids=(0, 0), sampled=(False, False), weight=(0.0, 0.0))
-        return tree_batch(grow([row])) if self._trees else padded_batch([row])
+        return self.alone(row)
 
 
 class WeightedTrainer(Trainer):  # type: ignore[misc]
@@ -78,7 +86,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
 
     The loss is the sum over all rows of the step, divided by their number. ``Trainer`` averages gradients over ranks;
     each rank's loss is multiplied by their number to undo that. Checkpoints appear whole or not at all, and carry the
-    losses that were not yet logged.
+    losses that were not yet logged. A loss, gradient or parameter that is not finite ends training before it is saved.
     """
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -91,6 +99,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train, or go on from a checkpoint with the losses it had not logged."""
         self._unlogged = torch.zeros((), device=self.args.device)
+        self._spoiled_before = set(spoiled_parameters(self.model))
         if resume_from_checkpoint:
             self._unlogged += read_losses(Path(resume_from_checkpoint), self.args.process_index, self.args.world_size)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -128,8 +137,38 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
                     loss = model(batch=batch) / inputs.rows * self.accelerator.num_processes
                 self.accelerator.backward(loss)
             total += loss.detach().float()
+        if not finite(total):
+            raise self._stopped(f"loss is {float(total)}", self._rows_without_a_loss(model))
         self._unlogged += total
         return total
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        whole = torch.as_tensor(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if not finite(whole):
+            rows = self.train_dataset.rows_of(self.state.global_step)
+            raise self._stopped(f"grad_norm is {float(whole)}", [row.trajectory_id for row in rows])
+        return norm
+
+    def _rows_without_a_loss(self, model: torch.nn.Module) -> list[str]:
+        rows = self.train_dataset.rows_of(self.state.global_step)
+        if self.accelerator.num_processes > 1:
+            # A pass of one rank alone would wait for the others.
+            return [row.trajectory_id for row in rows]
+        # What is not computed has no tokens.
+        rows = [row for row in rows if row.token_ids]
+        passes = [self.train_dataset.alone(row).to(self.args.device) for row in rows]
+        return rows_without_a_loss(model, rows, passes)
+
+    def _stopped(self, found: str, rows: Sequence[str] = ()) -> TrainingError:
+        return stopped(Path(self.args.output_dir), self.state.global_step + 1, found, rows)
+
+    def check_parameters(self) -> None:
+        """Raise ``TrainingError`` where a trained parameter is no longer finite."""
+        spoiled = [name for name in spoiled_parameters(self.model) if name not in self._spoiled_before]
+        if spoiled:
+            step, more = self.state.global_step, f" and {len(spoiled) - 1} more" if len(spoiled) > 1 else ""
+            raise stopped(Path(self.args.output_dir), step, f"parameter {spoiled[0]}{more} is not finite", ())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mean loss of the steps since the last line, those before a resume included."""
@@ -149,6 +188,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
         return str(begin(Path(self.args.output_dir)))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.check_parameters()
         super()._save_checkpoint(model, trial)
         name = f"checkpoint-{self.state.global_step}"
         written = begin(Path(self.args.output_dir)) / name

@@ -29,7 +29,7 @@ class Math:
 
     The reply is the text of an answer or a whole reply: the last complete ``\boxed{…}`` counts, else the last formula
     or number. Plain decimals are compared here, everything else in a worker. A check that isn't done by the deadline,
-    or that crashes its worker, is ``unparseable`` with the reason ``deadline`` or ``crash`` and costs no other check.
+    or that ends three workers, is ``unparseable`` with the reason ``deadline`` or ``crash`` and costs no other check.
     Decimals are equal if they agree after rounding to six places and to a share of 1e-5.
 
     Args:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 from drift.errors import ConfigError
 
@@ -22,6 +23,8 @@ _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from drift.verifiers.worker imp
 START_SECONDS = 120.0
 # A worker whose parent died in mid-check ends this long after the deadline at the latest.
 GRACE_SECONDS = 1.0
+# How often a check is begun: what ends so many workers, or hangs in them, is the check and not what befell a worker.
+ATTEMPTS = 3
 Outcome = dict[str, str]
 
 
@@ -31,6 +34,10 @@ class _Late(Exception):
 
 class _Died(Exception):
     """The worker ended without an outcome."""
+
+
+class _NotStarted(ConfigError):
+    """The worker ended, or said nothing, before its first check."""
 
 
 class Worker:
@@ -55,7 +62,7 @@ class Worker:
             ready = self.ask({"alarm": deadline + GRACE_SECONDS, "memory_mb": memory_mb}, START_SECONDS)
         except (_Late, _Died) as error:
             self.kill()
-            raise ConfigError(
+            raise _NotStarted(
                 f"verifier math: a worker process of {sys.executable} did not start "
                 f"({'too slow' if isinstance(error, _Late) else 'it ended'}). "
                 "Check that this runs: python -c 'import math_verify'."
@@ -183,20 +190,49 @@ class WorkerPool:
             return self._threads.submit(self._check, reply, gold)
 
     def _check(self, reply: str, gold: str) -> Outcome:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                outcome, again = self._try(reply, gold)
+            except _NotStarted:
+                if attempt == ATTEMPTS:
+                    raise
+                continue
+            if not again or attempt == ATTEMPTS:
+                return outcome
+        raise AssertionError
+
+    def _try(self, reply: str, gold: str) -> tuple[Outcome, bool]:
+        """An outcome, and whether it says more of its worker than of the check: killed, or stopped, from outside."""
         worker: Worker | None = getattr(self._own, "worker", None)
         if worker is None:
             worker = Worker(self._deadline, self._memory_mb)
             with self._lock:
                 self._started.add(worker)
             self._own.worker = worker
+        before = _cpu_seconds(worker.pid)
         try:
-            return worker.ask([reply, gold], self._deadline)
+            return worker.ask([reply, gold], self._deadline), False
         except (_Late, _Died, OSError, ValueError) as error:
+            after = _cpu_seconds(worker.pid)
             self._own.worker = None
             with self._lock:
                 self._started.discard(worker)
             worker.kill()
-            return {"verdict": "unparseable", "reason": "deadline" if isinstance(error, _Late) else "crash"}
+            if not isinstance(error, _Late):
+                return {"verdict": "unparseable", "reason": "crash"}, True
+            # One that hardly ran did not hang: it was stopped, or had no core to run on.
+            stalled = before is not None and after is not None and after - before < self._deadline / 4
+            return {"verdict": "unparseable", "reason": "deadline"}, stalled
+
+
+def _cpu_seconds(pid: int) -> float | None:
+    """CPU seconds that a process has used, where the system tells (Linux); ``None`` where it does not."""
+    try:
+        # The name in parentheses may hold anything; user and system time are the 12th and 13th fields after it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 @functools.cache

@@ -119,7 +119,10 @@ def equal_returns(returns_N: ArrayLike, group_N: ArrayLike) -> NDArray[np.bool_]
 def histogram(parts: Parts, bins: int = 20) -> dict[str, Any]:
     """Edges and counts of equal bins between the extremes of all values, which ``parts()`` gives a part at a time."""
     ends = [(float(values.min()), float(values.max())) for values in parts() if len(values)]
-    span = (min(low for low, _ in ends), max(high for _, high in ends))
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    # Values that differ by rounding alone lie in one bin, in the middle.
+    same = 1e-9 * max(abs(low), abs(high))
+    span = (low, high) if high - low > same else (low - max(0.5, same), high + max(0.5, same))
     counts, edges = np.zeros(bins, np.int64), np.zeros(bins + 1)
     for values in parts():
         found, edges = np.histogram(values, bins=bins, range=span)

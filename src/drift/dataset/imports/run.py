@@ -18,6 +18,7 @@ from drift.dataset.imports import FORMATS
 from drift.dataset.imports.base import BadRow, Logged, Reader, show
 from drift.dataset.imports.sources import Source, open_source
 from drift.dataset.imports.tokens import Target, opening_hash, to_trajectory
+from drift.dataset.lock import DirectoryLock
 from drift.dataset.store import TrajectoryWriter, write_tasks
 from drift.errors import DatasetError, require, unknown_name
 from drift.manifest import MANIFEST, writing
@@ -157,8 +158,9 @@ def _write_all(source: Source, conversion: Conversion, spec: Mapping[str, Any], 
     with ExitStack() as stack:
         progress = stack.enter_context(Progress("import", source.rows, unit="rows"))
         writer: TrajectoryWriter | None = None
+        # Held before anything is written: two imports would write the same list of rejected rows.
+        lock = stack.enter_context(DirectoryLock(out))
         with writing(temporary):
-            out.mkdir(parents=True, exist_ok=True)
             rejected = stack.enter_context(temporary.open("w", encoding="utf-8"))
         stack.callback(temporary.unlink, missing_ok=True)
         shown: list[Rejected] = []
@@ -169,7 +171,7 @@ def _write_all(source: Source, conversion: Conversion, spec: Mapping[str, Any], 
                 shown += [found] if len(shown) < SHOWN else []
                 continue
             if writer is None:
-                writer = stack.enter_context(TrajectoryWriter(out, spec, [], shard_size=SHARD_SIZE))
+                writer = stack.enter_context(TrajectoryWriter(out, spec, [], shard_size=SHARD_SIZE, lock=lock))
             if found.id not in writer.done:
                 writer.append(found)
         with writing(temporary):

@@ -1,0 +1,66 @@
+"""The stages, each run once undisturbed, and the tally of faults, shared by all chaos tests."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .harness import Stage, Tally, finish, result
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="drift-chaos-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def tally() -> Iterator[Tally]:
+    tally = Tally()
+    yield tally
+    table = f"{tally.table()}\n\n{sum(tally.counts.values())} faults.\n"
+    print("\n" + table)
+    if "DRIFT_CHAOS_TABLE" in os.environ:
+        Path(os.environ["DRIFT_CHAOS_TABLE"]).write_text(table)
+
+
+@pytest.fixture(scope="session")
+def stages(place: Path) -> dict[str, Stage]:
+    """All stages, each run once undisturbed on the results of the one before."""
+    import drift.api
+    import drift.evaluation.run
+    import drift.policies.hf
+    import drift.reporting.page
+    import drift.training.run  # noqa: F401
+
+    log = place / "log.jsonl"
+    lines = []
+    for at in range(300):
+        messages = [{"role": "user", "content": f"What is {at} + 1?"}, {"role": "assistant", "content": f"{at + 1}"}]
+        lines.append(json.dumps({"messages": messages, "reward": at % 3, "group_id": str(at // 3)}))
+    log.write_text("\n".join(lines))
+    data, weights, model = (str(place / "whole" / name) for name in ("rollout", "weigh", "train"))
+    short = ["--sampling.max-new-tokens", "16"]
+    commands = {
+        "rollout": ["rollout", "arithmetic", "--tasks", "30", "--samples", "6", *short],
+        "import": ["import", str(log)],
+        "weigh": ["weigh", data],
+        "train": ["train", data, weights, "--max-steps", "16", "--batch-size", "16", "--save-steps", "3"],
+        "evaluate": [
+            *("evaluate", "arithmetic", "--policies", json.dumps({"base": "default", "tuned": model})),
+            *("--tasks", "30", "--samples", "1", *short),
+        ],
+    }
+    found = {}
+    for name, command in commands.items():
+        out = place / "whole" / name
+        began = time.monotonic()
+        finish([*command, "--out", str(out)])
+        found[name] = Stage(name, command, time.monotonic() - began, result(name, out))
+    return found

@@ -1,0 +1,143 @@
+"""Nothing that comes with a model or with data is run: no code of a model folder, no pickle, no script in a page."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import drift
+from drift.errors import PolicyError
+from drift.policies import make_policy
+from drift.policies.hf import load_model, load_tokenizer
+from drift.policies.stored import StoredModel
+
+PACKAGE = Path(drift.__file__).parent
+RAN = "ran-the-code-of-a-model"
+LOADERS: list[Callable[[str], object]] = [load_model, load_tokenizer, StoredModel, make_policy]
+
+
+class Payload:
+    """What a pickle can do: run a command when it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, (str(self._mark),))
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_pickled_weights_are_refused_unread(tiny_model: Path, tmp_path: Path, load: Callable[[str], object]) -> None:
+    folder, mark = tmp_path / "model", tmp_path / RAN
+    shutil.copytree(tiny_model, folder)
+    torch.save({**load_file(folder / "model.safetensors"), "payload": Payload(mark)}, folder / "pytorch_model.bin")
+    # Beside safetensors a pickle is of no account.
+    load(str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(PolicyError, match=r"weights as pytorch_model\.bin, expected \*\.safetensors: reading pickled"):
+        load(str(folder))
+    assert not mark.exists()
+
+
+def test_a_pickle_of_that_kind_does_run(tmp_path: Path) -> None:
+    torch.save({"payload": Payload(tmp_path / RAN)}, tmp_path / "x.bin")
+    torch.load(tmp_path / "x.bin", weights_only=False)
+    assert (tmp_path / RAN).exists()
+
+
+def with_code(tiny_model: Path, folder: Path) -> Path:
+    """A model folder of an unknown kind, whose own code leaves a mark where it is imported; returns the mark."""
+    shutil.copytree(tiny_model, folder)
+    mark = folder.parent / RAN
+    code = f"import pathlib\npathlib.Path({str(mark)!r}).mkdir(exist_ok=True)\n"
+    code += (
+        "from transformers import Qwen2Config as Own, Qwen2ForCausalLM as OwnModel, Qwen2Tokenizer as OwnTokenizer\n"
+    )
+    (folder / "own.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    maps = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "unheard-of", "auto_map": maps}))
+    path = folder / "tokenizer_config.json"
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    return mark
+
+
+@pytest.mark.parametrize("load", [load_model, StoredModel, make_policy])
+def test_code_that_comes_with_a_model_is_not_run(
+    tiny_model: Path, tmp_path: Path, load: Callable[[str], object]
+) -> None:
+    mark = with_code(tiny_model, tmp_path / "model")
+    with pytest.raises(PolicyError, match=r"wants code that comes with it to be run, which drift never does"):
+        load(str(tmp_path / "model"))
+    assert not mark.exists()
+
+
+def test_that_code_would_run_if_it_were_trusted(tiny_model: Path, tmp_path: Path) -> None:
+    mark = with_code(tiny_model, tmp_path / "model")
+    script = "import sys; from transformers import AutoModelForCausalLM as A\n"
+    script += "A.from_pretrained(sys.argv[1], trust_remote_code=True)"
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "model")], check=True, env=environment, timeout=120)
+    assert mark.exists()
+
+
+def test_nobody_is_asked_at_the_terminal_either(tiny_model: Path, tmp_path: Path) -> None:
+    mark = with_code(tiny_model, tmp_path / "model")
+    command = [sys.executable, "-m", "drift", "rollout", "arithmetic", "--tasks", "1", "--samples", "2"]
+    ran = subprocess.run(
+        [*command, "--policy.model", str(tmp_path / "model"), "--out", str(tmp_path / "out")],
+        input="y\ny\ny\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 2 and "which drift never does" in ran.stderr and not mark.exists(), ran.stderr
+
+
+FORBIDDEN = {"eval", "exec", "compile", "__import__"}
+# Between processes of one command, through a folder that only this user can read.
+PICKLES = {"comparison/jobs.py"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_module_evaluates_text_or_trusts_code(path: Path) -> None:
+    name = path.relative_to(PACKAGE).as_posix()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            function = node.func
+            if isinstance(function, ast.Name):
+                assert function.id not in FORBIDDEN, f"{name}:{node.lineno}"
+            elif isinstance(function, ast.Attribute):
+                owner = ast.unparse(function.value)
+                assert (owner, function.attr) not in {("yaml", "load"), ("yaml", "unsafe_load"), ("torch", "load")}, (
+                    name
+                )
+                assert owner not in ("pickle", "marshal", "shelve", "dill") or name in PICKLES, f"{name}:{node.lineno}"
+                if function.attr == "from_pretrained" and owner.startswith("Auto"):
+                    said = ast.unparse(node)
+                    assert "NO_CODE" in said or "trust_remote_code=False" in said, f"{name}:{node.lineno}"
+            for keyword in node.keywords:
+                trusted = keyword.arg in ("trust_remote_code", "shell", "allow_pickle")
+                assert not trusted or ast.unparse(keyword.value) == "False", f"{name}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    "page", sorted((PACKAGE / "reporting" / "templates").glob("*.html")), ids=lambda path: path.name
+)
+def test_every_page_forbids_scripts_and_requests_and_has_none(page: Path) -> None:
+    text = page.read_text()
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    head, _, body = text.partition(f'<meta http-equiv="Content-Security-Policy" content="{policy}">')
+    # Before anything that a policy could come too late for.
+    assert body and "<style" not in head and "{{" not in head
+    for never in ("<script", "javascript:", "onload=", "onclick=", "|safe", "autoescape false", "<iframe", "http://"):
+        assert never not in text.lower(), never

@@ -1,0 +1,107 @@
+"""Thousands of conversations open at once, and one of a hundred thousand tokens through every stage."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from drift.api import evaluate, report, rollout, train, weigh
+from drift.dataset.store import read_trajectories
+from drift.environments.guess import Guess
+from drift.errors import TrainingError
+from drift.manifest import read_manifest
+from drift.policies.base import Sampling
+from drift.policies.scripted import ScriptedPolicy
+from drift.recipe import EvaluationSettings, RolloutSettings
+from drift.rollouts.collect import Collection, collect
+from drift.types import Completion
+
+OPEN = 5000
+
+
+class AllAtOnce(ScriptedPolicy):
+    """Answers nobody until as many ask as may be open at once."""
+
+    def __init__(self) -> None:
+        super().__init__(["<answer>5</answer>", "no idea"])
+        self.asking = self.most = 0
+        self.enough = asyncio.Event()
+
+    async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+        self.asking += 1
+        self.most = max(self.most, self.asking)
+        if self.asking == OPEN:
+            self.enough.set()
+        await self.enough.wait()
+        self.asking -= 1
+        return await super().complete(prompt_ids, sampling=sampling, seed=seed)
+
+
+def test_five_thousand_conversations_are_open_at_once_and_none_is_lost(tmp_path: Path) -> None:
+    plan = Collection(
+        environment={"name": "guess"}, samples=4, seed=1, sampling=Sampling(max_new_tokens=20), concurrency=OPEN
+    )
+    tasks, policy = Guess().tasks("train", 1280, 1), AllAtOnce()
+    manifest = collect(tasks, Guess(), policy, plan, tmp_path / "open")
+    assert policy.most == OPEN and manifest["counts"]["trajectories"] == 5120
+    one = Collection(environment={"name": "guess"}, samples=4, seed=1, sampling=plan.sampling, concurrency=1)
+    alone = collect(tasks, Guess(), ScriptedPolicy(["<answer>5</answer>", "no idea"]), one, tmp_path / "one")
+    assert alone["dataset_hash"] == manifest["dataset_hash"]
+
+
+REPLY = 25_000
+
+
+def test_a_conversation_of_a_hundred_thousand_tokens(tmp_path: Path) -> None:
+    long = "scripted:" + "a long way to nothing; " * (REPLY // 23 + 1)
+    data = rollout(
+        "arithmetic",
+        policy=long,
+        settings=RolloutSettings(tasks=3, samples=2, sampling=Sampling(max_new_tokens=REPLY)),
+        out=tmp_path / "rollouts",
+    )
+    found = read_trajectories(data)
+    assert [len(t.turns) for t in found] == [5] * 6
+    assert all(len(t.turns[-1].prompt_ids) + len(t.turns[-1].completion.token_ids) > 100_000 for t in found)
+    assert all(turn.completion.finish_reason == "length" for t in found for turn in t.turns)
+    weights = weigh(data, scheme="sft", out=tmp_path / "weights")
+    # Longer than the model's context: skipped and counted, as docs/artifacts.md says; here that leaves nothing.
+    small = {"any_policy": True, "max_steps": 1, "batch_size": 4, "save_steps": 0}
+    with pytest.raises(TrainingError, match=r"no rows to train on: .*'skipped_too_long': 6"):
+        train(data, weights, out=tmp_path / "model", **small)
+    policies = {"base": "scripted:<answer>1</answer>", "long": long}
+    evaluated = evaluate(
+        "arithmetic",
+        policies=policies,
+        settings=EvaluationSettings(tasks=4, samples=0),
+        sampling=Sampling(max_new_tokens=REPLY),
+        out=tmp_path / "evaluation",
+    )
+    page = report(evaluated, out=tmp_path / "report.html")
+    # Four conversations of it, each shown.
+    assert 4 * 5 * REPLY < page.stat().st_size < 8 * 5 * REPLY + 200_000
+
+
+def test_of_mixed_lengths_only_what_fits_is_trained(tmp_path: Path) -> None:
+    data = rollout(
+        "arithmetic",
+        policy="scripted:<answer>5</answer>|" + "b" * 30_000,
+        settings=RolloutSettings(tasks=4, samples=4, sampling=Sampling(max_new_tokens=30_000)),
+        environment_settings={"max_turns": 1},
+        out=tmp_path / "rollouts",
+    )
+    found = read_trajectories(data)
+    fitting = sum(len(t.turns[0].completion.token_ids) < 100 for t in found)
+    assert 0 < fitting < 16
+    model = train(
+        data,
+        weigh(data, scheme="sft", out=tmp_path / "weights"),
+        out=tmp_path / "model",
+        any_policy=True,
+        max_steps=1,
+        batch_size=4,
+        save_steps=0,
+    )
+    counts = read_manifest(model, "model")["counts"]
+    assert (counts["rows"], counts["skipped_too_long"]) == (fitting, 16 - fitting), json.dumps(counts)

@@ -1,0 +1,196 @@
+"""A planted key and a planted password are in no artifact, no output and no error text, whatever fails."""
+
+import asyncio
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from tests.policies.servers import FaultProxy, PolicyServer
+
+from drift.api import rollout
+from drift.dataset.store import read_trajectories
+from drift.environments.guess import Guess
+from drift.errors import ConfigError, PolicyError
+from drift.policies import make_policy
+from drift.policies.base import DEFAULT_MODEL, Sampling
+from drift.policies.hf import HFPolicy
+from drift.recipe import EnvironmentChoice, PolicyChoice, RolloutSettings
+from drift.rollouts.collect import Collection, collect
+from drift.secrets import refuse_secrets, scrubbed
+from drift.types import Message, Step
+
+# In small letters, as the servers read headers.
+KEY = "sk-planted-3f9c1d77aa0b4e52"
+PASSWORD = "planted-pass-81c6e0"
+
+
+class Echoing(FaultProxy):
+    """Fails every third request, and says the key in the body of each failure; with ``refuses``, for good."""
+
+    refuses = False
+    asked = 0
+
+    async def respond(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
+        self.asked += 1
+        if not path.endswith("/completions") or not (self.refuses or self.asked % 3 == 0):
+            return await super().respond(path, body, writer)
+        said = f"Incorrect API key provided: {KEY} (Authorization: Bearer {KEY}), from http://me:{PASSWORD}@there/v1"
+        status = 401 if self.refuses else (500, 429, 503)[self.asked % 9 // 3]
+        self.injected["refused" if self.refuses else f"http_{status}"] += 1
+        writer.write(self.packed(status, json.dumps({"error": {"message": said, "code": KEY}}).encode()))
+        await writer.drain()
+        return None
+
+
+@pytest.fixture(scope="module")
+def proxy() -> Iterator[Echoing]:
+    with PolicyServer(HFPolicy(str(DEFAULT_MODEL))) as server, Echoing(server.port, 0.0) as running:
+        yield running
+
+
+def traces(found: bytes | str, name: str = "") -> list[str]:
+    """Which secrets, in which spelling, are in something."""
+    data = found if isinstance(found, bytes) else found.encode()
+    spellings = [KEY, PASSWORD, *(base64.b64encode(s.encode()).decode().rstrip("=") for s in (KEY, f"me:{PASSWORD}"))]
+    return [f"{name}: {s}" for s in spellings if s.encode() in data]
+
+
+def search(folder: Path) -> tuple[list[str], int]:
+    """The traces in every file below a folder, Parquet unpacked; and how many files there are."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    found = []
+    for path in files:
+        found += traces(path.read_bytes(), str(path)) + traces(str(path))
+        if path.suffix == ".parquet":
+            found += traces(repr(pq.read_table(path).to_pydict()) + repr(pq.read_schema(path).metadata), str(path))
+    return found, len(files)
+
+
+def drift(place: Path, *arguments: str, code: int = 0) -> str:
+    """What a command says, on both outputs; kept beside its artifacts."""
+    environment = {**os.environ, "OPENAI_API_KEY": KEY, "OTHER_KEY": KEY, "HF_TOKEN": PASSWORD}
+    ran = subprocess.run(
+        [sys.executable, "-m", "drift", *arguments], env=environment, capture_output=True, text=True, cwd=place
+    )
+    assert ran.returncode == code, (arguments, ran.stdout, ran.stderr)
+    return ran.stdout + ran.stderr
+
+
+SHORT = ["--sampling.max-new-tokens", "12"]
+
+
+@pytest.mark.timeout(600)
+def test_a_planted_key_is_nowhere_after_a_whole_run_with_failures(proxy: Echoing, tmp_path: Path) -> None:
+    served = ["--policy.model", "openai:served", "--policy.settings"]
+    settings = {"url": proxy.url, "tokenizer": "default", "retries": 6}
+    said = drift(
+        tmp_path,
+        *("rollout", "arithmetic", "--tasks", "12", "--samples", "4", *SHORT, "--out", "rollouts", *served),
+        json.dumps(settings),
+    )
+    assert f"bearer {KEY}" in proxy.keys and proxy.injected.total() >= 10
+    said += drift(tmp_path, "weigh", "rollouts", "--out", "weights")
+    small = ["--max-steps", "3", "--batch-size", "8", "--save-steps", "1", "--any-policy", "true"]
+    said += drift(tmp_path, "train", "rollouts", "weights", "--out", "model", *small)
+    policies = json.dumps({"base": "default", "tuned": "model", "served": "openai:served"})
+    said += drift(
+        tmp_path,
+        *("evaluate", "arithmetic", "--policies", policies, "--tasks", "8", "--samples", "1", *SHORT),
+        *("--policy.settings", json.dumps({**settings, "key_env": "OTHER_KEY"}), "--out", "evaluation"),
+    )
+    said += drift(tmp_path, "report", ".", "--out", "report.html")
+    said += drift(tmp_path, "check", ".")
+    proxy.refuses = True
+    try:
+        refused = drift(
+            tmp_path,
+            *("rollout", "arithmetic", "--tasks", "4", "--samples", "2", *SHORT, "--out", "refused", *served),
+            json.dumps(settings),
+            code=2,
+        )
+    finally:
+        proxy.refuses = False
+    assert "refuses a request with status 401" in refused and "Incorrect API key provided: ***" in refused
+    found, files = search(tmp_path)
+    assert not found and not traces(said) and not traces(refused), found
+    # Rollouts, weights, checkpoints with their optimizers, the model, conversations of three policies, the page.
+    assert files >= 30 and (tmp_path / "report.html").is_file()
+
+
+def test_an_address_with_a_password_is_refused_before_anything_is_written(proxy: Echoing, tmp_path: Path) -> None:
+    url = f"http://me:{PASSWORD}@127.0.0.1:{proxy.port}/v1"
+    served = ["--policy.model", "openai:served", "--policy.settings", json.dumps({"url": url, "tokenizer": "default"})]
+    said = drift(tmp_path, "rollout", "arithmetic", "--tasks", "2", "--samples", "2", "--out", "r", *served, code=2)
+    assert "policy.settings.url: got 'http://***@127.0.0.1:" in said and "without a user name and password" in said
+    recipe = tmp_path / "elsewhere.yaml"
+    recipe.write_text(f"policy: {{model: 'openai:served', settings: {{url: '{url}'}}}}\n")
+    said += drift(tmp_path, "run", str(recipe), "--out", "run", code=2)
+    recipe.unlink()
+    # What can't even be parsed is repeated in the message.
+    said += drift(tmp_path, "rollout", "arithmetic", "--out", "r", "--policy.settings", f"{{url: {url}", code=2)
+    assert not traces(said) and search(tmp_path)[0] == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"api_key": KEY},
+        {"request": {"extra": [{"Authorization": f"Bearer {KEY}"}]}},
+        {"judge": {"policy": "openai:x", "settings": {"url": f"https://{PASSWORD}@there/v1"}}},
+    ],
+)
+def test_secrets_in_settings_are_refused_wherever_settings_are_read(settings: dict[str, object]) -> None:
+    for make in (
+        lambda: PolicyChoice(settings=settings),
+        lambda: EnvironmentChoice(settings=settings),
+        lambda: make_policy("openai-chat:served", settings),
+        lambda: refuse_secrets(settings, "x"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            make()
+        assert "key_env" in str(refused.value) and not traces(str(refused.value))
+
+
+def test_what_looks_like_a_secret_and_is_none_is_left_alone() -> None:
+    harmless = {"url": "http://127.0.0.1:8000/v1?to=a@b", "key_env": "OTHER_KEY", "max_tokens": 3, "mail": "a@b.c"}
+    refuse_secrets(harmless, "x")
+    assert scrubbed(json.dumps(harmless)) == json.dumps(harmless)
+
+
+class Telling(Guess):
+    """Fails at the first reply, and says secrets in doing so."""
+
+    def start(self, task: object) -> "Telling":  # type: ignore[override]
+        return self
+
+    def opening(self) -> list[Message]:
+        return [{"role": "user", "content": "?"}]
+
+    async def step(self, reply: str) -> Step:
+        raise OSError(f"https://me:{PASSWORD}@there answered 403 to the key {KEY}")
+
+
+def test_what_an_environment_says_when_it_fails_is_stored_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_SERVICE_TOKEN", KEY)
+    plan = Collection(environment={"name": "telling"}, samples=1, seed=1, sampling=Sampling(max_new_tokens=4))
+    with pytest.raises(Exception, match="every conversation failed"):
+        collect(Guess().tasks("train", 2, 1), Telling(), make_policy("scripted:a"), plan, tmp_path)
+    errors = {str(t.error) for t in read_trajectories(tmp_path)}
+    assert errors == {"environment.step raised OSError: https://***@there answered 403 to the key ***"}
+    assert search(tmp_path)[0] == []
+
+
+def test_a_server_that_is_not_there_is_told_without_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    choice = PolicyChoice(model="openai-chat:served", settings={"url": "http://127.0.0.1:9/v1"})
+    with pytest.raises(PolicyError) as refused:
+        rollout(policy=choice, settings=RolloutSettings(tasks=1, samples=1), out=tmp_path / "r")
+    assert not traces(str(refused.value))
