@@ -97,7 +97,7 @@ def test_the_bound_on_negative_weights_holds_for_rejected_replies_as_for_negativ
         make_trajectory(f"t{n}", k, ("7",) * int(rng.integers(1, 5)), k % 3 == 0) for n in range(6) for k in range(5)
     ]
     weights_N = rng.normal(size=len(made)) + np.repeat([0.6, 0.6, 0.6, 0.0, 0.0, -9.0], 5)
-    table = WeightTable([t.id for t in made], [t.group_id for t in made], weights_N)
+    table = WeightTable(ids=[t.id for t in made], groups=[t.group_id for t in made], weights_N=weights_N)
     rejections = {trajectory.id: count_rejected(trajectory) for trajectory in made}
     for share, rejected in ((0.1, -0.5), (0.1, -1.0), (0.0, -0.3), (100.0, -0.5)):
         config = TrainingConfig(turns="credited", rejected=rejected, max_negative_share=share, skip_mass=0.0)

@@ -58,7 +58,7 @@ def weights_to_train(
         rejected_N = np.where(weights_N < 0, rejected_N, rejected_N * factor_N)
         weights_N = np.where(weights_N < 0, weights_N * factor_N, weights_N)
         if pushed_N.any():
-            negative["rejected_replies"] = int(count_N[weights_N != 0].sum())
+            negative["rejected_replies"] = int(count_N[table.weights_N != 0].sum())
         if negative["negative_weights"] or pushed_N.any():
             record["max_negative_share"] = negative
     if not config.resample:
