@@ -14,7 +14,7 @@ from drift.evaluation.config import QualitySettings
 from drift.policies.base import Sampling
 from drift.rollouts.config import ClusterSettings
 from drift.secrets import refuse_secrets
-from drift.training.config import TrainingConfig
+from drift.training.config import TrainingConfig, check_first_turn
 from drift.weights.config import WeightConfig
 from drift.weights.schemes import get_scheme
 
@@ -134,7 +134,9 @@ class Recipe:
         require(self.rounds >= 1, "rounds", self.rounds, "a whole number ≥ 1")
         steps = self.training.max_steps
         require(not steps or steps >= self.rounds, "rounds", self.rounds, f"at most the {steps} steps of training")
-        if get_scheme(self.weights.scheme).grouped:
+        scheme = get_scheme(self.weights.scheme)
+        check_first_turn(self.weights.scheme, scheme.first_turn, self.training)
+        if scheme.grouped:
             require(
                 self.rollouts.samples >= 2,
                 "rollouts.samples",

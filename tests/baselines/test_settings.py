@@ -83,8 +83,16 @@ def test_optimizer_settings_are_checked(settings: Any, message: str) -> None:
 
 def test_settings_are_plain_values_for_manifests() -> None:
     values = OnlineConfig(sampling=Sampling(stop=("x",))).to_dict()
-    assert values["sampling"]["stop"] == ["x"] and values["optimizer"]["learning_rate"] == 1e-6
+    assert values["sampling"]["stop"] == ["x"] and values["optimizer"]["learning_rate"] is None
     assert PreferenceConfig().to_dict()["rows"]["format"] == "dpo"
+
+
+def test_a_learning_rate_that_is_left_open_depends_on_the_model() -> None:
+    assert OnlineConfig().resolved("default").optimizer.learning_rate == 3e-4
+    assert OnlineConfig().resolved("org/model").optimizer.learning_rate == 1e-6
+    assert PreferenceConfig().resolved().optimizer.learning_rate == 1e-6
+    given = OnlineConfig(optimizer=Optimizer(learning_rate=1e-5))
+    assert given.resolved("default") == given.resolved("org/model") == given
 
 
 def test_without_trl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         (["run", "quickstart", "--weights.beta", "much"], 2, "weights.beta"),
         (["run", "quickstart", "--weights.scheme", "drft", "--dry-run"], 2, "Did you mean 'drift'?"),
         (["run", "quickstart", "--rollouts.samples", "1", "--dry-run"], 2, "at least 2 with the weighting 'drift'"),
+        (["run", "quickstart", "--weights.scheme", "bolt", "--dry-run"], 2, "turns: got 'terminal', expected first"),
         (["run", "nowhere.yaml"], 2, "no such file"),
         (["run", "quickstart", "--environment.name", "arithmetik", "--dry-run"], 2, "Did you mean 'arithmetic'?"),
         (["run", "quickstart", "--environment.settings", "{max_turn: 3}", "--dry-run"], 2, "Did you mean 'max_turns'?"),

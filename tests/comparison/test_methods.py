@@ -1,3 +1,4 @@
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from drift.comparison import Comparison, load_comparison
 from drift.comparison.methods import METHODS, WEIGHTED, find_methods, own_methods
 from drift.comparison.plans import plan_of
 from drift.errors import ConfigError
-from drift.recipe import Recipe, RolloutSettings, built_in_comparisons, to_dict
+from drift.recipe import PolicyChoice, Recipe, RolloutSettings, built_in_comparisons, to_dict
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 
@@ -102,10 +103,14 @@ def test_online_holds_as_many_conversations_as_there_are_rollouts() -> None:
     settings = plan_of(recipe, METHODS["grpo"], 5).settings
     assert isinstance(settings, OnlineConfig) and settings.tasks == 400
     assert settings.rounds * settings.prompts * settings.samples == 6400
-    own = own_methods({"g": {"trainer": "online", "online": {"samples": 4, "optimizer.learning_rate": 3e-4}}}, "m.yaml")
+    # As the sweep left it, on the policy that the sweep was made with; another has the recipe's learning rate.
+    assert (settings.prompts, settings.samples, settings.optimizer.learning_rate) == (16, 4, 3e-4)
+    other = plan_of(replace(recipe, policy=PolicyChoice(model="org/model")), METHODS["grpo"], 5).settings
+    assert isinstance(other, OnlineConfig) and other.optimizer.learning_rate == recipe.training.learning_rate
+    own = own_methods({"g": {"trainer": "online", "online": {"samples": 8, "optimizer.learning_rate": 1e-5}}}, "m.yaml")
     settings = plan_of(recipe, own["g"], 5).settings
     assert isinstance(settings, OnlineConfig)
-    assert (settings.samples, settings.optimizer.learning_rate, settings.rounds) == (4, 3e-4, 50)
+    assert (settings.samples, settings.optimizer.learning_rate, settings.rounds) == (8, 1e-5, 100)
 
 
 def test_a_missing_trainer_is_found_before_any_work(

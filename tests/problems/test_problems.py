@@ -1,3 +1,5 @@
+import asyncio
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -6,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from drift.environments import make_environment
+from drift.environments.arithmetic import Arithmetic
 from drift.errors import ConfigError
 from drift.problems import PROBLEM_SETS, LeftOut, Problem, ProblemSet, get_problem_set, load_problems, load_split
 from drift.problems.base import lettered
@@ -351,4 +355,32 @@ def test_what_is_not_there_is_named() -> None:
 @pytest.mark.parametrize("name", PROBLEM_SETS.names())
 def test_every_set_says_where_it_lies(name: str) -> None:
     found = get_problem_set(name)
-    assert found.hub.count("/") == 1 and found.splits and set(found.splits) <= {"train", "test"}
+    assert (
+        (found.hub.count("/") == 1) != (found.made is not None)
+        and found.splits
+        and set(found.splits) <= {"train", "test"}
+    )
+
+
+def test_the_computed_set_has_every_sum_and_difference_once_and_splits_them_as_the_environment_does() -> None:
+    found = {split: load_problems(get_problem_set("arithmetic"), split) for split in ("train", "test")}
+    for problem in itertools.chain(*found.values()):
+        a, sign, b = problem.question.removeprefix("What is ").removesuffix("?").split()
+        assert int(problem.gold) == (int(a) + int(b) if sign == "+" else int(a) - int(b)) >= 0
+    # 90 numbers of two digits: 90² sums, and 90 · 91 / 2 differences that aren't negative.
+    train, test = ({problem.question for problem in found[split]} for split in ("train", "test"))
+    assert not train & test and len(train) + len(test) == 8100 + 4095 == sum(map(len, found.values()))
+    for split, questions in (("train", train), ("test", test)):
+        assert {task.payload["question"] for task in Arithmetic().tasks(split, 300, 5)} <= questions
+
+
+def test_a_conversation_about_a_computed_problem_is_judged() -> None:
+    settings = {"train": "arithmetic", "test": "arithmetic", "prompt": "{question}"}
+    factory = make_environment("reasoning", settings)
+    (task,) = factory.tasks("test", 1, 3)
+    for reply, right in ((f"<answer>{task.payload['gold']}</answer>", True), ("<answer>-1</answer>", False)):
+        episode = factory.start(task)
+        assert episode.opening() == [{"role": "user", "content": task.payload["question"]}]
+        steps = [asyncio.run(episode.step(text)) for text in ("<answer>0</answer>", "well", reply)]
+        assert [step.done for step in steps] == [False, False, True]
+        assert (steps[2].success, steps[2].reward) == (right, float(right))

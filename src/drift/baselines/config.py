@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from drift.dataset.exports.config import ExportConfig
 from drift.errors import require
 from drift.policies.base import Sampling
+
+# TRL's for DPO, and what the sweep of docs/LOG.md found for GRPO on the policy that comes with drift.
+USUAL_RATE, BUILT_IN_RATE = 1e-6, 3e-4
+BUILT_IN = "default"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +19,7 @@ class Optimizer:
     """How the weights move, the same for every objective. Defaults are TRL's for DPO but for the schedule.
 
     Args:
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate; null takes 1e-6, and for online training of the built-in policy 3e-4.
         schedule: name of a learning-rate schedule of transformers.
         warmup: share of the steps over which the rate rises from 0.
         weight_decay: decoupled weight decay of AdamW.
@@ -25,7 +29,7 @@ class Optimizer:
         log_steps: optimizer steps between log lines.
     """
 
-    learning_rate: float = 1e-6
+    learning_rate: float | None = None
     schedule: str = "constant_with_warmup"
     warmup: float = 0.1
     weight_decay: float = 0.0
@@ -35,12 +39,17 @@ class Optimizer:
     log_steps: int = 10
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "a number > 0")
+        rate = self.learning_rate
+        require(rate is None or rate > 0, "optimizer.learning_rate", rate, "a number > 0, or null")
         require(0 <= self.warmup <= 1, "optimizer.warmup", self.warmup, "a share between 0 and 1")
         require(self.dtype in ("float32", "bfloat16"), "optimizer.dtype", self.dtype, "float32 or bfloat16")
         for name in ("weight_decay", "max_grad_norm"):
             require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "a number ≥ 0")
         require(self.log_steps >= 1, "optimizer.log_steps", self.log_steps, "a whole number ≥ 1")
+
+    def resolved(self, usual: float) -> Optimizer:
+        """With the learning rate ``usual`` where none is given."""
+        return self if self.learning_rate is not None else replace(self, learning_rate=usual)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +90,10 @@ class PreferenceConfig:
         check_division("preference", self.batch_size, self.micro_batch_size)
         require(self.max_steps > 0 or self.epochs > 0, "preference.epochs", self.epochs, "a number > 0")
 
+    def resolved(self) -> PreferenceConfig:
+        """The settings as they are trained with: nothing is left open."""
+        return replace(self, optimizer=self.optimizer.resolved(USUAL_RATE))
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for manifests."""
         return asdict(self)
@@ -91,7 +104,8 @@ class OnlineConfig:
     """Online multi-turn RL: GRPO on live conversations, rewarded with the shaped return that DRIFT is given.
 
     Each round, ``prompts`` tasks are drawn, ``samples`` conversations of each are held with the policy as it is, and
-    the weights are moved by ``minibatches · passes`` optimizer steps on them.
+    the weights are moved by ``minibatches · passes`` optimizer steps on them. P, K and one step a round are the best of
+    the sweep in docs/LOG.md, on the built-in policy.
 
     Args:
         tasks: number of tasks of the train split that prompts are drawn from, each once before any comes again.
@@ -118,8 +132,8 @@ class OnlineConfig:
 
     tasks: int = 1800
     rounds: int = 200
-    prompts: int = 32
-    samples: int = 8
+    prompts: int = 16
+    samples: int = 4
     minibatches: int = 1
     passes: int = 1
     micro_batch_size: int = 256
@@ -167,6 +181,11 @@ class OnlineConfig:
             "a number > 0",
             "Greedy replies of one prompt are all the same.",
         )
+
+    def resolved(self, model: str) -> OnlineConfig:
+        """The settings with which ``model`` is trained: nothing is left open."""
+        usual = BUILT_IN_RATE if model == BUILT_IN else USUAL_RATE
+        return replace(self, optimizer=self.optimizer.resolved(usual))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for manifests."""

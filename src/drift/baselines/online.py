@@ -212,6 +212,7 @@ def train_online(
         Interrupted: Ctrl-C.
     """
     library = trl_version()
+    config = config.resolved(base)
     tasks = factory.tasks("train", config.tasks, seed)
     with only_one(out):
         model, tokenizer = load_model(model_path(base), dtype="float32", device=device)

@@ -91,6 +91,7 @@ def _train(
     data: Path, out: Path, *, base: str, config: PreferenceConfig, seed: int, device: str, any_policy: bool
 ) -> dict[str, Any]:
     library = trl_version()
+    config = config.resolved()
     source = read_manifest(data, TRAJECTORIES)
     with only_one(out):
         model, tokenizer = load_model(model_path(base), dtype="float32", device=device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drift.api import train_online, train_preference
-from drift.baselines.config import OnlineConfig, Optimizer, PreferenceConfig
+from drift.baselines.config import BUILT_IN, BUILT_IN_RATE, OnlineConfig, Optimizer, PreferenceConfig
 from drift.comparison.methods import ONLINE, PREFERENCE, Method, apply_overrides
 from drift.dataset.exports.config import ExportConfig
 from drift.manifest import read_manifest
@@ -18,8 +18,8 @@ from drift.recipe import Recipe, to_dict
 
 # The most rows of one forward pass of TRL's trainers.
 MICRO = 32
-# GRPO compares as many conversations of a prompt.
-GROUP = 8
+# GRPO holds as many prompts in a round, and conversations of each: the best of the sweep in docs/LOG.md.
+PROMPTS, GROUP = 16, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,8 @@ def plan_of(recipe: Recipe, method: Method, seed: int) -> Plan:
     """``method`` with ``seed``: what it says, and else what ``recipe`` says or comes nearest to it.
 
     DPO and KTO get the optimizer, steps and conversations per step of ``training``, and the shaped return of
-    ``weights``; online GRPO has as many steps, and holds as many conversations over all of them as there are rollouts.
+    ``weights``; online GRPO holds as many conversations in all as there are rollouts, 16 prompts × 4 for each of its
+    steps, and trains the built-in policy with the learning rate that was found best for it, 3e-4.
 
     Raises:
         ConfigError: the outcome makes no sense.
@@ -130,17 +131,18 @@ def _preference(recipe: Recipe, rows: Any) -> PreferenceConfig:
 
 
 def _online(recipe: Recipe) -> OnlineConfig:
-    rollouts, rows = recipe.rollouts, recipe.rollouts.tasks * recipe.rollouts.samples
-    rounds = recipe.training.max_steps or max(1, math.ceil(recipe.training.epochs * rows / recipe.training.batch_size))
-    prompts = min(rollouts.tasks, max(1, round(rows / rounds / GROUP)))
+    rollouts, optimizer = recipe.rollouts, _optimizer(recipe)
+    prompts = min(rollouts.tasks, PROMPTS)
+    if recipe.policy.model == BUILT_IN:
+        optimizer = dataclasses.replace(optimizer, learning_rate=BUILT_IN_RATE)
     return OnlineConfig(
         tasks=rollouts.tasks,
-        rounds=rounds,
+        rounds=max(1, round(rollouts.tasks * rollouts.samples / (prompts * GROUP))),
         prompts=prompts,
         samples=GROUP,
         micro_batch_size=math.gcd(prompts * GROUP, MICRO),
         sampling=rollouts.sampling,
         generation_batch=recipe.policy.batch_size,
-        optimizer=_optimizer(recipe),
+        optimizer=optimizer,
         **_shaping(recipe),
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from drift.environments.answers import extract_answer, parse_whole_number
 from drift.environments.base import SPLITS, stable_unit
 from drift.errors import ConfigError, require
+from drift.problems.base import Problem, ProblemSet
 from drift.types import Message, Step, Task
 
 KINDS = ("add", "sub", "mul")
@@ -80,6 +84,29 @@ def problem(kind: str, digits: int, rng: random.Random) -> Task:
     a, b = rng.randint(low, high), rng.randint(*((2, 9) if kind == "mul" else (low, high)))
     if kind == "sub" and b > a:
         a, b = b, a
+    return _task(kind, a, b)
+
+
+def problem_set() -> ProblemSet:
+    """Every sum and difference of two digits as questions for ``math``, ``reasoning`` and ``clarify``; no hub needed.
+
+    A row has ``kind``, ``a`` and ``b``. Its split is that of the environment ``arithmetic``, whose training problems
+    are what the default policy was made with.
+    """
+
+    def rows(split: str) -> Iterator[Mapping[str, Any]]:
+        for kind, a, b in itertools.product(("add", "sub"), range(10, 100), range(10, 100)):
+            if (kind == "add" or a >= b) and _task(kind, a, b).split == split:
+                yield {"kind": kind, "a": a, "b": b}
+
+    def read(row: Mapping[str, Any]) -> Problem:
+        payload = _task(str(row["kind"]), int(row["a"]), int(row["b"])).payload
+        return Problem(question=payload["question"], gold=str(payload["answer"]), verifier="numeric")
+
+    return ProblemSet(hub="arithmetic", splits={split: split for split in SPLITS}, read=read, made=rows)
+
+
+def _task(kind: str, a: int, b: int) -> Task:
     result = {"add": a + b, "sub": a - b, "mul": a * b}[kind]
     task_id = f"{kind}-{a}-{b}"
     # Commuted operands are the same problem to a verifier, so they share a split.

@@ -10,6 +10,8 @@ PROBLEM_SETS = Registry(
     "drift.problems",
     {
         "arc": "drift.problems.arc:problem_set",
+        # Computed, by the environment whose problems they are.
+        "arithmetic": "drift.environments.arithmetic:problem_set",
         "gpqa": "drift.problems.gpqa:problem_set",
         "gsm8k": "drift.problems.gsm8k:problem_set",
         "math": "drift.problems.math:problem_set",

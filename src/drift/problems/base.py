@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class ProblemSet:
         splits: our ``train`` and ``test`` to the hub's name; a split that is missing does not exist.
         read: makes a problem of a row, or says why the row is left out; ``KeyError``, ``ValueError`` or ``TypeError``
             mean that it is not of the schema.
+        made: gives the rows of a split, for a set that is computed; ``hub`` is then its name alone.
     """
 
     hub: str
@@ -63,6 +65,7 @@ class ProblemSet:
     configs: tuple[str, ...] = ()
     splits: Mapping[str, str]
     read: Callable[[Mapping[str, Any]], Problem | LeftOut]
+    made: Callable[[str], Iterable[Mapping[str, Any]]] | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -105,7 +108,7 @@ def load_split(problem_set: ProblemSet, split: str, file: str = "") -> Loaded:
             f"{problem_set.hub} has no {split} split, only {', '.join(problem_set.splits)}. "
             f"Name another set for it, or give a local file as environment.settings.{split}_file."
         )
-    rows = local_rows(Path(file).expanduser()) if file else _hub(problem_set, split)
+    rows = local_rows(Path(file).expanduser()) if file else (problem_set.made or partial(_hub, problem_set))(split)
     found: dict[str, Problem] = {}
     counts: Counter[str] = Counter()
     for number, row in enumerate(rows, start=1):

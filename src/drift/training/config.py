@@ -60,8 +60,8 @@ class TrainingConfig:
         skip_mass: conversations of the smallest weights are not computed, up to this share of their prompt's weight.
         resample: conversations drawn of each prompt by weight, as a share of K; the others are not computed, and the
             expected gradient is the same. 0 computes all.
-        max_negative_share: negative weights of a prompt are scaled down until their sum is at most this share of that
-            of its positive ones; 0 leaves none, null leaves them as published.
+        max_negative_share: negative weights of a prompt, those of rejected replies among them, are scaled down until
+            their sum is at most this share of that of its positive ones; 0 leaves none, null leaves them as published.
         kl_limit: training ends at the last step measured at which the model is no farther from its base than this, in
             nats of KL(base ‖ model) per conversation; 0 measures nothing.
         kl_steps: optimizer steps between measurements; each checkpoint and the last step are measured as well.
@@ -166,3 +166,10 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for manifests."""
         return {**vars(self), "lora": dict(vars(self.lora))}
+
+
+def check_first_turn(scheme: str, first_turn: bool, config: TrainingConfig) -> None:
+    """Refuse to train other replies than the first with weights of ``scheme`` that judge the first alone."""
+    if first_turn:
+        remedy = f"The weights of {scheme} judge first replies alone. Set training.turns: first."
+        require(config.turns == "first", "training.turns", config.turns, "first", remedy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from drift.chat import extends
 from drift.types import Example, TokenNormalization, Trajectory, Turn, TurnScope
@@ -21,6 +21,11 @@ def turn_weights(turn: Turn, weight: float, normalization: TokenNormalization) -
 def is_rejected(turn: Turn) -> bool:
     """Whether an answer was asked for and the reply was no success and earned nothing: a mistake, not a step."""
     return turn.step.graded and not turn.step.success and turn.step.reward <= 0
+
+
+def count_rejected(trajectory: Trajectory) -> int:
+    """How many replies ``credited`` weighs as rejected: mistakes that another reply followed."""
+    return sum(bool(turn.completion.token_ids) and is_rejected(turn) for turn in trajectory.turns[:-1])
 
 
 def rows_of(
@@ -78,7 +83,8 @@ class Choice:
         weights: weight by trajectory id; a trajectory without one failed and has none.
         negligible: ids of those whose weight is too small to matter; they count as rows and are not computed.
         turns: which replies to train.
-        rejected: weight of a rejected reply for each unit of its conversation's, with ``turns`` credited.
+        rejected: by trajectory id, weight of a rejected reply for each unit of its conversation's, with ``turns``
+            credited; 0 where it says nothing.
         normalization: token loss of a reply.
         max_length: longest row in tokens; ``None`` for any.
     """
@@ -88,7 +94,7 @@ class Choice:
     turns: TurnScope
     normalization: TokenNormalization
     max_length: int | None
-    rejected: float = 0.0
+    rejected: Mapping[str, float] = field(default_factory=dict)
 
 
 def build_examples(trajectories: Iterable[Trajectory], choice: Choice, counts: Counter[str]) -> Iterator[Example]:
@@ -111,9 +117,8 @@ def build_examples(trajectories: Iterable[Trajectory], choice: Choice, counts: C
         if weight == 0:
             counts["skipped_zero_weight"] += 1
             continue
-        made = rows_of(
-            trajectory, weight, turns=choice.turns, normalization=choice.normalization, rejected=choice.rejected
-        )
+        rejected = choice.rejected.get(trajectory.id, 0.0)
+        made = rows_of(trajectory, weight, turns=choice.turns, normalization=choice.normalization, rejected=rejected)
         for row in made:
             if choice.max_length is not None and len(row.token_ids) > choice.max_length:
                 counts["skipped_too_long"] += 1

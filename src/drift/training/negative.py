@@ -28,9 +28,31 @@ def bounded(weights_N: Floats, index_N: Indices, share: float) -> tuple[Floats, 
     Raises:
         ConfigError: ``share`` is negative.
     """
+    factor_N, report = bounding_factors(weights_N, np.zeros(len(weights_N)), index_N, share)
+    return np.where(weights_N < 0, weights_N * factor_N, weights_N), report
+
+
+def bounding_factors(
+    weights_N: Floats, pushed_N: Floats, index_N: Indices, share: float
+) -> tuple[Floats, dict[str, Any]]:
+    """What each prompt's negative weights are to be multiplied by, where rejected replies have some too.
+
+    A conversation's negative weight is ``max(−w, 0) + pushed · |w|``: its own, and that of each reply in it that is
+    pushed away on its own account (``rejected`` of the training settings). Positive weight is ``max(w, 0)``.
+
+    Args:
+        weights_N: ``(N,)`` weights of either sign.
+        pushed_N: ``(N,)`` sum over a conversation's rejected replies of their negative weight for each unit of ``|w|``.
+        index_N: ``(N,)`` prompt of each, 0…G−1.
+        share: as for ``bounded``.
+
+    Returns:
+        ``(N,)`` factors, the same for all of a prompt, in [0, 1]; and the report of ``bounded``.
+    """
     require(share >= 0, "share", share, "a number ≥ 0")
     groups = int(index_N.max()) + 1 if len(index_N) else 0
-    up_G, down_G = (group_sum(np.maximum(side, 0.0), index_N, groups) for side in (weights_N, -weights_N))
+    down_N = np.maximum(-weights_N, 0.0) + pushed_N * np.abs(weights_N)
+    up_G, down_G = (group_sum(side, index_N, groups) for side in (np.maximum(weights_N, 0.0), down_N))
     # The first test is for sums that rounding leaves a little apart: Swift's at share 1.
     over_G = (down_G > share * up_G * (1 + 1e-12)) & (down_G > 0)
     factor_G = np.divide(share * up_G, down_G, out=np.ones(groups), where=over_G)
@@ -40,4 +62,4 @@ def bounded(weights_N: Floats, index_N: Indices, share: float) -> tuple[Floats, 
         "bounded_groups": int(over_G.sum()),
         "negative_share": down / up if up > 0 else None,
     }
-    return np.where(weights_N < 0, weights_N * factor_G[index_N], weights_N), report
+    return factor_G[index_N], report

@@ -19,14 +19,14 @@ from drift.dataset.store import stream_trajectories
 from drift.dataset.table import ById, WeightTable
 from drift.dataset.weighing import KIND as WEIGHTS
 from drift.dataset.weighing import read_weights
-from drift.errors import DatasetError, TrainingError, require
+from drift.errors import DatasetError, TrainingError
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import check_attention, fingerprint, load_model
 from drift.policies.stored import StoredModel
 from drift.training.checkpoints import discard_unfinished
-from drift.training.config import KIND, TrainingConfig
-from drift.training.examples import Choice, build_examples
+from drift.training.config import KIND, TrainingConfig, check_first_turn
+from drift.training.examples import Choice, build_examples, count_rejected
 from drift.training.fit import fit, save
 from drift.training.limit import HeldOut, set_aside
 from drift.training.plan import plan_steps
@@ -184,7 +184,8 @@ def _read(request: _Request) -> tuple[dict[str, Any], WeightTable]:
     """The manifest of the data, and its weights."""
     manifest = read_manifest(request.data, TRAJECTORIES)
     _check_ids(manifest["spec"], request.data, request.base)
-    _check_turns(read_manifest(request.weights, WEIGHTS)["config"]["scheme"], request.config)
+    scheme = read_manifest(request.weights, WEIGHTS)["config"]["scheme"]
+    check_first_turn(scheme, scheme in SCHEMES and SCHEMES[scheme].first_turn, request.config)
     return manifest, read_weights(request.weights, request.data)
 
 
@@ -207,19 +208,16 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
     if is_finished(out, spec):
         return _Prepared(finished=True, spec=spec, counts={}, left_out={})
     limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
-    weighting = weights_to_train(table, config, request.seed)
+    rejections = None
+    if config.turns == "credited" and config.rejected:
+        rejections = {trajectory.id: count_rejected(trajectory) for trajectory in stream_trajectories(data)}
+    weighting = weights_to_train(table, config, request.seed, rejections)
     counts = _write_rows(out, data, table, weighting, config, limit)
     if counts["rows"] == counts["skipped_negligible"]:
         raise TrainingError(f"no rows to train on: {dict(counts)}. Look at the weights, or raise training.max_length.")
     write_json(out / SPEC, spec)
     discard_unfinished(out)
     return _Prepared(finished=False, spec=spec, counts=dict(counts), left_out=weighting.record)
-
-
-def _check_turns(scheme: str, config: TrainingConfig) -> None:
-    if scheme in SCHEMES and SCHEMES[scheme].first_turn:
-        remedy = f"The weights of {scheme} judge first replies alone. Set training.turns: first."
-        require(config.turns == "first", "training.turns", config.turns, "first", remedy)
 
 
 def _check_ids(spec: dict[str, Any], data: Path, base: str) -> None:
@@ -267,7 +265,7 @@ def _write_rows(
         turns=config.turns,
         normalization=config.normalization,
         max_length=limit,
-        rejected=config.rejected,
+        rejected=ById(table.ids, weighting.rejected_N) if config.rejected else {},
     )
     counts: Counter[str] = Counter()
     held = HeldOut(set_aside(table.groups.unique().to_pylist(), config.kl_prompts) if config.kl_limit else (), limit)
