@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from drift.api import train
 from drift.dataset.store import TrajectoryWriter
-from drift.dataset.weighing import WeightTable, weigh_dataset
+from drift.dataset.table import WeightTable
+from drift.dataset.weighing import weigh_dataset
 from drift.errors import ConfigError
 from drift.manifest import read_manifest
 from drift.policies.hf import fingerprint, load_model
@@ -97,12 +99,13 @@ def test_the_bound_on_negative_weights_holds_for_rejected_replies_as_for_negativ
         make_trajectory(f"t{n}", k, ("7",) * int(rng.integers(1, 5)), k % 3 == 0) for n in range(6) for k in range(5)
     ]
     weights_N = rng.normal(size=len(made)) + np.repeat([0.6, 0.6, 0.6, 0.0, 0.0, -9.0], 5)
-    table = WeightTable(ids=[t.id for t in made], groups=[t.group_id for t in made], weights_N=weights_N)
+    ids, groups = (pa.chunked_array([[getattr(t, name) for t in made]]) for name in ("id", "group_id"))
+    table = WeightTable(ids=ids, groups=groups, weights_N=weights_N)
     rejections = {trajectory.id: count_rejected(trajectory) for trajectory in made}
     for share, rejected in ((0.1, -0.5), (0.1, -1.0), (0.0, -0.3), (100.0, -0.5)):
         config = TrainingConfig(turns="credited", rejected=rejected, max_negative_share=share, skip_mass=0.0)
         found = weights_to_train(table, config, 1, rejections)
-        negative = dict.fromkeys(table.groups, 0.0)
+        negative = dict.fromkeys(groups.to_pylist(), 0.0)
         for at, trajectory in enumerate(made):
             weight, pushed = float(found.weights_N[at]), float(found.rejected_N[at])
             for row in rows_of(trajectory, weight, turns="credited", normalization="mean", rejected=pushed):
