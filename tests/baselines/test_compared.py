@@ -29,7 +29,8 @@ def test_methods_of_trl_stand_beside_weightings(tmp_path: Path) -> None:
     for name in ("dpo", "kto"):
         assert models[name]["spec"]["dataset_hash"] == rollouts["dataset_hash"]
     assert {model["spec"]["base"] for model in models.values()} == {rollouts["spec"]["policy"]}
-    assert {model["steps"] for model in models.values()} == {3}
+    # Online training has a step for each round of 16 × 4, of which 64 rollouts are one.
+    assert {name: model["steps"] for name, model in models.items()} == {"sft": 3, "dpo": 3, "kto": 3, "grpo": 1}
     costs = found.values["costs"]
     # Online learns from conversations of its own; the others from the shared ones.
     assert costs["grpo"]["tokens_generated"] == models["grpo"]["cost"]["tokens_sampled"]
