@@ -468,5 +468,6 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
         return most
 
     peak(50)
-    # The logs are of 100 kB and 1 MB; as Python objects, ten times that. What the template leaves to be collected varies.
+    # The logs are of 100 kB and 1 MB; as Python objects, ten times that.
+    # What templates leave to be collected varies.
     assert peak(5_000) < peak(500) + 500_000
