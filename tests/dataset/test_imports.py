@@ -469,4 +469,5 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
 
     peak(50)
     # The logs are of 100 kB and 1 MB; as Python objects, ten times that.
-    assert peak(5_000) < peak(500) + 100_000
+    # What templates leave to be collected varies.
+    assert peak(5_000) < peak(500) + 500_000
