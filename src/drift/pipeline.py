@@ -119,7 +119,7 @@ def stage_folder(out: Path, number: int, rounds: int) -> Path:
 
 def split_steps(config: TrainingConfig, rounds: int) -> list[TrainingConfig]:
     """The training of each round: the steps (or epochs) shared out, what is left over going to the first rounds."""
-    if not config.max_steps:
+    if config.epochs:
         return [replace(config, epochs=config.epochs / rounds)] * rounds
     each, over = divmod(config.max_steps, rounds)
     return [replace(config, max_steps=each + (number < over)) for number in range(rounds)]

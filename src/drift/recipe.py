@@ -132,8 +132,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "rounds", self.rounds, "a whole number ≥ 1")
-        steps = self.training.max_steps
-        require(not steps or steps >= self.rounds, "rounds", self.rounds, f"at most the {steps} steps of training")
+        steps, epochs = self.training.max_steps, self.training.epochs
+        require(bool(epochs) or steps >= self.rounds, "rounds", self.rounds, f"at most the {steps} steps of training")
         scheme = get_scheme(self.weights.scheme)
         check_first_turn(self.weights.scheme, scheme.first_turn, self.training)
         if scheme.grouped:

@@ -207,9 +207,9 @@ def test_rounds_share_the_steps(steps: int, rounds: int, expected: list[int]) ->
     assert [config.max_steps for config in split_steps(TrainingConfig(max_steps=steps), rounds)] == expected
 
 
-def test_rounds_share_the_epochs_where_there_are_no_steps() -> None:
-    found = split_steps(TrainingConfig(max_steps=0, epochs=1.5), 2)
-    assert [(config.max_steps, config.epochs) for config in found] == [(0, 0.75), (0, 0.75)]
+def test_rounds_share_the_epochs_where_they_are_given() -> None:
+    found = split_steps(TrainingConfig(epochs=1.5), 2)
+    assert [config.epochs for config in found] == [0.75, 0.75]
 
 
 def test_the_command_prints_the_table_and_says_how_it_was_asked(

@@ -154,12 +154,13 @@ def test_groups_of_one(tiny_model: Path, tmp_path: Path, make_trajectory: Make, 
         with pytest.raises(ConfigError, match="no prompt has more than one"):
             weigh(data, scheme=scheme, out=found)
         data = stored(tmp_path / "mixed", [*alone, *mixed(make_trajectory)], tiny_model)
-        weights_N = read_weights(weigh(data, scheme=scheme, out=found), data)
-        lone = {w for name, w in zip(weights_N.ids, weights_N.weights_N.tolist(), strict=True) if name.startswith("a")}
+        table = read_weights(weigh(data, scheme=scheme, out=found), data)
+        weight = table.by_id()
+        lone = {weight[name] for name in weight if name.startswith("a")}
         assert lone == {LONE[scheme]}
     else:
-        weights_N = read_weights(weigh(data, scheme=scheme, out=found), data)
-    assert np.isfinite(weights_N.weights_N).all() and (weights_N.weights_N != 0).any()
+        table = read_weights(weigh(data, scheme=scheme, out=found), data)
+    assert np.isfinite(table.weights_N).all() and (table.weights_N != 0).any()
     model = train(
         data,
         found,

@@ -363,7 +363,8 @@ def test_bad_settings_and_data_are_refused_before_training(
         ({"rows_together": 0}, "rows_together"),
         ({"skip_mass": 1.0}, "skip_mass"),
         ({"learning_rate": 0}, "learning_rate"),
-        ({"max_steps": 0, "epochs": 0}, "epochs"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"epochs": -1.0}, "epochs"),
         ({"turns": "last"}, "turns"),
         ({"turns": "credited", "rejected": 0.5}, "rejected"),
         ({"normalization": "max"}, "normalization"),
@@ -372,6 +373,13 @@ def test_bad_settings_and_data_are_refused_before_training(
     ):
         with pytest.raises(ConfigError, match=f"training.{name}: got"):
             settings(**change)
+
+
+def test_epochs_take_the_place_of_steps(weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
+    for epochs, steps in ((0.3, 2), (2.0, 8)):
+        out = train(*weighed, out=tmp_path / str(epochs), base=str(tiny_model), config=settings(epochs=epochs))
+        manifest = read_manifest(out, "model")
+        assert (manifest["counts"]["rows"], manifest["steps"]) == (32, steps)
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(

@@ -124,8 +124,8 @@ def _preference(recipe: Recipe, rows: Any) -> PreferenceConfig:
         rows=ExportConfig(format=rows, **_shaping(recipe)),
         batch_size=batch,
         micro_batch_size=math.gcd(batch, MICRO),
-        max_steps=recipe.training.max_steps,
-        epochs=recipe.training.epochs,
+        max_steps=0 if recipe.training.epochs else recipe.training.max_steps,
+        epochs=recipe.training.epochs or 1.0,
         optimizer=_optimizer(recipe),
     )
 

@@ -66,8 +66,8 @@ class TrainingConfig:
             nats of KL(base ‖ model) per conversation; 0 measures nothing.
         kl_steps: optimizer steps between measurements; each checkpoint and the last step are measured as well.
         kl_prompts: prompts set aside to measure on, at most a tenth of them.
-        max_steps: optimizer steps; the data are passed over as often as that takes. 0 takes epochs instead.
-        epochs: passes over the data, where max_steps is 0.
+        max_steps: optimizer steps; the data are passed over as often as that takes.
+        epochs: passes over the data, which above 0 take the place of max_steps.
         learning_rate: peak learning rate.
         schedule: name of a learning-rate schedule of transformers.
         warmup: share of the steps over which the rate rises from 0.
@@ -101,7 +101,7 @@ class TrainingConfig:
     kl_steps: int = 10
     kl_prompts: int = 8
     max_steps: int = 200
-    epochs: float = 1.0
+    epochs: float = 0.0
     learning_rate: float = 5e-6
     schedule: str = "constant_with_warmup"
     warmup: float = 0.1
@@ -147,7 +147,8 @@ class TrainingConfig:
             "Use engine ddp.",
         )
         require(self.max_steps >= 0, "training.max_steps", self.max_steps, "a whole number ≥ 0")
-        require(self.max_steps > 0 or self.epochs > 0, "training.epochs", self.epochs, "a number > 0")
+        require(self.epochs >= 0, "training.epochs", self.epochs, "a number ≥ 0")
+        require(self.max_steps > 0 or self.epochs > 0, "training.max_steps", self.max_steps, "≥ 1, or epochs > 0")
         require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "a number > 0")
         require(0 <= self.warmup <= 1, "training.warmup", self.warmup, "a share between 0 and 1")
         require(self.dtype in ("float32", "bfloat16"), "training.dtype", self.dtype, "float32 or bfloat16")

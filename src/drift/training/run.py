@@ -135,7 +135,7 @@ def _train(request: _Request, ranks: Ranks) -> None:
     steps = plan_steps(
         rows.facts,
         batch_size=config.batch_size,
-        steps=config.max_steps or math.ceil(config.epochs * len(rows) / config.batch_size),
+        steps=math.ceil(config.epochs * len(rows) / config.batch_size) or config.max_steps,
         seed=request.seed,
         ranks=ranks.count,
         together=config.rows_together,
