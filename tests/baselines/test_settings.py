@@ -13,7 +13,7 @@ import torch
 
 from drift.baselines.collators import SampledLabels, SampledPairs
 from drift.baselines.config import OnlineConfig, Optimizer, PreferenceConfig
-from drift.baselines.online import Live, shaped_returns, training_row
+from drift.baselines.live import Live, shaped_returns, training_row
 from drift.baselines.preference import balance, train_dpo, train_kto
 from drift.baselines.shared import Log, trl_version
 from drift.dataset.exports.config import ExportConfig

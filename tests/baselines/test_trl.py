@@ -13,7 +13,8 @@ import torch
 
 import drift
 from drift.baselines.config import OnlineConfig, Optimizer, PreferenceConfig
-from drift.baselines.online import Live, train_online
+from drift.baselines.live import Live
+from drift.baselines.online import train_online
 from drift.baselines.preference import train_dpo, train_kto
 from drift.cli.main import main
 from drift.dataset.exports.config import FORMATS, ExportConfig

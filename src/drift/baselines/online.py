@@ -6,171 +6,29 @@ and not trained, and its one reward is the shaped return of DRIFT Eq. 12.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
 from drift.baselines.config import OnlineConfig
+from drift.baselines.live import Live
 from drift.baselines.shared import METRICS, Log, optimizer_arguments, quiet, stoppable, trl_version
-from drift.chat import TemplateChat, extends
-from drift.dataset.outcomes import outcomes
+from drift.chat import TemplateChat
 from drift.environments.base import EnvironmentFactory, task_hash
-from drift.errors import TrainingError
 from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import model_path
-from drift.policies.base import derive_seed
-from drift.policies.hf import HFPolicy, fingerprint, load_model
-from drift.rollouts.episode import Assignment, episode
+from drift.policies.hf import fingerprint, load_model
 from drift.training.config import KIND
 from drift.training.fit import saving
 from drift.training.ranks import only_one
 from drift.training.run import SPEC, is_finished
-from drift.types import Task, Trajectory
-from drift.weights.returns import trajectory_return
 
 ROUNDS = "rounds.jsonl"
-
-
-class Live:
-    """Holds a round's conversations with the model as it is, and gives TRL what it trains on.
-
-    Args:
-        factory: the environment.
-        tasks: what its prompts are; TRL knows them by their ids.
-        config: how.
-        seed: of the run.
-        source: how messages name the model.
-    """
-
-    def __init__(
-        self, factory: EnvironmentFactory, tasks: Sequence[Task], config: OnlineConfig, *, seed: int, source: str
-    ) -> None:
-        self._factory, self._config, self._seed, self._source = factory, config, seed, source
-        self.tasks = {task.id: task for task in tasks}
-        self.max_turns = factory.max_turns
-        self._policy: HFPolicy | None = None
-        self.round = 0
-        self.counts: Counter[str] = Counter()
-        self.last: dict[str, float] = {}
-
-    def __call__(self, prompts: Sequence[str], trainer: Any) -> dict[str, list[Any]]:
-        """TRL's ``rollout_func``: one conversation for each of ``prompts``, which are ids of tasks.
-
-        Returns:
-            ``prompt_ids``, ``completion_ids`` (all from the first reply to the last), ``logprobs``, ``env_mask`` (1
-            where the policy sampled) and ``shaped_return``, ``None`` for a conversation whose environment failed.
-        """
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if self._policy is None:
-            self._policy = HFPolicy.of(
-                model, trainer.processing_class, source=self._source, batch_size=self._config.generation_batch
-            )
-        seen: Counter[str] = Counter()
-        todo = []
-        for task_id in prompts:
-            seed = derive_seed(self._seed, "online", self.round, task_id, seen[task_id])
-            todo.append(Assignment(task=self.tasks[task_id], sample=seen[task_id], seed=seed))
-            seen[task_id] += 1
-        training = model.training
-        model.eval()
-        try:
-            held = asyncio.run(self._hold(todo, self._policy))
-        finally:
-            model.train(training)
-        self.round += 1
-        return self._rows(held, trainer.processing_class)
-
-    async def _hold(self, todo: Sequence[Assignment], policy: HFPolicy) -> list[Trajectory]:
-        try:
-            held = (episode(each, self._factory, policy, self._config.sampling) for each in todo)
-            return list(await asyncio.gather(*held))
-        finally:
-            close = getattr(self._factory, "aclose", None)
-            if close is not None:
-                await close()
-
-    def _rows(self, held: Sequence[Trajectory], tokenizer: Any) -> dict[str, list[Any]]:
-        end = tokenizer.eos_token_id
-        rows = [training_row(trajectory, end) for trajectory in held]
-        returns = shaped_returns(held, self._config)
-        known = [value for value in returns if value is not None]
-        counted = Counter(
-            conversations=len(held),
-            failed=len(held) - len(known),
-            successes=sum(t.success for t in held),
-            tokens_sampled=sum(sum(row["env_mask"]) for row in rows),
-            tokens_trained=self._config.passes * sum(len(r["prompt_ids"]) + len(r["completion_ids"]) for r in rows),
-        )
-        if not known:
-            raise TrainingError(
-                f"every conversation of round {self.round} failed in the environment: {held[0].error}. "
-                "Put it through drift check."
-            )
-        self.counts += counted
-        self.last = {"return": sum(known) / len(known), "success": counted["successes"] / len(held)}
-        return {**{key: [row[key] for row in rows] for key in rows[0]}, "shaped_return": returns}
-
-
-def training_row(trajectory: Trajectory, end_id: int) -> dict[str, list[Any]]:
-    """One conversation as TRL trains it: what was read before the first reply, and all from there on.
-
-    Token layout, for prompt P, replies A and the environment's words F::
-
-        prompt_ids     = P0
-        completion_ids = A0 + F0 + A1 + F1 + … + AL
-        env_mask       =  1 +  0 +  1 +  0 + … +  1
-
-    A conversation without a reply, or whose environment failed, has a mask of 0 throughout.
-
-    Args:
-        trajectory: the conversation.
-        end_id: stands where nothing was said, since TRL wants at least one id.
-
-    Raises:
-        TrainingError: the chat template rewrites history, so that no one row is what the policy saw.
-    """
-    if not trajectory.turns:
-        return {"prompt_ids": [end_id], "completion_ids": [end_id], "logprobs": [0.0], "env_mask": [0]}
-    first = trajectory.turns[0]
-    ids: list[int] = []
-    logprobs: list[float] = []
-    mask: list[int] = []
-    for before, turn in zip((None, *trajectory.turns), trajectory.turns, strict=False):
-        if before is not None and not extends(before, turn):
-            raise TrainingError(
-                f"{trajectory.id}: the model's chat template rewrites what was said before, so a conversation is not "
-                "one row of ids, which GRPO in TRL needs. Use a template that keeps history."
-            )
-        read = turn.prompt_ids[len(first.prompt_ids) + len(ids) :]
-        said = turn.completion.token_ids
-        ids += [*read, *said]
-        logprobs += [0.0] * len(read) + list(turn.completion.logprobs or [0.0] * len(said))
-        mask += [0] * len(read) + [int(trajectory.error is None)] * len(said)
-    return {"prompt_ids": list(first.prompt_ids), "completion_ids": ids, "logprobs": logprobs, "env_mask": mask}
-
-
-def shaped_returns(held: Sequence[Trajectory], config: OnlineConfig) -> list[float | None]:
-    """The return of each conversation, as DRIFT weighs it (Eq. 12); ``None`` where the environment failed."""
-    found = outcomes(held)
-    returns_N = trajectory_return(
-        found.success_N if config.base == "success" else found.reward_N,
-        found.turns_N,
-        found.distinct_N,
-        found.failures_N,
-        gamma=config.gamma,
-        repetition=config.repetition,
-        format_failure=config.format_failure,
-        graded_N=found.graded_N,
-    )
-    values = iter(returns_N.tolist())
-    return [next(values) if t.error is None and t.turns else None for t in held]
 
 
 def shaped_return(shaped_return: list[float | None], **kwargs: Any) -> list[float | None]:
