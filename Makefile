@@ -54,7 +54,7 @@ test-vllm: $(INSTALLED) .venv-vllm/.installed
 	$(VENV)/bin/pytest -m vllm
 	.venv-vllm/bin/pytest -m vllm tests/policies/test_vllm.py
 
-# One engine, conversations with and without a barrier between turns; about ten minutes.
+# One engine, conversations with and without a barrier between turns; about a quarter of an hour.
 bench-rollouts: .venv-vllm/.installed
 	.venv-vllm/bin/python benchmarks/rollouts.py
 

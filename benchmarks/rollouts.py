@@ -1,6 +1,6 @@
 """What it costs to wait for the slowest: conversations through one vLLM engine, with and without a barrier.
 
-    python benchmarks/rollouts.py [--conversations 2048] [--room 256] [--rounds 3] [--sigma 1]
+    python benchmarks/rollouts.py [--conversations 2048] [--room 256] [--rounds 2] [--sigma 1 1.25]
 
 One engine of ``drift``'s own policy ``vllm:default`` (room for ``--room`` replies at once) holds the same conversations
 of at most five turns again and again, with the same seeds, lengths, environment and files written:
@@ -15,9 +15,10 @@ of at most five turns again and again, with the same seeds, lengths, environment
   with as many tokens as its reply had, and nothing done with the replies: what the engine gives without any loop.
 
 The shipped policy's own replies are five tokens long. So the length of each is drawn instead, as skewed as those of
-reasoning models are: log-normal (median 16, ``--sigma`` 1, at most 320 tokens), from the request's seed, and the
-end-of-turn token is ignored until then. The engine forgets its prefixes before each measurement. Rounds are
-interleaved and figures are medians of ratios within a round. The last line is JSON with every figure.
+reasoning models may be: log-normal (median 16, at most 320 tokens; with a ``--sigma`` of 1 the 99th percentile is ten
+times the median, with 1.25 eighteen times), from the request's seed, and the end-of-turn token is ignored until then.
+The engine forgets its prefixes before each measurement. Rounds are interleaved and figures are medians of ratios within
+a round. The last line is JSON with every figure.
 """
 
 from __future__ import annotations
@@ -249,55 +250,59 @@ def spread(trajectories: list[Trajectory]) -> dict[str, float]:
     }
 
 
-def main() -> int:
-    """Measure, print, and end with one line of JSON."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--conversations", type=int, default=2048)
-    parser.add_argument("--room", type=int, default=256, help="replies that the engine samples at once")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sigma", type=float, default=1.0, help="spread of the logarithm of a reply's length")
-    args = parser.parse_args()
-    policy = DrawnLengths("default", max_num_seqs=args.room)
-    policy.sigma = args.sigma
-    factory = make_environment("arithmetic", {"max_turns": 5})
-    tasks = factory.tasks("train", args.conversations // SAMPLES, 1)
-    setting = Setting(policy=policy, factory=factory, tasks=tasks, seed=1, room=args.room)
-    rounds = []
-    with policy.held_open(), tempfile.TemporaryDirectory() as folder:
-        # Kernels are compiled and buffers grown in the first second or two of work; nobody is timed on them.
-        warm = Setting(policy=policy, factory=factory, tasks=tasks[: args.room // SAMPLES], seed=0, room=args.room)
-        ours(warm, Path(folder) / "warm")
-        for index in range(args.rounds):
-            rounds.append(one_round(setting, Path(folder) / str(index), args.conversations))
-            print(
-                f"round {index + 1}: "
-                + ", ".join(f"{k} {v['seconds']:.1f} s ({v['cpu_seconds']:.0f} cpu)" for k, v in rounds[-1].items())
-            )
-        lengths = spread(read_trajectories(Path(folder) / "0" / "ours"))
-    ratio = {
-        name: statistics.median(each["ours"][rate] / each[peer][rate] for each in rounds)
+def measure(setting: Setting, folder: Path, conversations: int, rounds: int) -> dict[str, Any]:
+    """All rounds at the policy's sigma: replies' lengths, ratios, and every figure."""
+    found = []
+    for index in range(rounds):
+        found.append(one_round(setting, folder / str(index), conversations))
+        print(
+            f"round {index + 1}: "
+            + ", ".join(f"{k} {v['seconds']:.1f} s ({v['cpu_seconds']:.0f} cpu)" for k, v in found[-1].items())
+        )
+    lengths = spread(read_trajectories(folder / "0" / "ours"))
+    ratios = {
+        name: statistics.median(each["ours"][rate] / each[peer][rate] for each in found)
         for name, peer, rate in (
             ("trajectories_per_s_over_turn_by_turn", "turn_by_turn", "trajectories_per_s"),
             ("trajectories_per_s_over_turn_by_turn_all_at_once", "turn_by_turn_all", "trajectories_per_s"),
             ("tokens_per_s_over_single_turns", "single_turns", "tokens_per_s"),
         )
     }
-    middle = {name: statistics.median(r[name]["tokens_per_s"] for r in rounds) for name in rounds[0]}
-    print(f"{args.conversations} conversations, room for {args.room} at once, {len(os.sched_getaffinity(0))} cores")
+    middle = {name: statistics.median(r[name]["tokens_per_s"] for r in found) for name in found[0]}
     print("reply tokens: " + ", ".join(f"{name} {value:.0f}" for name, value in lengths.items()))
     print("tokens/s, medians: " + ", ".join(f"{name} {value:.0f}" for name, value in middle.items()))
-    first, second, third = ratio.values()
-    print(f"trajectories/s, ours / turn by turn in batches of {args.room}: {first:.2f} (wanted >= 1.5)")
+    first, second, third = ratios.values()
+    print(f"trajectories/s, ours / turn by turn in batches of {setting.room}: {first:.2f} (wanted >= 1.5)")
     print(f"trajectories/s, ours / turn by turn, all at once: {second:.2f}")
     print(f"tokens/s, ours / single turns: {third:.2f} (wanted >= 0.85)")
-    figures = {
-        "conversations": args.conversations,
-        "room": args.room,
-        "sigma": args.sigma,
-        "reply_tokens": lengths,
-        "ratios": ratio,
-    }
-    print(json.dumps({**figures, "rounds": rounds}))
+    return {"reply_tokens": lengths, "ratios": ratios, "rounds": found}
+
+
+def main() -> int:
+    """Measure, print, and end with one line of JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--conversations", type=int, default=2048)
+    parser.add_argument("--room", type=int, default=256, help="replies that the engine samples at once")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--sigma", type=float, nargs="+", default=[1.0, 1.25], help="spreads of the logarithm of a reply's length"
+    )
+    args = parser.parse_args()
+    policy = DrawnLengths("default", max_num_seqs=args.room)
+    factory = make_environment("arithmetic", {"max_turns": 5})
+    tasks = factory.tasks("train", args.conversations // SAMPLES, 1)
+    setting = Setting(policy=policy, factory=factory, tasks=tasks, seed=1, room=args.room)
+    print(f"{args.conversations} conversations, room for {args.room} at once, {len(os.sched_getaffinity(0))} cores")
+    figures = {}
+    with policy.held_open(), tempfile.TemporaryDirectory() as folder:
+        # Kernels are compiled and buffers grown in the first second or two of work; nobody is timed on them.
+        warm = Setting(policy=policy, factory=factory, tasks=tasks[: args.room // SAMPLES], seed=0, room=args.room)
+        ours(warm, Path(folder) / "warm")
+        for sigma in args.sigma:
+            policy.sigma = sigma
+            print(f"sigma {sigma:g}")
+            figures[f"{sigma:g}"] = measure(setting, Path(folder) / f"{sigma:g}", args.conversations, args.rounds)
+    print(json.dumps({"conversations": args.conversations, "room": args.room, "sigma": figures}))
     return 0
 
 
