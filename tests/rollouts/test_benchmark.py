@@ -71,9 +71,10 @@ def test_the_barrier_keeps_every_turn_apart_and_changes_no_conversation(benchmar
     assert read_trajectories(tmp_path / "batched") == held
 
 
-def test_drawn_lengths_are_log_normal(benchmark: ModuleType) -> None:
-    lengths = sorted(map(benchmark.reply_length, range(20_000)))
+@pytest.mark.parametrize("sigma", [1.0, 1.25])
+def test_drawn_lengths_are_log_normal(benchmark: ModuleType, sigma: float) -> None:
+    lengths = sorted(benchmark.reply_length(seed, sigma) for seed in range(20_000))
     # Log-normal: median e^mu, 90 % quantile e^(mu + 1.2816 sigma); cut at 320.
     assert lengths[10_000] == pytest.approx(16, abs=1)
-    assert lengths[18_000] == pytest.approx(16 * 2.7183**1.2816, rel=0.05)
+    assert lengths[18_000] == pytest.approx(16 * 2.7183 ** (1.2816 * sigma), rel=0.05)
     assert lengths[0] >= 1 and lengths[-1] == 320
