@@ -1,6 +1,7 @@
 """Training by several processes: the same losses as one, one message for an error, nothing left behind."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -201,5 +202,5 @@ def test_numbers_that_contradict_one_another_and_a_directory_in_use_are_refused(
         train(*uneven, out=tmp_path / "m", base=str(tiny_model), config=settings(num_processes=3), device="cpu")
     monkeypatch.undo()
     monkeypatch.setattr("drift.training.ranks.LOCK_SECONDS", 0.2)
-    with only_one(tmp_path / "m"), pytest.raises(DatasetError, match="another process is training into it"):
+    with only_one(tmp_path / "m"), pytest.raises(DatasetError, match=f"is being trained into by process {os.getpid()}"):
         train(*uneven, out=tmp_path / "m", base=str(tiny_model), config=settings(), device="cpu")

@@ -151,7 +151,8 @@ def only_one(out: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise DatasetError(
-                        f"{out}: another process is training into it. Wait for it, stop it, or give another directory."
+                        f"{out} is being trained into by process {_holder(handle)}. "
+                        "Wait for it, stop it, or give another directory."
                     ) from None
                 time.sleep(0.1)
             except OSError:
@@ -163,3 +164,15 @@ def only_one(out: Path) -> Iterator[None]:
         with suppress(OSError):
             out.rmdir()
         os.close(handle)
+
+
+def _holder(handle: int) -> str:
+    """Id of the process that has locked what ``handle`` is open on, where the system tells (Linux)."""
+    inode = os.fstat(handle).st_ino
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            # Number, kind, ADVISORY, WRITE, process, device:device:inode, range.
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
+                return fields[4]
+    return "unknown"
