@@ -151,7 +151,11 @@ def test_what_samples_told_is_said_in_a_few_lines() -> None:
     found = {"per": "dataset", "quantiles": [0.25] * 5, "clamped": 0}
     assert list(describe_beta(found)) == ["beta, one for all prompts: 0.25"]
     out_of_reach = {"per": "dataset", "quantiles": None, "clamped": 1}
-    assert list(describe_beta(out_of_reach)) == ["beta, one for all prompts: out of reach of the target"]
+    assert list(describe_beta(out_of_reach)) == ["beta, one for all prompts: 0, the best of each prompt alone"]
+    all_alike = {"per": "dataset", "quantiles": None, "clamped": 0, "success_share": 1.0}
+    assert list(describe_beta(all_alike)) == [
+        "beta, one for all prompts: any, all weigh the same; 100.0 % succeed, and as many are to count"
+    ]
     each = {"per": "group", "quantiles": [0.1, 0.2, 0.3, 0.4, 0.5], "clamped": 3, "equal_returns": 0}
     assert "0.1, 0.2, 0.3, 0.4, 0.5; 3 prompts can't reach" in next(describe_beta(each))
     assert list(describe_beta(None)) == []

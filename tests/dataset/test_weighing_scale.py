@@ -30,7 +30,7 @@ from drift.weights.diagnostics import diagnose
 from drift.weights.exponential import shrunken_weights
 from drift.weights.returns import trajectory_return
 from drift.weights.schemes import SCHEMES, SchemeInfo, apply_scheme
-from drift.weights.temperature import SharedTemperature, group_temperatures
+from drift.weights.temperature import SharedTemperature, Target, group_temperatures
 
 Make = Callable[..., Trajectory]
 
@@ -68,6 +68,15 @@ def stored(folder: Path, trajectories: list[Trajectory], shard_size: int = 5) ->
     return folder
 
 
+def success_share(returns_N, index_N, success_N) -> float:
+    """The mean share of successes over prompts whose returns differ, a prompt at a time."""
+    shares = []
+    for prompt in sorted(set(index_N.tolist())):
+        if len(set(returns_N[index_N == prompt].tolist())) > 1:
+            shares.append(sum(success_N[index_N == prompt].tolist()) / sum(index_N == prompt))
+    return math.fsum(shares) / len(shares)
+
+
 def whole_at_once(found: Outcomes, config: WeightConfig) -> tuple[list[float], list[float], set[str]]:
     """Returns, weights and dropped prompts with all trajectories in one array and groups from sorted labels."""
     index_N = np.unique(np.array(found.groups), return_inverse=True)[1]
@@ -92,7 +101,9 @@ def whole_at_once(found: Outcomes, config: WeightConfig) -> tuple[list[float], l
         if config.beta == "auto" and config.beta_per == "group":
             beta = group_temperatures(returns_N, index_N, config.target).beta_G[index_N]
         elif config.beta == "auto":
-            shared = SharedTemperature(config.target)
+            shared = SharedTemperature(
+                config.target or Target.of_ess(success_share(returns_N, index_N, found.success_N))
+            )
             shared.add(returns_N, index_N)
             beta = np.full(len(returns_N), shared.find()[0])
         wrong_N = [
@@ -152,6 +163,7 @@ OPTIONS += [
         ["drift", "bolt"], [("group", "keep"), ("dataset", "keep"), ("dataset", "shrink")], [None, 0.3]
     )
 ]
+OPTIONS += [{"scheme": scheme, "beta": "auto"} for scheme in ("drift", "bolt")]
 OPTIONS += [{"no_success": "shrink", "shrink_prior": prior} for prior in (0.0, 3.0)]
 OPTIONS += [{"scheme": "refit", "repetition": 0.5, "refit_shift": True}]
 

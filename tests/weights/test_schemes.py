@@ -344,8 +344,9 @@ def test_the_default_configuration_is_the_published_one():
         ("beta", float("nan"), "a number > 0"),
         ("beta", "much", "a number > 0, or auto"),
         ("beta_per", "prompt", "group or dataset"),
-        ("ess_target", 0.0, "a share above 0 and below 1"),
-        ("ess_target", 1.0, "a share above 0 and below 1"),
+        ("ess_target", 0.0, "success, or a share above 0 and below 1"),
+        ("ess_target", 1.0, "success, or a share above 0 and below 1"),
+        ("ess_target", "much", "success, or a share above 0 and below 1"),
         ("kl_target", 0.0, "nats above 0"),
         ("shrink_prior", -1.0, "a number ≥ 0"),
         ("gamma", 0.0, r"a number in \(0, 1\]"),
@@ -372,7 +373,7 @@ def test_shrinking_needs_a_partition_and_one_temperature():
     with pytest.raises(
         ConfigError, match=r"weights\.no_success: got 'shrink', expected keep or drop with a β per prompt"
     ):
-        WeightConfig(no_success="shrink", beta="auto", beta_per="group")
+        WeightConfig(no_success="shrink", beta="auto", beta_per="group", ess_target=0.1)
 
 
 @pytest.mark.parametrize(

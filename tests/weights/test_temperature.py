@@ -178,16 +178,54 @@ def test_what_was_found_goes_into_the_diagnostics():
     # A half of 4: reached; of 2 ties among 3: not; equal returns: any β.
     groups = [[1.0, 0.5, 0.2, 0.0], [1.0, 1.0, 0.0], [0.7, 0.7]]
     returns_N, group_N = columns(groups)
-    tempering = Tempering(WeightConfig(beta="auto", beta_per="group", ess_target=0.5), lambda: [(returns_N, group_N)])
+    parts = [(returns_N, group_N, returns_N > 0)]
+    tempering = Tempering(WeightConfig(beta="auto", beta_per="group", ess_target=0.5), lambda: parts)
     beta_N = tempering.beta(returns_N, group_N)
     assert beta_N[4:].tolist() == [0, 0, 0, math.inf, math.inf] and len(set(beta_N[:4].tolist())) == 1
     report = tempering.report()["beta"]
     assert report == {"per": "group", "quantiles": [beta_N[0]] * 5, "clamped": 1, "equal_returns": 1}
     assert json.loads(json.dumps(report)) == report
-    one = Tempering(WeightConfig(beta="auto", beta_per="dataset", ess_target=0.6), lambda: [(returns_N, group_N)])
+    one = Tempering(WeightConfig(beta="auto", beta_per="dataset", ess_target=0.6), lambda: parts)
     report = one.report()["beta"]
     assert report == {"per": "dataset", "quantiles": [one.beta(returns_N, group_N)[0]] * 5, "clamped": 0}
     assert Tempering(WeightConfig(beta=0.2), lambda: []).report() == {}
+
+
+SOLVED = st.lists(st.lists(st.tuples(VALUE, st.booleans()), min_size=1, max_size=9), min_size=1, max_size=5)
+
+
+@quick
+@given(SOLVED, SCALE)
+def test_by_default_as_many_count_as_succeed(groups, scale):
+    returns_N, group_N = columns([[value for value, _ in group] for group in groups], scale)
+    success_N = np.array([solved for group in groups for _, solved in group])
+    # Prompts in parts of their own: what comes of it is the same.
+    parts = [(returns_N[group_N == g], group_N[group_N == g] - g, success_N[group_N == g]) for g in range(len(groups))]
+    tempering = Tempering(WeightConfig(beta="auto"), lambda: parts)
+    beta, report = float(tempering.beta(returns_N[:1], group_N[:1])[0]), tempering.report()["beta"]
+    differing = [group for group in groups if len({value for value, _ in group}) > 1]
+    if not differing:
+        assert (beta, report["success_share"], report["clamped"]) == (math.inf, None, 0)
+        return
+    wanted = sum(sum(solved for _, solved in group) / len(group) for group in differing) / len(differing)
+    values = [[scale * value for value, _ in group] for group in differing]
+
+    def mean(beta):
+        return math.fsum(effective_share(each, beta, 2) for each in values) / len(values)
+
+    assert report["success_share"] == pytest.approx(wanted)
+    if report["clamped"]:
+        assert beta == 0 and mean(0.0) >= wanted - 1e-12
+    elif wanted > 1 - 1e-12:
+        assert beta == math.inf
+    else:
+        assert mean(beta) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_beta_per_prompt_wants_a_number():
+    with pytest.raises(ConfigError, match=r"weights\.ess_target: got 'success', expected a share .* beta_per: group"):
+        WeightConfig(beta="auto", beta_per="group")
+    assert WeightConfig(beta="auto", beta_per="group", kl_target=0.5).target == Target.of_kl(0.5)
 
 
 @pytest.mark.parametrize("scheme", ["rwr", "awr"])

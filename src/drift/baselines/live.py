@@ -16,7 +16,6 @@ from drift.policies.base import derive_seed
 from drift.policies.hf import HFPolicy
 from drift.rollouts.episode import Assignment, episode
 from drift.types import Task, Trajectory
-from drift.weights.returns import trajectory_return
 
 
 class Live:
@@ -139,16 +138,11 @@ def training_row(trajectory: Trajectory, end_id: int) -> dict[str, list[Any]]:
 
 def shaped_returns(held: Sequence[Trajectory], config: OnlineConfig) -> list[float | None]:
     """The return of each conversation, as DRIFT weighs it (Eq. 12); ``None`` where the environment failed."""
-    found = outcomes(held)
-    returns_N = trajectory_return(
-        found.success_N if config.base == "success" else found.reward_N,
-        found.turns_N,
-        found.distinct_N,
-        found.failures_N,
+    returns_N = outcomes(held).returns(
+        base=config.base,
         gamma=config.gamma,
         repetition=config.repetition,
         format_failure=config.format_failure,
-        graded_N=found.graded_N,
     )
     values = iter(returns_N.tolist())
     return [next(values) if t.error is None and t.turns else None for t in held]

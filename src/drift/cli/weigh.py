@@ -44,8 +44,10 @@ def describe_beta(found: Mapping[str, Any] | None) -> Iterator[str]:
         return
     quantiles = found["quantiles"]
     if found["per"] == "dataset":
-        value = "out of reach of the target" if quantiles is None else f"{quantiles[0]:.4g}"
-        yield f"beta, one for all prompts: {value}"
+        limit = "0, the best of each prompt alone" if found["clamped"] else "any, all weigh the same"
+        share = found.get("success_share")
+        target = "" if share is None else f"; {100 * share:.1f} % succeed, and as many are to count"
+        yield f"beta, one for all prompts: {limit if quantiles is None else format(quantiles[0], '.4g')}{target}"
         return
     spread = "none" if quantiles is None else ", ".join(f"{value:.4g}" for value in quantiles)
     yield f"beta of the prompts, quartiles: {spread}; {found['clamped']} prompts can't reach the target"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from drift.types import Trajectory
+from drift.weights.returns import trajectory_return
 
 _TURNS = "turns.list.element."
 # The columns of a shard that outcomes are read off. Shards of text, ids and log-probabilities are left on disk.
@@ -75,6 +76,21 @@ class Outcomes:
             graded_N=self.first_graded_N.astype(np.int64),
             distinct_N=read_N.astype(np.int64),
             failures_N=(self.first_graded_N & ~self.first_read_N).astype(np.int64),
+        )
+
+    def returns(
+        self, *, base: Literal["success", "reward"], gamma: float, repetition: float, format_failure: float
+    ) -> NDArray[np.float64]:
+        """``(N,)`` return of each conversation, DRIFT Eq. 12."""
+        return trajectory_return(
+            self.success_N if base == "success" else self.reward_N,
+            self.turns_N,
+            self.distinct_N,
+            self.failures_N,
+            gamma=gamma,
+            repetition=repetition,
+            format_failure=format_failure,
+            graded_N=self.graded_N,
         )
 
     def group_index(self) -> NDArray[np.intp]:

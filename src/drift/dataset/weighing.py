@@ -26,7 +26,6 @@ from drift.weights.choosing import RolloutReport
 from drift.weights.config import WeightConfig
 from drift.weights.diagnostics import Tally, equal_returns
 from drift.weights.groups import group_max, group_mean, group_sum
-from drift.weights.returns import trajectory_return
 from drift.weights.schemes import apply_scheme, get_scheme, survey_scheme
 from drift.weights.stopping import stopping_factors
 from drift.weights.tempering import Shrinkage, Tempering
@@ -62,10 +61,10 @@ class Weigher:
         if config.beta != "auto":
             self._named = {"beta": config.beta, **self._named}
 
-        def returns() -> Iterator[tuple[Floats, NDArray[np.intp]]]:
-            return ((self._returns(part), part.group_index()) for part in map(self._seen, parts()))
+        def returns() -> Iterator[tuple[Floats, NDArray[np.intp], NDArray[np.bool_]]]:
+            return ((self._returns(part), part.group_index(), part.success_N) for part in map(self._seen, parts()))
 
-        self._named |= survey_scheme(config.scheme, lambda: (each for each, _ in returns()), self._named)
+        self._named |= survey_scheme(config.scheme, lambda: (each for each, *_ in returns()), self._named)
         self._tempering = Tempering(config, returns) if self._info.partitioned else None
         self._shrinkage: Shrinkage | None = None
         if self._tempering and config.no_success == "shrink":
@@ -156,15 +155,11 @@ class Weigher:
 
     def _returns(self, found: Outcomes) -> Floats:
         config = self._config
-        return trajectory_return(
-            found.success_N if config.base == "success" else found.reward_N,
-            found.turns_N,
-            found.distinct_N,
-            found.failures_N,
+        return found.returns(
+            base=config.base,
             gamma=config.gamma,
             repetition=self._info.repetition if config.repetition is None else config.repetition,
             format_failure=config.format_failure,
-            graded_N=found.graded_N,
         )
 
     def _weigh_whole(self, parts: Iterable[Outcomes]) -> Floats:

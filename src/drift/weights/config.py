@@ -22,7 +22,8 @@ class WeightConfig:
         beta: temperature β of drift, bolt, rwr and awr; it divides the return. auto, for drift and bolt, finds it.
         beta_per: what auto finds a β for: the dataset, so that all prompts share one temperature as in Eq. 3 and their
             mean hits the target, or each group, so that every prompt does.
-        ess_target: with auto, the effective sample size of a prompt's weights as a share of K, in (0, 1).
+        ess_target: with auto, the effective sample size of a prompt's weights as a share of K, in (0, 1); or success,
+            the share that succeeds, so that as many count as rejection sampling would keep.
         kl_target: with auto, the KL divergence of a prompt's weights from uniform ones in nats, instead of ess_target.
         base: what counts as the outcome: success (1 or 0), or reward (the sum of the environment's rewards).
         gamma: discount γ per turn.
@@ -40,7 +41,7 @@ class WeightConfig:
     scheme: str = "drift"
     beta: float | Literal["auto"] = 0.1
     beta_per: Literal["dataset", "group"] = "dataset"
-    ess_target: float = 0.1
+    ess_target: float | Literal["success"] = "success"
     kl_target: float | None = None
     base: Literal["success", "reward"] = "success"
     gamma: float = 0.9
@@ -76,8 +77,13 @@ class WeightConfig:
         sound = beta == "auto" or (isinstance(beta, float | int) and beta > 0)
         require(sound, "weights.beta", beta, "a number > 0, or auto", "β divides the return; 0.1 is published.")
         require(self.beta_per in ("group", "dataset"), "weights.beta_per", self.beta_per, "group or dataset")
-        require(0 < self.ess_target < 1, "weights.ess_target", self.ess_target, "a share above 0 and below 1")
+        share = self.ess_target
+        sound = share == "success" or (isinstance(share, float | int) and 0 < share < 1)
+        require(sound, "weights.ess_target", share, "success, or a share above 0 and below 1")
         require(self.kl_target is None or 0 < self.kl_target < 700, "weights.kl_target", self.kl_target, "nats above 0")
+        fits = beta != "auto" or self.beta_per == "dataset" or self.target is not None
+        advice = "A β per prompt needs one number for all of them: 0.1, say, or a kl_target."
+        require(fits, "weights.ess_target", share, "a share above 0 and below 1 with beta_per: group", advice)
         fits = beta != "auto" or self.scheme not in ("rwr", "awr")
         require(fits, "weights.beta", beta, f"a number with the scheme {self.scheme}", "auto is for drift and bolt.")
 
@@ -86,9 +92,11 @@ class WeightConfig:
         return self.scheme in SCHEMES and SCHEMES[self.scheme].partitioned
 
     @property
-    def target(self) -> Target:
-        """What ``beta: auto`` is to reach."""
-        return Target.of_ess(self.ess_target) if self.kl_target is None else Target.of_kl(self.kl_target)
+    def target(self) -> Target | None:
+        """What ``beta: auto`` is to reach; ``None`` where the data say it, by the share that succeeds."""
+        if self.kl_target is not None:
+            return Target.of_kl(self.kl_target)
+        return None if self.ess_target == "success" else Target.of_ess(self.ess_target)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for manifests."""

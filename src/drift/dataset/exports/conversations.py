@@ -12,7 +12,6 @@ from drift.dataset.exports.config import ExportConfig
 from drift.dataset.outcomes import outcomes
 from drift.errors import DatasetError
 from drift.types import Message, Trajectory
-from drift.weights.returns import trajectory_return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +73,11 @@ def conversations(trajectories: Sequence[Trajectory], config: ExportConfig) -> l
     kept = [t for t in trajectories if t.error is None and t.turns]
     if not kept:
         return []
-    found = outcomes(kept)
-    returns_N = trajectory_return(
-        found.success_N if config.base == "success" else found.reward_N,
-        found.turns_N,
-        found.distinct_N,
-        found.failures_N,
+    returns_N = outcomes(kept).returns(
+        base=config.base,
         gamma=config.gamma,
         repetition=config.repetition,
         format_failure=config.format_failure,
-        graded_N=found.graded_N,
     )
     return [
         Conversation(trajectory=t, value=value, reply_at=_reply_places(t))
