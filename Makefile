@@ -99,7 +99,7 @@ test-qlora: $(VENV)/.installed-qlora
 	touch $@
 
 test-deepspeed: .venv-deepspeed/.installed
-	OMP_NUM_THREADS=1 .venv-deepspeed/bin/pytest -m deepspeed tests/training
+	OMP_NUM_THREADS=1 .venv-deepspeed/bin/pytest -m deepspeed tests/training/test_deepspeed.py
 
 bench-cluster: $(VENV)/.installed-ray
 	$(VENV)/bin/python benchmarks/cluster.py

@@ -34,8 +34,8 @@ SHORT = Sampling(max_new_tokens=16)
 BATCH = 256
 HELD_OUT = 300
 # Both as the sweep of docs/LOG.md leaves them.
-SIZE = {"arithmetic": (400, 4), "guess": (400, 16)}
-TRAINING = TrainingConfig(max_steps=40, learning_rate=3e-4, rows_together=1, save_steps=5, keep_checkpoints=99)
+SIZE = {"arithmetic": (200, 4), "guess": (400, 16)}
+TRAINING = TrainingConfig(max_steps=60, learning_rate=3e-4, rows_together=1, save_steps=5, keep_checkpoints=99)
 GRPO = OnlineConfig(
     tasks=400, rounds=80, prompts=16, samples=4, sampling=SHORT, generation_batch=BATCH, save_rounds=5,
     optimizer=Optimizer(learning_rate=3e-4, warmup=0.0, log_steps=5),

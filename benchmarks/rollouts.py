@@ -1,9 +1,10 @@
 """What it costs to wait for the slowest: conversations through one vLLM engine, with and without a barrier.
 
-    python benchmarks/rollouts.py [--conversations 2048] [--room 256] [--rounds 2] [--sigma 1 1.25]
+    python benchmarks/rollouts.py [--conversations 2048] [--room 64 256] [--rounds 2] [--sigma 1]
 
-One engine of ``drift``'s own policy ``vllm:default`` (room for ``--room`` replies at once) holds the same conversations
-of at most five turns again and again, with the same seeds, lengths, environment and files written:
+One engine of ``drift``'s own policy ``vllm:default`` holds the same conversations of at most five turns again and
+again, with the same seeds, lengths, environment and files written. It has room for ``--room`` replies at once: on two
+cores a step with 256 is nearly ten times as dear as one with a single reply, one with 64 three to four times.
 
 - **ours**: ``drift.rollouts.collect`` with as many conversations open as it has by default, twice what the engine has
   room for. Each goes to its next turn as soon as its reply is there; meanwhile another's request takes its place.
@@ -278,31 +279,35 @@ def measure(setting: Setting, folder: Path, conversations: int, rounds: int) -> 
     return {"reply_tokens": lengths, "ratios": ratios, "rounds": found}
 
 
+def with_room(room: int, conversations: int, sigmas: Sequence[float], rounds: int) -> dict[str, Any]:
+    """One engine with room for ``room`` replies: the measurements of each sigma."""
+    policy = DrawnLengths("default", max_num_seqs=room)
+    factory = make_environment("arithmetic", {"max_turns": 5})
+    tasks = factory.tasks("train", conversations // SAMPLES, 1)
+    setting = Setting(policy=policy, factory=factory, tasks=tasks, seed=1, room=room)
+    print(f"{conversations} conversations, room for {room} at once, {len(os.sched_getaffinity(0))} cores")
+    figures = {}
+    with policy.held_open(), tempfile.TemporaryDirectory() as folder:
+        # Kernels are compiled and buffers grown in the first second or two of work; nobody is timed on them.
+        warm = Setting(policy=policy, factory=factory, tasks=tasks[: room // SAMPLES], seed=0, room=room)
+        ours(warm, Path(folder) / "warm")
+        for sigma in sigmas:
+            policy.sigma = sigma
+            print(f"sigma {sigma:g}")
+            figures[f"{sigma:g}"] = measure(setting, Path(folder) / f"{sigma:g}", conversations, rounds)
+    return figures
+
+
 def main() -> int:
     """Measure, print, and end with one line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--conversations", type=int, default=2048)
-    parser.add_argument("--room", type=int, default=256, help="replies that the engine samples at once")
+    parser.add_argument("--room", type=int, nargs="+", default=[64, 256], help="replies the engine samples at once")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument(
-        "--sigma", type=float, nargs="+", default=[1.0, 1.25], help="spreads of the logarithm of a reply's length"
-    )
+    parser.add_argument("--sigma", type=float, nargs="+", default=[1.0], help="spreads of the logarithm of lengths")
     args = parser.parse_args()
-    policy = DrawnLengths("default", max_num_seqs=args.room)
-    factory = make_environment("arithmetic", {"max_turns": 5})
-    tasks = factory.tasks("train", args.conversations // SAMPLES, 1)
-    setting = Setting(policy=policy, factory=factory, tasks=tasks, seed=1, room=args.room)
-    print(f"{args.conversations} conversations, room for {args.room} at once, {len(os.sched_getaffinity(0))} cores")
-    figures = {}
-    with policy.held_open(), tempfile.TemporaryDirectory() as folder:
-        # Kernels are compiled and buffers grown in the first second or two of work; nobody is timed on them.
-        warm = Setting(policy=policy, factory=factory, tasks=tasks[: args.room // SAMPLES], seed=0, room=args.room)
-        ours(warm, Path(folder) / "warm")
-        for sigma in args.sigma:
-            policy.sigma = sigma
-            print(f"sigma {sigma:g}")
-            figures[f"{sigma:g}"] = measure(setting, Path(folder) / f"{sigma:g}", args.conversations, args.rounds)
-    print(json.dumps({"conversations": args.conversations, "room": args.room, "sigma": figures}))
+    figures = {room: with_room(room, args.conversations, args.sigma, args.rounds) for room in args.room}
+    print(json.dumps({"conversations": args.conversations, "room": figures}))
     return 0
 
 
