@@ -130,14 +130,21 @@ def test_no_module_evaluates_text_or_trusts_code(path: Path) -> None:
                 assert not trusted or ast.unparse(keyword.value) == "False", f"{name}:{node.lineno}"
 
 
-@pytest.mark.parametrize(
-    "page", sorted((PACKAGE / "reporting" / "templates").glob("*.html")), ids=lambda path: path.name
-)
-def test_every_page_forbids_scripts_and_requests_and_has_none(page: Path) -> None:
-    text = page.read_text()
+TEMPLATES = {path.name: path.read_text() for path in (PACKAGE / "reporting" / "templates").glob("*.html")}
+
+
+def test_the_base_of_every_page_forbids_scripts_and_requests() -> None:
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    head, _, body = text.partition(f'<meta http-equiv="Content-Security-Policy" content="{policy}">')
+    head, _, body = TEMPLATES["base.html"].partition(f'<meta http-equiv="Content-Security-Policy" content="{policy}">')
     # Before anything that a policy could come too late for.
-    assert body and "<style" not in head and "{{" not in head
+    assert body and "<style" not in head and "{{" not in head and "{%" not in head
+    assert "{% block main %}" in body
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_every_page_has_that_base_and_neither_scripts_nor_requests(name: str) -> None:
+    text = TEMPLATES[name]
+    # What a page of the base says outside of its block is not rendered.
+    assert name == "base.html" or text.startswith('{% extends "base.html" %}\n{% block main %}')
     for never in ("<script", "javascript:", "onload=", "onclick=", "|safe", "autoescape false", "<iframe", "http://"):
         assert never not in text.lower(), never
