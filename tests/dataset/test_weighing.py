@@ -1,6 +1,9 @@
+import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,10 +11,14 @@ import pytest
 from drift.dataset.store import TrajectoryWriter
 from drift.dataset.weighing import compute_weights, outcomes, read_weights, weigh_dataset, weights_hash
 from drift.errors import ConfigError, DatasetError
-from drift.types import Trajectory
+from drift.types import Message, Trajectory
 from drift.weights.config import WeightConfig
 
 Make = Callable[..., Trajectory]
+OPEN: tuple[Message, ...] = (
+    {"role": "user", "content": "Guess my number."},
+    {"role": "assistant", "content": "<answer>4</answer>"},
+)
 
 
 @pytest.fixture
@@ -168,3 +175,76 @@ def test_data_in_which_everything_failed_is_refused(tmp_path: Path, make_traject
 def test_the_weights_hash_ignores_order() -> None:
     assert weights_hash(["a", "b"], np.array([1.0, 2.0])) == weights_hash(["b", "a"], np.array([2.0, 1.0]))
     assert weights_hash(["a", "b"], np.array([1.0, 2.0])) != weights_hash(["a", "b"], np.array([2.0, 1.0]))
+
+
+def test_tasks_that_open_alike_are_one_prompt_if_asked(make_trajectory: Make) -> None:
+    hidden = [dataclasses.replace(make_trajectory(task, 0, ("4",), task == "b"), messages=OPEN) for task in "abc"]
+    found = outcomes(hidden, group_by="opening")
+    assert len(set(found.groups)) == 1 and found.groups[0].startswith("opening-")
+    other = dataclasses.replace(hidden[0], messages=({"role": "user", "content": "Guess my letter."}, *OPEN[1:]))
+    system = dataclasses.replace(hidden[0], messages=({"role": "system", "content": "Be brief."}, *OPEN))
+    assert len(set(outcomes([*hidden, other, system], group_by="opening").groups)) == 3
+    _, weights_N, _ = compute_weights(found, WeightConfig(beta=0.5))
+    z = (math.exp(2) + 2) / 3
+    assert weights_N == pytest.approx([1 / z, math.exp(2) / z, 1 / z], rel=1e-12)
+
+
+def test_the_same_answer_has_one_worth_however_it_was_put_and_judged(make_trajectory: Make) -> None:
+    # One prompt whose verifier takes 4 for right once in three times; 5 is taken always.
+    made = [make_trajectory("a", k, ("4", "6") if k else ("4",), not k) for k in range(3)]
+    made += [make_trajectory("a", 3 + k, ("5",), True) for k in range(3)]
+    said = dataclasses.replace(made[0].turns[0].completion, text="Surely <answer>4</answer>")
+    made[0] = dataclasses.replace(made[0], turns=(dataclasses.replace(made[0].turns[0], completion=said),))
+    found, config = outcomes(made, paths=True), WeightConfig(luck="average", beta=0.25, repetition=0.0)
+    returns_N, weights_N, report = compute_weights(found, config)
+    assert returns_N.tolist() == [1, 0, 0, 1, 1, 1]
+    tilted = [math.exp(4 / 3)] * 3 + [math.exp(4)] * 3
+    assert weights_N == pytest.approx([6 * value / sum(tilted) for value in tilted], rel=1e-12)
+    assert report["averaged_trajectories"] == 3
+    with pytest.raises(ConfigError, match="read the outcomes with paths=True"):
+        compute_weights(outcomes(made), config)
+
+
+def test_verdicts_of_a_verifier_that_errs_weigh_what_they_are_worth_on_average(make_trajectory: Make) -> None:
+    # Of four replies two are accepted: 0.5 = 0.7 q + 0.1 with errors of 0.1 and 0.2, so q = 4/7.
+    made = [make_trajectory("a", k, ("1",), k < 2) for k in range(4)]
+    found, rates = outcomes(made), {"false_positive": 0.1, "false_negative": 0.2}
+    accepted, refused = 4 / 7 * 0.8 / 0.5, 4 / 7 * 0.2 / 0.5
+    tilted = [chance * math.exp(1 / 0.3) + 1 - chance for chance in (accepted, refused)]
+    returns_N, weights_N, _ = compute_weights(found, WeightConfig(beta=0.3, **rates))
+    assert weights_N == pytest.approx([2 * t / sum(tilted) for t in (tilted[0],) * 2 + (tilted[1],) * 2], rel=1e-12)
+    assert returns_N == pytest.approx([0.3 * math.log(t) for t in (tilted[0],) * 2 + (tilted[1],) * 2], rel=1e-12)
+    for scheme in ("rft", "refit"):
+        _, weights_N, _ = compute_weights(found, WeightConfig(scheme=scheme, **rates))
+        assert weights_N == pytest.approx([accepted] * 2 + [refused] * 2, rel=1e-12)
+    # A prompt with no more accepted than errors explain has no success.
+    few = outcomes([make_trajectory("b", k, ("1", "2", "3", "4", "5"), k == 0) for k in range(4)] + made)
+    _, weights_N, report = compute_weights(few, WeightConfig(no_success="drop", **rates))
+    assert weights_N[:4].tolist() == [0] * 4 and (weights_N[4:] > 0).all() and report["dropped_groups"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"luck": "mean"}, "weights.luck: got 'mean', expected keep or average"),
+        ({"luck": "average", "scheme": "rft"}, "weights.luck: got 'average', expected keep with the scheme rft"),
+        ({"luck": "average", "beta": "auto"}, "weights.beta: got 'auto', expected a number with luck: average"),
+        ({"luck": "average", "no_success": "shrink"}, "weights.no_success: got 'shrink', expected keep or drop"),
+        ({"luck": "average", "false_positive": 0.1}, "one of the two is enough"),
+        ({"group_by": "prompt"}, "weights.group_by: got 'prompt', expected task or opening"),
+        ({"false_positive": 1.0}, "weights.false_positive: got 1.0, expected a chance of at least 0 and below 1"),
+        ({"false_negative": -0.1}, "weights.false_negative: got -0.1, expected a chance"),
+        ({"false_positive": 0.5, "false_negative": 0.6}, "got 1.1, expected less than 1"),
+        ({"false_positive": 0.1, "base": "reward"}, "weights.base: got 'reward', expected success"),
+        ({"false_negative": 0.1, "beta": "auto"}, "weights.beta: got 'auto', expected a number with false_positive"),
+    ],
+)
+def test_settings_of_chance_that_make_no_sense_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        WeightConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"group_by": "opening"}, {"luck": "average"}])
+def test_adaptive_sampling_can_be_undone_for_tasks_alone(data: list[Trajectory], settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"use weights\.group_by: task and weights\.luck: keep"):
+        compute_weights(outcomes(data, paths=True), WeightConfig(**settings), first=2)

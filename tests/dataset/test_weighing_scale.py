@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pytest
 
 from drift.dataset import buckets, weighing
 from drift.dataset.buckets import Buckets, bucket_of
-from drift.dataset.outcomes import COLUMNS, Outcomes, outcome_rows, sorted_outcomes
+from drift.dataset.outcomes import COLUMNS, PATH_COLUMNS, Outcomes, outcome_rows, sorted_outcomes
 from drift.dataset.schema import SCHEMA
 from drift.dataset.store import TrajectoryWriter, read_trajectories, shards, stream_columns
 from drift.dataset.weighing import compute_weights, outcomes, read_weights, weigh_dataset, weights_hash
@@ -140,11 +141,26 @@ def test_columns_give_the_outcomes_that_objects_do(tmp_path: Path, make_trajecto
     rows = pa.concat_tables(outcome_rows(batch) for batch in stream_columns(folder, COLUMNS, rows=3))
     found = sorted_outcomes(rows)
     assert found.ids.to_pylist() == expected.ids and found.groups.to_pylist() == expected.groups
-    names = [field.name for field in dataclasses.fields(expected)][2:]
-    assert len(names) == 11
+    names = [field.name for field in dataclasses.fields(expected)][2:-1]
+    assert len(names) == 11 and found.paths is None
     for name in names:
         assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
         assert getattr(found, name).dtype == getattr(expected, name).dtype, name
+
+
+def test_columns_give_the_openings_and_paths_that_objects_do(tmp_path: Path, make_trajectory: Make) -> None:
+    folder = stored(tmp_path / "data", random_trajectories(make_trajectory, 0))
+    expected = outcomes(read_trajectories(folder), group_by="opening", paths=True)
+    rows = [
+        outcome_rows(batch, group_by="opening", paths=True)
+        for batch in stream_columns(folder, [*COLUMNS, *PATH_COLUMNS], rows=3)
+    ]
+    found = sorted_outcomes(pa.concat_tables(rows))
+    assert found.ids.to_pylist() == expected.ids and found.groups.to_pylist() == expected.groups
+    assert found.paths is not None and expected.paths is not None
+    for name in ("reply_T", "words_T", "turns_N"):
+        assert getattr(found.paths, name).tolist() == getattr(expected.paths, name).tolist(), name
+    assert found.paths.turns_N.sum() == len(found.paths.reply_T) > len(found.ids)
 
 
 OPTIONS = [
@@ -194,6 +210,40 @@ def test_weights_are_bit_for_bit_those_of_all_trajectories_at_once(
         for name, value in expected.items():
             assert report[name] == pytest.approx(value, rel=1e-12), name
         assert manifest["weights_hash"] == weights_hash(found.ids, np.array(weights))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"luck": "average"},
+        {"luck": "average", "group_by": "opening", "no_success": "drop", "beta": 0.4},
+        {"luck": "average", "scheme": "bolt", "group_by": "opening"},
+        {"group_by": "opening", "scheme": "swift"},
+        *({"false_positive": 0.1, "false_negative": 0.2, "scheme": scheme} for scheme in SCHEMES),
+        {"false_negative": 0.3, "beta": 0.5, "repetition": 0.2, "group_by": "opening"},
+    ],
+)
+def test_weights_under_chance_are_those_of_all_trajectories_at_once(
+    tmp_path: Path, make_trajectory: Make, options: dict[str, Any]
+) -> None:
+    made = random_trajectories(make_trajectory, 4)
+    if "false_positive" in options:
+        # A conversation ends with its first success: no penalty makes a return negative, which refit would refuse.
+        made = [t for t in made if t.error is None]
+    folder = stored(tmp_path / "data", made)
+    config = WeightConfig(**options)
+    found = outcomes(read_trajectories(folder), group_by=config.group_by, paths=config.luck == "average")
+    _, weights_N, report = compute_weights(found, config)
+    manifest = weigh_dataset(folder, config, tmp_path / "w")
+    if config.scheme == "rwr":
+        assert read_weights(tmp_path / "w", folder).by_id() == pytest.approx(
+            dict(zip(found.ids, weights_N.tolist(), strict=True)), rel=1e-12
+        )
+    else:
+        assert read_weights(tmp_path / "w", folder).by_id() == dict(zip(found.ids, weights_N.tolist(), strict=True))
+    assert manifest["diagnostics"].get("averaged_trajectories") == report.get("averaged_trajectories")
+    assert ("averaged_trajectories" in report) == (config.luck == "average")
 
 
 @pytest.mark.usefixtures("small")

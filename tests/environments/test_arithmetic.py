@@ -1,3 +1,4 @@
+import asyncio
 import hashlib
 import operator
 import os
@@ -202,3 +203,30 @@ def test_task_hash_ignores_order_and_notices_a_missing_task():
     assert task_hash(tasks) == task_hash(tasks[::-1])
     assert task_hash(tasks) != task_hash(tasks[1:])
     assert task_hash(tasks) != task_hash([*tasks[1:], *Arithmetic().tasks("test", 1, 0)])
+
+
+def test_verdicts_on_training_problems_are_wrong_as_often_as_told_and_the_same_for_a_seed():
+    environment = Arithmetic(max_turns=1, false_positive=0.1, false_negative=0.3)
+    (task,) = environment.tasks("train", 1, 0)
+    right = task.payload["answer"]
+
+    def share_accepted(answer, chosen=task):
+        return sum(verdict(chosen, seed, answer) for seed in range(2000)) / 2000
+
+    def verdict(chosen, seed, answer):
+        episode = environment.start(chosen, seed=seed)
+        return asyncio.run(episode.step(f"<answer>{answer}</answer>")).success
+
+    assert share_accepted(right) == pytest.approx(0.7, abs=0.04)
+    assert share_accepted(right + 1) == pytest.approx(0.1, abs=0.03)
+    assert [verdict(task, seed, right) for seed in range(50)] == [verdict(task, seed, right) for seed in range(50)]
+    assert not asyncio.run(environment.start(task, seed=3).step("no idea")).success
+    (held_out,) = environment.tasks("test", 1, 0)
+    answer = held_out.payload["answer"]
+    assert (share_accepted(answer, held_out), share_accepted(answer + 1, held_out)) == (1, 0)
+
+
+@pytest.mark.parametrize("rate", [{"false_positive": 1.0}, {"false_negative": -0.1}])
+def test_rates_that_are_no_chances_are_refused(rate):
+    with pytest.raises(ConfigError, match=r"environment\.settings\.false_\w+: got .+, expected a chance"):
+        Arithmetic(**rate)

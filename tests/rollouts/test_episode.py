@@ -218,3 +218,20 @@ def test_an_environment_is_closed_though_its_conversation_is_cancelled_while_it_
         return environment.closed
 
     assert asyncio.run(cancelled()) == 1
+
+
+def test_an_environment_that_asks_for_chance_gets_the_same_for_the_same_conversation() -> None:
+    told: list[int] = []
+
+    class Dice(Arithmetic):
+        def start(self, task: Task, *, seed: int = 0) -> Any:
+            told.append(seed)
+            return super().start(task, seed=seed)
+
+    policy = ScriptedPolicy(["<answer>1</answer>"])
+    for sample in (0, 1, 0):
+        assignment = Assignment(task=TASK, sample=sample, seed=derive_seed(1, TASK.id, sample))
+        asyncio.run(episode(assignment, Dice(), policy, Sampling(max_new_tokens=50)))
+    assert told[0] == told[2] != told[1]
+    # Chance of the environment is not that of the policy.
+    assert told[0] not in {derive_seed(derive_seed(1, TASK.id, 0), turn) for turn in range(5)}

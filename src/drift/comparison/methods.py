@@ -55,7 +55,7 @@ METHODS: dict[str, Method] = {
     "drift-mean": _weighting("drift", "DRIFT, mean over a reply's tokens", **{"training.normalization": "mean"}),
     "drift-drop": _weighting("drift", "DRIFT without prompts that have no success", **{"weights.no_success": "drop"}),
     "drift-shrink": _weighting("drift", "DRIFT, Ẑ mixed with that of all prompts", **{"weights.no_success": "shrink"}),
-    "drift-auto": _weighting("drift", "DRIFT, β for an effective sample size of K/10", **{"weights.beta": "auto"}),
+    "drift-auto": _weighting("drift", "DRIFT, β at which as many count as succeed", **{"weights.beta": "auto"}),
     "drift-refresh": _weighting("drift", "DRIFT in two rounds, the second on rollouts of its own", rounds=2),
     "sft": _weighting("sft", "every conversation weighs 1"),
     "rft": _weighting("rft", "successes alone"),

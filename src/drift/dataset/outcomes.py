@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -13,7 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from drift.types import Trajectory
+from drift.types import Message, Trajectory
+from drift.weights.config import GroupBy
+from drift.weights.luck import Paths
 from drift.weights.returns import trajectory_return
 
 _TURNS = "turns.list.element."
@@ -38,6 +43,9 @@ ROWS = pa.schema(
         ("first_read", pa.bool_()),
     ]
 )
+# Where conversations are told apart by what was said in them: further columns of a shard, and of rows.
+PATH_COLUMNS = ["messages", _TURNS + "text", _TURNS + "messages"]
+PATH_ROWS = pa.schema([*ROWS, ("reply_keys", pa.list_(pa.int64())), ("words_keys", pa.list_(pa.int64()))])
 _COUNTS = ("sample", "turns", "graded", "distinct", "failures")
 _FLAGS = ("success", "first_success", "first_graded", "first_read")
 _REWARDS = ("reward", "first_reward")
@@ -48,7 +56,8 @@ class Outcomes:
     """What the return of each trajectory is made of; arrays ``(N,)``, trajectories that failed left out.
 
     ``ids`` and ``groups`` are lists of strings, or Arrow strings where there may be very many. Of the first turn:
-    whether it succeeded, its reward, whether an answer was asked for, and whether one could be read.
+    whether it succeeded, its reward, whether an answer was asked for, and whether one could be read. ``paths`` is there
+    where it was asked for.
     """
 
     ids: Any
@@ -64,6 +73,7 @@ class Outcomes:
     first_reward_N: NDArray[np.float64]
     first_graded_N: NDArray[np.bool_]
     first_read_N: NDArray[np.bool_]
+    paths: Paths | None = None
 
     def first_turn(self) -> Outcomes:
         """The same conversations as if each had ended after its first reply."""
@@ -76,6 +86,7 @@ class Outcomes:
             graded_N=self.first_graded_N.astype(np.int64),
             distinct_N=read_N.astype(np.int64),
             failures_N=(self.first_graded_N & ~self.first_read_N).astype(np.int64),
+            paths=self.paths.first_turn() if self.paths else None,
         )
 
     def returns(
@@ -102,13 +113,24 @@ class Outcomes:
         return index_N
 
 
-def outcomes(trajectories: Sequence[Trajectory]) -> Outcomes:
-    """Read outcomes off trajectories. Those with an error or without a turn have none and are left out."""
+def outcomes(trajectories: Sequence[Trajectory], *, group_by: GroupBy = "task", paths: bool = False) -> Outcomes:
+    """Read outcomes off trajectories. Those with an error or without a turn have none and are left out.
+
+    Args:
+        trajectories: as recorded.
+        group_by: the prompt is what the task's ``group_id`` says, or what the policy could see of it.
+        paths: tell what was said in each.
+    """
     kept = [t for t in trajectories if t.error is None and t.turns]
     graded = [[turn.step.answer for turn in t.turns if turn.step.graded] for t in kept]
+    found: Paths | None = None
+    if paths:
+        replies = [[_reply_key(t.step.graded, t.step.answer, t.completion.text) for t in each.turns] for each in kept]
+        found = _paths(replies, [[_words_key(turn.step.messages) for turn in each.turns] for each in kept])
     return Outcomes(
+        paths=found,
         ids=[t.id for t in kept],
-        groups=[t.group_id for t in kept],
+        groups=[t.group_id if group_by == "task" else _opening_id(t) for t in kept],
         sample_N=np.array([t.sample for t in kept], np.int64),
         success_N=np.array([t.success for t in kept], bool),
         # From the first to the last: sum() compensates since Python 3.12, and weights would hang on the version.
@@ -124,10 +146,12 @@ def outcomes(trajectories: Sequence[Trajectory]) -> Outcomes:
     )
 
 
-def outcome_rows(batch: pa.RecordBatch) -> pa.Table:
+def outcome_rows(batch: pa.RecordBatch, *, group_by: GroupBy = "task", paths: bool = False) -> pa.Table:
     """The outcomes of rows of a shard, read with ``COLUMNS``, as rows of ``ROWS``; failed trajectories are left out.
 
-    The same numbers as ``outcomes`` without a Python object for each: turns of all rows lie one after the other.
+    The same numbers as ``outcomes`` without a Python object for each: turns of all rows lie one after the other. With
+    ``paths``, or prompts by their opening, rows are read with ``PATH_COLUMNS`` too; with ``paths`` they are rows of
+    ``PATH_ROWS``.
     """
     lengths = batch.column("turns").value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     kept_N = batch.column("error").is_null().to_numpy(zero_copy_only=False) & (lengths > 0)
@@ -162,7 +186,23 @@ def outcome_rows(batch: pa.RecordBatch) -> pa.Table:
         "first_graded": graded_T[start_N],
         "first_read": answer_T[start_N] >= 0,
     }
-    return pa.table([pa.array(columns[name]).cast(ROWS.field(name).type) for name in ROWS.names], schema=ROWS)
+    schema, bounds = PATH_ROWS if paths else ROWS, [0, *end_N.tolist()]
+    words = turns.field("messages").to_pylist() if paths or group_by == "opening" else []
+    if group_by == "opening":
+        spoken = batch.column("messages").to_pylist()
+        said = (list(itertools.chain(*words[a:b])) for a, b in itertools.pairwise(bounds))
+        columns["group_id"] = [_opening_key(*each) for each in zip(spoken, turns_N.tolist(), said, strict=True)]
+    if paths:
+        replies = zip(
+            graded_T.tolist(), turns.field("answer").to_pylist(), turns.field("text").to_pylist(), strict=True
+        )
+        for name, keys in (
+            ("reply_keys", itertools.starmap(_reply_key, replies)),
+            ("words_keys", map(_words_key, words)),
+        ):
+            flat = pa.array(list(keys), pa.int64())
+            columns[name] = pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), flat)
+    return pa.table([pa.array(columns[name]).cast(schema.field(name).type) for name in schema.names], schema=schema)
 
 
 def sorted_outcomes(rows: pa.Table) -> Outcomes:
@@ -176,7 +216,46 @@ def sorted_outcomes(rows: pa.Table) -> Outcomes:
     columns: dict[str, Any] = {f"{name}_N": rows.column(name).to_numpy().astype(np.int64) for name in _COUNTS}
     columns |= {f"{name}_N": rows.column(name).to_numpy().astype(bool) for name in _FLAGS}
     columns |= {f"{name}_N": rows.column(name).to_numpy() for name in _REWARDS}
+    if "reply_keys" in rows.column_names:
+        columns["paths"] = _paths(rows["reply_keys"], rows["words_keys"])
     return Outcomes(ids=rows["id"], groups=rows["group_id"], **columns)
+
+
+def _opening_id(trajectory: Trajectory) -> str:
+    said = [message for turn in trajectory.turns for message in turn.step.messages]
+    return _opening_key(trajectory.messages, len(trajectory.turns), said)
+
+
+def _opening_key(messages: Sequence[Message], turns: int, said: Sequence[Message]) -> str:
+    """Names what the policy could see before its first reply: what is left without replies and the words after them."""
+    opening = messages[: len(messages) - turns - len(said)]
+    return f"opening-{_digest([[m['role'], m['content']] for m in opening])[:32]}"
+
+
+def _reply_key(graded: bool, answer: str | None, text: str) -> int:
+    """Equal for equal replies: those that were judged by their answer in normalised form, others by their words."""
+    return _key([answer] if graded else text)
+
+
+def _words_key(messages: Sequence[Message]) -> int:
+    return _key([[message["role"], message["content"]] for message in messages])
+
+
+def _key(value: Any) -> int:
+    return int.from_bytes(bytes.fromhex(_digest(value)[:16]), "big", signed=True)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _paths(replies: Any, words: Any) -> Paths:
+    """Lists of keys, a list for each conversation, as ``Paths``."""
+    reply, word = (
+        pa.array(each, pa.list_(pa.int64())) if isinstance(each, list) else each for each in (replies, words)
+    )
+    flat_T, words_T = (pc.list_flatten(each).to_numpy() for each in (reply, word))
+    return Paths(flat_T, words_T, pc.list_value_length(reply).to_numpy().astype(np.int64))
 
 
 def _flags(column: pa.Array) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,184 +16,32 @@ from numpy.typing import NDArray
 
 from drift.checksums import sum_of
 from drift.dataset.buckets import Buckets
-from drift.dataset.outcomes import COLUMNS, ROWS, Outcomes, outcome_rows, outcomes, sorted_outcomes
+from drift.dataset.outcomes import (
+    COLUMNS,
+    PATH_COLUMNS,
+    PATH_ROWS,
+    ROWS,
+    Outcomes,
+    outcome_rows,
+    outcomes,
+    sorted_outcomes,
+)
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories, stream_columns
 from drift.dataset.table import WeightTable
-from drift.errors import ConfigError, DatasetError
+from drift.dataset.weigher import Weigher, compute_weights
+from drift.errors import DatasetError
 from drift.manifest import MANIFEST, read_manifest, replacing, write_manifest
-from drift.weights.choosing import RolloutReport
 from drift.weights.config import WeightConfig
-from drift.weights.diagnostics import Tally, equal_returns
-from drift.weights.groups import group_max, group_mean, group_sum
-from drift.weights.schemes import apply_scheme, get_scheme, survey_scheme
-from drift.weights.stopping import stopping_factors
-from drift.weights.tempering import Shrinkage, Tempering
+from drift.weights.schemes import get_scheme
 
 __all__ = ["Outcomes", "WeightTable", "compute_weights", "outcomes", "read_weights", "weigh_dataset", "weights_hash"]
 KIND = "weights"
 FILE = "weights.parquet"
 # Trajectories weighed at once; some 300 bytes each.
 BUCKET_ROWS = 131_072
-# Squares of what is larger could not be added up.
-LARGEST = 1e100
 _TABLE = pa.schema([("id", pa.string()), ("group_id", pa.string()), ("return", pa.float64()), ("weight", pa.float64())])
 Floats = NDArray[np.float64]
-
-
-class Weigher:
-    """Weighs trajectories a part at a time, each prompt whole in one part.
-
-    Args:
-        config: the settings.
-        parts: gives all trajectories, always in the same parts and order. Schemes that need it look at them before.
-        first: with adaptive sampling, how many samples of a task came first; weights undo what that does.
-
-    Raises:
-        ConfigError: the settings don't fit the data.
-    """
-
-    def __init__(self, config: WeightConfig, parts: Callable[[], Iterable[Outcomes]], *, first: int = 0) -> None:
-        self._first, self._continued = first, 0
-        self._config, self._info = config, get_scheme(config.scheme)
-        self._tally, self._rollouts, self._done, self._dropped, self._largest = Tally(), RolloutReport(), 0, 0, 0
-        self._named: dict[str, Any] = {"w_max": config.w_max, "refit_shift": config.refit_shift, **config.parameters}
-        if config.beta != "auto":
-            self._named = {"beta": config.beta, **self._named}
-
-        def returns() -> Iterator[tuple[Floats, NDArray[np.intp], NDArray[np.bool_]]]:
-            return ((self._returns(part), part.group_index(), part.success_N) for part in map(self._seen, parts()))
-
-        self._named |= survey_scheme(config.scheme, lambda: (each for each, *_ in returns()), self._named)
-        self._tempering = Tempering(config, returns) if self._info.partitioned else None
-        self._shrinkage: Shrinkage | None = None
-        if self._tempering and config.no_success == "shrink":
-            self._shrinkage = Shrinkage(config.shrink_prior, self._tempering, returns)
-        self._whole_N = None if self._info.local else self._weigh_whole(parts())
-
-    def weigh(self, found: Outcomes) -> tuple[Floats, Floats]:
-        """Returns and weights of the next part."""
-        whole, config = found, self._config
-        found = self._seen(whole)
-        returns_N, index_N = self._returns(found), found.group_index()
-        _check_size("return", returns_N, whole.ids)
-        named = self._data(found)
-        if self._tempering:
-            named["beta"] = self._tempering.beta(returns_N, index_N)
-        if self._whole_N is None:
-            weights_N = apply_scheme(config.scheme, returns_N, index_N, named)
-        else:
-            weights_N = self._whole_N[self._done : self._done + len(index_N)]
-        sizes_G = np.bincount(index_N)
-        unsolved_G = group_max(found.success_N.astype(float), index_N, len(sizes_G)) == 0
-        dropped_G = unsolved_G if config.no_success == "drop" else np.zeros(len(sizes_G), bool)
-        if config.equal_returns == "drop":
-            dropped_G = dropped_G | equal_returns(returns_N, index_N)
-        if self._shrinkage:
-            shrunken_N = self._shrinkage.weights(returns_N, index_N)
-            weights_N = np.where(unsolved_G[index_N], shrunken_N, weights_N)
-        if self._first:
-            first_N = whole.sample_N < self._first
-            weights_N = self._undo(weights_N, stopping_factors(whole.success_N, first_N, index_N), index_N)
-            self._continued += int(group_max((~first_N).astype(float), index_N, len(sizes_G)).sum())
-        weights_N = np.where(dropped_G[index_N], 0.0, weights_N)
-        _check_size("weight", weights_N, whole.ids)
-        self._tally.add(weights_N, returns_N, index_N, found.success_N)
-        fair_N = whole.sample_N < self._first if self._first else None
-        beta = named["beta"] if self._tempering else None
-        self._rollouts.add(returns_N, index_N, found.success_N, beta, fair_N=fair_N)
-        self._done += len(index_N)
-        self._dropped += int(dropped_G.sum())
-        self._largest = max(self._largest, int(sizes_G.max(initial=0)))
-        return returns_N, weights_N
-
-    def _undo(self, weights_N: Floats, factors_N: Floats, index_N: NDArray[np.intp]) -> Floats:
-        """Weights as if every prompt had been sampled alike; those that divide by Ẑ divide by an unbiased one."""
-        corrected_N = weights_N * factors_N
-        if not self._info.partitioned:
-            return corrected_N
-        groups = int(index_N.max(initial=-1)) + 1
-        # Ẑ is the mean of what weights are in proportion to: before, that of weights was the group's total over K.
-        total_G, mean_G = group_sum(corrected_N, index_N, groups), group_mean(weights_N, index_N, groups)
-        scale_G = np.divide(
-            mean_G * group_sum(factors_N, index_N, groups), total_G, out=np.ones(groups), where=total_G > 0
-        )
-        return corrected_N * scale_G[index_N]
-
-    def _seen(self, found: Outcomes) -> Outcomes:
-        return found.first_turn() if self._info.first_turn else found
-
-    def _data(self, found: Outcomes) -> dict[str, Any]:
-        """What a weighting can ask for by name."""
-        wrong_N = found.first_graded_N & ~found.first_success_N
-        return {"success_N": found.success_N, "turns_N": found.turns_N, "first_wrong_N": wrong_N, **self._named}
-
-    def report(self, weights: Callable[[], Iterable[Floats]], returns: Callable[[], Iterable[Floats]]) -> Any:
-        """The diagnostics of all parts; both arguments give all values once more, a part at a time.
-
-        Raises:
-            ConfigError: a grouped scheme and fewer than two trajectories per prompt, or all weights 0.
-        """
-        scheme = self._config.scheme
-        if self._info.grouped and self._largest < 2:
-            raise ConfigError(
-                f"weighting {scheme!r} compares conversations of one prompt, and no prompt has more than one. "
-                "Sample at least two per task (--samples 16 is published), or use sft, rft, refit or rwr."
-            )
-        found = self._tally.report(weights, returns)
-        if found["zero_weights"] == found["trajectories"]:
-            raise ConfigError(
-                f"weighting {scheme!r} leaves every weight 0: {found['groups_without_success']} of {found['groups']} "
-                f"prompts have no success, {found['groups_with_equal_returns']} have equal returns. Sample more, or "
-                "set no_success / equal_returns to keep."
-            )
-        found["dropped_groups"] = self._dropped
-        found["rollouts"] = self._rollouts.report()
-        if self._first:
-            found["undone_sampling"] = {"first": self._first, "prompts": self._continued}
-        return {**found, **(self._tempering.report() if self._tempering else {})}
-
-    def _returns(self, found: Outcomes) -> Floats:
-        config = self._config
-        return found.returns(
-            base=config.base,
-            gamma=config.gamma,
-            repetition=self._info.repetition if config.repetition is None else config.repetition,
-            format_failure=config.format_failure,
-        )
-
-    def _weigh_whole(self, parts: Iterable[Outcomes]) -> Floats:
-        """All weights at once, for a scheme of another package that does not say that it is local."""
-        groups, columns, data = 0, [], []
-        for part in parts:
-            index_N = part.group_index()
-            columns.append((self._returns(part), index_N + groups))
-            data.append(self._data(part))
-            groups += int(index_N.max(initial=-1)) + 1
-        returns_N, index_N = (np.concatenate(each) for each in zip(*columns, strict=True))
-        named = {key: np.concatenate([each[key] for each in data]) for key in data[0] if key.endswith("_N")}
-        return apply_scheme(self._config.scheme, returns_N, index_N, {**named, **self._named})
-
-
-def _check_size(name: str, values_N: Floats, ids: pa.Array) -> None:
-    """Refuse what is finite and yet too large for sums of squares; raises ``ConfigError``."""
-    at = int(np.argmax(np.abs(values_N))) if len(values_N) else 0
-    if len(values_N) and not abs(values_N[at]) <= LARGEST:
-        raise ConfigError(
-            f"the {name} of trajectory {ids[at].as_py()!r} is {values_N[at]:g}, expected at most {LARGEST:g} in size. "
-            "Look at its rewards, or scale them."
-        )
-
-
-def compute_weights(found: Outcomes, config: WeightConfig, *, first: int = 0) -> tuple[Floats, Floats, dict[str, Any]]:
-    """Returns and weights of all trajectories, and the diagnostics; ``first`` as of ``Weigher``.
-
-    Raises:
-        ConfigError: a grouped scheme and fewer than two trajectories per prompt, or all weights 0.
-    """
-    weigher = Weigher(config, lambda: [found], first=first)
-    returns_N, weights_N = weigher.weigh(found)
-    return returns_N, weights_N, weigher.report(lambda: [weights_N], lambda: [returns_N])
 
 
 def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]:
@@ -211,9 +59,12 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
     manifest = read_manifest(data, TRAJECTORIES)
     get_scheme(config.scheme)
     count, kept, digest = count_trajectories(data), 0, 0
-    with Buckets(out, ROWS, "group_id", max(1, math.ceil(count / BUCKET_ROWS))) as buckets:
-        for batch in stream_columns(data, COLUMNS):
-            rows = outcome_rows(batch)
+    paths, by_opening = config.luck == "average", config.group_by == "opening"
+    columns = [*COLUMNS, *PATH_COLUMNS] if paths or by_opening else COLUMNS
+    with Buckets(out, PATH_ROWS if paths else ROWS, "group_id", max(1, math.ceil(count / BUCKET_ROWS))) as buckets:
+        # What was said takes far more room than how it went.
+        for batch in stream_columns(data, columns, rows=4096 if len(columns) > len(COLUMNS) else 65_536):
+            rows = outcome_rows(batch, group_by=config.group_by, paths=paths)
             kept += len(rows)
             buckets.add(rows)
         if not kept:

@@ -29,6 +29,9 @@ class Arithmetic:
         kinds: which problems to draw, a subset of ``add``, ``sub`` and ``mul``, drawn equally often.
         feedback: what the environment says to a wrong answer.
         format_feedback: what it says to a reply without a readable answer.
+        false_positive: how often a wrong answer to a training problem is taken for right, by chance and anew each time.
+        false_negative: how often a right one is refused. With these two one can try what an unreliable verifier does to
+            training; held-out problems are always judged exactly.
     """
 
     max_turns: int = 5
@@ -36,6 +39,8 @@ class Arithmetic:
     kinds: tuple[str, ...] = ("add", "sub")
     feedback: str = "Incorrect. Please think again."
     format_feedback: str = "No answer found. Please reply with <answer>number</answer>."
+    false_positive: float = 0.0
+    false_negative: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.max_turns >= 1, "environment.settings.max_turns", self.max_turns, "a whole number ≥ 1")
@@ -43,6 +48,9 @@ class Arithmetic:
         require(bool(self.kinds), "environment.settings.kinds", self.kinds, f"some of {', '.join(KINDS)}")
         for kind in self.kinds:
             require(kind in KINDS, "environment.settings.kinds", kind, f"one of {', '.join(KINDS)}")
+        for name in ("false_positive", "false_negative"):
+            rate = getattr(self, name)
+            require(0 <= rate < 1, f"environment.settings.{name}", rate, "a chance of at least 0 and below 1")
 
     def tasks(self, split: str, count: int, seed: int) -> list[Task]:
         """Distinct problems; a problem's split depends on its operands alone, so no seed can mix the splits."""
@@ -73,9 +81,11 @@ class Arithmetic:
         each = {"add": numbers**2, "sub": numbers * (numbers + 1) // 2, "mul": numbers * 8}
         return sum(each[kind] for kind in set(self.kinds))
 
-    def start(self, task: Task) -> ArithmeticEpisode:
-        """A fresh episode of ``task``."""
-        return ArithmeticEpisode(self, str(task.payload["question"]), int(task.payload["answer"]))
+    def start(self, task: Task, *, seed: int = 0) -> ArithmeticEpisode:
+        """A fresh episode of ``task``; ``seed`` decides which verdicts on a training problem are wrong."""
+        question, answer = str(task.payload["question"]), int(task.payload["answer"])
+        noisy = task.split == "train" and (self.false_positive or self.false_negative)
+        return ArithmeticEpisode(self, question, answer, random.Random(seed) if noisy else None)
 
 
 def problem(kind: str, digits: int, rng: random.Random) -> Task:
@@ -122,8 +132,9 @@ def _task(kind: str, a: int, b: int) -> Task:
 class ArithmeticEpisode:
     """One conversation about one problem."""
 
-    def __init__(self, settings: Arithmetic, question: str, answer: int) -> None:
+    def __init__(self, settings: Arithmetic, question: str, answer: int, chance: random.Random | None) -> None:
         self._settings = settings
+        self._chance = chance
         self._question = question
         self._answer = answer
         self._turn = 0
@@ -137,7 +148,7 @@ class ArithmeticEpisode:
         self._turn += 1
         text = extract_answer(reply)
         value = None if text is None else parse_whole_number(text)
-        success = value == self._answer
+        success = self._verdict(value == self._answer) if value is not None else False
         done = success or self._turn >= self._settings.max_turns
         feedback = self._settings.format_feedback if value is None else self._settings.feedback
         return Step(
@@ -147,3 +158,9 @@ class ArithmeticEpisode:
             success=success,
             answer=None if value is None else str(value),
         )
+
+    def _verdict(self, right: bool) -> bool:
+        if self._chance is None:
+            return right
+        rate = self._settings.false_negative if right else self._settings.false_positive
+        return right ^ (self._chance.random() < rate)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
 import math
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, get_args, runtime_checkable
 
 from drift.errors import EnvironmentFault
@@ -47,6 +48,9 @@ class EnvironmentFactory(Protocol):
     that multi@k can be read beside what a guesser scores who never repeats itself. One that knows what a right answer
     looks like may have ``reference(task) -> str``, which a judge of conversations is told.
 
+    One whose episodes hang on chance may have ``start(task, *, seed)``. It is then given a number that is another for
+    each conversation and the same whenever that conversation is held again; all chance must come from it.
+
     A factory that asks models of its own, a judge or a simulated user, may have ``fingerprints``, the fingerprint of
     each by its role, which become part of what decides the data; ``counts``, a ``Counter`` of what happened on the way,
     which goes into the manifest as ``environment_counts``; and ``async aclose()``, called when a collection ends, after
@@ -65,6 +69,19 @@ class EnvironmentFactory(Protocol):
     def start(self, task: Task) -> Environment:
         """A fresh environment for one episode of ``task``."""
         ...
+
+
+def start_episode(factory: EnvironmentFactory, task: Task, seed: int) -> Environment:
+    """A fresh environment for one episode of ``task``, which is told ``seed`` if it asks for one."""
+    start: Any = factory.start
+    more = {"seed": seed} if _takes_seed(getattr(start, "__func__", start)) else {}
+    environment: Environment = start(task, **more)
+    return environment
+
+
+@functools.lru_cache(maxsize=64)
+def _takes_seed(start: Callable[..., Environment]) -> bool:
+    return "seed" in inspect.signature(start).parameters
 
 
 async def open_episode(environment: Environment) -> list[Message]:

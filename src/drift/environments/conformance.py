@@ -16,6 +16,7 @@ from drift.environments.base import (
     describe,
     open_episode,
     options_of,
+    start_episode,
 )
 from drift.types import Message, Step, Task
 
@@ -122,7 +123,7 @@ async def _opening(environment: Environment) -> list[Message]:
 
 def _check_openings(factory: EnvironmentFactory, count: int, seed: int) -> str:
     for task in _tasks(factory, count, seed):
-        opening = asyncio.run(_opening(factory.start(task)))
+        opening = asyncio.run(_opening(start_episode(factory, task, seed)))
         _expect(bool(opening) and all(map(_valid, opening)), f"{task.id}: {opening!r}")
         _expect(opening[-1]["role"] != "assistant", f"{task.id}: the last message is the assistant's")
     return "ok"
@@ -155,7 +156,7 @@ async def _steps(environment: Environment, reply: str, limit: int) -> list[Step]
 def _play(factory: EnvironmentFactory, reply: str, count: int, seed: int) -> str:
     solved = 0
     for task in _tasks(factory, count, seed):
-        steps = asyncio.run(_episode(factory.start(task), reply, factory.max_turns))
+        steps = asyncio.run(_episode(start_episode(factory, task, seed), reply, factory.max_turns))
         solved += steps[-1].success
     return f"{solved} solved"
 
@@ -163,7 +164,8 @@ def _play(factory: EnvironmentFactory, reply: str, count: int, seed: int) -> str
 def _check_repeatable(factory: EnvironmentFactory, count: int, seed: int) -> str:
     for task in _tasks(factory, count, seed):
         first, again = (
-            asyncio.run(_episode(factory.start(task), "<answer>1</answer>", factory.max_turns)) for _ in range(2)
+            asyncio.run(_episode(start_episode(factory, task, seed), "<answer>1</answer>", factory.max_turns))
+            for _ in range(2)
         )
         _expect(first == again, f"{task.id}: the same replies got other steps")
     return "ok"
@@ -172,7 +174,7 @@ def _check_repeatable(factory: EnvironmentFactory, count: int, seed: int) -> str
 def _check_separate(factory: EnvironmentFactory, count: int, seed: int) -> str:
     async def side_by_side(task: Task) -> list[Step]:
         """The steps of one episode while another of the same task is a turn ahead."""
-        one, other = factory.start(task), factory.start(task)
+        one, other = start_episode(factory, task, seed), start_episode(factory, task, seed)
         try:
             async with asyncio.timeout(SIDE_BY_SIDE_S):
                 await open_episode(one)
@@ -190,6 +192,6 @@ def _check_separate(factory: EnvironmentFactory, count: int, seed: int) -> str:
             await close_episode(other)
 
     for task in _tasks(factory, count, seed):
-        alone = asyncio.run(_episode(factory.start(task), "<answer>1</answer>", factory.max_turns))
+        alone = asyncio.run(_episode(start_episode(factory, task, seed), "<answer>1</answer>", factory.max_turns))
         _expect(asyncio.run(side_by_side(task)) == alone, f"{task.id}: an episode changed another of the same task")
     return "ok"

@@ -7,7 +7,14 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from drift.environments.base import EnvironmentFactory, close_episode, fault_of_messages, fault_of_step, open_episode
+from drift.environments.base import (
+    EnvironmentFactory,
+    close_episode,
+    fault_of_messages,
+    fault_of_step,
+    open_episode,
+    start_episode,
+)
 from drift.errors import ConfigError, PolicyError
 from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, derive_seed, is_text_only, next_reply
 from drift.secrets import scrubbed
@@ -51,7 +58,8 @@ async def episode(
     the environment asks, its judge or its simulated user, and the ``ConfigError`` of a verifier that can't run: without
     it no other conversation would fare better.
 
-    Turn t is sampled with ``derive_seed(assignment.seed, t)``.
+    Turn t is sampled with ``derive_seed(assignment.seed, t)``; what is chance in the environment comes from
+    ``derive_seed(assignment.seed, "environment")``.
     """
     messages: list[Message] = []
     turns: list[Turn] = []
@@ -59,7 +67,7 @@ async def episode(
     error: str | None = None
     environment: Any = None
     try:
-        environment = _start(factory, assignment.task)
+        environment = _start(factory, assignment)
         messages += await _opening(environment)
         while True:
             seed, previous = derive_seed(assignment.seed, len(turns)), turns[-1] if turns else None
@@ -92,9 +100,9 @@ async def episode(
     )
 
 
-def _start(factory: EnvironmentFactory, task: Task) -> Any:
+def _start(factory: EnvironmentFactory, assignment: Assignment) -> Any:
     try:
-        return factory.start(task)
+        return start_episode(factory, assignment.task, derive_seed(assignment.seed, "environment"))
     except Exception as error:
         raise _EnvironmentFailure(f"environment.start raised {type(error).__name__}: {error}") from error
 

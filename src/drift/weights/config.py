@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from drift.errors import require
+from drift.weights.noise import check_rates
 from drift.weights.schemes import SCHEMES
 from drift.weights.temperature import Target
 
 Treatment = Literal["keep", "drop"]
+GroupBy = Literal["task", "opening"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,13 @@ class WeightConfig:
             and bolt, shrink (divide by a Ẑ that is mixed with that of all prompts, so that they weigh less).
         shrink_prior: with shrink, for how many rollouts of the prompt the shared Z counts.
         equal_returns: prompts whose returns are all the same: keep (every weight 1 under drift) or drop.
+        group_by: what a prompt is: a task, or whatever opens alike for the policy (opening), so that tasks that differ
+            only in what the policy can't see are weighed together.
+        luck: what chance in the environment does to weights of drift and bolt: keep (as published, a reply that was
+            lucky once weighs its luck), or average over conversations of the prompt in which the same was said.
+        false_positive: how often the verifier accepts a wrong reply; with false_negative, successes and failures weigh
+            what they are worth on average, given how often the prompt's replies are accepted.
+        false_negative: how often the verifier refuses a right reply.
         refit_shift: refit takes a prompt's smallest return off where it is negative, instead of refusing.
         w_max: largest weight of awr.
         parameters: further arguments of a weighting from another package.
@@ -50,6 +59,10 @@ class WeightConfig:
     no_success: Literal["keep", "drop", "shrink"] = "keep"
     shrink_prior: float = 16.0
     equal_returns: Treatment = "keep"
+    group_by: GroupBy = "task"
+    luck: Literal["keep", "average"] = "keep"
+    false_positive: float = 0.0
+    false_negative: float = 0.0
     refit_shift: bool = False
     w_max: float = 20.0
     parameters: dict[str, float] = field(default_factory=dict)
@@ -65,6 +78,8 @@ class WeightConfig:
         require(self.no_success in known, "weights.no_success", self.no_success, "keep, drop or shrink")
         require(self.equal_returns in known[:2], "weights.equal_returns", self.equal_returns, "keep or drop")
         require(self.base in ("success", "reward"), "weights.base", self.base, "success or reward")
+        require(self.group_by in ("task", "opening"), "weights.group_by", self.group_by, "task or opening")
+        self._check_chance()
         if self.no_success == "shrink":
             require(self._partitioned, "weights.no_success", "shrink", f"keep or drop with the scheme {self.scheme}")
             common = self.beta != "auto" or self.beta_per == "dataset"
@@ -86,6 +101,27 @@ class WeightConfig:
         require(fits, "weights.ess_target", share, "a share above 0 and below 1 with beta_per: group", advice)
         fits = beta != "auto" or self.scheme not in ("rwr", "awr")
         require(fits, "weights.beta", beta, f"a number with the scheme {self.scheme}", "auto is for drift and bolt.")
+
+    def _check_chance(self) -> None:
+        require(self.luck in ("keep", "average"), "weights.luck", self.luck, "keep or average")
+        check_rates(self.false_positive, self.false_negative)
+        if self.unsure:
+            require(self.base == "success", "weights.base", self.base, "success with false_positive or false_negative")
+            advice = "What a verdict is worth on average depends on β."
+            require(
+                self.beta != "auto", "weights.beta", "auto", "a number with false_positive or false_negative", advice
+            )
+        if self.luck == "average":
+            require(self._partitioned, "weights.luck", "average", f"keep with the scheme {self.scheme}")
+            require(self.beta != "auto", "weights.beta", "auto", "a number with luck: average")
+            require(self.no_success != "shrink", "weights.no_success", "shrink", "keep or drop with luck: average")
+            advice = "Wrong verdicts that come by chance are luck already; one of the two is enough."
+            require(not self.unsure, "weights.luck", "average", "keep with false_positive or false_negative", advice)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether verdicts may be wrong."""
+        return self.false_positive > 0 or self.false_negative > 0
 
     @property
     def _partitioned(self) -> bool:

@@ -54,6 +54,7 @@ class SchemeInfo:
             be weighed apart. Where false, it must be called once with all trajectories.
         survey: what it must know of all returns: ``(parts, **named) -> more named``, ``parts()`` giving them all.
         partitioned: it divides ``e^{R/β}`` by the prompt's Ẑ, so that β can be found from the data and Ẑ be shrunk.
+        exponential: it is in proportion to ``e^{R/β}``, with a factor that no single return decides.
         first_turn: return and success are those of the first reply alone, which is all that may be trained.
     """
 
@@ -63,12 +64,15 @@ class SchemeInfo:
     local: bool = True
     survey: Callable[..., dict[str, Any]] | None = None
     partitioned: bool = False
+    exponential: bool = False
     first_turn: bool = False
 
 
 SCHEMES: dict[str, SchemeInfo] = {
-    "drift": SchemeInfo(function=drift_weights, grouped=True, repetition=0.5, partitioned=True),
-    "bolt": SchemeInfo(function=bolt_weights, grouped=True, repetition=0.0, partitioned=True, first_turn=True),
+    "drift": SchemeInfo(function=drift_weights, grouped=True, repetition=0.5, partitioned=True, exponential=True),
+    "bolt": SchemeInfo(
+        function=bolt_weights, grouped=True, repetition=0.0, partitioned=True, exponential=True, first_turn=True
+    ),
     "sft": SchemeInfo(function=sft_weights, grouped=False, repetition=0.0),
     "rft": SchemeInfo(function=rft_weights, grouped=False, repetition=0.0),
     "star": SchemeInfo(function=star_weights, grouped=False, repetition=0.0),
@@ -76,7 +80,7 @@ SCHEMES: dict[str, SchemeInfo] = {
     "refit": SchemeInfo(function=refit_weights, grouped=False, repetition=0.0, survey=survey_refit),
     "swift": SchemeInfo(function=swift_weights, grouped=True, repetition=0.0),
     "group_relative": SchemeInfo(function=group_relative_weights, grouped=True, repetition=0.0),
-    "rwr": SchemeInfo(function=rwr_weights, grouped=False, repetition=0.0, survey=survey_rwr),
+    "rwr": SchemeInfo(function=rwr_weights, grouped=False, repetition=0.0, survey=survey_rwr, exponential=True),
     "awr": SchemeInfo(function=awr_weights, grouped=True, repetition=0.0),
 }
 ENTRY_POINTS = "drift.weightings"

@@ -14,7 +14,10 @@ def sft_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
 
 
 def rft_weights(returns_N: ArrayLike, group_N: ArrayLike, *, success_N: ArrayLike) -> Floats:
-    """Rejection sampling: ``w = 1[success]`` (RFT, arXiv 2304.06767 and 2308.01825). Blind to how long it took."""
+    """Rejection sampling: ``w = 1[success]`` (RFT, arXiv 2304.06767 and 2308.01825). Blind to how long it took.
+
+    Where the verifier errs at known rates, ``success_N`` holds chances (``drift.weights.noise``), and w is that chance.
+    """
     return np.asarray(success_N, float)
 
 
@@ -28,12 +31,12 @@ def star_weights(
     Args:
         returns_N: ``(N,)`` not looked at.
         group_N: ``(N,)`` not looked at.
-        success_N: ``(N,)`` whether the last reply is right.
+        success_N: ``(N,)`` whether the last reply is right, or the chance that it is.
         turns_N: ``(N,)`` number of turns L.
         first_wrong_N: ``(N,)`` whether an answer was asked for at turn 1 and the reply was not right.
     """
-    fixed_N = np.asarray(success_N, bool) & np.asarray(first_wrong_N, bool) & (np.asarray(turns_N) == 2)
-    return np.where(fixed_N, 1.0, 0.0)
+    second_N = np.asarray(first_wrong_N, bool) & (np.asarray(turns_N) == 2)
+    return np.where(second_N, np.asarray(success_N, float), 0.0)
 
 
 def star_gate_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
