@@ -116,6 +116,7 @@ test-trl: .venv-trl/.installed
 
 # DRIFT beside online GRPO, three seeds; about an hour on two cores.
 bench-online: .venv-trl/.installed
+	rm -rf runs/bench-online
 	.venv-trl/bin/python benchmarks/online.py runs/bench-online
 
 bench-training: .venv-trl/.installed

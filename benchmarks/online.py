@@ -206,6 +206,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--sweep", nargs="+", default=[])
     given = parser.parse_args()
+    if given.out.exists() and any(given.out.iterdir()):
+        parser.error(
+            f"{given.out} holds an earlier run: what is done already takes no time. Remove it, or name another."
+        )
     if given.sweep:
         print(json.dumps(sweep(given.environment, given.out, given.sweep)))
         return
