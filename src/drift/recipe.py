@@ -136,6 +136,7 @@ class Recipe:
         require(bool(epochs) or steps >= self.rounds, "rounds", self.rounds, f"at most the {steps} steps of training")
         scheme = get_scheme(self.weights.scheme)
         check_first_turn(self.weights.scheme, scheme.first_turn, self.training)
+        self.weights.check_adaptive(self.rollouts.first)
         if scheme.grouped:
             require(
                 self.rollouts.samples >= 2,

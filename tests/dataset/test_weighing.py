@@ -11,6 +11,7 @@ import pytest
 from drift.dataset.store import TrajectoryWriter
 from drift.dataset.weighing import compute_weights, outcomes, read_weights, weigh_dataset, weights_hash
 from drift.errors import ConfigError, DatasetError
+from drift.recipe import Recipe, RolloutSettings
 from drift.types import Message, Trajectory
 from drift.weights.config import WeightConfig
 
@@ -246,5 +247,9 @@ def test_settings_of_chance_that_make_no_sense_are_refused(settings: dict[str, A
 
 @pytest.mark.parametrize("settings", [{"group_by": "opening"}, {"luck": "average"}])
 def test_adaptive_sampling_can_be_undone_for_tasks_alone(data: list[Trajectory], settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"use weights\.group_by: task and weights\.luck: keep"):
+    said = r"rollouts\.first: got 2, expected 0 with weights\.group_by: \w+ and weights\.luck: \w+\. Adaptive"
+    with pytest.raises(ConfigError, match=said):
         compute_weights(outcomes(data, paths=True), WeightConfig(**settings), first=2)
+    # A recipe is refused before anything is rolled out.
+    with pytest.raises(ConfigError, match=said):
+        Recipe(rollouts=RolloutSettings(first=2), weights=WeightConfig(**settings))

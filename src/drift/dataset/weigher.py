@@ -45,11 +45,7 @@ class Weigher:
         self._config, self._info = config, get_scheme(config.scheme)
         self._tally, self._rollouts, self._done, self._dropped, self._largest = Tally(), RolloutReport(), 0, 0, 0
         self._pooled = 0
-        if first and (config.group_by == "opening" or config.luck == "average"):
-            raise ConfigError(
-                "the conversations were sampled adaptively (rollouts.first), which can only be undone for tasks one by "
-                "one: use weights.group_by: task and weights.luck: keep."
-            )
+        config.check_adaptive(first)
         self._named: dict[str, Any] = {"w_max": config.w_max, "refit_shift": config.refit_shift, **config.parameters}
         if config.beta != "auto":
             self._named = {"beta": config.beta, **self._named}

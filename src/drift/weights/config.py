@@ -118,6 +118,20 @@ class WeightConfig:
             advice = "Wrong verdicts that come by chance are luck already; one of the two is enough."
             require(not self.unsure, "weights.luck", "average", "keep with false_positive or false_negative", advice)
 
+    def check_adaptive(self, first: int) -> None:
+        """Refuse what adaptive sampling can't be undone with.
+
+        Args:
+            first: how many samples of a task came first; 0 where every prompt was sampled alike.
+
+        Raises:
+            ConfigError: prompts of several tasks, or averages over conversations, with some left out by their outcomes.
+        """
+        fits = not first or (self.group_by == "task" and self.luck == "keep")
+        expected = f"0 with weights.group_by: {self.group_by} and weights.luck: {self.luck}"
+        advice = "Adaptive sampling can be undone with task and keep alone; or sample every prompt alike."
+        require(fits, "rollouts.first", first, expected, advice)
+
     @property
     def unsure(self) -> bool:
         """Whether verdicts may be wrong."""
