@@ -47,6 +47,9 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     [
         (["rolout"], 2, "unknown command 'rolout'. Did you mean 'rollout'?"),
         (["run", "quickstart", "--weights.bta", "1"], 2, "Did you mean '--weights.beta'?"),
+        (["rollout", "guess", "--out", "x", "--environment.width", "9"], 2, "unknown option '--environment.width'"),
+        (["rollout", "guess", "--out", "x", "--environment.settings={}"], 2, "Did you mean '--environment_settings'?"),
+        (["rollout", "guess", "--out", "x", "--environment-settings.width=2"], 2, "guess with width 2 has"),
         (["run", "quickstart", "--weights.beta", "0"], 2, "weights.beta: got 0.0, expected a number > 0"),
         (["run", "quickstart", "--weights.beta", "much"], 2, "weights.beta"),
         (["run", "quickstart", "--weights.scheme", "drft", "--dry-run"], 2, "Did you mean 'drift'?"),

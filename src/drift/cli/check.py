@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -13,7 +14,7 @@ from drift.cli.main import parse
 def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("what", type=str, help="name of a registered environment, or a directory that drift wrote")
-    parser.add_argument("--settings", type=dict, default={}, help="the environment's own settings")
+    parser.add_argument("--settings", type=dict[str, Any], default={}, help="the environment's own settings")
     parser.add_argument("--tasks", type=int, default=20, help="tasks per split of an environment to try")
     parser.add_argument("--repair", type=bool, default=False, help="remove what is provably incomplete in a directory")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -21,7 +22,9 @@ def arguments(parser: ArgumentParser) -> None:
         "--policies", type=dict[str, str], required=True, help="NAME: MODEL pairs, the baseline first: {base: default}"
     )
     parser.add_argument("--seen", type=str, default="", help="rollouts whose tasks must not be measured on")
-    parser.add_argument("--environment_settings", type=dict, default={}, help="the environment's own settings")
+    parser.add_argument(
+        "--environment_settings", type=dict[str, Any], default={}, help="the environment's own settings"
+    )
     parser.add_argument("--seed", type=int, default=1, help="decides tasks, samples and bootstrap")
     parser.add_class_arguments(PolicyChoice, "policy", skip={"model"})
     parser.add_class_arguments(Sampling, "sampling")

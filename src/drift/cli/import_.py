@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -19,7 +20,9 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--format", type=str, default="messages", help="messages, drift, mathdial, trajectories or a registered one"
     )
-    parser.add_argument("--settings", type=dict, default={}, help="the format's own settings, as {reward: score}")
+    parser.add_argument(
+        "--settings", type=dict[str, Any], default={}, help="the format's own settings, as {reward: score}"
+    )
     parser.add_argument("--model", type=str, default="default", help="the model to be trained: its template is used")
     parser.add_argument("--max_length", type=int, default=0, help="most tokens of a conversation; 0 takes the model's")
     parser.add_argument("--strict", action="store_true", help="fail, before anything is written, if any row is bad")

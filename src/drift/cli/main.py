@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from keyword import iskeyword
 from typing import Protocol, cast
@@ -100,20 +100,32 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         ConfigError: unknown or missing arguments, or values of the wrong type.
         SystemExit: after ``--help``.
     """
-    options = [option for option in parser._option_string_actions if option.startswith("--")]
-    spelled = {option.replace("-", "_"): option for option in options}
-    given = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        given.append(spelled.get(name.replace("-", "_"), name) + equals + value)
+    options = {option.replace("-", "_"): option for option in parser._option_string_actions if option.startswith("--")}
+    given = [_as_declared(argument, options) for argument in arguments]
     try:
         return parser.parse_args(given)
     except ArgumentError as error:
         message = str(error)
         unknown = re.search(r"[Uu]nrecognized arguments: (--[^\s=]+)", message)
         if unknown:
-            raise unknown_name("option", unknown.group(1), options) from error
+            raise unknown_name("option", unknown.group(1), options.values()) from error
         raise ConfigError(f"{message.strip()} See {parser.prog} --help.") from error
+
+
+def _as_declared(argument: str, options: Mapping[str, str]) -> str:
+    """``argument`` with its option as it was declared; ``options`` has each by its spelling with ``_`` alone."""
+    name, equals, value = argument.partition("=")
+    whole = options.get(name.replace("-", "_"))
+    if whole:
+        return whole + equals + value
+    stem, dot, key = name.partition(".")
+    if not stem.startswith("--") or not dot:
+        return argument
+    # A key of an option that takes a mapping. jsonargparse would also take --WHAT.KEY for the positional WHAT.
+    mapping = options.get(stem.replace("-", "_"))
+    if not mapping:
+        raise unknown_name("option", name, options.values())
+    return mapping + dot + key + equals + value
 
 
 def entry() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -14,7 +15,9 @@ def arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("environment", type=str, help="name of a registered environment")
     parser.add_argument("--out", type=str, required=True, help="directory of the trajectories")
-    parser.add_argument("--environment_settings", type=dict, default={}, help="the environment's own settings")
+    parser.add_argument(
+        "--environment_settings", type=dict[str, Any], default={}, help="the environment's own settings"
+    )
     parser.add_argument("--split", type=str, default="train", help="split of the tasks")
     parser.add_argument("--seed", type=int, default=1, help="decides tasks and samples")
     parser.add_class_arguments(PolicyChoice, "policy")

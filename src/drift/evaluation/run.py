@@ -179,18 +179,7 @@ def evaluate_policies(
                 places = {mode: out / mode / name for mode in modes_of(config)}
                 found = hold_modes(tasks, factory, policy, config, places, environment, seed=seed, label=name)
                 costs |= {f"{mode}/{name}": cost for mode, cost in found.items()}
-        options = {task.id: options_of(factory, task) for task in tasks}
-        rows = [
-            estimate
-            for mode in modes_of(config)
-            for estimate in estimate_all(
-                on_common_prompts({name: read_trajectories(out / mode / name) for name in policies}, options),
-                mode=mode,
-                max_turns=factory.max_turns,
-                baseline=next(iter(policies)),
-                seed=seed,
-            )
-        ]
+        rows = _estimates(tasks, factory, list(policies), config, out, seed=seed)
         references = {task.id: reference_of(factory, task) for task in tasks} if config.quality.judge else {}
         better, quality = measure_quality(policies, config, out, references=references, seed=seed, **usual)
         rows += better
@@ -211,6 +200,30 @@ def evaluate_policies(
         }
         write_manifest(out, KIND, content)
         return content
+
+
+def _estimates(
+    tasks: Sequence[Task],
+    factory: EnvironmentFactory,
+    names: Sequence[str],
+    config: EvaluationConfig,
+    out: Path,
+    *,
+    seed: int,
+) -> list[Estimate]:
+    """What the conversations in ``out`` say of the named policies, the baseline first, in every mode."""
+    options = {task.id: options_of(factory, task) for task in tasks}
+    return [
+        estimate
+        for mode in modes_of(config)
+        for estimate in estimate_all(
+            on_common_prompts({name: read_trajectories(out / mode / name) for name in names}, options),
+            mode=mode,
+            max_turns=factory.max_turns,
+            baseline=names[0],
+            seed=seed,
+        )
+    ]
 
 
 def check_quality(policies: Mapping[str, str], config: EvaluationConfig) -> None:

@@ -97,23 +97,7 @@ def collect(
     if len({task.id for task in tasks}) != len(tasks):
         raise ConfigError("two tasks have the same id; ids must be unique. Mend the environment's tasks().")
     planned = len(tasks) * collection.samples
-    spec: dict[str, Any] = {
-        "environment": collection.environment,
-        "tasks": len(tasks),
-        "task_hash": task_hash(tasks),
-        "samples": collection.samples,
-        "trajectories": planned,
-        "seed": collection.seed,
-        "sampling": {**asdict(collection.sampling), "stop": list(collection.sampling.stop)},
-        "policy": policy.fingerprint,
-        "ids": "none" if _text_only(policy) else "sampled",
-    }
-    if collection.first:
-        spec["first"] = collection.first
-    # A judge or a simulated user decides the data as much as the policy does.
-    asked = getattr(factory, "fingerprints", None)
-    if asked:
-        spec["environment_policies"] = dict(asked)
+    spec = _spec_of(tasks, factory, policy, collection)
     before = counts_of(policy, factory)
     with TrajectoryWriter(out, spec, tasks) as writer:
         rounds = _Rounds(tasks, collection, out, writer)
@@ -146,6 +130,30 @@ def collect(
             f"look at the error column in {out}, or run `drift check {name}`."
         )
     return manifest
+
+
+def _spec_of(
+    tasks: Sequence[Task], factory: EnvironmentFactory, policy: AnyPolicy | Executor, collection: Collection
+) -> dict[str, Any]:
+    """What decides the conversations: a directory begun with another one is refused."""
+    spec: dict[str, Any] = {
+        "environment": collection.environment,
+        "tasks": len(tasks),
+        "task_hash": task_hash(tasks),
+        "samples": collection.samples,
+        "trajectories": len(tasks) * collection.samples,
+        "seed": collection.seed,
+        "sampling": {**asdict(collection.sampling), "stop": list(collection.sampling.stop)},
+        "policy": policy.fingerprint,
+        "ids": "none" if _text_only(policy) else "sampled",
+    }
+    if collection.first:
+        spec["first"] = collection.first
+    # A judge or a simulated user decides the data as much as the policy does.
+    asked = getattr(factory, "fingerprints", None)
+    if asked:
+        spec["environment_policies"] = dict(asked)
+    return spec
 
 
 class _Rounds:
