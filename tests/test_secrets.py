@@ -3,10 +3,7 @@
 import asyncio
 import base64
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +11,7 @@ import pytest
 from tests.policies.servers import FaultProxy, PolicyServer
 
 from drift.api import rollout
+from drift.cli.main import main
 from drift.dataset.store import read_trajectories
 from drift.environments.guess import Guess
 from drift.errors import ConfigError, PolicyError
@@ -72,44 +70,49 @@ def search(folder: Path) -> tuple[list[str], int]:
     return found, len(files)
 
 
-def drift(place: Path, *arguments: str, code: int = 0) -> str:
-    """What a command says, on both outputs; kept beside its artifacts."""
-    environment = {**os.environ, "OPENAI_API_KEY": KEY, "OTHER_KEY": KEY, "HF_TOKEN": PASSWORD}
-    ran = subprocess.run(
-        [sys.executable, "-m", "drift", *arguments], env=environment, capture_output=True, text=True, cwd=place
-    )
-    assert ran.returncode == code, (arguments, ran.stdout, ran.stderr)
-    return ran.stdout + ran.stderr
+@pytest.fixture
+def drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command beside its artifacts, the secrets in its environment, and returns what it says on both outputs."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("OPENAI_API_KEY", KEY), ("OTHER_KEY", KEY), ("HF_TOKEN", PASSWORD)):
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str, code: int = 0) -> str:
+        ended = main(arguments)
+        said = "".join(capfd.readouterr())
+        assert ended == code, (arguments, said)
+        return said
+
+    return run
 
 
 SHORT = ["--sampling.max-new-tokens", "12"]
 
 
 @pytest.mark.timeout(600)
-def test_a_planted_key_is_nowhere_after_a_whole_run_with_failures(proxy: Echoing, tmp_path: Path) -> None:
+def test_a_planted_key_is_nowhere_after_a_whole_run_with_failures(
+    proxy: Echoing, drift: Callable[..., str], tmp_path: Path
+) -> None:
     served = ["--policy.model", "openai:served", "--policy.settings"]
     settings = {"url": proxy.url, "tokenizer": "default", "retries": 6}
     said = drift(
-        tmp_path,
         *("rollout", "arithmetic", "--tasks", "12", "--samples", "4", *SHORT, "--out", "rollouts", *served),
         json.dumps(settings),
     )
     assert f"bearer {KEY}" in proxy.keys and proxy.injected.total() >= 10
-    said += drift(tmp_path, "weigh", "rollouts", "--out", "weights")
+    said += drift("weigh", "rollouts", "--out", "weights")
     small = ["--max-steps", "3", "--batch-size", "8", "--save-steps", "1", "--any-policy", "true"]
-    said += drift(tmp_path, "train", "rollouts", "weights", "--out", "model", *small)
+    said += drift("train", "rollouts", "weights", "--out", "model", *small)
     policies = json.dumps({"base": "default", "tuned": "model", "served": "openai:served"})
     said += drift(
-        tmp_path,
         *("evaluate", "arithmetic", "--policies", policies, "--tasks", "8", "--samples", "1", *SHORT),
         *("--policy.settings", json.dumps({**settings, "key_env": "OTHER_KEY"}), "--out", "evaluation"),
     )
-    said += drift(tmp_path, "report", ".", "--out", "report.html")
-    said += drift(tmp_path, "check", ".")
+    said += drift("report", ".", "--out", "report.html")
+    said += drift("check", ".")
     proxy.refuses = True
     try:
         refused = drift(
-            tmp_path,
             *("rollout", "arithmetic", "--tasks", "4", "--samples", "2", *SHORT, "--out", "refused", *served),
             json.dumps(settings),
             code=2,
@@ -123,17 +126,19 @@ def test_a_planted_key_is_nowhere_after_a_whole_run_with_failures(proxy: Echoing
     assert files >= 30 and (tmp_path / "report.html").is_file()
 
 
-def test_an_address_with_a_password_is_refused_before_anything_is_written(proxy: Echoing, tmp_path: Path) -> None:
+def test_an_address_with_a_password_is_refused_before_anything_is_written(
+    proxy: Echoing, drift: Callable[..., str], tmp_path: Path
+) -> None:
     url = f"http://me:{PASSWORD}@127.0.0.1:{proxy.port}/v1"
     served = ["--policy.model", "openai:served", "--policy.settings", json.dumps({"url": url, "tokenizer": "default"})]
-    said = drift(tmp_path, "rollout", "arithmetic", "--tasks", "2", "--samples", "2", "--out", "r", *served, code=2)
+    said = drift("rollout", "arithmetic", "--tasks", "2", "--samples", "2", "--out", "r", *served, code=2)
     assert "policy.settings.url: got 'http://***@127.0.0.1:" in said and "without a user name and password" in said
     recipe = tmp_path / "elsewhere.yaml"
     recipe.write_text(f"policy: {{model: 'openai:served', settings: {{url: '{url}'}}}}\n")
-    said += drift(tmp_path, "run", str(recipe), "--out", "run", code=2)
+    said += drift("run", str(recipe), "--out", "run", code=2)
     recipe.unlink()
     # What can't even be parsed is repeated in the message.
-    said += drift(tmp_path, "rollout", "arithmetic", "--out", "r", "--policy.settings", f"{{url: {url}", code=2)
+    said += drift("rollout", "arithmetic", "--out", "r", "--policy.settings", f"{{url: {url}", code=2)
     assert not traces(said) and search(tmp_path)[0] == []
 
 

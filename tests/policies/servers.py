@@ -14,6 +14,11 @@ from drift.policies.hf import HFPolicy
 CONTEXT = 256
 
 
+def ample(seconds: float) -> float:
+    """A deadline for one request, from the time that all conversations took: a busy machine is not to miss it."""
+    return max(2.0, seconds)
+
+
 class LoopbackServer:
     """HTTP on a free port of 127.0.0.1, in a thread with an event loop of its own."""
 
@@ -33,8 +38,15 @@ class LoopbackServer:
         return await asyncio.start_server(self._connected, "127.0.0.1", 0)
 
     def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)
+
+    async def _end(self) -> None:
+        held = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -101,14 +113,18 @@ class PolicyServer(LoopbackServer):
 
 
 class FaultProxy(LoopbackServer):
-    """Passes completions on to ``port`` and spoils a share of them: each kind in turn, when ``seed`` says so."""
+    """Passes completions on to ``port`` and spoils a share of them: each kind in turn, when ``seed`` says so.
+
+    A slow reply comes a byte at a time, and takes many times ``deadline``.
+    """
 
     KINDS = ("disconnected", "http_500", "http_429", "truncated", "slow")
     COUNTED_AS: ClassVar = {"truncated": "broken_reply", "slow": "timeout"}
 
-    def __init__(self, port: int, share: float, seed: int = 0) -> None:
+    def __init__(self, port: int, share: float, seed: int = 0, deadline: float = 1.0) -> None:
         super().__init__()
         self._upstream, self._share, self._random = port, share, random.Random(seed)
+        self._pause = deadline / 20
         self.injected: Counter[str] = Counter()
 
     async def respond(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
@@ -150,4 +166,4 @@ class FaultProxy(LoopbackServer):
         for byte in await self._passed_on(path, body):
             writer.write(bytes([byte]))
             await writer.drain()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(self._pause)

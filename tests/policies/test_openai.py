@@ -23,10 +23,9 @@ from drift.recipe import PolicyChoice, RolloutSettings
 from drift.rollouts.collect import Collection, collect
 from drift.types import Trajectory
 
-from .servers import FaultProxy, PolicyServer
+from .servers import FaultProxy, PolicyServer, ample
 
 SETTINGS = RolloutSettings(tasks=20, samples=3, sampling=Sampling(max_new_tokens=12))
-FAST = {"deadline": 2.0, "retries": 12}
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +60,15 @@ def test_what_comes_through_the_server_is_what_the_policy_behind_it_says(
 def test_a_fifth_of_the_requests_fail_and_every_conversation_arrives_once(
     server: PolicyServer, tiny_model: Path, tmp_path: Path
 ) -> None:
-    with FaultProxy(server.port, 0.2) as proxy:
-        found = through(proxy.url, tiny_model, tmp_path / "faults", **FAST)
-        assert len({t.id for t in found}) == len(found) == 60
-        assert essence(found) == essence(through(server.url, tiny_model, tmp_path / "calm"))
-        counted = read_manifest(tmp_path / "faults", "trajectories")["policy_errors"]
-        assert counted == dict(proxy.injected) and len(counted) == 5
+    begun = time.monotonic()
+    calm = through(server.url, tiny_model, tmp_path / "calm")
+    deadline = ample(time.monotonic() - begun)
+    with FaultProxy(server.port, 0.2, deadline=deadline) as proxy:
+        found = through(proxy.url, tiny_model, tmp_path / "faults", deadline=deadline, retries=12)
+    assert len({t.id for t in found}) == len(found) == 60
+    assert essence(found) == essence(calm)
+    counted = read_manifest(tmp_path / "faults", "trajectories")["policy_errors"]
+    assert counted == dict(proxy.injected) and len(counted) == 5
     assert read_manifest(tmp_path / "calm", "trajectories")["policy_errors"] == {}
 
 
@@ -214,7 +216,7 @@ def test_vllm_serves_trajectories_that_the_model_itself_scores_alike(vllm_port: 
 
     url = f"http://127.0.0.1:{vllm_port}/v1"
     choice = PolicyChoice(
-        model="openai:served", settings={"url": url, "tokenizer": "default", **FAST, "deadline": 60.0}
+        model="openai:served", settings={"url": url, "tokenizer": "default", "deadline": 60.0, "retries": 12}
     )
     settings = RolloutSettings(tasks=100, samples=4, sampling=Sampling(max_new_tokens=16))
     found = read_trajectories(rollout(policy=choice, settings=settings, out=tmp_path / "served"))
@@ -226,7 +228,7 @@ def test_vllm_serves_trajectories_that_the_model_itself_scores_alike(vllm_port: 
         with torch.inference_mode():
             own = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None])[:, 0]
         assert turn.completion.logprobs == pytest.approx(own[len(turn.prompt_ids) - 1 :].tolist(), abs=2e-3)
-    with FaultProxy(vllm_port, 0.2) as proxy:
+    with FaultProxy(vllm_port, 0.2, deadline=5.0) as proxy:
         broken = PolicyChoice(model="openai:served", settings={**choice.settings, "url": proxy.url, "deadline": 5.0})
         again = read_trajectories(rollout(policy=broken, settings=settings, out=tmp_path / "faults"))
         assert len({t.id for t in again}) == 400
@@ -236,7 +238,9 @@ def test_vllm_serves_trajectories_that_the_model_itself_scores_alike(vllm_port: 
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 def test_vllm_answers_in_text_alone_too(vllm_port: int, tmp_path: Path) -> None:
-    choice = PolicyChoice(model="openai-chat:served", settings={"url": f"http://127.0.0.1:{vllm_port}/v1", **FAST})
+    choice = PolicyChoice(
+        model="openai-chat:served", settings={"url": f"http://127.0.0.1:{vllm_port}/v1", "deadline": 2.0, "retries": 12}
+    )
     settings = RolloutSettings(tasks=100, samples=1, sampling=Sampling(max_new_tokens=16))
     found = read_trajectories(rollout(policy=choice, settings=settings, out=tmp_path))
     assert len(found) == 100 and all(t.text_only for t in found) and 0.2 < sum(t.success for t in found) / 100 < 0.9

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,9 @@ from drift.recipe import EvaluationSettings, PolicyChoice, RolloutSettings
 from drift.rollouts.collect import Collection, collect
 from drift.types import Trajectory
 
-from .servers import FaultProxy, PolicyServer
+from .servers import FaultProxy, PolicyServer, ample
 
 SETTINGS = RolloutSettings(tasks=20, samples=3, sampling=Sampling(max_new_tokens=12))
-FAST = {"deadline": 2.0, "retries": 12}
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,13 @@ def test_text_alone_says_what_the_policy_behind_the_server_says(server: PolicySe
 
 
 def test_a_fifth_of_the_requests_fail_and_every_conversation_arrives_once(server: PolicyServer, tmp_path: Path) -> None:
-    with FaultProxy(server.port, 0.2) as proxy:
-        found = through(proxy.url, tmp_path / "faults", **FAST)
-        assert said(found) == said(through(server.url, tmp_path / "calm"))
-        assert read_manifest(tmp_path / "faults", "trajectories")["policy_errors"] == dict(proxy.injected)
+    begun = time.monotonic()
+    calm = through(server.url, tmp_path / "calm")
+    deadline = ample(time.monotonic() - begun)
+    with FaultProxy(server.port, 0.2, deadline=deadline) as proxy:
+        found = through(proxy.url, tmp_path / "faults", deadline=deadline, retries=12)
+    assert said(found) == said(calm)
+    assert read_manifest(tmp_path / "faults", "trajectories")["policy_errors"] == dict(proxy.injected)
 
 
 def test_text_is_trained_on_once_it_is_tokenized_and_the_manifest_says_so(server: PolicyServer, tmp_path: Path) -> None:
