@@ -24,7 +24,7 @@ ORDINARY := not slow and not chaos and not gpu and not browser
 ORDINARY += and not adapters and not deepspeed and not qlora and not ray and not trl and not vllm
 
 unit: $(INSTALLED)
-	$(VENV)/bin/pytest -n 2 -m "$(ORDINARY)" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(VENV)/bin/pytest -n 2 --dist worksteal -m "$(ORDINARY)" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow

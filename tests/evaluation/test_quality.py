@@ -2,6 +2,7 @@ import json
 import shutil
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from drift.evaluation.run import EvaluationConfig, evaluate_policies
 from drift.manifest import read_manifest
 from drift.policies.base import DEFAULT_MODEL, Sampling
 from drift.reporting.facts import read_facts, table
+from drift.types import Trajectory
 from drift.verifiers.judge import CRITERIA
 
 SCORES = "".join(f"<{name}>{at + 3}</{name}>" for at, name in enumerate(CRITERIA))
@@ -53,34 +55,42 @@ def measured(noisy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
     return evaluated(out, policies, quality=QualitySettings(kl=20)), out
 
 
-def naive_kl(first: Path, second: Path, held: list) -> tuple[float, float]:
-    """Nats per conversation and per token, one prefix at a time."""
-    models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval() for path in (first, second)]
+def naive_kl(first: Any, second: Any, trajectory: Trajectory) -> tuple[float, int]:
+    """Nats of a conversation, and its tokens, one prefix at a time."""
     total, tokens = 0.0, 0
-    for trajectory in held:
-        for turn in trajectory.turns:
-            for at in range(len(turn.completion.token_ids)):
-                prefix = torch.tensor([[*turn.prompt_ids, *turn.completion.token_ids[:at]]])
-                with torch.no_grad():
-                    p, q = (torch.log_softmax(model(input_ids=prefix).logits[0, -1], -1) for model in models)
-                total += float((p.exp() * (p - q)).sum())
-                tokens += 1
-    return total / len(held), total / tokens
+    for turn in trajectory.turns:
+        for at in range(len(turn.completion.token_ids)):
+            prefix = torch.tensor([[*turn.prompt_ids, *turn.completion.token_ids[:at]]])
+            with torch.no_grad():
+                p, q = (torch.log_softmax(model(input_ids=prefix).logits[0, -1], -1) for model in (first, second))
+            total += float((p.exp() * (p - q)).sum())
+            tokens += 1
+    return total, tokens
 
 
-def test_both_divergences_are_those_of_a_loop_over_prefixes(measured: tuple[dict, Path], noisy: Path) -> None:
-    rows, out = measured
-    for metric, policy, first, second in (
-        ("kl_base_tuned", "base", DEFAULT_MODEL, noisy),
-        ("kl_tuned_base", "tuned", noisy, DEFAULT_MODEL),
-    ):
+@pytest.fixture(scope="module")
+def looped(measured: tuple[dict, Path], noisy: Path) -> dict[str, list[tuple[Trajectory, float, int]]]:
+    """Every conversation with what the loop finds, by metric."""
+    base, tuned = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval() for path in (DEFAULT_MODEL, noisy)
+    )
+    return {
+        metric: [(t, *naive_kl(first, second, t)) for t in read_trajectories(measured[1] / "sampled" / policy)]
+        for metric, policy, first, second in (
+            ("kl_base_tuned", "base", base, tuned),
+            ("kl_tuned_base", "tuned", tuned, base),
+        )
+    }
+
+
+def test_both_divergences_are_those_of_a_loop_over_prefixes(measured: tuple[dict, Path], looped: dict) -> None:
+    rows, _ = measured
+    for metric, held in looped.items():
         # Twenty of 24 conversations: the first of each task, and the second of eight of them.
-        held = read_trajectories(out / "sampled" / policy)
         row = rows["tuned", f"sampled/{metric}"]
         assert (row["prompts"], row["trajectories"]) == (12, 20)
-        firsts = naive_kl(first, second, [t for t in held if t.sample == 0])[0]
+        firsts, seconds = (sum(nats for t, nats, _ in held if t.sample == sample) / 12 for sample in (0, 1))
         # What is in the estimate beside the first ones is eight of the twelve second ones.
-        seconds = naive_kl(first, second, [t for t in held if t.sample == 1])[0]
         low, high = (12 * firsts + 0) / 20, (12 * firsts + 12 * seconds) / 20
         assert low < row["value"] < high and row["value"] == pytest.approx((firsts + seconds) / 2, rel=0.25)
         assert row["low"] <= row["value"] <= row["high"]
@@ -88,20 +98,17 @@ def test_both_divergences_are_those_of_a_loop_over_prefixes(measured: tuple[dict
         assert rows["copy", f"sampled/{metric}"]["value"] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_all_conversations_match_the_loop_exactly(measured: tuple[dict, Path], noisy: Path) -> None:
+def test_all_conversations_match_the_loop_exactly(measured: tuple[dict, Path], noisy: Path, looped: dict) -> None:
     held = {name: read_trajectories(measured[1] / "sampled" / name) for name in ("base", "tuned")}
     found, facts = measure_divergence(
         held, {"base": str(DEFAULT_MODEL), "tuned": str(noisy)}, QualitySettings(kl=99), dtype="float32", device="cpu"
     )
     assert facts["conversations"] == {"base": 24, "tuned": 24}
-    for metric, policy, first, second in (
-        ("kl_base_tuned", "base", DEFAULT_MODEL, noisy),
-        ("kl_tuned_base", "tuned", noisy, DEFAULT_MODEL),
-    ):
-        expected = naive_kl(first, second, held[policy])
-        for name, value in zip((metric, f"{metric}_per_token"), expected, strict=True):
+    for metric, each in looped.items():
+        nats, tokens = sum(nats for _, nats, _ in each), sum(tokens for *_, tokens in each)
+        for name, expected in ((metric, nats / len(each)), (f"{metric}_per_token", nats / tokens)):
             ratio = found[0].ratios[name]
-            assert ratio.numerator_P.sum() / ratio.denominator_P.sum() == pytest.approx(value, rel=1e-3)
+            assert ratio.numerator_P.sum() / ratio.denominator_P.sum() == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_divergence_is_shown_without_a_row_of_the_base(measured: tuple[dict, Path]) -> None:
