@@ -104,9 +104,9 @@ def test_any_text_gives_none_or_the_integer_its_digits_spell(text):
     ids=lambda text: f"{text[:6].strip()}... {len(text)} characters",
 )
 def test_hostile_numbers_are_refused_at_once(text):
-    start = time.perf_counter()
+    start = time.process_time()
     assert parse_whole_number(text) is None
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(
@@ -147,18 +147,18 @@ def test_the_last_of_several_answers_is_read_whatever_stands_between(answers, fi
     ids=["no tag", "one open tag", "closing tags only", "many answers"],
 )
 def test_long_replies_are_read_at_once(reply):
-    start = time.perf_counter()
+    start = time.process_time()
     extract_answer(reply)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_reply_of_open_tags_alone_takes_time_linear_in_its_length():
     # A policy stuck in a loop says this. Eight times the tags may take 8 times as long, not 64 times.
     def seconds(tags):
         reply = "<answer>" * tags
-        start = time.perf_counter()
+        start = time.process_time()
         assert extract_answer(reply) is None
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     short, long = (min(seconds(tags) for _ in range(3)) for tags in (200, 1600))
     assert long < 24 * max(short, 1e-4)

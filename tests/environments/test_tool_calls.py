@@ -137,17 +137,17 @@ def test_any_text_is_read_without_an_exception_and_has_one_canonical_form(reply:
 @pytest.mark.parametrize(("before", "after"), [("", ""), ("<tool_call>", "</tool_call>")])
 def test_a_megabyte_of_anything_is_read_at_once(text: str, before: str, after: str) -> None:
     reply = before + text * (1_000_000 // len(text)) + after
-    begun = time.perf_counter()
+    begun = time.process_time()
     parse_calls(reply)
-    assert time.perf_counter() - begun < 0.5
+    assert time.process_time() - begun < 0.5
 
 
 def test_the_longest_body_that_is_read_at_all_is_read_at_once() -> None:
     for text in ("{", '\\"', '"\\', '{"a":', '"a",', "1" * 4000 + ","):
         body = (text * 20_000)[:20_000]
-        begun = time.perf_counter()
+        begun = time.process_time()
         assert parse_calls(f"<tool_call>{body}</tool_call>").calls is None
-        assert time.perf_counter() - begun < 0.1
+        assert time.process_time() - begun < 0.1
 
 
 @pytest.mark.parametrize(

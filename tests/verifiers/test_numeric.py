@@ -205,6 +205,6 @@ def test_settings_out_of_range_are_refused_by_name(wrong):
     ids=lambda text: f"{text[:8].strip()}... {len(text)} characters",
 )  # fmt: skip
 def test_hostile_texts_are_refused_at_once(text):
-    start = time.perf_counter()
+    start = time.process_time()
     assert not Numeric().verify(text, "7").right
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5

@@ -40,9 +40,9 @@ def test_the_action_is_read_where_the_settings_say(settings, reply, action):
 @pytest.mark.parametrize("reply", ["<answer>" * 2_000_000, "[" * 10_000_000, "\x00\ud800" * 1_000_000])
 @pytest.mark.parametrize("settings", [{}, {"action": "pattern", "pattern": r"\[(\w+)\]"}])
 def test_megabytes_of_nonsense_are_read_at_once(settings, reply):
-    began = time.perf_counter()
+    began = time.process_time()
     assert Named(**settings).read(reply) is None
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_the_end_of_a_long_reply_is_read():
