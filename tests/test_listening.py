@@ -60,12 +60,14 @@ def test_no_module_opens_a_socket_to_serve() -> None:
                 assert name not in SERVING, f"{path}:{node.lineno}"
 
 
+@pytest.mark.slow
 def test_stages_listen_nowhere(data: Path) -> None:
     small = ["--sampling.max-new-tokens", "8", "--tasks", "4", "--samples", "1"]
     assert heard(["rollout", "arithmetic", *small, "--out", "again"], data) == set()
     assert heard(["train", "rollouts", "weights", "--max-steps", "2", "--out", "model"], data) == set()
 
 
+@pytest.mark.slow
 def test_ranks_of_one_machine_listen_to_it_alone(data: Path) -> None:
     command = ["train", "rollouts", "weights", "--max-steps", "3", "--num-processes", "2", "--device", "cpu"]
     found = heard([*command, "--out", "ranks"], data)

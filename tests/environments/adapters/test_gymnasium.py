@@ -255,6 +255,7 @@ def test_an_action_space_that_no_reply_fits_is_told():
         asyncio.run(told(environment, task, ["<answer>1</answer>"]))
 
 
+@pytest.mark.slow
 def test_the_shipped_policy_plays_from_the_command_line(tmp_path):
     settings = {**DRY, "opening": "{observation}\nWhich way?"}
     first = rolled_out("gymnasium", settings, tmp_path / "a", "--tasks", "6", "--samples", "2")
