@@ -171,7 +171,7 @@ def test_adaptive_sampling_goes_on_only_with_prompts_that_are_undecided(tmp_path
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
 def test_adaptive_sampling_that_was_interrupted_ends_with_the_same_data(tmp_path: Path, share: float) -> None:
-    tasks = LONG.tasks("train", 30, 0)
+    tasks = LONG.tasks("train", 60, 0)
     stop_at = 0
 
     class Stopped(ScriptedPolicy):
@@ -188,11 +188,11 @@ def test_adaptive_sampling_that_was_interrupted_ends_with_the_same_data(tmp_path
     unbroken = Stopped(NUMBERS)
     whole = collect(tasks, LONG, unbroken, plan(8, first=3), tmp_path / "whole")
     stop_at = int(share * unbroken.asked)
-    with pytest.raises(Interrupted, match="of at most 240 conversations"):
+    with pytest.raises(Interrupted, match="of at most 480 conversations"):
         collect(tasks, LONG, Stopped(NUMBERS), plan(8, concurrency=8, first=3), tmp_path / "broken")
-    # In the first round of 90, or in the second.
+    # In the first round of 180, or in the second.
     kept = len(read_trajectories(tmp_path / "broken", complete_only=False))
-    assert (kept > 90) == (share == 0.8)
+    assert (kept > 180) == (share == 0.8)
     manifest = collect(tasks, LONG, ScriptedPolicy(NUMBERS), plan(8, concurrency=5, first=3), tmp_path / "broken")
     assert (manifest["dataset_hash"], manifest["adaptive"]) == (whole["dataset_hash"], whole["adaptive"])
 
