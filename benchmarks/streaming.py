@@ -20,8 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from drift.dataset.weighing import weigh_dataset
 from drift.weights.config import WeightConfig
+from drift.weights.stage import weigh_dataset
 from weights import SAMPLES, TURNS, make_dataset
 
 # Of the prompt and of the reply of each turn.

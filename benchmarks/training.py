@@ -28,19 +28,24 @@ from drift.training.loss import weighted_nll
 from drift.training.plan import pack
 from drift.training.tree import Tree, grow, join
 from drift.types import Example
-from drift.weights.groups import index_groups
-from drift.weights.skipping import negligible
 
 PLAIN_ROWS = 16
 TOKENS = 8192
+# The share of a prompt's weight that the step skip_small leaves out by default.
+SKIPPED = 1e-3
 
 
 def significant(rows: Sequence[Example]) -> list[Example]:
-    """Rows that the default threshold keeps."""
-    weights_N = np.array([max(row.weight, key=abs) for row in rows])
-    index_N, _ = index_groups([row.group_id for row in rows])
-    skipped_N, _ = negligible(weights_N, index_N, 1e-3)
-    return [row for row, skipped in zip(rows, skipped_N, strict=True) if not skipped]
+    """Rows that keep their weight: without those of a prompt that are smallest and hold next to nothing of it."""
+    masses: dict[str, list[float]] = {}
+    for row in rows:
+        masses.setdefault(row.group_id, []).append(max(map(abs, row.weight)))
+    kept = []
+    for row in rows:
+        mass_K, own = np.array(masses[row.group_id]), max(map(abs, row.weight))
+        if mass_K[mass_K <= own].sum() > SKIPPED * mass_K.sum():
+            kept.append(row)
+    return kept
 
 
 def apart(rows: Sequence[Example]) -> list[Tree]:
@@ -98,7 +103,7 @@ class Variants:
         return self._trees(pack(self.rows, TOKENS))
 
     def drift(self) -> float:
-        """What ``drift train`` does."""
+        """What ``drift train`` does with weights of ``drift weigh``."""
         return self._trees(pack(significant(self.rows), TOKENS))
 
     def drift_runs_of_4(self) -> float:

@@ -1,15 +1,15 @@
-"""How fast and in how much memory data sets of one to ten million trajectories are weighed.
+"""How fast and in how much memory data sets of a hundred thousand to ten million conversations are weighed.
 
     python benchmarks/weights.py [--sizes 100000 1000000 10000000] [--folder FOLDER] [--scheme drift]
 
 Data sets are made in FOLDER (a temporary one unless given) as shards of the store's schema and removed afterwards.
-Each is weighed in a fresh process, whose peak memory is given. The last line is JSON with every figure.
+Each is weighed in a fresh process, whose peak memory is given, and what of it is beyond imports, for each conversation.
+Then the stage is compared with an object for each conversation and a loop. The last line is JSON with every figure.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import os
@@ -28,21 +28,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drift.dataset.outcomes import COLUMNS, Outcomes, outcome_rows, outcomes, sorted_outcomes
+from drift.dataset.outcomes import Outcomes, outcomes, read_outcomes
 from drift.dataset.schema import SCHEMA
-from drift.dataset.store import KIND, read_trajectories, stream_columns
-from drift.dataset.weighing import BUCKET_ROWS, read_weights, weigh_dataset
+from drift.dataset.store import KIND, read_trajectories
 from drift.manifest import write_manifest
 from drift.weights.config import WeightConfig
 from drift.weights.returns import trajectory_return
 from drift.weights.schemes import drift_weights
+from drift.weights.stage import weigh_dataset
+from drift.weights.table import read_weights
 
 SAMPLES, TURNS, SHARD_ROWS, TOKENS = 16, 5, 2048, 8
+OBJECTS, LOOPED = 32_768, 524_288
+GAMMA, LAMBDA, BETA = 0.9, 0.5, 0.1
+# DRIFT as published: a loop leaves no conversation out for being of little weight.
+EXACT = WeightConfig(gamma=GAMMA, repetition=LAMBDA, beta=BETA, steps=[{"skip_small": None}])
 MESSAGES = [{"role": "user", "content": "What is 17 + 25?"}, {"role": "assistant", "content": "42"}]
 # In a process of its own: ru_maxrss of this one would say what the making of the data took.
 WEIGH = (
     "import json, resource, sys, time; from pathlib import Path\n"
-    "from drift.dataset.weighing import weigh_dataset; from drift.weights.config import WeightConfig\n"
+    "from drift.weights.stage import weigh_dataset; from drift.weights.config import WeightConfig\n"
     "idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; start = time.perf_counter()\n"
     "weigh_dataset(Path(sys.argv[1]), WeightConfig(scheme=sys.argv[3]), Path(sys.argv[2]))\n"
     "seconds = time.perf_counter() - start\n"
@@ -118,86 +123,81 @@ def make_dataset(folder: Path, count: int, tokens: int = TOKENS) -> None:
     write_manifest(folder, KIND, content)
 
 
-def naive_weights(found: Outcomes, config: WeightConfig) -> list[float]:
+def naive_weights(found: Outcomes, groups: list[str]) -> list[float]:
     """DRIFT's weights of the same outcomes as they would be written without arrays."""
     returns, sums, sizes = [], defaultdict(float), defaultdict(int)
     best: dict[str, float] = {}
     columns = (found.success_N, found.turns_N, found.distinct_N, found.graded_N)
-    for group, success, turns, distinct, graded in zip(found.groups, *(c.tolist() for c in columns), strict=True):
+    for group, success, turns, distinct, graded in zip(groups, *(c.tolist() for c in columns), strict=True):
         share = distinct / graded if graded else 1.0
-        value = success * config.gamma ** (turns - 1) - 0.5 * (1 - share)
+        value = success * GAMMA ** (turns - 1) - LAMBDA * (1 - share)
         returns.append(value)
         best[group] = max(best.get(group, value), value)
     tilted = []
-    for group, value in zip(found.groups, returns, strict=True):
-        tilted.append(math.exp((value - best[group]) / config.beta))
+    for group, value in zip(groups, returns, strict=True):
+        tilted.append(math.exp((value - best[group]) / BETA))
         sums[group] += tilted[-1]
         sizes[group] += 1
-    return [value / (sums[group] / sizes[group]) for group, value in zip(found.groups, tilted, strict=True)]
+    return [value / (sums[group] / sizes[group]) for group, value in zip(groups, tilted, strict=True)]
 
 
-def weighed(data: Path, out: Path, scheme: str) -> dict[str, float]:
-    """Seconds and peak memory of weighing ``data`` in a fresh process."""
+def array_weights(found: Outcomes) -> Any:
+    """What ``naive_weights`` computes, by the library's functions; the groups come as strings to both."""
+    returns_N = trajectory_return(found, outcome="success", gamma=GAMMA, repetition=LAMBDA, format_failure=0.0)
+    return drift_weights(returns_N, found.group_index(), beta=BETA)
+
+
+def weighed(data: Path, out: Path, scheme: str, count: int) -> dict[str, float]:
+    """Seconds and peak memory of weighing the ``count`` conversations in ``data`` in a fresh process."""
     done = subprocess.run(
         [sys.executable, "-c", WEIGH, str(data), str(out), scheme], capture_output=True, text=True, check=True
     )
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     shutil.rmtree(out)
-    return figures
+    return {**figures, "bytes_each": (figures["peak_mib"] - figures["imports_mib"]) * 2**20 / count}
 
 
 def against_objects(folder: Path, repeats: int = 3) -> dict[str, float]:
-    """The stage beside one Python object for each trajectory and a loop over them, interleaved, medians."""
-    config, count = WeightConfig(), 32_768
-    make_dataset(folder / "few", count)
+    """The stage beside one Python object for each conversation and a loop over them, interleaved, medians."""
+    make_dataset(folder / "few", OBJECTS)
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):
         start = time.perf_counter()
         found = outcomes(read_trajectories(folder / "few"))
-        naive = naive_weights(found, config)
+        naive = naive_weights(found, found.groups)
         seconds["objects"].append(time.perf_counter() - start)
         start = time.perf_counter()
-        weigh_dataset(folder / "few", config, folder / "few-weights")
+        weigh_dataset(folder / "few", EXACT, folder / "few-weights")
         seconds["stage"].append(time.perf_counter() - start)
         by_id = read_weights(folder / "few-weights", folder / "few").by_id()
-        assert np.allclose(naive, [by_id[i] for i in found.ids], rtol=1e-12, atol=0), "objects and stage disagree"
+        last = [by_id[name][-1] for name in found.ids]
+        assert np.allclose(naive, last, rtol=1e-12, atol=0), "objects and stage disagree"
     objects, stage = (statistics.median(seconds[name]) for name in ("objects", "stage"))
-    return {"trajectories": count, "objects_s": objects, "stage_s": stage, "ratio": objects / stage}
+    return {"trajectories": OBJECTS, "objects_s": objects, "stage_s": stage, "ratio": objects / stage}
 
 
-def against_loop(folder: Path, repeats: int = 5) -> dict[str, float]:
-    """Weights of outcomes in memory, a bucket at a time, beside a loop over the same numbers, interleaved, medians."""
-    config, count = WeightConfig(), 4 * BUCKET_ROWS
+def against_loop(folder: Path, count: int, repeats: int = 5) -> dict[str, float]:
+    """Weights of outcomes in memory beside a loop over the same numbers, interleaved, medians."""
     make_dataset(folder / "many", count)
-    rows = pa.concat_tables(map(outcome_rows, stream_columns(folder / "many", COLUMNS)))
-    parts = [sorted_outcomes(rows.slice(first, BUCKET_ROWS)) for first in range(0, count, BUCKET_ROWS)]
-    listed = [dataclasses.replace(part, groups=part.groups.to_pylist()) for part in parts]
+    found = read_outcomes(folder / "many")
+    groups = found.groups.to_pylist()
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):
         start = time.perf_counter()
-        naive = [naive_weights(part, config) for part in listed]
+        naive = naive_weights(found, groups)
         seconds["loop"].append(time.perf_counter() - start)
         start = time.perf_counter()
-        arrays = [array_weights(part, config) for part in parts]
+        arrays = array_weights(found)
         seconds["arrays"].append(time.perf_counter() - start)
-        assert np.allclose(np.concatenate(naive), np.concatenate(arrays), rtol=1e-12, atol=0), "they disagree"
+        assert np.allclose(naive, arrays, rtol=1e-12, atol=0), "they disagree"
     loop, quick = (statistics.median(seconds[name]) for name in ("loop", "arrays"))
     return {"trajectories": count, "loop_s": loop, "arrays_s": quick, "ratio": loop / quick}
-
-
-def array_weights(part: Outcomes, config: WeightConfig) -> Any:
-    """What ``naive_weights`` computes, by the library's functions; the groups come as strings to both."""
-    counts = (part.success_N, part.turns_N, part.distinct_N, part.failures_N)
-    returns_N = trajectory_return(
-        *counts, gamma=config.gamma, repetition=0.5, format_failure=0.0, graded_N=part.graded_N
-    )
-    return drift_weights(returns_N, part.group_index(), beta=config.beta)
 
 
 def main() -> int:
     """Measure, print, and end with one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--scheme", default="drift")
     given = parser.parse_args()
@@ -210,20 +210,21 @@ def main() -> int:
     }
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
-        print(f"{figures['machine']['cores']} cores, K = {SAMPLES}, at most {TURNS} turns, weighting {given.scheme}")
+        print(f"{figures['machine']['cores']} cores, K = {SAMPLES}, at most {TURNS} turns, scheme {given.scheme}")
         for count in given.sizes:
             start = time.perf_counter()
             make_dataset(folder / "data", count)
             made = time.perf_counter() - start
-            found = figures["sizes"][count] = weighed(folder / "data", folder / "weights", given.scheme)
+            found = figures["sizes"][count] = weighed(folder / "data", folder / "weights", given.scheme, count)
             shutil.rmtree(folder / "data")
             print(
                 f"  {count:>10,} trajectories: {found['seconds']:7.2f} s, {count / found['seconds']:>9,.0f}/s, peak "
-                f"{found['peak_mib']:.0f} MiB ({found['imports_mib']:.0f} of them imports); made in {made:.0f} s",
+                f"{found['peak_mib']:.0f} MiB ({found['imports_mib']:.0f} of them imports; {found['bytes_each']:.0f} "
+                f"bytes for each); made in {made:.0f} s",
                 flush=True,
             )
         objects = figures["against_objects"] = against_objects(folder)
-        loop = figures["against_loop"] = against_loop(folder)
+        loop = figures["against_loop"] = against_loop(folder, min(LOOPED, max(given.sizes)))
     print("medians, interleaved (wanted: 20 times):")
     print(
         f"  the whole stage, {objects['trajectories']:,} trajectories: {objects['stage_s']:.2f} s; with an object for "

@@ -6,6 +6,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import dataclasses
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,5 +96,33 @@ def make_trajectory() -> Callable[..., Trajectory]:
             stop_reason=reason,
             error=error,
         )
+
+    return make
+
+
+@pytest.fixture
+def random_trajectories(make_trajectory: Callable[..., Trajectory]) -> Callable[..., list[Trajectory]]:
+    """Builds shuffled prompts of 1 to 6 conversations over one or two tasks.
+
+    Some failed; answers can't be read, are repeated or are not asked for; rewards are graded, 0 or negative.
+    """
+
+    def make(seed: int, prompts: int = 23) -> list[Trajectory]:
+        rng = random.Random(seed)
+        conversations = []
+        for prompt in range(prompts):
+            for sample in range(rng.randint(1, 6)):
+                answers = tuple(rng.choice([None, "", "1", "2", "é 3"]) for _ in range(rng.randint(0, 5)))
+                failed = "gone" if not answers or rng.random() < 0.1 else None
+                rewards = tuple(rng.choice([0.0, -0.1, rng.uniform(0, 0.3)]) for _ in answers)
+                task = f"{'é' if prompt % 3 else 'z'}{prompt}{rng.choice('ab')}"
+                one = make_trajectory(task, sample, answers, rng.random() < 0.5, rewards=rewards, error=failed)
+                turns = [dataclasses.replace(t, step=dataclasses.replace(t.step, graded=True)) for t in one.turns]
+                if turns and rng.random() < 0.3:
+                    step = dataclasses.replace(turns[0].step, graded=False, answer=None)
+                    turns[0] = dataclasses.replace(turns[0], step=step)
+                conversations.append(dataclasses.replace(one, group_id=f"prompt {prompt}", turns=tuple(turns)))
+        rng.shuffle(conversations)
+        return conversations
 
     return make

@@ -100,7 +100,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str, str, str]] = [
     (edit("weights", lambda m: m.pop("weights_hash")), "weights", "damaged", "lacks or spoils 'weights_hash'"),
     (edit("weights", lambda m: m.update(dataset_hash="2")), "weights", "mismatch", "Run drift weigh again"),
     (lambda run: (run / "rollouts/tasks.jsonl").write_text(""), "rollouts/tasks.jsonl", "damaged", "not the tasks"),
-    (other_settings, "weights", "mismatch", "beta: 0.1 -> 0.7"),
+    (other_settings, "weights", "mismatch", "beta: None -> 0.7"),
 ]
 
 

@@ -1,3 +1,6 @@
+import colorsys
+import inspect
+import json
 import sys
 
 import pytest
@@ -6,7 +9,8 @@ from drift.environments import ENVIRONMENTS, make_environment
 from drift.environments.arithmetic import Arithmetic
 from drift.environments.guess import Guess
 from drift.errors import ConfigError
-from drift.registry import Registry
+from drift.registry import Registry, check_settings, data_of, load_attribute, path_of, settings_of
+from drift.weights.config import WeightConfig
 
 SOURCE = """
 class Echo:
@@ -20,20 +24,45 @@ def anything(**settings):
 
 def needs(path):
     return path
+
+def doubled(weights, data, *, times=2.0):
+    return times * weights
 """
+
+
+OWN = """
+import json as _json
+FACTOR = 2
+class Twice:
+    @staticmethod
+    def of(value):
+        return FACTOR * value
+def double(value):
+    return FACTOR * value
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module in the working directory, which is on no path."""
+    (tmp_path / "own_module_of_a_test.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    yield "own_module_of_a_test"
+    sys.modules.pop("own_module_of_a_test", None)
 
 
 @pytest.fixture
 def declare(tmp_path, monkeypatch):
     """Install a package for real: a module, and the dist-info that importlib.metadata reads."""
 
-    def install(entries):
+    def install(entries, group="drift.test_things"):
         (tmp_path / "extra_things.py").write_text(SOURCE)
         info = tmp_path / "extra_things-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: extra-things\nVersion: 1.0\n")
         lines = "\n".join(f"{name} = {value}" for name, value in entries.items())
-        (info / "entry_points.txt").write_text(f"[drift.test_things]\n{lines}\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{lines}\n")
         monkeypatch.syspath_prepend(tmp_path)
 
     yield install
@@ -129,3 +158,97 @@ def test_environments_are_made_by_name_with_their_settings():
 def test_an_environment_that_can_not_be_made_says_why(name, settings, message):
     with pytest.raises(ConfigError, match=message):
         make_environment(name, settings)
+
+
+def test_a_thing_is_found_by_name_by_path_or_is_there_already(declare, own_module):
+    declare({"echo": "extra_things:Echo"})
+    registry = things()
+    assert registry.find("guess") is Guess and registry.find("drift.environments.guess:Guess") is Guess
+    assert registry.find(Guess) is Guess and registry.find(len) is len
+    assert registry.find("echo") is registry.find("extra_things:Echo")
+    assert registry.find(f"{own_module}:double")(21) == 42
+    with pytest.raises(ConfigError, match=r"unknown thing 'ecko'\. Did you mean 'echo'\?"):
+        registry.find("ecko")
+    with pytest.raises(ConfigError, match=r"thing: got 3, expected a name, module:attribute or a function\."):
+        registry.find(3)
+
+
+def test_a_path_names_what_lies_in_the_working_directory_and_leaves_the_search_path_as_it_was(own_module):
+    before = list(sys.path)
+    double = load_attribute(f"{own_module}:double", "thing")
+    assert double(4) == 8 and load_attribute(f"{own_module}:Twice.of", "thing")(5) == 10
+    assert load_attribute(path_of(double), "thing") is double and path_of(double) == f"{own_module}:double"
+    assert path_of(json.JSONDecoder.decode) == "json.decoder:JSONDecoder.decode"
+    assert load_attribute(path_of(json.JSONDecoder.decode), "thing") is json.JSONDecoder.decode
+    assert sys.path == before
+
+
+def test_what_is_installed_comes_before_a_file_of_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "colorsys.py").write_text("rgb_to_hsv = None\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "colorsys")
+    found = load_attribute("colorsys:rgb_to_hsv", "thing")
+    # The module was imported anew, and it is the library's.
+    assert found is not colorsys.rgb_to_hsv and found(1.0, 0.0, 0.0) == colorsys.rgb_to_hsv(1.0, 0.0, 0.0)
+
+
+def test_a_path_that_leads_nowhere_says_where_it_ends(own_module, tmp_path):
+    (tmp_path / "broken_module_of_a_test.py").write_text("import no_such_module\n")
+    before = list(sys.path)
+    # Where pytest rewrites a module, names of its own are among those it knows.
+    known = r"Known: (@\w+, )*FACTOR, Twice, double\.$"
+    for path, message in (
+        (
+            f"{own_module}:dubble",
+            rf"^unknown thing 'dubble' in module '{own_module}'\. Did you mean 'double'\? {known}",
+        ),
+        (f"{own_module}:Twice.off", rf"^unknown thing 'Twice\.off' in .*\. Did you mean 'Twice'\? {known}"),
+        ("no_such_module:x", r"^thing 'no_such_module:x': 'no_such_module' can't be imported: No module named"),
+        ("broken_module_of_a_test:x", r"'broken_module_of_a_test' can't be imported: No module named 'no_such_module'"),
+        (":x", r"^thing ':x': '' can't be imported"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_attribute(path, "thing")
+    assert sys.path == before
+
+
+def weighed(returns_N, group_N, *, success_N, reply_T, beta: float = 0.1, w_max: float, shift=None):
+    """A function whose arguments are of every kind."""
+
+
+def test_keyword_only_arguments_are_data_by_their_suffix_and_settings_else():
+    assert data_of(weighed) == ["success_N", "reply_T"]
+    assert settings_of(weighed) == {"beta": 0.1, "w_max": inspect.Parameter.empty, "shift": None}
+    check_settings(weighed, ["shift", "w_max", "beta"], where="here")
+    check_settings(weighed, {}, where="here")
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    # Neither data nor what is positional is a setting.
+    [("bta", " Did you mean 'beta'?"), ("wmax", " Did you mean 'w_max'?"), ("success_N", ""), ("returns_N", "")],
+)
+def test_a_setting_that_a_function_does_not_take_is_refused_with_the_nearest(key, hint):
+    with pytest.raises(ConfigError) as caught:
+        check_settings(weighed, {"beta": 1, key: 2}, where="here")
+    assert str(caught.value) == f"unknown setting {key!r} in here.{hint} Known: beta, shift, w_max."
+
+
+@pytest.mark.parametrize("group", ["drift.schemes", "drift.turns", "drift.steps"])
+def test_another_package_adds_a_link_of_the_chain_of_weights(declare, group):
+    declare({"doubled": "extra_things:doubled"}, group)
+    given = {
+        "drift.schemes": {"scheme": "doubled", "settings": {"times": 3.0}},
+        "drift.turns": {"turns": {"doubled": 3.0}},
+        "drift.steps": {"steps": ["drop_unsolved", {"doubled": {"times": 3.0}}]},
+    }
+    chain = WeightConfig(**given[group]).chain
+    if group == "drift.schemes":
+        function, settings = chain.scheme.function, chain.settings
+    else:
+        link = chain.turns if group == "drift.turns" else chain.steps[1]
+        function, settings = link.function, link.settings
+    assert path_of(function) == "extra_things:doubled" and settings == {"times": 3.0}
+    nearest = {"drift.schemes": "dobled", "drift.turns": {"dobled": 3.0}, "drift.steps": ["dobled"]}[group]
+    with pytest.raises(ConfigError, match=r"unknown .* 'dobled'\. Did you mean 'doubled'\?"):
+        WeightConfig(**{group.removeprefix("drift.").replace("schemes", "scheme"): nearest})

@@ -186,7 +186,7 @@ def hold(policy: Any, messages: list[Message], sampling: Sampling | None = None)
 
 def check_rows(trajectory: Trajectory) -> int:
     """Every reply is trained on the ids that were sampled, after the very prompt that was seen; returns the rows."""
-    rows = rows_of(trajectory, 1.0, turns="all", normalization="sum")
+    rows = rows_of(trajectory, [1.0] * len(trajectory.turns), normalization="sum")
     trained = [token for row in rows for token, on in zip(row.token_ids, row.sampled, strict=True) if on]
     assert trained == [token for turn in trajectory.turns for token in turn.completion.token_ids]
     seen = [turn.prompt_ids + turn.completion.token_ids for turn in trajectory.turns]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from drift.baselines.config import OnlineConfig, PreferenceConfig
-from drift.dataset.exports.config import ExportConfig
 from drift.environments import make_environment
+from drift.errors import unknown_name
+from drift.exports.config import ExportConfig
 from drift.policies.base import Sampling
 from drift.recipe import EvaluationSettings, PolicyChoice, RolloutSettings
+from drift.registry import settings_of
 from drift.rollouts.config import ClusterSettings
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
+from drift.weights.schemes import find_scheme
 
 
 def rollout(
@@ -100,19 +104,44 @@ def import_conversations(
     return Path(out)
 
 
-def weigh(data: str | Path, *, out: str | Path, config: WeightConfig | None = None, **settings: Any) -> Path:
+def weigh(
+    data: str | Path,
+    scheme: str | Callable[..., Any] = "drift",
+    *,
+    out: str | Path,
+    config: WeightConfig | None = None,
+    **settings: Any,
+) -> Path:
     """Weigh the conversations in ``data`` and write the weights to ``out``.
 
     Args:
         data: directory of trajectories.
+        scheme: the name of a scheme, ``module:function``, or a function ``(returns_N, group_N, *, …) -> weights_N``.
         out: directory of the weights.
-        config: how to weigh; or give its fields as ``settings`` (``scheme="drift", beta=0.1``).
-        settings: fields of ``WeightConfig``.
-    """
-    from drift.dataset.weighing import weigh_dataset
+        config: how to weigh, instead of ``scheme`` and ``settings``.
+        settings: fields of ``WeightConfig`` (``beta=0.1, steps=["drop_unsolved"]``) and settings of the scheme.
 
-    weigh_dataset(Path(data), config or WeightConfig(**settings), Path(out))
+    Raises:
+        ConfigError: an unknown scheme, step or setting; names the nearest known one.
+    """
+    from drift.weights.stage import weigh_dataset
+
+    weigh_dataset(Path(data), config or weight_config(scheme, settings), Path(out))
     return Path(out)
+
+
+def weight_config(scheme: str | Callable[..., Any], settings: Mapping[str, Any]) -> WeightConfig:
+    """Settings by keyword as a ``WeightConfig``: what is none of its fields is the scheme's own."""
+    known = {each.name for each in fields(WeightConfig)} - {"scheme"}
+    own = {key: value for key, value in settings.items() if key not in known}
+    theirs = settings_of(find_scheme(scheme).function)
+    for key in own:
+        if key not in theirs:
+            raise unknown_name("setting", key, [*known, *theirs], where=f"weigh with the scheme {scheme!r}")
+    given = {key: value for key, value in settings.items() if key in known}
+    if own:
+        given["settings"] = {**given.get("settings", {}), **own}
+    return WeightConfig(scheme=cast(str, scheme), **given)
 
 
 def export(
@@ -127,7 +156,7 @@ def export(
         model: the model to be trained, to count where rendering the rows gives other ids than were sampled.
         settings: fields of ``ExportConfig``.
     """
-    from drift.dataset.exports.run import export_dataset
+    from drift.exports.run import export_dataset
 
     tokenizer = None
     if model:
@@ -154,7 +183,7 @@ def train(
 
     Args:
         data: directory of trajectories.
-        weights: directory of their weights.
+        weights: directory of their weights, or a Parquet file with the columns ``id`` and ``weights`` made by anything.
         out: the model folder; a run that was interrupted there goes on.
         base: the model that sampled the conversations.
         config: how to train; or give its fields as ``settings``.

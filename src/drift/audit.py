@@ -14,8 +14,6 @@ from drift.checksums import damaged_files, sum_of
 from drift.dataset.schema import dataset_hash
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import check_shard, read_tasks, shards, stream_columns, stream_trajectories
-from drift.dataset.weighing import KIND as WEIGHTS
-from drift.dataset.weighing import read_table, weights_hash
 from drift.environments.base import task_hash
 from drift.errors import DatasetError, DriftError
 from drift.evaluation.run import ESTIMATES
@@ -23,6 +21,8 @@ from drift.evaluation.run import KIND as EVALUATION
 from drift.manifest import MANIFEST, differing_keys, read_manifest
 from drift.training.checkpoints import FOLDER, begin
 from drift.training.config import KIND as MODEL
+from drift.weights.table import KIND as WEIGHTS
+from drift.weights.table import read_table
 
 State = Literal["ok", "unfinished", "damaged", "mismatch"]
 PARQUET_END = b"PAR1"
@@ -158,8 +158,7 @@ def _look_at_trajectories(folder: Path, manifest: dict[str, Any]) -> Iterator[Fi
 
 
 def _look_at_weights(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
-    table = read_table(folder, manifest)
-    digest = weights_hash(table.ids, table.weights_N)
+    digest = read_table(folder, manifest).hash
     if digest != manifest["weights_hash"]:
         yield Finding(
             path=folder,

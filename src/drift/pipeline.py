@@ -179,6 +179,6 @@ def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     filled = {**defaults, **values}
     for key, value in values.items():
         inner = defaults.get(key)
-        if key not in ("settings", "parameters") and isinstance(value, Mapping) and isinstance(inner, Mapping):
+        if key not in ("settings", "turns") and isinstance(value, Mapping) and isinstance(inner, Mapping):
             filled[key] = _filled(value, inner)
     return filled

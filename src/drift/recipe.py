@@ -12,11 +12,11 @@ from typing import Any
 from drift.errors import ConfigError, require, unknown_name
 from drift.evaluation.config import QualitySettings
 from drift.policies.base import Sampling
+from drift.registry import plain
 from drift.rollouts.config import ClusterSettings
 from drift.secrets import refuse_secrets
-from drift.training.config import TrainingConfig, check_first_turn
+from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
-from drift.weights.schemes import get_scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,29 +134,21 @@ class Recipe:
         require(self.rounds >= 1, "rounds", self.rounds, "a whole number ≥ 1")
         steps, epochs = self.training.max_steps, self.training.epochs
         require(bool(epochs) or steps >= self.rounds, "rounds", self.rounds, f"at most the {steps} steps of training")
-        scheme = get_scheme(self.weights.scheme)
-        check_first_turn(self.weights.scheme, scheme.first_turn, self.training)
         self.weights.check_adaptive(self.rollouts.first)
-        if scheme.grouped:
+        if self.weights.chain.scheme.grouped:
             require(
                 self.rollouts.samples >= 2,
                 "rollouts.samples",
                 self.rollouts.samples,
-                f"at least 2 with the weighting {self.weights.scheme!r}, which compares conversations of one prompt",
+                f"at least 2 with the scheme {self.weights.scheme!r}, which compares conversations of one prompt",
                 "16 is the published value.",
             )
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:
     """A recipe as plain nested values."""
-    values: dict[str, Any] = _plain(dataclasses.asdict(recipe))
+    values: dict[str, Any] = plain(dataclasses.asdict(recipe))
     return values
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
 
 
 def load_values(path: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any, Literal, TypedDict, get_args
 Role = Literal["system", "user", "assistant", "tool"]
 StopReason = Literal["success", "turns", "context", "error"]
 FinishReason = Literal["stop", "length"]
-TurnScope = Literal["terminal", "all", "first", "credited"]
 TokenNormalization = Literal["sum", "mean"]
 
 STOP_REASONS: tuple[str, ...] = get_args(StopReason)
@@ -151,6 +150,7 @@ class Example:
         token_ids: ``[L]`` the ids of the row, as recorded.
         sampled: ``[L]`` which of them the policy sampled and the loss may touch.
         weight: ``[L]`` what each token's negative log-likelihood is multiplied by; 0 where ``sampled`` is false.
+        mass: the largest ``|w|`` of its replies, by which optimizer steps are planned; 0 in rows that nobody plans.
     """
 
     trajectory_id: str
@@ -158,6 +158,7 @@ class Example:
     token_ids: tuple[int, ...]
     sampled: tuple[bool, ...]
     weight: tuple[float, ...]
+    mass: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from drift.baselines.config import OnlineConfig, Optimizer, PreferenceConfig
 from drift.baselines.live import Live, shaped_returns, training_row
 from drift.baselines.preference import balance, train_dpo, train_kto
 from drift.baselines.shared import Log, trl_version
-from drift.dataset.exports.config import ExportConfig
 from drift.environments.arithmetic import Arithmetic
 from drift.errors import ConfigError, TrainingError
+from drift.exports.config import ExportConfig
 from drift.policies import DEFAULT_MODEL
 from drift.policies.base import Sampling, derive_seed
 from drift.policies.hf import HFPolicy, load_model
@@ -56,7 +56,7 @@ def test_preference_settings_are_checked(settings: Any, message: str) -> None:
         ({"gamma": 1.5}, "online.gamma"),
         ({"loss": "ppo"}, "online.loss"),
         ({"scale": "all"}, "online.scale"),
-        ({"base": "luck"}, "online.base"),
+        ({"outcome": "luck"}, "online.outcome"),
         ({"kl": -0.1}, "online.kl"),
         ({"sampling": Sampling(temperature=0.0)}, "Greedy replies"),
     ],

@@ -17,10 +17,10 @@ from drift.baselines.live import Live
 from drift.baselines.online import train_online
 from drift.baselines.preference import train_dpo, train_kto
 from drift.cli.main import main
-from drift.dataset.exports.config import FORMATS, ExportConfig
 from drift.dataset.store import read_trajectories
 from drift.environments.arithmetic import Arithmetic
 from drift.errors import DatasetError, TrainingError
+from drift.exports.config import FORMATS, ExportConfig
 from drift.manifest import read_manifest
 from drift.policies import DEFAULT_MODEL
 from drift.policies.base import Sampling

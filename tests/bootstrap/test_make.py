@@ -8,8 +8,8 @@ from drift.bootstrap.calibration import calibrate, reply_probability
 from drift.bootstrap.config import Flaws, PretrainConfig
 from drift.bootstrap.make import make_default_policy
 from drift.bootstrap.pretrain import Encoder
+from drift.dataset.outcomes import outcomes
 from drift.dataset.store import read_trajectories
-from drift.dataset.weighing import outcomes
 from drift.evaluation.intervals import ratio_value
 from drift.evaluation.metrics import metrics, runs_of
 from drift.manifest import read_manifest
@@ -18,7 +18,6 @@ from drift.policies.base import Sampling
 from drift.policies.hf import load_model
 from drift.recipe import RolloutSettings
 from drift.types import Message
-from drift.weights.diagnostics import mixed_share
 
 SMALL = PretrainConfig(steps=40, knowing_steps=20, hidden=32, layers=1, heads=2, feed_forward=64, rows=32)
 
@@ -73,7 +72,11 @@ def test_the_shipped_policy_starts_where_the_papers_base_models_start(tmp_path: 
     assert found["distinct_answers"] is not None and found["distinct_answers"] < 0.5
     sampled = RolloutSettings(tasks=100, samples=16, sampling=Sampling(max_new_tokens=16))
     drawn = outcomes(read_trajectories(rollout(out=tmp_path / "sampled", settings=sampled)))
-    assert mixed_share(drawn.success_N, drawn.groups) >= 0.6
+    kinds: dict[str, set[bool]] = {}
+    for group, success in zip(drawn.groups, drawn.success_N.tolist(), strict=True):
+        kinds.setdefault(group, set()).add(success)
+    # Prompts that hold both successes and failures.
+    assert sum(len(found) == 2 for found in kinds.values()) >= 0.6 * len(kinds)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=16, temperature=0), Sampling(max_new_tokens=16)])

@@ -2,15 +2,18 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from drift.cli.main import VERBS, main
-from drift.cli.weigh import describe_beta, describe_rollouts
+from drift.dataset.store import TrajectoryWriter
 from drift.manifest import read_manifest
 from drift.recipe import built_in_recipes
+from drift.types import Trajectory
 
 # The whole pipeline on the shipped policy, as small as it can be and still be the real thing.
 QUICK = [
@@ -53,8 +56,18 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         (["run", "quickstart", "--weights.beta", "0"], 2, "weights.beta: got 0.0, expected a number > 0"),
         (["run", "quickstart", "--weights.beta", "much"], 2, "weights.beta"),
         (["run", "quickstart", "--weights.scheme", "drft", "--dry-run"], 2, "Did you mean 'drift'?"),
-        (["run", "quickstart", "--rollouts.samples", "1", "--dry-run"], 2, "at least 2 with the weighting 'drift'"),
-        (["run", "quickstart", "--weights.scheme", "bolt", "--dry-run"], 2, "turns: got 'terminal', expected first"),
+        (["run", "quickstart", "--rollouts.samples", "1", "--dry-run"], 2, "at least 2 with the scheme 'drift'"),
+        (
+            ["run", "quickstart", "--weights.scheme", "bolt", "--weights.turns", "all", "--dry-run"],
+            2,
+            "weights.turns: got 'all', expected first",
+        ),
+        (["run", "quickstart", "--weights.steps", "[drop_unsolvd]", "--dry-run"], 2, "Did you mean 'drop_unsolved'?"),
+        (["run", "quickstart", "--weights.turns", "{credited: {rejectd: 0}}", "--dry-run"], 2, "mean 'rejected'?"),
+        (["run", "quickstart", "--weights.settings", "{w_max: 9}", "--dry-run"], 2, "unknown setting 'w_max'"),
+        (["weigh", "nowhere", "--out", "x", "--scheme", "awr", "--settings.w_mx", "9"], 2, "Did you mean 'w_max'?"),
+        (["weigh", "nowhere", "--out", "x", "--scheme", "nowhere:mine"], 2, "'nowhere' can't be imported"),
+        (["train", "nowhere", "nowhere", "--out", "x", "--turns", "all"], 2, "unknown option '--turns'"),
         (["run", "nowhere.yaml"], 2, "no such file"),
         (["run", "quickstart", "--environment.name", "arithmetik", "--dry-run"], 2, "Did you mean 'arithmetic'?"),
         (["run", "quickstart", "--environment.settings", "{max_turn: 3}", "--dry-run"], 2, "Did you mean 'max_turns'?"),
@@ -127,10 +140,10 @@ def test_the_command_line_overrides_the_file_which_overrides_the_defaults(
 
 def test_the_temperature_may_be_a_number_or_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("weights: {beta: auto, kl_target: 0.4}\n")
+    path.write_text("weights: {beta: auto, ess_target: 0.4}\n")
     assert main(["run", "--dry-run", str(path)]) == 0
     weights = yaml.safe_load(capsys.readouterr().out)["weights"]
-    assert (weights["beta"], weights["kl_target"]) == ("auto", 0.4)
+    assert (weights["beta"], weights["ess_target"]) == ("auto", 0.4)
     for given, expected in (("auto", "auto"), ("0.3", 0.3)):
         assert main(["run", "quickstart", "--dry-run", "--weights.beta", given]) == 0
         assert yaml.safe_load(capsys.readouterr().out)["weights"]["beta"] == expected
@@ -138,30 +151,57 @@ def test_the_temperature_may_be_a_number_or_found(tmp_path: Path, capsys: pytest
     assert "expected a number with the scheme rwr" in capsys.readouterr().err
 
 
-def test_what_samples_told_is_said_in_a_few_lines() -> None:
-    needed = {
-        "0.5": {"median": 54.0, "most": 60.2, "more": 10021.0},
-        "0.1": {"median": None, "most": None, "more": 0.0},
-    }
-    rollouts = {"k": [1, 2], "mixed_share": [0.0, 0.25], "error": [3.7, None], "bound": [9.0, 8.0], "needed": needed}
-    assert list(describe_rollouts(rollouts)) == [
-        "mixed prompts by samples: 1: 0.0%, 2: 25.0%",
-        "relative error of Ẑ by samples, median of mixed prompts: 1: 3.7, 2: –",
-        "for an error of 50%: 54 samples of the median mixed prompt, 60 of nine in ten; "
-        "10,021 conversations more in all",
+@pytest.fixture
+def six(make_trajectory: Callable[..., Trajectory], tmp_path: Path) -> str:
+    """Two conversations of one turn about each of three prompts, of which one, none and both succeeded."""
+    solved = {("a", 0), ("c", 0), ("c", 1)}
+    with TrajectoryWriter(tmp_path / "data", {"trajectories": 6}, []) as writer:
+        for task in "abc":
+            for sample in range(2):
+                writer.append(make_trajectory(task, sample, (str(sample),), (task, sample) in solved))
+        writer.finish()
+    return str(tmp_path / "data")
+
+
+def test_weighing_says_in_a_few_sentences_what_came_of_it(
+    six: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # w = ±1 about prompt a and 0 about the others; of −1 a tenth of 1 is left, 0.9 of 2 in all.
+    assert main(["weigh", six, "--out", str(tmp_path / "swift"), "--scheme", "swift"]) == 0
+    digest = read_manifest(tmp_path / "swift", "weights")["weights_hash"]
+    assert capsys.readouterr().out.splitlines() == [
+        "3 of 6 conversations succeeded (50%).",
+        "1 of 3 prompts hold both successes and failures (33%); 1 without any success.",
+        "bound_negative (share 0.1) took 45.0% of the weight.",
+        "2 conversations have a weight; they count like 1 of equal weight.",
+        f"weights hash: {digest[:16]}",
     ]
-    assert list(describe_rollouts({"k": [1], "mixed_share": [0.0]})) == ["mixed prompts by samples: 1: 0.0%"]
-    found = {"per": "dataset", "quantiles": [0.25] * 5, "clamped": 0}
-    assert list(describe_beta(found)) == ["beta, one for all prompts: 0.25"]
-    out_of_reach = {"per": "dataset", "quantiles": None, "clamped": 1}
-    assert list(describe_beta(out_of_reach)) == ["beta, one for all prompts: 0, the best of each prompt alone"]
-    all_alike = {"per": "dataset", "quantiles": None, "clamped": 0, "success_share": 1.0}
-    assert list(describe_beta(all_alike)) == [
-        "beta, one for all prompts: any, all weigh the same; 100.0 % succeed, and as many are to count"
+    # (1 + q)²/(1 + q²) = 0.75 · 2 at q = e^{−1/β} = 2 − √3, of which β is 0.759. Then b's 2 of 6 go.
+    options = ["--beta", "auto", "--ess-target", "0.75", "--steps", "[drop_unsolved]"]
+    assert main(["weigh", six, "--out", str(tmp_path / "drift"), *options]) == 0
+    assert capsys.readouterr().out.splitlines()[2:5] == [
+        "β was found to be 0.759, at which 75% of a prompt's conversations count.",
+        "drop_unsolved took 33.3% of the weight; 2 conversations have no weight any more.",
+        "4 conversations have a weight; they count like 3 of equal weight.",
     ]
-    each = {"per": "group", "quantiles": [0.1, 0.2, 0.3, 0.4, 0.5], "clamped": 3, "equal_returns": 0}
-    assert "0.1, 0.2, 0.3, 0.4, 0.5; 3 prompts can't reach" in next(describe_beta(each))
-    assert list(describe_beta(None)) == []
+
+
+def test_a_chain_is_given_by_options_and_its_scheme_may_be_a_function_of_the_working_directory(
+    six: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_scheme_of_a_cli_test.py").write_text(
+        "def mine(returns_N, group_N, *, success_N, failed: float):\n    return success_N - failed * (1 - success_N)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    scheme = ["--scheme", "own_scheme_of_a_cli_test:mine", "--settings", "{failed: 0.5}"]
+    chain = ["--turns", "{credited: -1}", "--steps", "[bound_negative: 0.25, skip_small: null]"]
+    assert main(["weigh", six, "--out", "weights", *scheme, *chain]) == 0
+    record = read_manifest(tmp_path / "weights", "weights")["chain"]
+    assert (record["scheme"], record["settings"]) == ("own_scheme_of_a_cli_test:mine", {"failed": 0.5})
+    assert (record["turns"], record["steps"]) == ({"credited": {"rejected": -1}}, [{"bound_negative": {"share": 0.25}}])
+    # a: 1 and −0.5, of which 0.25 is left; b has no positive weight and loses its negative ones.
+    rows = pq.read_table(tmp_path / "weights" / "weights.parquet").to_pylist()
+    assert [row["weights"] for row in rows] == [[1.0], [-0.25], [0.0], [0.0], [1.0], [1.0]]
 
 
 @pytest.mark.parametrize("name", built_in_recipes())
@@ -179,7 +219,9 @@ def test_a_recipe_runs_end_to_end_and_again_without_doing_anything_twice(
     assert "multi@5" in printed and "tuned" in printed and str(out / "report.html") in printed.replace("\n", "")
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
     assert recipe["rollouts"]["tasks"] == 24
-    assert "Conversations before and after" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    chain = "success (γ 0.9, λ 0.5) → drift (beta 0.1) → terminal → skip_small (share 0.001)"
+    assert "Conversations before and after" in page and chain in page
     kept = {name: stamp for name, stamp in files(out).items() if "shards" in name or name.startswith("model/model")}
     assert main(["run", str(out / "recipe.yaml"), "--out", str(out)]) == 0
     assert {name: files(out)[name] for name in kept} == kept
@@ -206,11 +248,11 @@ def test_stages_one_by_one_do_what_the_recipe_does(tmp_path: Path, capsys: pytes
     rollout = ["rollout", "guess", "--out", data, "--tasks", "12", "--samples", "4"]
     assert main([*rollout, "--sampling.max_new_tokens", "16"]) == 0
     assert "trajectories 48" in capsys.readouterr().out
-    assert main(["weigh", data, "--out", weights, "--scheme", "swift", "--beta", "0.2"]) == 0
-    assert "mixed_share" in capsys.readouterr().out
+    assert main(["weigh", data, "--out", weights, "--scheme", "swift"]) == 0
+    assert "prompts hold both successes and failures" in capsys.readouterr().out
     train = ["train", data, weights, "--out", model, "--max_steps", "2", "--batch_size", "8"]
-    assert main([*train, "--turns", "all", "--normalization", "mean"]) == 0
-    assert "2 steps; rows" in capsys.readouterr().out
+    assert main([*train, "--plan", "balanced", "--normalization", "mean"]) == 0
+    assert "2 steps; conversations 48, rows " in capsys.readouterr().out
     evaluate = ["evaluate", "guess", "--out", str(tmp_path / "evaluation"), "--tasks", "10", "--samples", "0"]
     policies = json.dumps({"base": "default", "tuned": model})
     assert main([*evaluate, "--policies", policies, "--seen", data, "--sampling.max_new_tokens", "16"]) == 0

@@ -20,9 +20,10 @@ CHANGES = {
     "drift": {},
     "drift-no-repetition": {"weights.repetition": 0.0},
     "drift-format": {"weights.format_failure": 0.1},
-    "drift-all-turns": {"training.turns": "all"},
+    "drift-all-turns": {"weights.turns": "all"},
     "drift-mean": {"training.normalization": "mean"},
-    "drift-drop": {"weights.no_success": "drop"},
+    "drift-drop": {"weights.steps": ["drop_unsolved"]},
+    "drift-averaged": {"weights.scheme": "drift_averaged"},
     "drift-refresh": {"rounds": 2},
     "sft": {"weights.scheme": "sft"},
     "rft": {"weights.scheme": "rft"},
@@ -30,14 +31,14 @@ CHANGES = {
     "swift": {"weights.scheme": "swift"},
     "rwr": {"weights.scheme": "rwr"},
     "awr": {"weights.scheme": "awr"},
-    "drift-credited": {"training.turns": "credited"},
-    "drift-shrink": {"weights.no_success": "shrink"},
+    "drift-credited": {"weights.turns": "credited"},
+    "drift-shrink": {"weights.steps": ["shrink_unsolved"]},
     "drift-auto": {"weights.beta": "auto"},
     "star": {"weights.scheme": "star"},
     "star-gate": {"weights.scheme": "star_gate"},
-    "bolt": {"weights.scheme": "bolt", "training.turns": "first"},
-    "refit-all-turns": {"weights.scheme": "refit", "training.turns": "all"},
-    "swift-all-turns": {"weights.scheme": "swift", "training.turns": "all"},
+    "bolt": {"weights.scheme": "bolt"},
+    "refit-terminal": {"weights.scheme": "refit", "weights.turns": "terminal"},
+    "swift-terminal": {"weights.scheme": "swift", "weights.turns": "terminal"},
     "group-relative": {"weights.scheme": "group_relative"},
 }
 # And what each method of another trainer says of its own settings.
@@ -64,12 +65,17 @@ def test_a_method_changes_its_own_keys_and_no_other(name: str) -> None:
 
 
 def test_a_method_of_one_s_own_is_nested_or_dotted_and_keeps_what_the_recipe_says() -> None:
-    own = own_methods({"soft": {"weights": {"beta": 0.3}, "training.turns": "all"}}, "mine.yaml")
+    own = own_methods({"soft": {"weights": {"beta": 0.3}, "weights.turns": "all"}}, "mine.yaml")
     recipe = plan_of(Recipe(weights=WeightConfig(gamma=0.8)), own["soft"], 2).recipe
-    assert (recipe.weights.beta, recipe.weights.gamma, recipe.training.turns, recipe.seed) == (0.3, 0.8, "all", 2)
-    own = own_methods({"mine": {"weights.parameters.power": 2.0}}, "mine.yaml")
-    start = Recipe(weights=WeightConfig(parameters={"other": 1.0}))
-    assert plan_of(start, own["mine"], 1).recipe.weights.parameters == {"other": 1.0, "power": 2.0}
+    assert (recipe.weights.beta, recipe.weights.gamma, recipe.weights.turns, recipe.seed) == (0.3, 0.8, "all", 2)
+    # Settings, turns and steps are mappings and lists themselves, and replace the recipe's as a whole.
+    changes = {"settings": {"w_max": 3.0}, "turns": {"credited": -0.5}, "steps": [{"skip_small": 0.01}]}
+    own = own_methods({"nested": {"weights": changes}}, "mine.yaml")
+    own |= own_methods({"dotted": {f"weights.{key}": value for key, value in changes.items()}}, "mine.yaml")
+    start = Recipe(weights=WeightConfig(scheme="awr", beta=0.3, settings={"w_max": 9.0}, steps=["drop_unsolved"]))
+    for name in ("nested", "dotted"):
+        recipe = plan_of(start, own[name], 1).recipe
+        assert recipe.weights == WeightConfig(scheme="awr", beta=0.3, **changes)
     # YAML reads 1e-3 as text; β may be a number or a word.
     own = own_methods({"mine": {"training.learning_rate": "1e-3", "weights.beta": "auto"}}, "mine.yaml")
     recipe = plan_of(Recipe(), own["mine"], 1).recipe
@@ -82,6 +88,19 @@ def test_changes_are_made_at_once_so_that_their_order_does_not_matter() -> None:
     for overrides in ({"weights.beta": 0.2, "weights.scheme": "rwr"}, {"weights.scheme": "rwr", "weights.beta": 0.2}):
         plan = plan_of(start, own_methods({"mine": overrides}, "mine.yaml")["mine"], 1)
         assert (plan.recipe.weights.scheme, plan.recipe.weights.beta) == ("rwr", 0.2)
+
+
+def test_what_belongs_to_the_scheme_of_the_recipe_does_not_go_with_another() -> None:
+    weights = WeightConfig(scheme="awr", beta=0.3, gamma=0.8, turns="all", settings={"w_max": 9.0})
+    recipe = Recipe(weights=weights)
+    # A β goes with any scheme that has one, settings and turns with awr alone.
+    assert plan_of(recipe, METHODS["awr"], 1).recipe.weights == weights
+    assert plan_of(recipe, METHODS["rwr"], 1).recipe.weights == WeightConfig(scheme="rwr", beta=0.3, gamma=0.8)
+    assert plan_of(recipe, METHODS["rft"], 1).recipe.weights == WeightConfig(scheme="rft", gamma=0.8)
+    # A β that is to be found is for drift and bolt; awr has its own again.
+    found = Recipe(weights=WeightConfig(beta="auto"))
+    assert plan_of(found, METHODS["awr"], 1).recipe.weights == WeightConfig(scheme="awr")
+    assert plan_of(found, METHODS["drift-drop"], 1).recipe.weights.beta == "auto"
 
 
 @pytest.mark.parametrize("name", ["dpo", "dpo-final", "dpo-step", "kto"])
@@ -135,6 +154,8 @@ def test_a_missing_trainer_is_found_before_any_work(
         ({"a": {"weights": {"gama": 1}}}, "Did you mean 'weights.gamma'?"),
         ({"a": {"rollouts.samples": 4}}, "got rollouts.samples, expected keys of weights, training, rounds"),
         ({"a": {"weights.beta": "much"}}, "method 'a'"),
+        ({"a": {"weights.setings": {"w_max": 1}}}, "Did you mean 'weights.settings'?"),
+        ({"a": {"training.turns": "all"}}, "unknown key 'training.turns'"),
         ({"a": {"trainer": "preferences"}}, "trainer: got 'preferences', expected weighted, preference, online"),
         ({"a": {"preference.beta": 1}}, "got preference.beta, expected keys of weights, training, rounds"),
         ({"a": {"trainer": "preference", "weights.beta": 1}}, "got weights.beta, expected keys of preference"),
@@ -250,7 +271,7 @@ def test_files_with_mistakes_are_refused_before_any_work(
             ["--evaluation.quality.kl", "10"],
             "evaluation.quality: got 'kl or a judge', expected neither in a comparison",
         ),
-        (["--rollouts.samples", "1"], "at least 2 with the weighting 'drift'"),
+        (["--rollouts.samples", "1"], "at least 2 with the scheme 'drift'"),
         (["--training.max_steps", "1", "--methods", "sft,drift-refresh"], "method 'drift-refresh': rounds: got 2"),
     ],
 )

@@ -26,8 +26,8 @@ from drift.weights.config import WeightConfig
 
 RECIPE = Recipe(
     rollouts=RolloutSettings(tasks=16, samples=4, sampling=Sampling(max_new_tokens=16)),
-    # Returns can be negative with it, which refit refuses.
-    weights=WeightConfig(repetition=0.5),
+    # Returns can be negative with this λ, which refit refuses; β is as quickstart has it.
+    weights=WeightConfig(beta=0.1, repetition=0.5),
     training=TrainingConfig(max_steps=3, batch_size=8, learning_rate=1e-3, save_steps=1, rows_together=1),
     evaluation=EvaluationSettings(tasks=16, samples=1),
 )
@@ -196,7 +196,7 @@ def test_a_recipe_from_before_a_setting_was_there_is_read_with_its_default(tmp_p
     del older["weights"]["gamma"], older["rounds"]
     path.write_text(yaml.safe_dump(older))
     check_claim(values, tmp_path)
-    with pytest.raises(ConfigError, match=r"recipe: weights.gamma: 0.9 -> 0.8\. "):
+    with pytest.raises(ConfigError, match=r"recipe: weights.gamma: None -> 0.8\. "):
         check_claim(to_dict(replace(RECIPE, weights=replace(RECIPE.weights, gamma=0.8))), tmp_path)
 
 

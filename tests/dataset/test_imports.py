@@ -422,11 +422,12 @@ def test_imported_conversations_are_weighed_and_trained_without_an_environment(
 ) -> None:
     rows = [row(f"{a} + 1?", f"{a + k}", "sure?", f"{a + 1}", reward=float(k)) for a in range(4) for k in range(2)]
     data = imported(rows)
-    weights = drift.weigh(data, scheme="swift", base="reward", gamma=1.0, out=tmp_path / "weights")
+    weights = drift.weigh(data, scheme="swift", outcome="reward", out=tmp_path / "weights")
     table = pq.read_table(weights / "weights.parquet").to_pylist()
-    # Two rewards per prompt, 0 and 1: mean 1/2, standard deviation 1/2.
-    assert {(entry["return"], entry["weight"]) for entry in table} == {(0.0, -1.0), (1.0, 1.0)}
-    settings: dict[str, Any] = {"turns": "all", "max_steps": 1, "batch_size": 8}
+    # Two rewards per prompt, 0 and 1: mean 1/2, standard deviation 1/2, so w = ±1 for both replies. Of the negative
+    # weights a tenth of the positive ones is left.
+    assert [(entry["return"], entry["weights"]) for entry in table] == 4 * [(0.0, [-0.1, -0.1]), (1.0, [1.0, 1.0])]
+    settings: dict[str, Any] = {"max_steps": 1, "batch_size": 8}
     model = drift.train(data, weights, out=tmp_path / "model", **settings)
     assert read_manifest(model, "model")["counts"]["rows"] == 8
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from drift.dataset.outcomes import outcomes
 from drift.dataset.store import read_trajectories
-from drift.dataset.weighing import compute_weights, outcomes
 from drift.environments import make_environment
 from drift.environments.clarify import Clarify
 from drift.environments.conformance import check_environment
@@ -28,6 +28,7 @@ from drift.rollouts.collect import Collection, collect
 from drift.types import Completion, Task
 from drift.verifiers.judge import CRITERIA
 from drift.weights.config import WeightConfig
+from drift.weights.stage import compute_weights
 
 from .playing import play
 
@@ -205,7 +206,7 @@ def test_questions_are_neither_repeated_answers_nor_format_failures(files: dict,
     found = read_trajectories(tmp_path)
     made = outcomes(found)
     assert set(made.turns_N.tolist()) == {3} and set(made.graded_N.tolist()) == {1}
-    returns_N, _, _ = compute_weights(made, WeightConfig(repetition=0.5, format_failure=0.1, gamma=0.9))
+    returns_N = compute_weights(made, WeightConfig(repetition=0.5, format_failure=0.1, gamma=0.9)).returns_N
     for value, trajectory in zip(returns_N, found, strict=True):
         last = trajectory.turns[-1].step
         # 0.9² for success; an unreadable final answer is one format failure and no answer at all.

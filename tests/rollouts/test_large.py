@@ -68,7 +68,7 @@ def test_a_conversation_of_a_hundred_thousand_tokens(tmp_path: Path) -> None:
     weights = weigh(data, scheme="sft", out=tmp_path / "weights")
     # Longer than the model's context: skipped and counted, as docs/artifacts.md says; here that leaves nothing.
     small = {"any_policy": True, "max_steps": 1, "batch_size": 4, "save_steps": 0}
-    with pytest.raises(TrainingError, match=r"no rows to train on: .*'skipped_too_long': 6"):
+    with pytest.raises(TrainingError, match=r"no rows to train on, .*'skipped_too_long': 6"):
         train(data, weights, out=tmp_path / "model", **small)
     policies = {"base": "scripted:<answer>1</answer>", "long": long}
     evaluated = evaluate(

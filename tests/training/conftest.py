@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from drift.dataset.store import TrajectoryWriter
-from drift.dataset.weighing import read_weights, weigh_dataset
 from drift.policies.hf import fingerprint, load_model
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
+from drift.weights.stage import weigh_dataset
+from drift.weights.table import read_weights
 
 
 @pytest.fixture
@@ -49,6 +50,6 @@ def uneven(tmp_path: Path, tiny_model: Path, make_trajectory: Callable[..., Traj
             writer.append(trajectory)
         writer.finish()
     weigh_dataset(tmp_path / "data", WeightConfig(scheme="swift"), tmp_path / "weights")
-    weights = read_weights(tmp_path / "weights", tmp_path / "data").weights_N
+    weights = read_weights(tmp_path / "weights", tmp_path / "data").weights_T
     assert weights.min() < 0 < weights.max()
     return tmp_path / "data", tmp_path / "weights"

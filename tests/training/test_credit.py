@@ -1,27 +1,30 @@
 """Training on first replies alone, and on conversations whose mistakes are left out or pushed away."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from drift.api import train
+from drift.dataset.outcomes import is_rejected, outcomes
 from drift.dataset.store import TrajectoryWriter
-from drift.dataset.table import WeightTable
-from drift.dataset.weighing import weigh_dataset
 from drift.errors import ConfigError
 from drift.manifest import read_manifest
 from drift.policies.hf import fingerprint, load_model
 from drift.training.config import TrainingConfig
-from drift.training.examples import count_rejected, rows_of
-from drift.training.weighting import weights_to_train
+from drift.training.examples import rows_of
 from drift.types import Trajectory
-from drift.weights.config import WeightConfig
+from drift.weights.config import WeightConfig, link
+from drift.weights.stage import compute_weights, weigh_dataset
+from drift.weights.steps import bound_negative
+from drift.weights.table import read_weights
+from drift.weights.turns import REGISTRY as TURNS
+from drift.weights.turns import Conversations
 
 Make = Callable[..., Trajectory]
 
@@ -43,7 +46,7 @@ def data(tmp_path: Path, tiny_model: Path, make_trajectory: Make) -> tuple[Path,
 
 
 def settings(**changes: Any) -> TrainingConfig:
-    plain = {"max_steps": 8, "batch_size": 16, "learning_rate": 5e-4, "save_steps": 0}
+    plain = {"max_steps": 8, "batch_size": 16, "plan": "uniform", "learning_rate": 5e-4, "save_steps": 0}
     return TrainingConfig(**{**plain, **changes})
 
 
@@ -57,15 +60,19 @@ def score(folder: Path, trajectory: Trajectory, turn: int) -> float:
     return float(logprobs[len(prompt) - 1 :].sum())
 
 
+def weigh_into(data: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    return weigh_dataset(data, WeightConfig(**settings), out)
+
+
 def test_weights_of_first_replies_train_first_replies_alone(
     data: tuple[Path, list[Trajectory]], tiny_model: Path, tmp_path: Path
 ) -> None:
     folder, made = data
-    weigh_dataset(folder, WeightConfig(scheme="bolt"), tmp_path / "w")
-    with pytest.raises(ConfigError, match=r"training\.turns: got 'terminal', expected first.*bolt"):
-        train(folder, tmp_path / "w", out=tmp_path / "x", base=str(tiny_model), config=settings())
-    out = train(folder, tmp_path / "w", out=tmp_path / "m", base=str(tiny_model), config=settings(turns="first"))
-    assert read_manifest(out, "model")["turns"] == "first"
+    with pytest.raises(ConfigError, match=r"weights\.turns: got 'terminal', expected first.*bolt"):
+        WeightConfig(scheme="bolt", turns="terminal")
+    assert weigh_into(folder, tmp_path / "w", scheme="bolt")["chain"]["turns"] == "first"
+    out = train(folder, tmp_path / "w", out=tmp_path / "m", base=str(tiny_model), config=settings())
+    assert read_manifest(out, "model")["weights"]["turns"] == "first"
     right, mistaken = made[1], made[0]
     rise = [score(out, each, 0) - score(tiny_model, each, 0) for each in (right, mistaken)]
     assert rise[0] > rise[1] + 0.5
@@ -75,19 +82,66 @@ def test_mistakes_on_the_way_to_a_success_are_imitated_left_out_or_pushed_away(
     data: tuple[Path, list[Trajectory]], tiny_model: Path, tmp_path: Path
 ) -> None:
     folder, made = data
-    weigh_dataset(folder, WeightConfig(scheme="rft"), tmp_path / "w")
     rises = []
     for name, change in (
         ("all", {"turns": "all"}),
         ("left", {"turns": "credited"}),
-        ("pushed", {"turns": "credited", "rejected": -0.5, "max_negative_share": None}),
+        ("pushed", {"turns": {"credited": -0.5}, "steps": [{"bound_negative": None}]}),
+        ("last", {"turns": "terminal"}),
     ):
-        out = train(folder, tmp_path / "w", out=tmp_path / name, base=str(tiny_model), config=settings(**change))
+        weights = tmp_path / f"weights-{name}"
+        weigh_into(folder, weights, scheme="rft", **change)
+        out = train(folder, weights, out=tmp_path / name, base=str(tiny_model), config=settings())
         rises.append(score(out, made[0], 0) - score(tiny_model, made[0], 0))
     assert rises[0] > rises[1] + 0.5 > rises[2] + 1.0
     # Left out, the mistake is what it is when last replies alone are trained.
-    out = train(folder, tmp_path / "w", out=tmp_path / "last", base=str(tiny_model), config=settings())
-    assert score(out, made[0], 0) - score(tiny_model, made[0], 0) == pytest.approx(rises[1], abs=1e-3)
+    assert rises[3] == pytest.approx(rises[1], abs=1e-3)
+
+
+def test_credit_is_given_reply_by_reply(make_trajectory: Make) -> None:
+    """A question, a mistake, a step that earns a part of the reward, and the last reply, a failure."""
+    asked, mistaken, partly, failed = make_trajectory("t", 0, ("1", "2", "3", "4"), rewards=(0, 0, 0.25, 0)).turns
+    asked = replace(asked, step=replace(asked.step, graded=False, answer=None))
+    steps = [
+        (asked, mistaken, partly, failed),
+        make_trajectory("t", 1, ("1", "2", "3"), True).turns,
+        make_trajectory("t", 2, ("7",)).turns,
+    ]
+    made = [replace(make_trajectory("t", k), turns=turns) for k, turns in enumerate(steps)]
+    seen = outcomes(made)
+    data = conversations_of(made)
+    assert seen.rejected_T.tolist() == [False, True, False, False, True, True, False, False]
+    for rejected, weights, expected in (
+        (0.0, (2.0, 1.5, -1.0), [2.0, 0, 2.0, 2.0, 0, 0, 1.5, -1.0]),
+        (-0.25, (2.0, 1.0, -1.0), [2.0, -0.5, 2.0, 2.0, -0.25, -0.25, 1.0, -1.0]),
+        # A mistake is pushed away whatever the sign of the weight.
+        (-0.25, (-2.0, 0.0, 3.0), [-2.0, -0.5, -2.0, -2.0, 0, 0, 0, 3.0]),
+    ):
+        spread = link({"credited": rejected}, TURNS, "weights.turns")
+        assert spread(np.array(weights), data).tolist() == expected
+        # Without a factor it is what is given by default; and where every earlier reply was rejected, terminal.
+        if not rejected:
+            assert link("credited", TURNS, "weights.turns")(np.array(weights), data).tolist() == expected
+            assert link("terminal", TURNS, "weights.turns")(np.array(weights), data).tolist()[4:] == expected[4:]
+    for wrong in (0.5, -1.5):
+        with pytest.raises(ConfigError, match=rf"weights\.turns\.credited: got {wrong}, expected a number from -1"):
+            link({"credited": wrong}, TURNS, "weights.turns")(np.ones(3), data)
+
+
+def conversations_of(made: list[Trajectory]) -> Conversations:
+    seen = outcomes(made)
+    none_N = np.zeros(len(made), bool)
+    return Conversations(
+        group_N=seen.group_index(),
+        returns_N=np.zeros(len(made)),
+        success_N=seen.success_N,
+        reward_N=seen.reward_N,
+        turns_N=seen.turns_N,
+        sample_N=seen.sample_N,
+        first_wrong_N=none_N,
+        stopped_N=seen.success_N,
+        rejected_T=seen.rejected_T,
+    )
 
 
 def test_the_bound_on_negative_weights_holds_for_rejected_replies_as_for_negative_conversations(
@@ -99,38 +153,49 @@ def test_the_bound_on_negative_weights_holds_for_rejected_replies_as_for_negativ
         make_trajectory(f"t{n}", k, ("7",) * int(rng.integers(1, 5)), k % 3 == 0) for n in range(6) for k in range(5)
     ]
     weights_N = rng.normal(size=len(made)) + np.repeat([0.6, 0.6, 0.6, 0.0, 0.0, -9.0], 5)
-    ids, groups = (pa.chunked_array([[getattr(t, name) for t in made]]) for name in ("id", "group_id"))
-    table = WeightTable(ids=ids, groups=groups, weights_N=weights_N)
-    rejections = {trajectory.id: count_rejected(trajectory) for trajectory in made}
+    data = conversations_of(made)
+    ends = np.cumsum(data.turns_N)
     for share, rejected in ((0.1, -0.5), (0.1, -1.0), (0.0, -0.3), (100.0, -0.5)):
-        config = TrainingConfig(turns="credited", rejected=rejected, max_negative_share=share, skip_mass=0.0)
-        found = weights_to_train(table, config, 1, rejections)
-        negative = dict.fromkeys(groups.to_pylist(), 0.0)
-        for at, trajectory in enumerate(made):
-            weight, pushed = float(found.weights_N[at]), float(found.rejected_N[at])
-            for row in rows_of(trajectory, weight, turns="credited", normalization="mean", rejected=pushed):
+        spread_T = link({"credited": rejected}, TURNS, "weights.turns")(weights_N, data)
+        found = np.split(bound_negative(spread_T, data, share=share), ends[:-1])
+        negative = dict.fromkeys([t.group_id for t in made], 0.0)
+        for trajectory, weights_of_replies in zip(made, found, strict=True):
+            for row in rows_of(trajectory, weights_of_replies.tolist(), normalization="mean"):
                 negative[trajectory.group_id] -= sum(value for value in row.weight if value < 0)
         for group, down in negative.items():
-            own = [(w, t) for w, t in zip(weights_N, made, strict=True) if t.group_id == group]
-            up = sum(w for w, _ in own if w > 0)
-            before = sum(max(-w, 0.0) - rejected * abs(w) * (len(t.turns) - 1) for w, t in own)
+            up = before = 0.0
+            for trajectory, weight in zip(made, weights_N.tolist(), strict=True):
+                if trajectory.group_id != group:
+                    continue
+                for turn in trajectory.turns:
+                    mistake = turn is not trajectory.turns[-1] and is_rejected(turn.step)
+                    value = rejected * abs(weight) if mistake else weight
+                    up, before = up + max(value, 0.0), before + max(-value, 0.0)
             assert down == pytest.approx(min(before, share * up), rel=1e-9, abs=1e-12)
-        assert np.array_equal(found.weights_N[weights_N > 0], weights_N[weights_N > 0])
-        assert found.record["max_negative_share"]["rejected_replies"] == sum(rejections.values())
+        kept_T = spread_T >= 0
+        assert np.array_equal(np.concatenate(found)[kept_T], spread_T[kept_T])
 
 
 def test_pushing_rejected_replies_away_is_bounded_by_default(
     data: tuple[Path, list[Trajectory]], tiny_model: Path, tmp_path: Path
 ) -> None:
     folder, made = data
-    weigh_dataset(folder, WeightConfig(scheme="rft"), tmp_path / "w")
     falls = {}
-    for share in (None, 0.1, 0.0):
-        config = settings(turns="credited", rejected=-1.0, max_negative_share=share)
-        out = train(folder, tmp_path / "w", out=tmp_path / f"m{share}", base=str(tiny_model), config=config)
-        falls[share] = score(tiny_model, made[0], 0) - score(out, made[0], 0)
-        told = read_manifest(out, "model").get("max_negative_share")
-        # Half of the conversations have one rejected reply, and every one weighs 1.
-        expected = {"negative_weights": 0, "bounded_groups": 4, "negative_share": 0.5, "rejected_replies": 8}
-        assert told == (None if share is None else expected)
-    assert falls[None] > falls[0.1] + 0.2 and falls[0.1] > falls[0.0]
+    for name, steps in (("none", [{"bound_negative": None}]), ("default", []), ("zero", [{"bound_negative": 0.0}])):
+        manifest = weigh_into(folder, tmp_path / name, scheme="rft", turns={"credited": -1.0}, steps=steps)
+        # Half of the conversations have one rejected reply, and every one weighs 1: 4 up, 2 down for each prompt.
+        values = np.sort(read_weights(tmp_path / name, folder).weights_T)
+        pushed = {"none": -1.0, "default": -0.1 * 4 / 2, "zero": 0.0}[name]
+        assert values.tolist() == pytest.approx([pushed] * 8 + [1.0] * 16, rel=1e-9)
+        taken = {next(iter(each["step"])): each["share"] for each in manifest["diagnostics"]["steps"]}
+        assert taken.get("bound_negative") == pytest.approx({"none": None, "default": 6.4 / 24, "zero": 8 / 24}[name])
+        out = train(folder, tmp_path / name, out=tmp_path / f"m-{name}", base=str(tiny_model), config=settings())
+        falls[name] = score(tiny_model, made[0], 0) - score(out, made[0], 0)
+        assert read_manifest(out, "model")["weights"] == manifest["chain"]
+    assert falls["none"] > falls["default"] + 0.2 and falls["default"] > falls["zero"]
+
+
+def test_credited_weights_come_out_of_weighing_reply_by_reply(data: tuple[Path, list[Trajectory]]) -> None:
+    made = data[1]
+    config = WeightConfig(scheme="rft", turns={"credited": -0.3}, steps=[{"bound_negative": None}])
+    assert compute_weights(outcomes(made), config).weights_T.tolist() == [-0.3, 1.0, 1.0] * 8

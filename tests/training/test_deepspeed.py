@@ -26,7 +26,7 @@ STAGES = ["zero2", "zero3"]
 
 def settings(**changes: Any) -> TrainingConfig:
     defaults = {"max_steps": 20, "batch_size": 12, "tokens_per_batch": 200, "learning_rate": 1e-3, "save_steps": 0}
-    return TrainingConfig(**{**defaults, "turns": "all", "log_steps": 1, **changes})
+    return TrainingConfig(**{**defaults, "log_steps": 1, **changes})
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
@@ -130,7 +130,7 @@ def test_killed_at_random_moments_it_ends_as_unbroken(
     whole = train(*uneven, out=tmp_path / "whole", base=str(tiny_model), config=settings(**given), device="cpu")
     out = tmp_path / "broken"
     line = [sys.executable, "-m", "drift", "train", *map(str, uneven), "--out", str(out), "--base", str(tiny_model)]
-    line += ["--device", "cpu", "--turns", "all", "--batch_size", "12", "--tokens_per_batch", "200"]
+    line += ["--device", "cpu", "--batch_size", "12", "--tokens_per_batch", "200"]
     line += ["--learning_rate", "1e-3", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
     moments, killed_after = random.Random(7), []
     for number in range(3):

@@ -16,24 +16,32 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from drift.api import train, weigh
 from drift.checksums import sum_of
 from drift.dataset.store import TrajectoryWriter
-from drift.dataset.weighing import read_weights
 from drift.errors import ConfigError, DatasetError, TrainingError
 from drift.policies.hf import fingerprint, load_model
 from drift.training.config import TrainingConfig
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
 from drift.weights.schemes import SCHEMES
+from drift.weights.table import read_weights
 
 Make = Callable[..., Trajectory]
 # A token that one trajectory has sampled, and no other.
 RARE = 250
 # What the only conversation of a prompt weighs: its share of Ẑ times K = 1, the best there is, e^0; or (r − μ) = 0.
-LONE = {"drift": 1.0, "bolt": 1.0, "star_gate": 1.0, "awr": 1.0, "swift": 0.0, "group_relative": 0.0}
+LONE = {
+    "drift": 1.0,
+    "drift_averaged": 1.0,
+    "bolt": 1.0,
+    "star_gate": 1.0,
+    "awr": 1.0,
+    "swift": 0.0,
+    "group_relative": 0.0,
+}
 
 
 def settings(**change: object) -> TrainingConfig:
     small = {"max_steps": 40, "batch_size": 4, "save_steps": 1, "log_steps": 40, "warmup": 0.0, "rows_together": 1}
-    return TrainingConfig(**{**small, "learning_rate": 1e-3, **change})  # type: ignore[arg-type]
+    return TrainingConfig(**{**small, "plan": "uniform", "learning_rate": 1e-3, **change})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +112,7 @@ def test_a_gradient_that_overflows_stops_before_the_step(
 ) -> None:
     # Losses of some 1e30 are numbers; squares of their gradients are not.
     data = stored(tmp_path / "data", mixed(make_trajectory, rewards=(0.0, 1e30)), tiny_model)
-    weights = weigh(data, scheme="refit", base="reward", out=tmp_path / "weights")
+    weights = weigh(data, scheme="refit", outcome="reward", out=tmp_path / "weights")
     for norm in (1.0, 0.0):
         out = tmp_path / f"model-{norm}"
         with pytest.raises(
@@ -135,18 +143,19 @@ def test_a_weight_that_is_no_number_is_named(tiny_model: Path, tmp_path: Path, m
     weights = weigh(data, scheme="sft", out=tmp_path / "weights")
     path, manifest = weights / "weights.parquet", weights / "manifest.json"
     table = pq.read_table(path)
-    values = table.column("weight").to_numpy().copy()
-    values[[3, 7]] = math.nan, math.inf
-    pq.write_table(table.set_column(table.schema.get_field_index("weight"), "weight", pa.array(values)), path)
+    values = table.column("weights").to_pylist()
+    values[3][1], values[7][0] = math.nan, math.inf
+    pq.write_table(table.set_column(table.schema.get_field_index("weights"), "weights", pa.array(values)), path)
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "file_sum": sum_of(path)}))
     name = table.column("id")[3].as_py()
-    with pytest.raises(DatasetError, match=f"2 weights are not finite; that of trajectory '{name}' is nan, expected"):
+    with pytest.raises(
+        DatasetError, match=f"2 weights are not finite; a reply of conversation '{name}' has nan, expected"
+    ):
         train(data, weights, out=tmp_path / "model", base=str(tiny_model), config=settings())
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_groups_of_one(tiny_model: Path, tmp_path: Path, make_trajectory: Make, scheme: str) -> None:
-    turns = "first" if SCHEMES[scheme].first_turn else "terminal"
     alone = [make_trajectory(f"a{i}", 0, ("1", "2"), solved=i % 2 == 0) for i in range(6)]
     data = stored(tmp_path / "alone", alone, tiny_model)
     found = tmp_path / "weights"
@@ -156,17 +165,18 @@ def test_groups_of_one(tiny_model: Path, tmp_path: Path, make_trajectory: Make, 
         data = stored(tmp_path / "mixed", [*alone, *mixed(make_trajectory)], tiny_model)
         table = read_weights(weigh(data, scheme=scheme, out=found), data)
         weight = table.by_id()
-        lone = {weight[name] for name in weight if name.startswith("a")}
-        assert lone == {LONE[scheme]}
+        lone = {tuple(weight[name]) for name in weight if name.startswith("a")}
+        own = LONE[scheme]
+        assert lone == {{"terminal": (0.0, own), "first": (own, 0.0), "all": (own, own)}[SCHEMES[scheme].turns]}
     else:
         table = read_weights(weigh(data, scheme=scheme, out=found), data)
-    assert np.isfinite(table.weights_N).all() and (table.weights_N != 0).any()
+    assert np.isfinite(table.weights_T).all() and (table.weights_T != 0).any()
     model = train(
         data,
         found,
         out=tmp_path / "model",
         base=str(tiny_model),
-        config=settings(max_steps=2, turns=turns, save_steps=0),
+        config=settings(max_steps=2, save_steps=0),
     )
     lines = (model / "metrics.jsonl").read_text().splitlines()
     assert all(math.isfinite(json.loads(line)["loss"]) for line in lines)
@@ -177,7 +187,7 @@ def test_all_weights_zero_is_refused_in_words(tiny_model: Path, tmp_path: Path, 
     data = stored(tmp_path / "data", failures, tiny_model)
     for change in (
         {"scheme": "rft"},
-        {"scheme": "drift", "no_success": "drop"},
+        {"scheme": "drift", "steps": ["drop_unsolved"]},
         {"scheme": "swift", "repetition": 0.0},
     ):
         with pytest.raises(ConfigError, match=r"leaves every weight 0: 4 of 4 prompts have no success"):
@@ -191,7 +201,9 @@ def test_returns_that_differ_by_rounding_alone_are_told(
     near = [0.3, 0.1 + 0.2, 0.3, 0.3]
     made = [make_trajectory(f"t{i}", k, ("1",), rewards=(near[k],)) for i in range(2) for k in range(4)]
     data = stored(tmp_path / "data", made, tiny_model)
-    found = json.loads((weigh(data, scheme="refit", base="reward", out=tmp_path / "w") / "manifest.json").read_text())
+    found = json.loads(
+        (weigh(data, scheme="refit", outcome="reward", out=tmp_path / "w") / "manifest.json").read_text()
+    )
     assert sorted(found["diagnostics"]["return_histogram"]["counts"]) == [0] * 19 + [8]
 
 
@@ -209,4 +221,4 @@ def test_a_reward_too_large_to_be_squared_is_named(
         with pytest.raises(
             ConfigError, match=r"the return of trajectory 't1#3' is -?1e\+\d+, expected at most 1e\+100"
         ):
-            weigh(data, scheme=scheme, base="reward", out=tmp_path / "weights")
+            weigh(data, scheme=scheme, outcome="reward", out=tmp_path / "weights")

@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 from drift.api import train
 from drift.cli.main import main
 from drift.dataset.store import TrajectoryWriter, read_trajectories
-from drift.dataset.weighing import weigh_dataset
 from drift.errors import ConfigError, TrainingError
 from drift.manifest import read_manifest
 from drift.policies.hf import fingerprint, load_model
@@ -23,6 +22,8 @@ from drift.training.examples import rows_of
 from drift.training.limit import PER_PROMPT, HeldOut, set_aside
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
+from drift.weights.stage import weigh_dataset
+from drift.weights.table import read_weights
 
 Make = Callable[..., Trajectory]
 
@@ -48,19 +49,19 @@ def weighed(tmp_path: Path, tiny_model: Path, make_trajectory: Make) -> tuple[Pa
         for trajectory in made:
             writer.append(trajectory)
         writer.finish()
-    weigh_dataset(tmp_path / "data", WeightConfig(scheme="swift"), tmp_path / "weights")
+    config = WeightConfig(scheme="swift", steps=[{"bound_negative": None}])
+    weigh_dataset(tmp_path / "data", config, tmp_path / "weights")
     return tmp_path / "data", tmp_path / "weights"
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    defaults = {"max_steps": 20, "batch_size": 12, "tokens_per_batch": 300, "learning_rate": 2e-4, "turns": "all"}
+    defaults = {"max_steps": 20, "batch_size": 12, "tokens_per_batch": 300, "learning_rate": 2e-4, "plan": "uniform"}
     return {
         **defaults,
         "save_steps": 0,
         "kl_steps": 2,
         "kl_prompts": 2,
         "warmup": 0.0,
-        "max_negative_share": None,
         **changes,
     }
 
@@ -95,7 +96,7 @@ def own_measurement(data: Path, base: Path, model: Path) -> float:
     loaded = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for folder in (base, model)]
     for group in aside:
         for trajectory in sorted((t for t in made if t.group_id == group), key=lambda t: t.id)[:PER_PROMPT]:
-            rows = rows_of(trajectory, 1.0, turns="all", normalization="sum")
+            rows = rows_of(trajectory, [1.0] * len(trajectory.turns), normalization="sum")
             ours, theirs = (np.concatenate(sampled_logprobs(one, rows)) for one in loaded)
             ratio = np.exp(theirs - ours)
             total += float(np.sum(ratio - 1 - np.log(ratio)))
@@ -252,7 +253,7 @@ def test_the_same_conversations_are_kept_whatever_order_they_come_in(make_trajec
 def test_settings_that_can_not_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.kl_limit.*engine fsdp"):
         TrainingConfig(kl_limit=1.0, engine="fsdp")
-    for name, value in (("kl_limit", -1.0), ("kl_steps", 0), ("kl_prompts", 0), ("max_negative_share", -0.5)):
+    for name, value in (("kl_limit", -1.0), ("kl_steps", 0), ("kl_prompts", 0)):
         with pytest.raises(ConfigError, match=rf"training\.{name}"):
             TrainingConfig(**{name: value})
 
@@ -260,19 +261,27 @@ def test_settings_that_can_not_be_are_refused() -> None:
 def test_the_share_of_negative_weights_is_what_is_trained(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
-    line = ["train", *map(str, weighed), "--base", str(tiny_model), "--turns", "all", "--device", "cpu"]
-    line += ["--max-steps", "3", "--batch-size", "12", "--save-steps", "0", "--skip-mass", "0", "--log-steps", "1"]
+    data = weighed[0]
     losses = {}
     for share in ("null", "1", "0.1", "0", "the default"):
-        out = tmp_path / f"share-{share}"
-        given = [] if share == "the default" else ["--max-negative-share", share]
-        assert main([*line, "--out", str(out), *given]) == 0
-        told = read_manifest(out, "model")
-        losses[share] = (out / "metrics.jsonl").read_text() + json.dumps(told["counts"])
-        if share == "null":
-            assert "max_negative_share" not in told
-        else:
-            assert told["max_negative_share"]["negative_share"] == pytest.approx(1.0, rel=1e-9)
-    assert losses["null"] == losses["1"]
+        weights, out = tmp_path / f"weights-{share}", tmp_path / f"share-{share}"
+        steps = [] if share == "the default" else [f"{{bound_negative: {share}}}"]
+        steps.append("{skip_small: null}")
+        line = ["weigh", str(data), "--scheme", "swift", "--out", str(weights), "--steps", f"[{', '.join(steps)}]"]
+        assert main(line) == 0
+        # Each prompt's Σ|w⁻| as a share of its Σw⁺, over all replies.
+        table = read_weights(weights, data).by_id()
+        sums: dict[str, list[float]] = {}
+        for name, values in table.items():
+            own = sums.setdefault(name.split("#")[0], [0.0, 0.0])
+            for value in values:
+                own[value < 0] += abs(value)
+        shares = [down / up for up, down in sums.values()]
+        wanted = {"null": max(shares), "the default": 0.1}.get(share) or float(share)
+        assert max(shares) == pytest.approx(wanted, rel=1e-9) and all(value <= wanted + 1e-9 for value in shares)
+        line = ["train", str(data), str(weights), "--base", str(tiny_model), "--device", "cpu", "--out", str(out)]
+        line += ["--max-steps", "3", "--batch-size", "12", "--save-steps", "0", "--log-steps", "1", "--plan", "uniform"]
+        assert main(line) == 0
+        losses[share] = (out / "metrics.jsonl").read_text() + json.dumps(read_manifest(out, "model")["counts"])
     assert losses["the default"] == losses["0.1"]
-    assert len(set(losses.values())) == 3, losses
+    assert len(set(losses.values())) == 4, losses

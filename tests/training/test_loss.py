@@ -69,7 +69,7 @@ def test_padding_changes_nothing(make_trajectory, tiny_model) -> None:  # type: 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
     rows: list[Example] = []
     for k, answers in enumerate([("1",), ("1", "2", "33"), ("4", "5")]):
-        rows += rows_of(make_trajectory("t", k, answers), 0.5 + k, turns="all", normalization="mean")
+        rows += rows_of(make_trajectory("t", k, answers), [0.5 + k] * len(answers), normalization="mean")
 
     def loss(chosen: list[Example]) -> torch.Tensor:
         batch = padded_batch(chosen)
@@ -85,7 +85,7 @@ def test_uniform_weights_are_plain_fine_tuning(make_trajectory, tiny_model) -> N
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    rows = [rows_of(make_trajectory("t", k, ("1", "2")), 1.0, turns="all", normalization="sum")[0] for k in range(3)]
+    rows = [rows_of(make_trajectory("t", k, ("1", "2")), [1.0, 1.0], normalization="sum")[0] for k in range(3)]
     batch = padded_batch(rows)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 

@@ -25,7 +25,7 @@ from drift.training.ranks import only_one
 
 def settings(**changes: Any) -> TrainingConfig:
     defaults = {"max_steps": 20, "batch_size": 12, "tokens_per_batch": 200, "learning_rate": 1e-3, "save_steps": 0}
-    return TrainingConfig(**{**defaults, "turns": "all", "log_steps": 1, **changes})
+    return TrainingConfig(**{**defaults, "log_steps": 1, **changes})
 
 
 def losses(folder: Path) -> torch.Tensor:

@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM
 
 from drift.api import train
 from drift.dataset.store import TrajectoryWriter
-from drift.dataset.weighing import weigh_dataset
 from drift.manifest import read_manifest
 from drift.policies.hf import fingerprint, load_model
 from drift.training.checkpoints import FOLDER, begin, discard_unfinished, last_checkpoint, publish
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
+from drift.weights.stage import weigh_dataset
 
 STEPS = 400
 

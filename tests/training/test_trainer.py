@@ -1,12 +1,15 @@
 import json
+import math
 import pickle
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig
 
 from drift.api import train
 from drift.dataset.store import TrajectoryWriter
-from drift.dataset.weighing import read_weights, weigh_dataset
 from drift.errors import ConfigError, DatasetError, Interrupted, TrainingError
 from drift.manifest import read_manifest
 from drift.policies.hf import check_attention, fingerprint, load_model
@@ -26,11 +28,12 @@ from drift.training.checkpoints import last_checkpoint
 from drift.training.config import LoraSettings, TrainingConfig
 from drift.training.fit import training_arguments
 from drift.training.forward import teach, use_trees
-from drift.training.plan import Rows, plan_steps
+from drift.training.plan import PlanOptions, Rows, plan_steps
 from drift.training.trainer import StepDataset, WeightedTrainer
 from drift.types import Example, Trajectory
 from drift.weights.config import WeightConfig
-from drift.weights.diagnostics import effective_sample_size
+from drift.weights.stage import weigh_dataset
+from drift.weights.table import read_weights
 
 Make = Callable[..., Trajectory]
 
@@ -51,6 +54,7 @@ def examples() -> list[Example]:
                 token_ids=tuple(rng.randrange(8, 300) for _ in range(length)),
                 sampled=tuple(sampled),
                 weight=tuple(weight * s for s in sampled),
+                mass=abs(weight),
             )
         )
     return rows
@@ -62,8 +66,10 @@ def one_step(model_folder: Path, rows: list[Example], out: Path, tokens: int, tr
     teach(model)
     use_trees(model, trees)
     lengths = np.array([len(row.token_ids) for row in rows])
-    facts = Rows(group_N=np.zeros(len(rows), np.int64), length_N=lengths)
-    steps = plan_steps(facts, batch_size=len(rows), steps=1, seed=0, ranks=1, together=16)
+    facts = Rows(group_N=np.zeros(len(rows), np.int64), length_N=lengths, mass_N=np.array([row.mass for row in rows]))
+    size = len(rows)
+    options = PlanOptions(plan="uniform", batch_size=size, conversations=size, together=16, ranks=1, seed=0)
+    steps = plan_steps(facts, 1, options)
     config = TrainingConfig(batch_size=len(rows), max_steps=1, warmup=0.0, save_steps=0, max_grad_norm=0.0)
     trainer = WeightedTrainer(
         model=model,
@@ -108,7 +114,7 @@ def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Examp
             from pathlib import Path
             from drift.training.config import TrainingConfig
             from drift.training.forward import teach, use_trees
-            from drift.training.plan import Rows, plan_steps
+            from drift.training.plan import PlanOptions, Rows, plan_steps
             from drift.training.fit import training_arguments
             from drift.training.trainer import StepDataset, WeightedTrainer
 
@@ -121,8 +127,10 @@ def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Examp
             args = training_arguments(config, Path(out), 1, 0, "cpu")
             lengths = np.array([len(row.token_ids) for row in examples])
             # One prompt has nearly all rows, and one rank makes more passes than the other.
-            facts = Rows(group_N=np.array([0] * 13 + [1, 2, 3]), length_N=lengths)
-            steps = plan_steps(facts, batch_size=16, steps=1, seed=0, ranks=2, together=16)
+            masses = np.array([row.mass for row in examples])
+            facts = Rows(group_N=np.array([0] * 13 + [1, 2, 3]), length_N=lengths, mass_N=masses)
+            options = PlanOptions(plan="uniform", batch_size=16, conversations=16, together=16, ranks=2, seed=0)
+            steps = plan_steps(facts, 1, options)
             tokens = 40 if args.process_index else 200
             trainer = WeightedTrainer(
                 model=model,
@@ -159,7 +167,7 @@ def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Examp
 
 def settings(**changes: Any) -> TrainingConfig:
     defaults = {"max_steps": 6, "batch_size": 8, "tokens_per_batch": 100, "learning_rate": 1e-3, "save_steps": 2}
-    return TrainingConfig(**{**defaults, "log_steps": 1, **changes})
+    return TrainingConfig(**{**defaults, "log_steps": 1, "plan": "uniform", **changes})
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
@@ -176,8 +184,13 @@ def test_the_result_is_an_ordinary_model_folder(weighed: tuple[Path, Path], tiny
     assert before.keys() == after.keys() and any(not torch.equal(before[k], after[k]) for k in before)
     assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
     manifest = read_manifest(out, "model")
-    assert (manifest["turns"], manifest["normalization"], manifest["steps"]) == ("terminal", "mean", 6)
-    assert manifest["counts"]["rows"] == 32
+    assert (manifest["normalization"], manifest["steps"]) == ("mean", 6)
+    assert manifest["weights"] == read_manifest(weighed[1], "weights")["chain"]
+    weights = read_weights(weighed[1], weighed[0]).by_id()
+    rows = sum(any(values) for values in weights.values())
+    assert (manifest["counts"]["conversations"], manifest["counts"]["rows"]) == (32, rows)
+    # Eight rows of so many, as a mean over all conversations.
+    assert manifest["loss"] == {"plan": "uniform", "divisor": pytest.approx(8 * 32 / rows)}
     assert [row["step"] for row in curve(out)] == [1, 2, 3, 4, 5, 6]
     assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in curve(out))
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["checkpoint-4", "checkpoint-6"]
@@ -199,7 +212,7 @@ def test_training_killed_and_started_again_ends_with_the_same_curve_and_model(
     whole = train(*weighed, out=tmp_path / "whole", base=str(tiny_model), config=settings(max_steps=12))
     command = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--out", str(tmp_path / "broken")]
     command += ["--base", str(tiny_model), "--max_steps", "12", "--batch_size", "8", "--tokens_per_batch", "100"]
-    command += ["--learning_rate", "1e-3", "--save_steps", "2", "--log_steps", "1"]
+    command += ["--learning_rate", "1e-3", "--save_steps", "2", "--log_steps", "1", "--plan", "uniform"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while last_checkpoint(tmp_path / "broken") is None and child.poll() is None:
         time.sleep(0.01)
@@ -225,7 +238,7 @@ def test_a_checkpoint_without_an_end_is_not_gone_on_from(tmp_path: Path) -> None
 
 def test_ctrl_c_keeps_the_checkpoint_and_says_so(weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--out", str(tmp_path / "model")]
-    command += ["--base", str(tiny_model), "--max_steps", "100000", "--batch_size", "8", "--save_steps", "2"]
+    command += ["--base", str(tiny_model), "--max_steps", "20000", "--batch_size", "8", "--save_steps", "2"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while last_checkpoint(tmp_path / "model") is None and child.poll() is None:
         time.sleep(0.01)
@@ -256,17 +269,22 @@ def test_uniform_weights_train_as_sft_does_under_drift_with_equal_returns(
 def test_conversations_are_drawn_by_weight_and_all_of_them_count(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
-    table = read_weights(weighed[1], weighed[0])
-    sizes = np.unique(table.group_index(), return_counts=True)[1]
-    out = train(*weighed, out=tmp_path / "half", base=str(tiny_model), config=settings(resample=0.5))
-    found, all_rows = read_manifest(out, "model"), np.count_nonzero(table.weights_N)
-    drawn = found["resampled"]["drawn"]
-    assert 0 < drawn <= sum(max(1, round(size / 2)) for size in sizes)
-    assert found["counts"]["rows"] == all_rows and found["counts"]["skipped_negligible"] == all_rows - drawn
-    assert found["resampled"]["ess"]["before"] == effective_sample_size(table.weights_N)
-    assert 1 <= found["resampled"]["ess"]["after"] <= drawn
-    with pytest.raises(ConfigError, match=r"training\.resample: got 2"):
-        settings(resample=2)
+    """The step that resamples leaves some without a weight; the loss is a mean over them too."""
+    data = weighed[0]
+    before = read_weights(weighed[1], data).by_id()
+    weigh_dataset(data, WeightConfig(steps=[{"skip_small": None}, {"resample": 0.5}]), tmp_path / "half")
+    after = read_weights(tmp_path / "half", data).by_id()
+    drawn = sum(any(values) for values in after.values())
+    sizes = Counter(name.split("#")[0] for name in before)
+    assert 0 < drawn <= sum(max(1, round(size / 2)) for size in sizes.values())
+    out = train(data, tmp_path / "half", out=tmp_path / "model", base=str(tiny_model), config=settings())
+    found = read_manifest(out, "model")
+    assert found["counts"] == {
+        "conversations": 32, "rows": drawn, "skipped_unweighted": 0, "skipped_zero_weight": 32 - drawn,
+        "skipped_too_long": 0,
+    }  # fmt: skip
+    assert found["loss"]["divisor"] == pytest.approx(min(8, drawn) * 32 / drawn)
+    assert next(step for step in found["weights"]["steps"] if "resample" in step)["resample"]["share"] == 0.5
 
 
 def test_lora_trains_an_adapter_and_saves_the_merged_model(
@@ -328,7 +346,7 @@ def test_negative_weights_push_replies_away(tmp_path: Path, tiny_model: Path, ma
         writer.append(bad)
         writer.finish()
     weigh_dataset(tmp_path / "data", WeightConfig(scheme="swift"), tmp_path / "weights")
-    config = settings(turns="all", batch_size=2, max_steps=10, learning_rate=3e-4, save_steps=0)
+    config = settings(batch_size=2, max_steps=10, learning_rate=3e-4, save_steps=0)
     out = train(tmp_path / "data", tmp_path / "weights", out=tmp_path / "m", base=str(tiny_model), config=config)
 
     def score(folder: Path, trajectory: Trajectory) -> float:
@@ -361,12 +379,10 @@ def test_bad_settings_and_data_are_refused_before_training(
         ({"batch_size": 0}, "batch_size"),
         ({"tokens_per_batch": 0}, "tokens_per_batch"),
         ({"rows_together": 0}, "rows_together"),
-        ({"skip_mass": 1.0}, "skip_mass"),
+        ({"plan": "sorted"}, "plan"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"max_steps": 0}, "max_steps"),
         ({"epochs": -1.0}, "epochs"),
-        ({"turns": "last"}, "turns"),
-        ({"turns": "credited", "rejected": 0.5}, "rejected"),
         ({"normalization": "max"}, "normalization"),
         ({"warmup": 2}, "warmup"),
         ({"dtype": "float8"}, "dtype"),
@@ -376,10 +392,61 @@ def test_bad_settings_and_data_are_refused_before_training(
 
 
 def test_epochs_take_the_place_of_steps(weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
-    for epochs, steps in ((0.3, 2), (2.0, 8)):
-        out = train(*weighed, out=tmp_path / str(epochs), base=str(tiny_model), config=settings(epochs=epochs))
+    for plan, epochs in (("uniform", 0.3), ("uniform", 2.0), ("drawn", 1.0), ("balanced", 1.5)):
+        config = settings(plan=plan, epochs=epochs, batch_size=5)
+        out = train(*weighed, out=tmp_path / f"{plan}-{epochs}", base=str(tiny_model), config=config)
         manifest = read_manifest(out, "model")
-        assert (manifest["counts"]["rows"], manifest["steps"]) == (32, steps)
+        rows = manifest["counts"]["rows"]
+        assert rows % 5, "a pass is no whole number of batches"
+        # Balanced steps pass over the data in a whole number of them.
+        of_pass = round(rows / 5) if plan == "balanced" else rows / 5
+        assert manifest["steps"] == math.ceil(epochs * of_pass)
+
+
+@pytest.mark.parametrize("change", [{"max_steps": 1}, {"epochs": 1.0, "batch_size": 500}], ids=["max_steps", "epochs"])
+def test_a_run_of_one_step_changes_the_model(
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    config = settings(warmup=0.1, save_steps=0, **change)
+    out = train(*weighed, out=tmp_path / "model", base=str(tiny_model), config=config)
+    assert read_manifest(out, "model")["steps"] == 1
+    ((line,), before, after) = curve(out), parameters(tiny_model), parameters(out)
+    # One step of warm-up, and the rate rises on from it to the peak.
+    assert line["learning_rate"] == pytest.approx(1e-3 / 2, rel=1e-6)
+    moved = torch.cat([(after[name] - before[name]).flatten().abs() for name in before])
+    # The first step of Adam is of the size of the rate, where there is a gradient.
+    assert float(moved.median()) == pytest.approx(1e-3 / 2, rel=0.2)
+
+
+def planned_rate(schedule: str, step: int, warmup: int, steps: int) -> float:
+    """Of the peak, in step ``step`` counted from 0: it rises from the first step, and then as transformers has it."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    share = (step - warmup) / (steps - warmup)
+    return {"linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}.get(schedule, 1.0)
+
+
+@pytest.mark.parametrize("schedule", ["constant_with_warmup", "linear", "cosine"])
+def test_the_rate_rises_from_the_first_step_and_goes_on_so_after_a_resume(
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, schedule: str
+) -> None:
+    config = settings(schedule=schedule, max_steps=10, warmup=0.4, save_steps=2, keep_checkpoints=9)
+    out = train(*weighed, out=tmp_path / "model", base=str(tiny_model), config=config)
+    whole = curve(out)
+    expected = [1e-3 * planned_rate(schedule, step, 4, 10) for step in range(10)]
+    rates = [line["learning_rate"] for line in whole]
+    assert rates == pytest.approx(expected, rel=1e-6)
+    assert 0 < rates[0] < rates[1] < rates[2] < rates[3] < rates[4] == max(rates) == pytest.approx(1e-3)
+    reference = parameters(out)
+    # As a kill leaves it, within the warm-up and after it.
+    for kept in (2, 6):
+        for name in ("manifest.json", "model.safetensors"):
+            (out / name).unlink()
+        for step in range(kept + 2, 11, 2):
+            shutil.rmtree(out / "checkpoints" / f"checkpoint-{step}", ignore_errors=True)
+        train(*weighed, out=out, base=str(tiny_model), config=config)
+        assert curve(out) == whole
+        assert all(torch.equal(reference[name], value) for name, value in parameters(out).items())
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(

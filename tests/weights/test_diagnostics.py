@@ -1,17 +1,15 @@
+import itertools
 import json
+import statistics
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift.weights.diagnostics import (
-    diagnose,
-    effective_sample_size,
-    equal_returns,
-    group_effective_sample_size,
-    mixed_share,
-)
+from drift.weights.diagnostics import diagnose, effective_sample_size, group_effective_sample_size, mixed_shares
+from drift.weights.groups import equal_returns
+from drift.weights.schemes import drift_weights
 
 quick = settings(max_examples=30, derandomize=True, deadline=None)
 weighted = st.lists(
@@ -54,7 +52,43 @@ def test_mixed_share_matches_a_loop_over_prompts(rows):
     for group, _, success in rows:
         outcomes.setdefault(group, set()).add(success)
     expected = sum(len(seen) == 2 for seen in outcomes.values()) / len(outcomes)
-    assert mixed_share([s for _, _, s in rows], [g for g, _, _ in rows]) == pytest.approx(expected, rel=1e-12)
+    found = diagnose([1.0] * len(rows), [0.0] * len(rows), [g for g, _, _ in rows], [s for _, _, s in rows])
+    assert found["mixed_share"] == pytest.approx(expected, rel=1e-12)
+
+
+@quick
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_the_expected_mixed_shares_are_the_means_over_all_subsets(prompts):
+    success_N, index_N = np.concatenate(prompts), np.repeat(np.arange(len(prompts)), [len(each) for each in prompts])
+    found = mixed_shares(success_N, index_N)
+    largest = max(map(len, prompts))
+    assert found["k"] == sorted({k for k in (1, 2, 4) if k <= largest} | {largest})
+    for k, share in zip(found["k"], found["share"], strict=True):
+        # Every choice of k of the K samples, one by one; prompts of fewer have none.
+        shares = [
+            statistics.fmean(len({*chosen}) == 2 for chosen in itertools.combinations(prompt, k))
+            for prompt in prompts
+            if len(prompt) >= k
+        ]
+        assert share == pytest.approx(statistics.fmean(shares), abs=1e-12)
+
+
+def test_with_all_samples_the_share_is_that_of_the_data_and_one_sample_is_never_mixed():
+    prompts = [[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    success_N, group_N = np.concatenate(prompts), np.repeat(range(4), 4)
+    found = mixed_shares(success_N, group_N)
+    assert found["k"] == [1, 2, 4]
+    # Two of four: 1 − (1 + 1)/6 for two successes, 1 − 3/6 for one.
+    assert found["share"] == pytest.approx([0, (4 / 6 + 3 / 6) / 4, 0.5], rel=1e-12)
+    assert diagnose(np.ones(16), np.zeros(16), group_N, success_N)["mixed_share"] == found["share"][-1]
+
+
+def test_the_variation_of_weights_is_told_by_the_effective_sample_size():
+    returns_N, group_N = np.array([1.0, 0.9, 0.0, -0.4, 0.0, -0.1]), np.array([0, 0, 0, 0, 1, 1])
+    weights_N = drift_weights(returns_N, group_N, beta=0.3)
+    ess_G = group_effective_sample_size(weights_N, group_N)
+    by_hand = [np.std(weights_N[group_N == g]) / np.mean(weights_N[group_N == g]) for g in (0, 1)]
+    assert by_hand == pytest.approx(np.sqrt(np.array([4, 2]) / ess_G - 1), rel=1e-9)
 
 
 def test_equal_returns_are_told_per_prompt_in_order_of_label():

@@ -1,6 +1,6 @@
+import functools
 import math
 import statistics
-import sys
 
 import numpy as np
 import pytest
@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift.errors import ConfigError
-from drift.weights.config import WeightConfig
+from drift.registry import data_of, settings_of
 from drift.weights.schemes import (
     SCHEMES,
-    apply_scheme,
     awr_weights,
     drift_weights,
-    get_scheme,
+    find_scheme,
     refit_weights,
     rft_weights,
     rwr_weights,
     sft_weights,
+    shared_partition,
     swift_weights,
 )
 
@@ -216,41 +216,72 @@ def test_awr_clips_where_the_exponential_would_overflow():
 
 
 def test_awr_refuses_a_clip_that_is_not_positive():
-    with pytest.raises(ConfigError, match=r"weights\.w_max: got 0"):
+    with pytest.raises(ConfigError, match=r"weights\.settings\.w_max: got 0"):
         awr_weights([1.0], [0], beta=1, w_max=0)
 
 
 @pytest.mark.parametrize("name", list(SCHEMES))
 def test_every_scheme_leaves_its_input_alone_and_accepts_interleaved_text_groups(name):
-    returns_N, group_N = np.array([0.0, 1.0, 0.5, 0.25]), np.array(["q", "p", "q", "p"])
+    function, returns_N, group_N = (
+        SCHEMES[name].function,
+        np.array([0.0, 1.0, 0.5, 0.25]),
+        np.array(["q", "p", "q", "p"]),
+    )
     before = returns_N.tolist()
-    data = {"success_N": [0, 1, 1, 0], "turns_N": [1, 2, 2, 2], "first_wrong_N": [1, 1, 1, 0]}
-    named = {"beta": 0.5, "w_max": 20.0, **{key: np.array(values) for key, values in data.items()}}
-    weights_N = apply_scheme(name, returns_N, group_N, named)
+    data = {"success_N": [0, 1, 1, 0], "turns_N": [1, 1, 1, 1], "first_wrong_N": [1, 1, 1, 0], "reply_T": [7, 8, 7, 9]}
+    data = {key: np.array(values) for key, values in {**data, "feedback_T": [0, 0, 0, 0]}.items()}
+
+    def weigh(order):
+        named = {key: data[key][order] for key in data_of(function)}
+        return function(returns_N[order], group_N[order], **named)
+
+    weights_N = weigh([0, 1, 2, 3])
     assert returns_N.tolist() == before
-    order = [2, 3, 0, 1]
-    named |= {key: named[key][order] for key in data}
-    assert apply_scheme(name, returns_N[order], group_N[order], named) == pytest.approx(weights_N[order], rel=1e-14)
+    assert weigh([2, 3, 0, 1]) == pytest.approx(weights_N[[2, 3, 0, 1]], rel=1e-14)
+
+
+def test_rwr_of_many_small_terms_is_that_of_exact_sums():
+    returns_N = np.random.default_rng(0).normal(size=5000)
+    weights_N = rwr_weights(returns_N, np.arange(5000), beta=0.05)
+    assert math.fsum(weights_N) / 5000 == pytest.approx(1, rel=1e-15)
+    # In whatever order, and so in whatever parts, they come.
+    order = np.random.default_rng(1).permutation(5000)
+    assert shared_partition(returns_N[order], 0.05) == shared_partition(returns_N, 0.05)
+    top = max(returns_N.tolist())
+    exact = math.fsum(math.exp((value - top) / 0.05) for value in returns_N.tolist()) / 5000
+    assert shared_partition(returns_N, 0.05) == pytest.approx((top, exact), rel=1e-14)
+
+
+# --- what papers bring with them -------------------------------------------------------------------------------------
+
+
+def test_only_drift_charges_for_repetition_and_discounts_unless_told_to():
+    # DRIFT publishes λ = 0.5 and γ = 0.9; the other papers have neither.
+    own = {name: (scheme.gamma, scheme.repetition) for name, scheme in SCHEMES.items()}
+    assert {name: pair for name, pair in own.items() if pair != (1.0, 0.0)} == {
+        "drift": (0.9, 0.5),
+        "drift_averaged": (0.9, 0.5),
+    }
+
+
+def test_schemes_that_compare_within_a_prompt_say_so():
+    # Exactly those whose formula holds a per-prompt mean or partition: of one trajectory it is degenerate.
+    assert {name for name, scheme in SCHEMES.items() if scheme.grouped} == {
+        *("drift", "drift_averaged", "bolt", "star_gate", "swift", "group_relative", "awr")
+    }
+
+
+def test_the_replies_that_a_paper_trains_and_the_signs_of_its_weights_are_told():
+    assert {name: scheme.turns for name, scheme in SCHEMES.items() if scheme.turns != "terminal"} == {
+        **dict.fromkeys(("star_gate", "refit", "swift", "group_relative"), "all"),
+        "bolt": "first",
+    }
+    assert [name for name, scheme in SCHEMES.items() if scheme.signed] == ["swift", "group_relative"]
+    assert [name for name, scheme in SCHEMES.items() if scheme.partitioned] == ["drift", "bolt"]
+    assert [name for name, scheme in SCHEMES.items() if scheme.first_turn] == ["bolt"]
 
 
 # --- names, other packages, errors -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def declare(tmp_path, monkeypatch):
-    """Install a package with one weighting for real: a module and the dist-info that importlib.metadata reads."""
-
-    def install(name, value, source):
-        (tmp_path / "extra_weightings.py").write_text(source)
-        info = tmp_path / "extra_weightings-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: extra-weightings\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[drift.weightings]\n{name} = {value}\n")
-        monkeypatch.syspath_prepend(tmp_path)
-
-    yield install
-    sys.modules.pop("extra_weightings", None)
-
 
 POWER = """
 import numpy as np
@@ -259,128 +290,63 @@ def power(returns_N, group_N, *, success_N, exponent, floor=0.0):
     return np.maximum(np.asarray(returns_N, float) ** exponent * np.asarray(success_N, float), floor)
 
 power.grouped = True
+power.turns = "all"
 """
 
 
-def test_a_scheme_of_another_package_is_found_and_given_what_it_names(declare):
-    declare("power", "extra_weightings:power", POWER)
-    info = get_scheme("power")
-    assert info.grouped
-    assert info.repetition == 0.0
-    named = {"success_N": [1, 0, 1], "exponent": 2, "beta": 0.1, "w_max": 20.0}
-    # 2², 0 for the failure, 0.5²; beta and w_max are not its business, floor keeps its default.
-    assert apply_scheme("power", [2.0, 3.0, 0.5], ["a", "a", "a"], named).tolist() == [4.0, 0.0, 0.25]
-    assert apply_scheme("power", [2.0, 3.0, 0.5], ["a", "a", "a"], {**named, "floor": 1}).tolist() == [4.0, 1.0, 1.0]
+def test_a_scheme_of_another_package_is_found_with_what_it_says_of_itself(declare):
+    declare(POWER, schemes={"power": "extra_weights:power"})
+    scheme = find_scheme("power")
+    assert (scheme.grouped, scheme.turns, scheme.signed) == (True, "all", True)
+    assert (scheme.gamma, scheme.repetition, scheme.partitioned, scheme.first_turn) == (1.0, 0.0, False, False)
+    assert scheme.function([2.0, 0.5], [0, 0], success_N=[1, 1], exponent=2).tolist() == [4.0, 0.25]
 
 
-def test_a_scheme_that_misses_a_parameter_says_which_and_where_to_give_it(declare):
-    declare("power", "extra_weightings:power", POWER)
-    with pytest.raises(ConfigError, match=r"'power' needs exponent\..*weights\.parameters"):
-        apply_scheme("power", [1.0], [0], {"success_N": [1]})
+def test_a_function_is_a_scheme_that_is_called_by_where_it_is():
+    def mine(returns_N, group_N):
+        return returns_N
+
+    scheme = find_scheme(mine)
+    assert scheme.function is mine
+    assert scheme.name.endswith(":test_a_function_is_a_scheme_that_is_called_by_where_it_is.<locals>.mine")
+    assert (scheme.turns, scheme.signed, scheme.grouped) == ("terminal", True, False)
 
 
-def test_weights_that_are_not_finite_are_refused_and_counted(declare):
-    declare(
-        "bad",
-        "extra_weightings:bad",
-        "def bad(returns_N, group_N):\n    return [float('nan'), 1.0, float('inf')]\n",
-    )
-    with pytest.raises(ConfigError, match=r"'bad' gave weights of shape \(3,\), 2 of them not finite"):
-        apply_scheme("bad", [0.0, 1.0, 2.0], [0, 0, 0], {})
-
-
-def test_weights_of_another_shape_are_refused(declare):
-    declare("short", "extra_weightings:short", "def short(returns_N, group_N):\n    return [1.0]\n")
-    with pytest.raises(ConfigError, match=r"'short' gave weights of shape \(1,\).*expected \(3,\)"):
-        apply_scheme("short", [0.0, 1.0, 2.0], [0, 0, 0], {})
+def test_a_scheme_is_named_by_its_module_too(declare):
+    declare(POWER)
+    assert find_scheme("extra_weights:power").name == "extra_weights:power"
+    with pytest.raises(ConfigError, match=r"unknown scheme 'powr' in module 'extra_weights'\. Did you mean 'power'\?"):
+        find_scheme("extra_weights:powr")
+    with pytest.raises(ConfigError, match=r"scheme 'no_such_module:power': 'no_such_module' can't be imported"):
+        find_scheme("no_such_module:power")
 
 
 def test_a_declared_scheme_that_can_not_be_imported_is_the_users_error_and_not_a_crash(declare):
-    declare("gone", "extra_weightings:gone", "")
-    with pytest.raises(ConfigError, match="gone"):
-        get_scheme("gone")
+    declare("", schemes={"gone": "extra_weights:gone"})
+    with pytest.raises(ConfigError, match="scheme 'gone' is declared by 'extra_weights:gone'"):
+        find_scheme("gone")
 
 
 def test_an_unknown_scheme_is_refused_with_the_nearest_name_and_all_names(declare):
-    declare("power", "extra_weightings:power", POWER)
-    with pytest.raises(ConfigError, match=r"unknown weighting 'drif'.*Did you mean 'drift'\?.*awr.*power.*swift"):
-        get_scheme("drif")
+    declare(POWER, schemes={"power": "extra_weights:power"})
+    with pytest.raises(ConfigError, match=r"unknown scheme 'drif'.*Did you mean 'drift'\?.*awr.*power.*swift"):
+        find_scheme("drif")
     with pytest.raises(ConfigError, match=r"Did you mean 'power'\?"):
-        apply_scheme("powr", [1.0], [0], {})
+        find_scheme("powr")
 
 
 def test_a_built_in_scheme_can_not_be_replaced_by_another_package(declare):
-    declare("sft", "extra_weightings:power", POWER)
-    assert get_scheme("sft").function is sft_weights
+    declare(POWER, schemes={"sft": "extra_weights:power"})
+    assert find_scheme("sft").function is sft_weights
 
 
-def test_only_drift_charges_for_repetition_unless_told_to():
-    # DRIFT publishes λ = 0.5; the other papers have no such term.
-    assert {name: info.repetition for name, info in SCHEMES.items() if info.repetition} == {"drift": 0.5}
+def test_what_is_called_without_having_a_name_is_called_by_its_class():
+    scheme = find_scheme(functools.partial(awr_weights, w_max=3.0))
+    assert scheme.name == "functools:partial"
+    assert settings_of(scheme.function) == {"beta": 0.1, "w_max": 3.0}
 
 
-def test_schemes_that_compare_within_a_prompt_say_so():
-    # Exactly those whose formula holds a per-prompt mean or partition: of one trajectory it is degenerate.
-    assert {name for name, info in SCHEMES.items() if info.grouped} == {
-        *("drift", "bolt", "star_gate", "swift", "group_relative", "awr")
-    }
-
-
-# --- configuration ---------------------------------------------------------------------------------------------------
-
-
-def test_the_default_configuration_is_the_published_one():
-    config = WeightConfig()
-    assert (config.scheme, config.beta, config.gamma, config.format_failure) == ("drift", 0.1, 0.9, 0.0)
-    assert (config.base, config.no_success, config.equal_returns) == ("success", "keep", "keep")
-    assert config.repetition is None  # the scheme's own
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "expected"),
-    [
-        ("beta", 0.0, "a number > 0"),
-        ("beta", -1.0, "a number > 0"),
-        ("beta", float("nan"), "a number > 0"),
-        ("beta", "much", "a number > 0, or auto"),
-        ("beta_per", "prompt", "group or dataset"),
-        ("ess_target", 0.0, "success, or a share above 0 and below 1"),
-        ("ess_target", 1.0, "success, or a share above 0 and below 1"),
-        ("ess_target", "much", "success, or a share above 0 and below 1"),
-        ("kl_target", 0.0, "nats above 0"),
-        ("shrink_prior", -1.0, "a number ≥ 0"),
-        ("gamma", 0.0, r"a number in \(0, 1\]"),
-        ("gamma", 1.01, r"a number in \(0, 1\]"),
-        ("repetition", -0.5, "a number ≥ 0"),
-        ("format_failure", -0.1, "a number ≥ 0"),
-        ("w_max", 0.0, "a number > 0"),
-        ("no_success", "skip", "keep, drop or shrink"),
-        ("equal_returns", "", "keep or drop"),
-        ("base", "profit", "success or reward"),
-    ],
-)
-def test_a_setting_out_of_range_is_refused_by_name(setting, value, expected):
-    with pytest.raises(ConfigError, match=rf"weights\.{setting}: got {value!r}, expected {expected}"):
-        WeightConfig(**{setting: value})
-
-
-def test_shrinking_needs_a_partition_and_one_temperature():
-    assert WeightConfig(scheme="bolt", no_success="shrink", beta="auto").no_success == "shrink"
-    with pytest.raises(
-        ConfigError, match=r"weights\.no_success: got 'shrink', expected keep or drop with the scheme rft"
-    ):
-        WeightConfig(scheme="rft", no_success="shrink")
-    with pytest.raises(
-        ConfigError, match=r"weights\.no_success: got 'shrink', expected keep or drop with a β per prompt"
-    ):
-        WeightConfig(no_success="shrink", beta="auto", beta_per="group", ess_target=0.1)
-
-
-@pytest.mark.parametrize(
-    "settings_in_range",
-    [{"beta": 1e-6}, {"gamma": 1.0}, {"repetition": 0.0}, {"w_max": 1e-3}, {"no_success": "drop"}, {"base": "reward"}],
-)
-def test_a_setting_at_the_edge_of_its_range_is_accepted_and_recorded(settings_in_range):
-    recorded = WeightConfig(**settings_in_range).to_dict()
-    assert {key: recorded[key] for key in settings_in_range} == settings_in_range
-    assert WeightConfig(**recorded) == WeightConfig(**settings_in_range)
+@pytest.mark.parametrize("thing", [3, None, "math:pi"])
+def test_what_is_no_function_is_no_scheme(thing):
+    with pytest.raises(ConfigError, match="expected a name, module:attribute or a function"):
+        find_scheme(thing)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from drift.dataset.outcomes import Outcomes
 from drift.weights.returns import trajectory_return
 from drift.weights.schemes import (
     bolt_weights,
@@ -28,15 +29,26 @@ HISTORIES = [(), (1,), (2,)]
 
 def returns():
     """DRIFT Eq. 12 of every trajectory, with the published γ and λ."""
-    return trajectory_return(
-        [path[-1] == RIGHT for path in TRAJECTORIES],
-        [len(path) for path in TRAJECTORIES],
-        [len(set(path)) for path in TRAJECTORIES],
-        [0] * len(TRAJECTORIES),
-        gamma=0.9,
-        repetition=0.5,
-        format_failure=0.0,
+    success_N, first_N = (np.array([path[at] == RIGHT for path in TRAJECTORIES]) for at in (-1, 0))
+    turns_N, distinct_N = (np.array([len(kind(path)) for path in TRAJECTORIES]) for kind in (list, set))
+    none_N = np.zeros(len(TRAJECTORIES))
+    outcomes = Outcomes(
+        ids=[str(path) for path in TRAJECTORIES],
+        groups=["p"] * len(TRAJECTORIES),
+        sample_N=np.arange(len(TRAJECTORIES)),
+        success_N=success_N,
+        reward_N=none_N,
+        turns_N=turns_N,
+        graded_N=turns_N,
+        distinct_N=distinct_N,
+        failures_N=none_N,
+        first_success_N=first_N,
+        first_reward_N=none_N,
+        first_graded_N=none_N == 0,
+        first_read_N=none_N == 0,
+        rejected_T=np.zeros(turns_N.sum(), bool),
     )
+    return trajectory_return(outcomes, outcome="success", gamma=0.9, repetition=0.5, format_failure=0.0)
 
 
 def incidence():
@@ -186,7 +198,7 @@ def test_proposition_7_k_rollouts_estimate_z_within_epsilon(worst_case):
     assert fewer.mean() < 1 - delta
 
 
-# --- the other weightings --------------------------------------------------------------------------------------------
+# --- the other schemes -----------------------------------------------------------------------------------------------
 
 P_REF = np.array([float(p) for p in REFERENCE])
 REFERENCE_HA = torch.tensor([[float(p) for p in row] for row in RATIONAL_HA], dtype=torch.float64).log()
@@ -221,7 +233,7 @@ def test_refits_bound_holds_for_any_policy_and_is_tight_at_the_reference_alone()
 
 def test_refit_with_shifted_returns_forgets_the_worst_trajectories():
     R, path_N = returns(), enumerating_group()
-    weights_N = refit_weights(R[path_N], np.zeros(len(path_N)), refit_shift=True)
+    weights_N = refit_weights(R[path_N], np.zeros(len(path_N)), shift=True)
     reached, _ = minimise(weights_N, path_N)
     r = R - R.min()
     assert np.abs(reached - P_REF * r / math.fsum(P_REF * r)).max() < 1e-4

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from drift.dataset.exports.config import ExportConfig
 from drift.errors import require
+from drift.exports.config import ExportConfig
 from drift.policies.base import Sampling
 
 # TRL's for DPO, and what the sweep of docs/LOG.md found for GRPO on the policy that comes with drift.
@@ -123,7 +123,7 @@ class OnlineConfig:
         gamma: discount γ per turn.
         repetition: λ, what repeating oneself costs.
         format_failure: cost of each reply without a readable answer.
-        base: what counts as the outcome: success (1 or 0), or reward (the sum of the environment's rewards).
+        outcome: what counts: success (1 or 0), or reward (the sum of the environment's rewards).
         sampling: how replies are drawn.
         generation_batch: the most requests in one batch of generation.
         save_rounds: rounds between saved models, under ``rounds/<n>``; 0 saves the last alone.
@@ -144,7 +144,7 @@ class OnlineConfig:
     gamma: float = 0.9
     repetition: float = 0.5
     format_failure: float = 0.0
-    base: Literal["success", "reward"] = "success"
+    outcome: Literal["success", "reward"] = "success"
     sampling: Sampling = field(default_factory=Sampling)
     generation_batch: int = 256
     save_rounds: int = 0
@@ -173,7 +173,7 @@ class OnlineConfig:
         require(0 < self.gamma <= 1, "online.gamma", self.gamma, "a number in (0, 1]")
         require(self.loss in ("dapo", "grpo", "dr_grpo"), "online.loss", self.loss, "dapo, grpo or dr_grpo")
         require(self.scale in ("group", "batch", "none"), "online.scale", self.scale, "group, batch or none")
-        require(self.base in ("success", "reward"), "online.base", self.base, "success or reward")
+        require(self.outcome in ("success", "reward"), "online.outcome", self.outcome, "success or reward")
         require(
             self.sampling.temperature > 0,
             "online.sampling.temperature",

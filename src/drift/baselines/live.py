@@ -16,6 +16,7 @@ from drift.policies.base import derive_seed
 from drift.policies.hf import HFPolicy
 from drift.rollouts.episode import Assignment, episode
 from drift.types import Task, Trajectory
+from drift.weights.returns import trajectory_return
 
 
 class Live:
@@ -138,8 +139,9 @@ def training_row(trajectory: Trajectory, end_id: int) -> dict[str, list[Any]]:
 
 def shaped_returns(held: Sequence[Trajectory], config: OnlineConfig) -> list[float | None]:
     """The return of each conversation, as DRIFT weighs it (Eq. 12); ``None`` where the environment failed."""
-    returns_N = outcomes(held).returns(
-        base=config.base,
+    returns_N = trajectory_return(
+        outcomes(held),
+        outcome=config.outcome,
         gamma=config.gamma,
         repetition=config.repetition,
         format_failure=config.format_failure,

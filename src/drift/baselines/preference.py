@@ -13,9 +13,9 @@ from drift.baselines.collators import SampledLabels, SampledPairs
 from drift.baselines.config import PreferenceConfig
 from drift.baselines.shared import METRICS, Log, optimizer_arguments, quiet, stoppable, trl_version
 from drift.chat import TemplateChat
-from drift.dataset.exports.run import export_dataset
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.errors import ConfigError, DatasetError, TrainingError
+from drift.exports.run import export_dataset
 from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import fingerprint, load_model

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 from drift.cli.main import parse
-from drift.dataset.exports.config import ExportConfig
+from drift.exports.config import ExportConfig
 
 
 def arguments(parser: ArgumentParser) -> None:

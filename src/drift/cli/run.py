@@ -68,10 +68,10 @@ def execute(recipe: Recipe, out: str, *, dry_run: bool) -> int:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested recipe values as dotted keys; free-form mappings (settings, parameters) stay whole."""
+    """Nested recipe values as dotted keys; free-form mappings (settings, turns) stay whole."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and key not in ("settings", "parameters"):
+        if isinstance(value, Mapping) and key not in ("settings", "turns"):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

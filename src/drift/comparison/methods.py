@@ -20,6 +20,8 @@ OPEN = {
     PREFERENCE: (PREFERENCE,),
     ONLINE: (ONLINE,),
 }
+# Settings that are mappings themselves.
+WHOLE = ("weights.turns", "weights.settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,10 @@ def _weighting(name: str, summary: str, **more: Any) -> Method:
     return Method(summary=summary, overrides={"weights.scheme": name, **more})
 
 
+def _step(name: str) -> dict[str, Any]:
+    return {"weights.steps": [name]}
+
+
 def _preference(rows: str, summary: str) -> Method:
     return Method(summary=summary, trainer=PREFERENCE, overrides={"preference.rows.format": rows})
 
@@ -50,23 +56,24 @@ METHODS: dict[str, Method] = {
     "drift": _weighting("drift", "DRIFT (Eq. 12, 13), the last reply of each conversation"),
     "drift-no-repetition": _weighting("drift", "DRIFT without the repetition penalty", **{"weights.repetition": 0.0}),
     "drift-format": _weighting("drift", "DRIFT, 0.1 for each unreadable reply", **{"weights.format_failure": 0.1}),
-    "drift-all-turns": _weighting("drift", "DRIFT, every reply trained", **{"training.turns": "all"}),
-    "drift-credited": _weighting("drift", "DRIFT, every reply but rejected ones", **{"training.turns": "credited"}),
+    "drift-all-turns": _weighting("drift", "DRIFT, every reply trained", **{"weights.turns": "all"}),
+    "drift-credited": _weighting("drift", "DRIFT, every reply but rejected ones", **{"weights.turns": "credited"}),
     "drift-mean": _weighting("drift", "DRIFT, mean over a reply's tokens", **{"training.normalization": "mean"}),
-    "drift-drop": _weighting("drift", "DRIFT without prompts that have no success", **{"weights.no_success": "drop"}),
-    "drift-shrink": _weighting("drift", "DRIFT, Ẑ mixed with that of all prompts", **{"weights.no_success": "shrink"}),
+    "drift-drop": _weighting("drift", "DRIFT without prompts that have no success", **_step("drop_unsolved")),
+    "drift-shrink": _weighting("drift", "DRIFT, less weight for prompts without success", **_step("shrink_unsolved")),
     "drift-auto": _weighting("drift", "DRIFT, β at which as many count as succeed", **{"weights.beta": "auto"}),
+    "drift-averaged": _weighting("drift_averaged", "DRIFT with luck averaged over conversations that said the same"),
     "drift-refresh": _weighting("drift", "DRIFT in two rounds, the second on rollouts of its own", rounds=2),
     "sft": _weighting("sft", "every conversation weighs 1"),
     "rft": _weighting("rft", "successes alone"),
     "star": _weighting("star", "successes that took more than one turn (STaR)"),
     "star-gate": _weighting("star_gate", "the best conversation of each prompt (STaR-GATE)"),
-    "bolt": _weighting("bolt", "single-turn DRIFT, the first reply (BOLT)", **{"training.turns": "first"}),
-    "refit": _weighting("refit", "the return as weight (Refit)"),
-    "refit-all-turns": _weighting("refit", "the return as weight, every reply", **{"training.turns": "all"}),
-    "swift": _weighting("swift", "the return, standardised within its prompt (Swift)"),
-    "swift-all-turns": _weighting("swift", "the standardised return, every reply", **{"training.turns": "all"}),
-    "group-relative": _weighting("group_relative", "the return less its prompt's mean"),
+    "bolt": _weighting("bolt", "single-turn DRIFT, the first reply (BOLT)"),
+    "refit": _weighting("refit", "the return as weight of every reply (Refit)"),
+    "refit-terminal": _weighting("refit", "the return as weight of the last reply", **{"weights.turns": "terminal"}),
+    "swift": _weighting("swift", "the return, standardised within its prompt, every reply (Swift)"),
+    "swift-terminal": _weighting("swift", "the standardised return, the last reply", **{"weights.turns": "terminal"}),
+    "group-relative": _weighting("group_relative", "the return less its prompt's mean, every reply"),
     "rwr": _weighting("rwr", "reward-weighted regression"),
     "awr": _weighting("awr", "advantage-weighted regression"),
     "dpo": _preference("dpo", "DPO on pairs of conversations"),
@@ -134,7 +141,7 @@ def apply_overrides(record: Any, overrides: Mapping[str, Any], prefix: str = "")
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in WHOLE:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
@@ -154,8 +161,7 @@ def _checked(flat: Mapping[str, Any], where: str, open_: tuple[str, ...]) -> dic
     known = [*_keys(Recipe), *_keys(PreferenceConfig, f"{PREFERENCE}."), *_keys(OnlineConfig, f"{ONLINE}.")]
     found = {}
     for key, value in flat.items():
-        free = key.startswith("weights.parameters.")
-        if not free and key not in known:
+        if key not in known:
             raise unknown_name("key", key, [name for name in known if name.split(".")[0] in open_], where=where)
         if key.split(".")[0] not in open_:
             raise ConfigError(
@@ -163,7 +169,7 @@ def _checked(flat: Mapping[str, Any], where: str, open_: tuple[str, ...]) -> dic
                 "or belongs to another trainer."
             )
         try:
-            found[key] = value if free else parser.parse_object({key: value})[key]
+            found[key] = value if key in WHOLE else parser.parse_object({key: value})[key]
         except ArgumentError as error:
             raise ConfigError(f"{where}: {' '.join(str(error).split())}.") from error
     return found

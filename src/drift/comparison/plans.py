@@ -11,10 +11,12 @@ from typing import Any
 from drift.api import train_online, train_preference
 from drift.baselines.config import BUILT_IN, BUILT_IN_RATE, OnlineConfig, Optimizer, PreferenceConfig
 from drift.comparison.methods import ONLINE, PREFERENCE, Method, apply_overrides
-from drift.dataset.exports.config import ExportConfig
+from drift.exports.config import ExportConfig
 from drift.manifest import read_manifest
 from drift.pipeline import stage_folder, tune
 from drift.recipe import Recipe, to_dict
+from drift.registry import settings_of
+from drift.weights.schemes import SCHEMES, find_scheme
 
 # The most rows of one forward pass of TRL's trainers.
 MICRO = 32
@@ -97,7 +99,16 @@ def plan_of(recipe: Recipe, method: Method, seed: int) -> Plan:
         return Plan(recipe=recipe, settings=apply_overrides(usual, method.overrides, "preference."))
     if method.trainer == ONLINE:
         return Plan(recipe=recipe, settings=apply_overrides(_online(recipe), method.overrides, "online."))
-    return Plan(recipe=apply_overrides(recipe, method.overrides))
+    return Plan(recipe=apply_overrides(recipe, {**_own_to(recipe, method), **method.overrides}))
+
+
+def _own_to(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """What of the recipe's weights belongs to its own scheme, and does not go with the scheme of ``method``."""
+    scheme = method.overrides.get("weights.scheme", recipe.weights.scheme)
+    if scheme == recipe.weights.scheme:
+        return {}
+    takes_beta = "beta" in settings_of(find_scheme(scheme).function) and recipe.weights.beta != "auto"
+    return {"weights.settings": {}, "weights.turns": None, **({} if takes_beta else {"weights.beta": None})}
 
 
 def _optimizer(recipe: Recipe) -> Optimizer:
@@ -108,11 +119,10 @@ def _optimizer(recipe: Recipe) -> Optimizer:
 def _shaping(recipe: Recipe) -> dict[str, Any]:
     """The return that DRIFT is given."""
     weights = recipe.weights
-    repetition = 0.5 if weights.repetition is None else weights.repetition
     return {
-        "base": weights.base,
-        "gamma": weights.gamma,
-        "repetition": repetition,
+        "outcome": weights.outcome,
+        "gamma": SCHEMES["drift"].gamma if weights.gamma is None else weights.gamma,
+        "repetition": SCHEMES["drift"].repetition if weights.repetition is None else weights.repetition,
         "format_failure": weights.format_failure,
     }
 

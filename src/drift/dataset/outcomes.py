@@ -1,14 +1,15 @@
-"""Outcomes: what the return of each trajectory is made of, off trajectories in memory or off the columns of a shard."""
+"""Outcomes: how conversations went, read off trajectories in memory or off the columns of shards."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,148 +17,213 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from drift.types import Message, Trajectory
-from drift.weights.config import GroupBy
-from drift.weights.luck import Paths
-from drift.weights.returns import trajectory_return
+from drift.dataset.store import count_trajectories, stream_columns
+from drift.errors import DatasetError
+from drift.types import Message, Step, Trajectory
 
+GroupBy = Literal["task", "opening"]
 _TURNS = "turns.list.element."
-# The columns of a shard that outcomes are read off. Shards of text, ids and log-probabilities are left on disk.
+# The columns of a shard that outcomes are read off. Text, ids and log-probabilities are left on disk.
 COLUMNS = ["id", "task_id", "group_id", "sample", "error"]
 COLUMNS += [_TURNS + name for name in ("reward", "success", "answer", "graded")]
-ROWS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("task_id", pa.string()),
-        ("group_id", pa.string()),
-        ("sample", pa.int32()),
-        ("success", pa.bool_()),
-        ("reward", pa.float64()),
-        ("turns", pa.int32()),
-        ("graded", pa.int32()),
-        ("distinct", pa.int32()),
-        ("failures", pa.int32()),
-        ("first_success", pa.bool_()),
-        ("first_reward", pa.float64()),
-        ("first_graded", pa.bool_()),
-        ("first_read", pa.bool_()),
-    ]
-)
-# Where conversations are told apart by what was said in them: further columns of a shard, and of rows.
-PATH_COLUMNS = ["messages", _TURNS + "text", _TURNS + "messages"]
-PATH_ROWS = pa.schema([*ROWS, ("reply_keys", pa.list_(pa.int64())), ("words_keys", pa.list_(pa.int64()))])
-_COUNTS = ("sample", "turns", "graded", "distinct", "failures")
+# Where conversations are told apart by what was said in them.
+_SPOKEN = ["messages", _TURNS + "text", _TURNS + "messages"]
+# Read at once: each batch costs some milliseconds.
+ROWS_AT_ONCE, SPOKEN_AT_ONCE = 65_536, 4096
+# What two bytes hold.
+MOST_TURNS = 32_767
+_COUNTS = ("turns", "graded", "distinct", "failures")
 _FLAGS = ("success", "first_success", "first_graded", "first_read")
-_REWARDS = ("reward", "first_reward")
+_NUMBERS = {
+    "sample": np.int32,
+    **dict.fromkeys(_COUNTS, np.int16),
+    **dict.fromkeys(_FLAGS, np.bool_),
+    **dict.fromkeys(("reward", "first_reward"), np.float64),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """What the return of each trajectory is made of; arrays ``(N,)``, trajectories that failed left out.
+    """How N conversations went, T replies in all; those that failed are left out.
 
     ``ids`` and ``groups`` are lists of strings, or Arrow strings where there may be very many. Of the first turn:
-    whether it succeeded, its reward, whether an answer was asked for, and whether one could be read. ``paths`` is there
-    where it was asked for.
+    whether it succeeded, its reward, whether an answer was asked for, and whether one could be read. Of each reply,
+    conversation after conversation: whether it was a mistake that another followed, and, where that was asked for, a
+    key that is equal where the same was said, and one of what the environment said to it.
     """
 
     ids: Any
     groups: Any
-    sample_N: NDArray[np.int64]
+    sample_N: NDArray[np.int32]
     success_N: NDArray[np.bool_]
     reward_N: NDArray[np.float64]
-    turns_N: NDArray[np.int64]
-    graded_N: NDArray[np.int64]
-    distinct_N: NDArray[np.int64]
-    failures_N: NDArray[np.int64]
+    turns_N: NDArray[np.int16]
+    graded_N: NDArray[np.int16]
+    distinct_N: NDArray[np.int16]
+    failures_N: NDArray[np.int16]
     first_success_N: NDArray[np.bool_]
     first_reward_N: NDArray[np.float64]
     first_graded_N: NDArray[np.bool_]
     first_read_N: NDArray[np.bool_]
-    paths: Paths | None = None
+    rejected_T: NDArray[np.bool_]
+    reply_T: NDArray[np.int64] | None = None
+    feedback_T: NDArray[np.int64] | None = None
 
     def first_turn(self) -> Outcomes:
-        """The same conversations as if each had ended after its first reply."""
+        """The outcomes as if each conversation had ended after its first reply; what is of each reply stays."""
         read_N = self.first_graded_N & self.first_read_N
         return replace(
             self,
             success_N=self.first_success_N,
             reward_N=self.first_reward_N,
             turns_N=np.ones_like(self.turns_N),
-            graded_N=self.first_graded_N.astype(np.int64),
-            distinct_N=read_N.astype(np.int64),
-            failures_N=(self.first_graded_N & ~self.first_read_N).astype(np.int64),
-            paths=self.paths.first_turn() if self.paths else None,
-        )
-
-    def returns(
-        self, *, base: Literal["success", "reward"], gamma: float, repetition: float, format_failure: float
-    ) -> NDArray[np.float64]:
-        """``(N,)`` return of each conversation, DRIFT Eq. 12."""
-        return trajectory_return(
-            self.success_N if base == "success" else self.reward_N,
-            self.turns_N,
-            self.distinct_N,
-            self.failures_N,
-            gamma=gamma,
-            repetition=repetition,
-            format_failure=format_failure,
-            graded_N=self.graded_N,
+            graded_N=self.first_graded_N.astype(np.int16),
+            distinct_N=read_N.astype(np.int16),
+            failures_N=(self.first_graded_N & ~self.first_read_N).astype(np.int16),
         )
 
     def group_index(self) -> NDArray[np.intp]:
         """``(N,)`` groups as numbers 0…G−1, in the order in which they first appear."""
-        strings = pa.array(self.groups, pa.string()) if isinstance(self.groups, list) else self.groups
-        if isinstance(strings, pa.ChunkedArray):
-            strings = strings.combine_chunks()
-        index_N: NDArray[np.intp] = strings.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.intp)
+        groups = pa.array(self.groups, pa.string()) if isinstance(self.groups, list) else self.groups.indices
+        index_N: NDArray[np.intp] = groups.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.intp)
         return index_N
 
 
-def outcomes(trajectories: Sequence[Trajectory], *, group_by: GroupBy = "task", paths: bool = False) -> Outcomes:
+def is_rejected(step: Step) -> bool:
+    """Whether an answer was asked for and the reply was no success and earned nothing: a mistake, not a step."""
+    return step.graded and not step.success and step.reward <= 0
+
+
+def outcomes(trajectories: Sequence[Trajectory], *, group_by: GroupBy = "task", spoken: bool = False) -> Outcomes:
     """Read outcomes off trajectories. Those with an error or without a turn have none and are left out.
 
     Args:
         trajectories: as recorded.
         group_by: the prompt is what the task's ``group_id`` says, or what the policy could see of it.
-        paths: tell what was said in each.
+        spoken: tell what was said in each.
     """
     kept = [t for t in trajectories if t.error is None and t.turns]
     graded = [[turn.step.answer for turn in t.turns if turn.step.graded] for t in kept]
-    found: Paths | None = None
-    if paths:
-        replies = [[_reply_key(t.step.graded, t.step.answer, t.completion.text) for t in each.turns] for each in kept]
-        found = _paths(replies, [[_words_key(turn.step.messages) for turn in each.turns] for each in kept])
+    mistakes = [turn is not t.turns[-1] and is_rejected(turn.step) for t in kept for turn in t.turns]
+    more: dict[str, Any] = {}
+    if spoken:
+        turns = [turn for t in kept for turn in t.turns]
+        replies = [_reply_key(turn.step.graded, turn.step.answer, turn.completion.text) for turn in turns]
+        more["reply_T"] = np.array(replies, np.int64)
+        more["feedback_T"] = np.array([_words_key(turn.step.messages) for turn in turns], np.int64)
     return Outcomes(
-        paths=found,
         ids=[t.id for t in kept],
         groups=[t.group_id if group_by == "task" else _opening_id(t) for t in kept],
-        sample_N=np.array([t.sample for t in kept], np.int64),
+        sample_N=np.array([t.sample for t in kept], np.int32),
         success_N=np.array([t.success for t in kept], bool),
         # From the first to the last: sum() compensates since Python 3.12, and weights would hang on the version.
         reward_N=np.array([reduce(add, (turn.step.reward for turn in t.turns), 0.0) for t in kept], float),
-        turns_N=np.array([len(t.turns) for t in kept], np.int64),
-        graded_N=np.array(list(map(len, graded)), np.int64),
-        distinct_N=np.array([len({*answers} - {None}) for answers in graded], np.int64),
-        failures_N=np.array([answers.count(None) for answers in graded], np.int64),
+        turns_N=np.array([len(t.turns) for t in kept], np.int16),
+        graded_N=np.array(list(map(len, graded)), np.int16),
+        distinct_N=np.array([len({*answers} - {None}) for answers in graded], np.int16),
+        failures_N=np.array([answers.count(None) for answers in graded], np.int16),
         first_success_N=np.array([t.turns[0].step.success for t in kept], bool),
         first_reward_N=np.array([t.turns[0].step.reward for t in kept], float),
         first_graded_N=np.array([t.turns[0].step.graded for t in kept], bool),
         first_read_N=np.array([t.turns[0].step.answer is not None for t in kept], bool),
+        rejected_T=np.array(mistakes, bool),
+        **more,
     )
 
 
-def outcome_rows(batch: pa.RecordBatch, *, group_by: GroupBy = "task", paths: bool = False) -> pa.Table:
-    """The outcomes of rows of a shard, read with ``COLUMNS``, as rows of ``ROWS``; failed trajectories are left out.
+def read_outcomes(directory: Path, *, group_by: GroupBy = "task", spoken: bool = False) -> Outcomes:
+    """The outcomes of a finished data set, in the order of tasks and samples, whatever order they were written in.
+
+    Some 60 bytes for each conversation, its id among them.
+
+    Args:
+        directory: the data set.
+        group_by: as of ``outcomes``.
+        spoken: tell what was said in each.
+
+    Raises:
+        DatasetError: it is missing, empty, damaged or incomplete, or every conversation in it failed.
+    """
+    large = spoken or group_by == "opening"
+    columns, rows = ([*COLUMNS, *_SPOKEN], SPOKEN_AT_ONCE) if large else (COLUMNS, ROWS_AT_ONCE)
+    total, count = count_trajectories(directory), 0
+    # In place from the start: parts that are joined later would be there twice.
+    numbers: dict[str, Any] = {name: np.empty(total, kind) for name, kind in _NUMBERS.items()}
+    parts: dict[str, list[Any]] = {"id": [], "task_id": [], "group_id": [], "rejected": []}
+    if spoken:
+        parts |= {"reply": [], "feedback": []}
+    for batch in _together(stream_columns(directory, columns, rows=rows), rows):
+        read = outcome_columns(batch, group_by=group_by, spoken=spoken)
+        # More than the manifest says is an error, which the stream raises at its end.
+        if count + len(read["id"]) <= total:
+            for name, values in numbers.items():
+                values[count : count + len(read["id"])] = read[name]
+        for name, chunks in parts.items():
+            chunks.append(read[name])
+        count += len(read["id"])
+    if not count:
+        raise DatasetError(f"{directory}: all {total} trajectories failed; there is nothing to weigh.")
+    numbers = {name: values[:count] for name, values in numbers.items()}
+    pa.default_memory_pool().release_unused()
+    found = _in_order(numbers, {name: pa.chunked_array(parts.pop(name)) for name in list(parts)})
+    pa.default_memory_pool().release_unused()
+    return found
+
+
+def _in_order(numbers: dict[str, Any], held: dict[str, Any]) -> Outcomes:
+    """Columns as outcomes, sorted by task and sample as ``read_trajectories`` sorts them."""
+    tasks, groups = (held.pop(name).unify_dictionaries().combine_chunks() for name in ("task_id", "group_id"))
+    rank = np.empty(len(tasks.dictionary), np.int32)
+    rank[pc.array_sort_indices(tasks.dictionary).to_numpy()] = np.arange(len(rank))
+    # Rows of one task and sample stay in the order in which they were written.
+    order = np.lexsort((numbers["sample"], rank[tasks.indices.to_numpy()]))
+    del tasks
+    if not (np.diff(order) == 1).all():
+        groups = groups.take(pa.array(order))
+        # One column at a time, so that no second copy of all of them is in memory.
+        for name in numbers:
+            numbers[name] = numbers[name][order]
+        for name in held:
+            held[name] = held[name].take(pa.array(order))
+    flat = {f"{name}_T": pc.list_flatten(held.pop(name)).to_numpy() for name in list(held) if name != "id"}
+    return Outcomes(ids=held["id"], groups=groups, **{f"{name}_N": values for name, values in numbers.items()}, **flat)
+
+
+def _together(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Batches of many small shards in one of about ``rows``."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        # Shards of one data set may have been written before and after there was a column.
+        if held and not batch.schema.equals(held[0].schema):
+            yield pa.concat_batches(held)
+            held = []
+        held.append(batch)
+        if sum(map(len, held)) >= rows:
+            yield pa.concat_batches(held)
+            held = []
+    if held:
+        yield pa.concat_batches(held)
+
+
+def outcome_columns(batch: pa.RecordBatch, *, group_by: GroupBy = "task", spoken: bool = False) -> dict[str, Any]:
+    """The outcomes of rows of a shard, read with ``COLUMNS``, by name; failed trajectories are left out.
 
     The same numbers as ``outcomes`` without a Python object for each: turns of all rows lie one after the other. With
-    ``paths``, or prompts by their opening, rows are read with ``PATH_COLUMNS`` too; with ``paths`` they are rows of
-    ``PATH_ROWS``.
+    ``spoken``, or prompts by their opening, what was said must have been read too.
+
+    Returns:
+        Numbers as ``(N,)`` arrays; ids as Arrow strings, tasks and groups encoded; what is of replies as Arrow lists.
     """
     lengths = batch.column("turns").value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     kept_N = batch.column("error").is_null().to_numpy(zero_copy_only=False) & (lengths > 0)
     if not kept_N.all():
         batch, lengths = batch.filter(pa.array(kept_N)), lengths[kept_N]
     count, turns_N = len(lengths), lengths.astype(np.int64)
+    if turns_N.max(initial=0) > MOST_TURNS:
+        name = batch.column("id")[int(turns_N.argmax())].as_py()
+        raise DatasetError(
+            f"conversation {name!r} has {turns_N.max()} turns, expected at most {MOST_TURNS}. Leave it out."
+        )
     end_N = np.cumsum(turns_N)
     row_T = np.repeat(np.arange(count), turns_N)
     turns = batch.column("turns").flatten()
@@ -173,8 +239,17 @@ def outcome_rows(batch: pa.RecordBatch, *, group_by: GroupBy = "task", paths: bo
     distinct = pairs[np.diff(pairs, prepend=-1) != 0] // kinds
     start_N = end_N - turns_N
     success_T, reward_T = _flags(turns.field("success")), turns.field("reward").to_numpy(zero_copy_only=False)
-    columns = {
-        **{name: batch.column(name) for name in ("id", "task_id", "group_id", "sample")},
+    rejected_T = graded_T & ~success_T & (reward_T <= 0)
+    rejected_T[end_N - 1] = False
+    offsets = pa.array(np.concatenate([[0], end_N]).astype(np.int32))
+    task_id = batch.column("task_id").dictionary_encode()
+    same = batch.column("task_id").equals(batch.column("group_id"))
+    columns: dict[str, Any] = {
+        # Offsets of 64 bits: ids of very many trajectories are longer together than 32 reach.
+        "id": batch.column("id").cast(pa.large_string()),
+        "task_id": task_id,
+        "group_id": task_id if same else batch.column("group_id").dictionary_encode(),
+        "sample": batch.column("sample").to_numpy(),
         "success": success_T[end_N - 1],
         "reward": _sums(reward_T, start_N, turns_N),
         "turns": turns_N,
@@ -185,40 +260,21 @@ def outcome_rows(batch: pa.RecordBatch, *, group_by: GroupBy = "task", paths: bo
         "first_reward": reward_T[start_N],
         "first_graded": graded_T[start_N],
         "first_read": answer_T[start_N] >= 0,
+        "rejected": pa.ListArray.from_arrays(offsets, pa.array(rejected_T)),
     }
-    schema, bounds = PATH_ROWS if paths else ROWS, [0, *end_N.tolist()]
-    words = turns.field("messages").to_pylist() if paths or group_by == "opening" else []
+    words = turns.field("messages").to_pylist() if spoken or group_by == "opening" else []
     if group_by == "opening":
-        spoken = batch.column("messages").to_pylist()
-        said = (list(itertools.chain(*words[a:b])) for a, b in itertools.pairwise(bounds))
-        columns["group_id"] = [_opening_key(*each) for each in zip(spoken, turns_N.tolist(), said, strict=True)]
-    if paths:
+        opened = batch.column("messages").to_pylist()
+        said = (list(itertools.chain(*words[a:b])) for a, b in itertools.pairwise(offsets.to_pylist()))
+        keys = [_opening_key(*each) for each in zip(opened, turns_N.tolist(), said, strict=True)]
+        columns["group_id"] = pa.array(keys, pa.string()).dictionary_encode()
+    if spoken:
         replies = zip(
             graded_T.tolist(), turns.field("answer").to_pylist(), turns.field("text").to_pylist(), strict=True
         )
-        for name, keys in (
-            ("reply_keys", itertools.starmap(_reply_key, replies)),
-            ("words_keys", map(_words_key, words)),
-        ):
-            flat = pa.array(list(keys), pa.int64())
-            columns[name] = pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), flat)
-    return pa.table([pa.array(columns[name]).cast(schema.field(name).type) for name in schema.names], schema=schema)
-
-
-def sorted_outcomes(rows: pa.Table) -> Outcomes:
-    """Rows of ``ROWS`` as outcomes, sorted by task and sample as ``read_trajectories`` sorts them."""
-    tasks = rows.column("task_id").combine_chunks().dictionary_encode()
-    rank = np.empty(len(tasks.dictionary), np.int64)
-    rank[pc.array_sort_indices(tasks.dictionary).to_numpy()] = np.arange(len(rank))
-    # Rows of one task and sample stay in the order in which they were written.
-    order = np.lexsort((rows.column("sample").to_numpy(), rank[tasks.indices.to_numpy()]))
-    rows = rows.take(pa.array(order))
-    columns: dict[str, Any] = {f"{name}_N": rows.column(name).to_numpy().astype(np.int64) for name in _COUNTS}
-    columns |= {f"{name}_N": rows.column(name).to_numpy().astype(bool) for name in _FLAGS}
-    columns |= {f"{name}_N": rows.column(name).to_numpy() for name in _REWARDS}
-    if "reply_keys" in rows.column_names:
-        columns["paths"] = _paths(rows["reply_keys"], rows["words_keys"])
-    return Outcomes(ids=rows["id"], groups=rows["group_id"], **columns)
+        for name, values in (("reply", itertools.starmap(_reply_key, replies)), ("feedback", map(_words_key, words))):
+            columns[name] = pa.ListArray.from_arrays(offsets, pa.array(list(values), pa.int64()))
+    return columns
 
 
 def _opening_id(trajectory: Trajectory) -> str:
@@ -247,15 +303,6 @@ def _key(value: Any) -> int:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _paths(replies: Any, words: Any) -> Paths:
-    """Lists of keys, a list for each conversation, as ``Paths``."""
-    reply, word = (
-        pa.array(each, pa.list_(pa.int64())) if isinstance(each, list) else each for each in (replies, words)
-    )
-    flat_T, words_T = (pc.list_flatten(each).to_numpy() for each in (reply, word))
-    return Paths(flat_T, words_T, pc.list_value_length(reply).to_numpy().astype(np.int64))
 
 
 def _flags(column: pa.Array) -> NDArray[np.bool_]:

@@ -107,7 +107,7 @@ def _ratios(metric: str, first: Any, second: Any, conversations: Sequence[Trajec
     from drift.training.divergence import exact_kl
     from drift.training.examples import rows_of
 
-    rows = [row for t in conversations for row in rows_of(t, 1.0, turns="all", normalization="sum")]
+    rows = [row for t in conversations for row in rows_of(t, [1.0] * len(t.turns), normalization="sum")]
     kl_R, tokens_R = exact_kl(first, second, rows)
     prompts = {task: at for at, task in enumerate(sorted({t.task_id for t in conversations}))}
     task_of = {t.id: t.task_id for t in conversations}

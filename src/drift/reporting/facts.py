@@ -11,13 +11,13 @@ from typing import Any
 from drift.checksums import sum_of
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import read_trajectories
-from drift.dataset.weighing import KIND as WEIGHTS
 from drift.errors import DatasetError
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
 from drift.manifest import MANIFEST, read_manifest
 from drift.training.config import KIND as MODEL
 from drift.types import Trajectory
+from drift.weights.table import KIND as WEIGHTS
 
 # Metrics that are no shares.
 PLAIN = {"turns", "turns_to_success", "reply_tokens"}

@@ -14,6 +14,7 @@ from drift.reporting.comparison import cost_table, failures, level, main_table, 
 from drift.reporting.comparison_plots import accuracy_against_cost, curves
 from drift.reporting.facts import Facts, costs, read_facts, table, verdict
 from drift.reporting.plots import COLORS, histogram, multi_at_k, training_curve
+from drift.reporting.sentences import chain_line, sentences
 
 
 def write_report(run: Path, out: Path) -> Path:
@@ -38,6 +39,8 @@ def render(facts: Facts) -> str:
         title=f"drift: {facts.evaluation['environment']['name']}",
         verdict=verdict(facts),
         facts=facts,
+        chain=chain_line(facts.weights["chain"]) if facts.weights else "",
+        sentences=list(sentences(facts.weights["diagnostics"])) if facts.weights else [],
         modes=[
             {"name": mode, "rows": table(facts, mode), "plot": _figure(multi_at_k(facts, mode))}
             for mode in facts.evaluation["modes"]

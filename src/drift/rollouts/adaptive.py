@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from drift.dataset.outcomes import COLUMNS, outcome_rows
+from drift.dataset.outcomes import COLUMNS, outcome_columns
 from drift.dataset.store import stored_columns
 from drift.types import Task
 
@@ -23,8 +23,8 @@ def undecided(directory: Path, tasks: Sequence[Task], first: int) -> list[Task]:
     """
     seen: dict[str, set[bool]] = {}
     for batch in stored_columns(directory, COLUMNS):
-        rows = outcome_rows(batch)
-        columns = (rows.column(name).to_pylist() for name in ("group_id", "sample", "success"))
+        read = outcome_columns(batch)
+        columns = (read[name].tolist() for name in ("group_id", "sample", "success"))
         for group, sample, success in zip(*columns, strict=True):
             if sample < first:
                 seen.setdefault(group, set()).add(success)

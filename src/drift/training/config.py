@@ -10,6 +10,7 @@ from drift.errors import require
 KIND = "model"
 ATTENTIONS = ("auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
 ENGINES = ("ddp", "fsdp", "zero2", "zero3")
+PLANS = ("uniform", "balanced", "drawn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +45,10 @@ class TrainingConfig:
     """How the model is fine-tuned. Batch, steps and schedule are the DRIFT paper's unless set otherwise.
 
     Args:
-        turns: terminal trains the last reply of each conversation (DRIFT), all trains every reply (Refit, Swift), first
-            the first alone (BOLT), credited every reply but those that were rejected.
-        rejected: with credited, weight of a rejected reply (asked for an answer, not right, no reward, and another
-            followed) for each unit of its conversation's weight: 0 leaves it out, a negative number pushes it away.
         normalization: token loss of a reply: sum (Eq. 15) or mean over its tokens (published code).
-        batch_size: rows per optimizer step.
+        batch_size: conversations computed in an optimizer step; on average where plan is balanced.
+        plan: which rows a step holds: uniform, as many each (as published); balanced, as equal a sum of weights as
+            whole rows allow; drawn, rows drawn in proportion to their weight, which then count alike.
         tokens_per_batch: the most tokens of one forward pass, shared prefixes counted once; memory, not results.
         share_prefixes: compute what conversations of a prompt have in common once; the gradients are the same.
         attention: attention kernel, as transformers names it. auto and sdpa share prefixes; eager, flex_attention,
@@ -57,11 +56,6 @@ class TrainingConfig:
             three on GPUs alone.
         rows_together: conversations of one prompt that follow one another and so share what they have in common; 1
             mixes all rows, more is faster and makes steps of fewer prompts.
-        skip_mass: conversations of the smallest weights are not computed, up to this share of their prompt's weight.
-        resample: conversations drawn of each prompt by weight, as a share of K; the others are not computed, and the
-            expected gradient is the same. 0 computes all.
-        max_negative_share: negative weights of a prompt, those of rejected replies among them, are scaled down until
-            their sum is at most this share of that of its positive ones; 0 leaves none, null leaves them as published.
         kl_limit: training ends at the last step measured at which the model is no farther from its base than this, in
             nats of KL(base ‖ model) per conversation; 0 measures nothing.
         kl_steps: optimizer steps between measurements; each checkpoint and the last step are measured as well.
@@ -70,7 +64,7 @@ class TrainingConfig:
         epochs: passes over the data, which above 0 take the place of max_steps.
         learning_rate: peak learning rate.
         schedule: name of a learning-rate schedule of transformers.
-        warmup: share of the steps over which the rate rises from 0.
+        warmup: share of the steps over which the rate rises; the first step has a rate above 0.
         weight_decay: decoupled weight decay of AdamW.
         max_grad_norm: gradients are scaled down to this norm.
         dtype: float32, or bfloat16 for mixed precision on float32 master weights.
@@ -86,17 +80,13 @@ class TrainingConfig:
         lora: LoRA settings.
     """
 
-    turns: Literal["terminal", "all", "first", "credited"] = "terminal"
-    rejected: float = 0.0
     normalization: Literal["sum", "mean"] = "sum"
     batch_size: int = 128
+    plan: Literal["uniform", "balanced", "drawn"] = "drawn"
     tokens_per_batch: int = 8192
     share_prefixes: bool = True
     attention: Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "auto"
     rows_together: int = 4
-    skip_mass: float = 1e-3
-    resample: float = 0.0
-    max_negative_share: float | None = 0.1
     kl_limit: float = 0.0
     kl_steps: int = 10
     kl_prompts: int = 8
@@ -119,9 +109,7 @@ class TrainingConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:
-        known = ("terminal", "all", "first", "credited")
-        require(self.turns in known, "training.turns", self.turns, "terminal, all, first or credited")
-        require(-1 <= self.rejected <= 0, "training.rejected", self.rejected, "a number from -1 to 0")
+        require(self.plan in PLANS, "training.plan", self.plan, f"one of {', '.join(PLANS)}")
         require(self.normalization in ("sum", "mean"), "training.normalization", self.normalization, "sum or mean")
         require(self.batch_size >= 1, "training.batch_size", self.batch_size, "a whole number ≥ 1")
         require(self.tokens_per_batch >= 1, "training.tokens_per_batch", self.tokens_per_batch, "a whole number ≥ 1")
@@ -133,10 +121,6 @@ class TrainingConfig:
             f"bfloat16 with attention {self.attention}, which knows no float32",
         )
         require(self.rows_together >= 1, "training.rows_together", self.rows_together, "a whole number ≥ 1")
-        require(0 <= self.skip_mass < 1, "training.skip_mass", self.skip_mass, "a share of at least 0 and below 1")
-        require(0 <= self.resample <= 1, "training.resample", self.resample, "a share between 0 and 1")
-        share = self.max_negative_share
-        require(share is None or share >= 0, "training.max_negative_share", share, "a number ≥ 0, or null")
         for name in ("kl_steps", "kl_prompts"):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a whole number ≥ 1")
         require(
@@ -167,10 +151,3 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for manifests."""
         return {**vars(self), "lora": dict(vars(self.lora))}
-
-
-def check_first_turn(scheme: str, first_turn: bool, config: TrainingConfig) -> None:
-    """Refuse to train other replies than the first with weights of ``scheme`` that judge the first alone."""
-    if first_turn:
-        remedy = f"The weights of {scheme} judge first replies alone. Set training.turns: first."
-        require(config.turns == "first", "training.turns", config.turns, "first", remedy)

@@ -1,131 +1,96 @@
-"""Training rows from recorded ids: nothing is rendered or tokenized again."""
+"""Training rows from recorded ids and the weights of replies: nothing is rendered or tokenized again."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from drift.chat import extends
-from drift.types import Example, TokenNormalization, Trajectory, Turn, TurnScope
+from drift.errors import DatasetError
+from drift.types import Example, TokenNormalization, Trajectory, Turn
 
-COUNTED = ("rows", "skipped_negligible", "skipped_unweighted", "skipped_zero_weight", "skipped_too_long")
-
-
-def turn_weights(turn: Turn, weight: float, normalization: TokenNormalization) -> list[float]:
-    """What each token of a reply is multiplied by: ``w`` (sum, Eq. 15) or ``w / |y_t|`` (mean)."""
-    count = len(turn.completion.token_ids)
-    return [weight / count if normalization == "mean" else weight] * count
+COUNTED = ("conversations", "rows", "skipped_unweighted", "skipped_zero_weight", "skipped_too_long")
 
 
-def is_rejected(turn: Turn) -> bool:
-    """Whether an answer was asked for and the reply was no success and earned nothing: a mistake, not a step."""
-    return turn.step.graded and not turn.step.success and turn.step.reward <= 0
+def rows_of(trajectory: Trajectory, weights: Sequence[float], *, normalization: TokenNormalization) -> list[Example]:
+    """The training rows of one conversation, whose replies have ``weights``.
 
+    Turns whose prompt extends what came before share a row; a turn for which the chat template rewrote history starts a
+    new one, because what the policy saw there is not what it saw before. Token layout of the row of two turns::
 
-def count_rejected(trajectory: Trajectory) -> int:
-    """How many replies ``credited`` weighs as rejected: mistakes that another reply followed."""
-    return sum(bool(turn.completion.token_ids) and is_rejected(turn) for turn in trajectory.turns[:-1])
+        token_ids = prompt_ids of turn 1 + its sampled ids + what was read before turn 2 + its sampled ids
+        weight    = 0, …, 0              + v_1, …, v_1     + 0, …, 0                     + v_2, …, v_2
 
-
-def rows_of(
-    trajectory: Trajectory, weight: float, *, turns: TurnScope, normalization: TokenNormalization, rejected: float = 0.0
-) -> list[Example]:
-    """The training rows of one conversation.
-
-    ``terminal`` gives one row, in which only the last reply is trained::
-
-        token_ids = prompt_ids of the last turn + its sampled ids
-        weight    = 0, …, 0                     + w, …, w
-
-    ``all`` trains every reply. Turns whose prompt extends what came before share a row; a turn for which the chat
-    template rewrote history starts a new one, because what the policy saw there is not what it saw before.
-
-    ``first`` is the first reply's row alone. ``credited`` is ``all``, except that a reply that was rejected and
-    followed by another weighs ``rejected · |w|`` instead of w: a mistake on the way to a success is not imitated, and
-    with ``rejected`` < 0 pushed away whatever the sign of w. Rows in which nothing is trained are left out.
+    where a token has ``v = w`` of its reply (sum, Eq. 15) or ``w / |y_t|`` (mean). What comes after the last reply with
+    a weight is left out, and so are rows in which no reply has one.
     """
-    rows: list[tuple[list[int], list[bool], list[float]]] = []
+    last = max((at for at, weight in enumerate(weights) if weight), default=-1)
+    rows: list[tuple[list[int], list[float], list[float]]] = []
     previous: Turn | None = None
-    chosen = {"terminal": trajectory.turns[-1:], "first": trajectory.turns[:1]}.get(turns, trajectory.turns)
-    for turn in chosen:
-        if not turn.completion.token_ids:
+    for turn, weight in zip(trajectory.turns[: last + 1], weights, strict=False):
+        reply = turn.completion.token_ids
+        if not reply:
             continue
-        mistaken = turns == "credited" and turn is not trajectory.turns[-1] and is_rejected(turn)
         if previous is None or not extends(previous, turn):
             rows.append(([], [], []))
-        ids, sampled, weights = rows[-1]
-        new_prompt = turn.prompt_ids[len(ids) :]
-        reply = turn.completion.token_ids
-        ids += [*new_prompt, *reply]
-        sampled += [False] * len(new_prompt) + [True] * len(reply)
-        weights += [0.0] * len(new_prompt)
-        weights += turn_weights(turn, rejected * abs(weight) if mistaken else weight, normalization)
+        ids, tokens, replies = rows[-1]
+        prompt = turn.prompt_ids[len(ids) :]
+        ids += [*prompt, *reply]
+        share = float(weight) / len(reply) if normalization == "mean" else float(weight)
+        tokens += [0.0] * len(prompt) + [share] * len(reply)
+        replies.append(abs(float(weight)))
         previous = turn
     return [
         Example(
             trajectory_id=trajectory.id,
             group_id=trajectory.group_id,
             token_ids=tuple(ids),
-            sampled=tuple(sampled),
-            weight=tuple(weights),
+            sampled=tuple(value != 0 for value in tokens),
+            weight=tuple(tokens),
+            mass=max(replies),
         )
-        for ids, sampled, weights in rows
-        if turns != "credited" or any(weights)
+        for ids, tokens, replies in rows
+        if any(replies)
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Which conversations become rows, and how.
-
-    Attributes:
-        weights: weight by trajectory id; a trajectory without one failed and has none.
-        negligible: ids of those whose weight is too small to matter; they count as rows and are not computed.
-        turns: which replies to train.
-        rejected: by trajectory id, weight of a rejected reply for each unit of its conversation's, with ``turns``
-            credited; 0 where it says nothing.
-        normalization: token loss of a reply.
-        max_length: longest row in tokens; ``None`` for any.
-    """
-
-    weights: Mapping[str, float]
-    negligible: Collection[str] = frozenset()
-    turns: TurnScope
-    normalization: TokenNormalization
-    max_length: int | None
-    rejected: Mapping[str, float] = field(default_factory=dict)
-
-
-def build_examples(trajectories: Iterable[Trajectory], choice: Choice, counts: Counter[str]) -> Iterator[Example]:
+def build_examples(
+    trajectories: Iterable[Trajectory],
+    weights: Mapping[str, Sequence[float]],
+    counts: Counter[str],
+    *,
+    normalization: TokenNormalization,
+    max_length: int | None,
+) -> Iterator[Example]:
     """All training rows, one conversation at a time.
-
-    A negligible one gives a row without tokens, so that steps hold the rows they would have held.
 
     Args:
         trajectories: the data set.
-        choice: which of them, and how.
-        counts: ``rows``, ``skipped_negligible`` (among them), ``skipped_unweighted`` (failed),
-            ``skipped_zero_weight`` and ``skipped_too_long`` are added up here.
+        weights: those of a conversation's replies by its id; one that is not there has none.
+        counts: ``conversations`` (those weighed, but for those that are too long), ``rows``, and what is left out:
+            conversations ``skipped_unweighted`` and ``skipped_zero_weight`` (the latter among ``conversations``), and
+            rows ``skipped_too_long``.
+        normalization: token loss of a reply.
+        max_length: longest row in tokens; ``None`` for any.
+
+    Raises:
+        DatasetError: a conversation has another number of replies than weights.
     """
     counts.update(dict.fromkeys(COUNTED, 0))
     for trajectory in trajectories:
-        weight = choice.weights.get(trajectory.id)
-        if weight is None:
+        given = weights.get(trajectory.id)
+        if given is None:
             counts["skipped_unweighted"] += 1
             continue
-        if weight == 0:
-            counts["skipped_zero_weight"] += 1
-            continue
-        rejected = choice.rejected.get(trajectory.id, 0.0)
-        made = rows_of(trajectory, weight, turns=choice.turns, normalization=choice.normalization, rejected=rejected)
-        for row in made:
-            if choice.max_length is not None and len(row.token_ids) > choice.max_length:
-                counts["skipped_too_long"] += 1
-                continue
-            counts["rows"] += 1
-            if trajectory.id in choice.negligible:
-                counts["skipped_negligible"] += 1
-                yield replace(row, token_ids=(), sampled=(), weight=())
-            else:
-                yield row
+        if len(given) != len(trajectory.turns):
+            raise DatasetError(
+                f"conversation {trajectory.id!r} has {len(trajectory.turns)} replies and {len(given)} weights; "
+                "expected one for each reply. Make the weights again from this data set."
+            )
+        rows = rows_of(trajectory, given, normalization=normalization)
+        fitting = [row for row in rows if max_length is None or len(row.token_ids) <= max_length]
+        counts["skipped_zero_weight"] += not rows
+        counts["skipped_too_long"] += len(rows) - len(fitting)
+        counts["conversations"] += bool(fitting) or not rows
+        counts["rows"] += len(fitting)
+        yield from fitting

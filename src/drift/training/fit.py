@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,8 @@ def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int,
         max_steps=steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup,
+        # In steps: transformers takes a share of 1 for one step.
+        warmup_steps=math.ceil(config.warmup * steps),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.dtype == "bfloat16",

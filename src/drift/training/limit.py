@@ -62,7 +62,8 @@ class HeldOut:
             if trajectory.group_id not in self._groups:
                 yield trajectory
                 continue
-            rows = rows_of(trajectory, 1.0, turns="all", normalization="sum") if trajectory.error is None else []
+            weights = [1.0] * len(trajectory.turns)
+            rows = rows_of(trajectory, weights, normalization="sum") if trajectory.error is None else []
             if rows and all(self._longest is None or len(row.token_ids) <= self._longest for row in rows):
                 held = self._found.setdefault(trajectory.group_id, {})
                 held[trajectory.id] = rows

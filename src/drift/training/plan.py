@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,74 +14,184 @@ from drift.training.tree import Tree, grow, join
 from drift.types import Example
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """The rows of one optimizer step.
+    """The rows of one optimizer step; its loss is ``(1/divisor) Σ_rows factor · Σ_t w_t · −log p``.
 
     Attributes:
-        ranks: indices of the rows that each rank computes; rows that are not worth computing are in none.
-        rows: how many rows the step counts, the latter included: what the loss is divided by.
+        ranks: indices of the rows that each rank computes, each once.
+        factors: for each of them, what its weights are multiplied by.
+        divisor: what the loss is divided by, over all ranks.
     """
 
     ranks: tuple[Ints, ...]
-    rows: int
+    factors: tuple[Floats, ...]
+    divisor: float
+
+    @property
+    def rows(self) -> int:
+        """How many rows the step computes."""
+        return sum(map(len, self.ranks))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What a plan needs to know of N rows.
+    """What a plan needs to know of M rows, all of which have a weight.
 
     Attributes:
-        group_N: ``(N,)`` the prompt of each row, as a number.
-        length_N: ``(N,)`` its tokens; 0 for one that is not worth computing.
+        group_N: ``(M,)`` the prompt of each row, as a number.
+        length_N: ``(M,)`` its tokens.
+        mass_N: ``(M,)`` its ``|w|``, the largest of its replies'.
     """
 
     group_N: Ints
     length_N: Ints
+    mass_N: Floats
 
 
-def plan_steps(rows: Rows, *, batch_size: int, steps: int, seed: int, ranks: int, together: int) -> list[Step]:
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """How rows are planned.
+
+    Attributes:
+        plan: ``uniform``, ``balanced`` or ``drawn``; see ``plan_steps``.
+        batch_size: B, rows of a step, over all ranks.
+        conversations: N, how many conversations were weighed, those of weight 0 included: the loss is a mean over them.
+        together: rows of one prompt that follow one another; 1 mixes all rows.
+        ranks: processes that share each step.
+        seed: of what is random.
+    """
+
+    plan: str
+    batch_size: int
+    conversations: int
+    together: int
+    ranks: int
+    seed: int
+
+
+def steps_per_pass(rows: Rows, options: PlanOptions) -> float:
+    """Optimizer steps that pass over the data once, or draw as many rows as there are."""
+    exact = len(rows.group_N) / min(options.batch_size, len(rows.group_N))
+    return max(1, round(exact)) if options.plan == "balanced" else exact
+
+
+def plan_steps(rows: Rows, steps: int, options: PlanOptions) -> list[Step]:
     """The optimizer steps of a whole training run. The same arguments give the same plan, on every rank.
 
-    Each pass over the data takes it in a new order. Rows of one prompt come in runs, so that what they share is
-    computed once; the last step of a pass takes what is left.
+    Every step is an estimate of the gradient of ``L = (1/N) Σ_rows Σ_t w_t · −log p``, and every step computes rows::
+
+        uniform    B rows in a random order, which goes on over the end of a pass       divisor B·N/M
+        balanced   each row once a pass, Σ|w| of the n = M/B steps as equal as whole
+                   rows allow                                                           divisor N/n
+        drawn      B draws, a row with |w| on average M·|w|/Σ|w| times a pass; what is
+                   drawn has the weight w/|w| times the mean of |w|                     divisor B·N/M
+
+    On average over seeds a step has the gradient of L, whichever step it is and however few rows there are. Under
+    ``drawn`` the draws of a row in a pass differ from their expectation by less than 1 (systematic sampling), and a row
+    that is drawn several times in one step is computed once. Where B exceeds M, a step is a pass.
 
     Args:
         rows: the rows.
-        batch_size: rows per step, over all ranks.
         steps: how many steps.
-        seed: of the order.
-        ranks: processes that share each step.
-        together: rows of one prompt in a run; 1 shuffles all rows.
+        options: how.
     """
-    made: list[Step] = []
-    for order in _passes(rows, seed, together):
-        for start in range(0, len(order), batch_size):
-            if len(made) == steps:
-                return made
-            chosen = order[start : start + batch_size]
-            made.append(Step(ranks=_share(rows, chosen[rows.length_N[chosen] > 0], ranks), rows=len(chosen)))
-        if len(made) == steps:
-            return made
-    raise AssertionError("passes do not end")
+    assert len(rows.group_N) and rows.mass_N.min() > 0, "rows without weight are none"
+    total, batch = len(rows.group_N), min(options.batch_size, len(rows.group_N))
+    chosen: Iterator[Ints]
+    if options.plan == "balanced":
+        count = int(steps_per_pass(rows, options))
+        chosen, divisor = _balanced(rows, count, options), options.conversations / count
+    else:
+        chosen, divisor = _batches(_sequence(rows, options), batch), batch * options.conversations / total
+    per_draw_N = rows.mass_N.mean() / rows.mass_N if options.plan == "drawn" else np.ones(total)
+    planned = []
+    for step in itertools.islice(chosen, steps):
+        distinct, times = _distinct(step)
+        shares = _share(rows, distinct, options.ranks)
+        drawn_N = dict(zip(distinct.tolist(), (times * per_draw_N[distinct]).tolist(), strict=True))
+        factors = tuple(np.array([drawn_N[row] for row in share.tolist()]) for share in shares)
+        planned.append(Step(ranks=shares, factors=factors, divisor=divisor))
+    return planned
 
 
-def _passes(rows: Rows, seed: int, together: int) -> Iterator[Ints]:
-    """The order of the rows in each pass over the data, without end."""
-    count, total = 0, len(rows.group_N)
-    while True:
-        random = np.random.Generator(np.random.PCG64([seed, count]))
-        # By prompt, and within it in a random order with rows that are not computed last: a run should share.
-        order = random.permutation(total)
-        order = order[np.lexsort((rows.length_N[order] == 0, rows.group_N[order]))]
-        groups = rows.group_N[order]
-        first = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
-        place = np.arange(total) - np.repeat(first, np.diff(first, append=total))
-        run_N = np.cumsum((place % together) == 0) - 1
-        yield order[np.argsort(random.permutation(run_N[-1] + 1)[run_N], kind="stable")]
-        count += 1
+def _distinct(rows: Ints) -> tuple[Ints, Ints]:
+    """Rows in their order, each once, and how often each is there."""
+    _, first, times = np.unique(rows, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    return rows[first[order]], times[order]
+
+
+def _sequence(rows: Rows, options: PlanOptions) -> Iterator[Ints]:
+    """The rows of each pass in the order in which they are computed, without end; M of them in every pass."""
+    total, drawn = len(rows.group_N), np.arange(len(rows.group_N))
+    begin = np.random.Generator(np.random.PCG64([options.seed, 2**32]))
+    # Rows lie on a ring, as long as M·|w|/Σ|w| each; a pass draws what M equidistant points fall on.
+    ring, shift = begin.permutation(total), float(begin.random())
+    edges = np.concatenate([[0.0], np.cumsum(total * rows.mass_N[ring] / rows.mass_N.sum())])
+    edges = np.minimum(edges, total)
+    edges[-1] = total
+    for count in itertools.count():
+        random = np.random.Generator(np.random.PCG64([options.seed, count]))
+        times_N = np.ones(total, np.int64)
+        if options.plan == "drawn":
+            # The points move on by the golden ratio, so that over passes they fall evenly too.
+            points = np.floor(edges + (shift + count * GOLDEN) % 1)
+            times_N[ring] = np.diff(points).astype(np.int64)
+            drawn = np.repeat(np.arange(total), times_N)
+        # Where in the pass: anywhere, and a row that is drawn several times, at even intervals.
+        first, each = np.cumsum(times_N) - times_N, np.repeat(np.maximum(times_N, 1), times_N)
+        when = (np.arange(total) - np.repeat(first, times_N) + np.repeat(random.random(total), times_N)) / each
+        order = np.argsort(when)
+        if options.together > 1:
+            order = np.concatenate(_runs(rows.group_N[drawn], when, options.together))
+        # A pass begins anywhere in its order: every place then has every draw with the same chance.
+        yield np.roll(drawn[order], random.integers(total))
+
+
+def _runs(group_N: Ints, when_N: Floats, together: int) -> list[Ints]:
+    """Places of rows in runs of one prompt each, by when their first row comes."""
+    order = np.lexsort((when_N, group_N))
+    groups = group_N[order]
+    first = np.flatnonzero(np.diff(groups, prepend=groups[:1] - 1))
+    place = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
+    begin = np.flatnonzero(place % together == 0)
+    runs = np.split(order, begin[1:])
+    return [runs[at] for at in np.argsort(when_N[order[begin]])]
+
+
+def _batches(passes: Iterator[Ints], size: int) -> Iterator[Ints]:
+    """The rows of all passes one after the other, ``size`` at a time."""
+    left = np.zeros(0, np.int64)
+    for rows in passes:
+        left = np.concatenate([left, rows])
+        whole = len(left) - len(left) % size
+        yield from (left[at : at + size] for at in range(0, whole, size))
+        left = left[whole:]
+
+
+def _balanced(rows: Rows, count: int, options: PlanOptions) -> Iterator[Ints]:
+    """The rows of ``count`` steps a pass: the heaviest run first, always to the step that is lightest so far."""
+    total = len(rows.group_N)
+    for number in itertools.count():
+        random = np.random.Generator(np.random.PCG64([options.seed, number]))
+        runs = _runs(rows.group_N, random.random(total), options.together) if options.together > 1 else []
+        if len(runs) < count:
+            runs = list(np.arange(total)[:, None])
+        mass = np.array([rows.mass_N[run].sum() for run in runs])
+        shuffled = random.permutation(len(runs))
+        steps: list[list[Ints]] = [[] for _ in range(count)]
+        lightest = [(0.0, int(place), at) for at, place in enumerate(random.permutation(count))]
+        heapq.heapify(lightest)
+        for run in shuffled[np.argsort(-mass[shuffled], kind="stable")].tolist():
+            load, place, at = heapq.heappop(lightest)
+            steps[at].append(runs[run])
+            heapq.heappush(lightest, (load + float(mass[run]), place, at))
+        yield from (np.concatenate(step) for step in steps)
 
 
 def _share(rows: Rows, chosen: Ints, ranks: int) -> tuple[Ints, ...]:

@@ -20,6 +20,7 @@ _SCHEMA = pa.schema(
         ("group_id", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("weight", pa.list_(pa.float64())),
+        ("mass", pa.float64()),
     ]
 )
 _BATCH = 1024
@@ -62,6 +63,7 @@ class RowFile(Sequence[Example]):
         self.facts = Rows(
             group_N=groups.indices.to_numpy().astype(np.int64)[self._place_N],
             length_N=lengths.astype(np.int64)[self._place_N],
+            mass_N=table.column("mass").to_numpy()[self._place_N],
         )
 
     def __len__(self) -> int:
@@ -78,4 +80,5 @@ class RowFile(Sequence[Example]):
             token_ids=tuple(row["token_ids"]),
             sampled=tuple(value != 0 for value in weight),
             weight=weight,
+            mass=row["mass"],
         )

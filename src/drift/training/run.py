@@ -15,28 +15,24 @@ import pyarrow as pa
 
 from drift.chat import TemplateChat
 from drift.dataset.store import KIND as TRAJECTORIES
-from drift.dataset.store import stream_trajectories
-from drift.dataset.table import ById, WeightTable
-from drift.dataset.weighing import KIND as WEIGHTS
-from drift.dataset.weighing import read_weights
+from drift.dataset.store import stream_columns, stream_trajectories
 from drift.errors import DatasetError, TrainingError
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import check_attention, fingerprint, load_model
 from drift.policies.stored import StoredModel
 from drift.training.checkpoints import discard_unfinished
-from drift.training.config import KIND, TrainingConfig, check_first_turn
-from drift.training.examples import Choice, build_examples, count_rejected
+from drift.training.config import KIND, TrainingConfig
+from drift.training.examples import build_examples
 from drift.training.fit import fit, save
 from drift.training.limit import HeldOut, set_aside
-from drift.training.plan import plan_steps
+from drift.training.plan import PlanOptions, plan_steps, steps_per_pass
 from drift.training.quantized import load_quantized
 from drift.training.ranks import Ranks, joined, only_one
 from drift.training.rows import NAME as ROWS
 from drift.training.rows import RowFile, write_rows
 from drift.training.sharding import ready_engine
-from drift.training.weighting import Weighting, weights_to_train
-from drift.weights.schemes import SCHEMES
+from drift.weights.table import WeightTable, chain_of, read_weights
 
 SPEC = "training.json"
 HELD_OUT = "held-out.arrow"
@@ -109,13 +105,11 @@ class _Prepared:
         finished: nothing is left to do.
         spec: everything that decides the result.
         counts: of rows, by what became of them.
-        left_out: what was not trained as it was weighed, for the manifest.
     """
 
     finished: bool
     spec: dict[str, Any]
     counts: dict[str, int]
-    left_out: dict[str, Any]
 
 
 def _train(request: _Request, ranks: Ranks) -> None:
@@ -132,14 +126,16 @@ def _train(request: _Request, ranks: Ranks) -> None:
         return
     start = time.monotonic()
     rows = RowFile(out / ROWS)
-    steps = plan_steps(
-        rows.facts,
+    options = PlanOptions(
+        plan=config.plan,
         batch_size=config.batch_size,
-        steps=math.ceil(config.epochs * len(rows) / config.batch_size) or config.max_steps,
-        seed=request.seed,
-        ranks=ranks.count,
+        conversations=prepared.counts["conversations"],
         together=config.rows_together,
+        ranks=ranks.count,
+        seed=request.seed,
     )
+    count = math.ceil(config.epochs * steps_per_pass(rows.facts, options)) or config.max_steps
+    steps = plan_steps(rows.facts, count, options)
     held_out = list(RowFile(out / HELD_OUT)) if config.kl_limit else []
     trainer, limited = fit(
         model, rows, steps, config, out, seed=request.seed, device=request.device, ranks=ranks, held_out=held_out
@@ -152,11 +148,10 @@ def _train(request: _Request, ranks: Ranks) -> None:
     content = {
         "spec": prepared.spec,
         "base": request.base,
-        "scheme": read_manifest(request.weights, WEIGHTS)["config"],
-        "turns": config.turns,
+        "weights": chain_of(request.weights),
         "normalization": config.normalization,
+        "loss": {"plan": config.plan, "divisor": steps[0].divisor},
         "counts": prepared.counts,
-        **prepared.left_out,
         **limited,
         "steps": limited["kl_limit"]["step"] if limited else trainer.state.global_step,
         "ranks": ranks.count,
@@ -184,8 +179,6 @@ def _read(request: _Request) -> tuple[dict[str, Any], WeightTable]:
     """The manifest of the data, and its weights."""
     manifest = read_manifest(request.data, TRAJECTORIES)
     _check_ids(manifest["spec"], request.data, request.base)
-    scheme = read_manifest(request.weights, WEIGHTS)["config"]["scheme"]
-    check_first_turn(scheme, scheme in SCHEMES and SCHEMES[scheme].first_turn, request.config)
     return manifest, read_weights(request.weights, request.data)
 
 
@@ -203,21 +196,20 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
         "config": settings,
         "seed": request.seed,
         "dataset_hash": manifest["dataset_hash"],
-        "weights_hash": read_manifest(request.weights, WEIGHTS)["weights_hash"],
+        "weights_hash": table.hash,
     }
     if is_finished(out, spec):
-        return _Prepared(finished=True, spec=spec, counts={}, left_out={})
+        return _Prepared(finished=True, spec=spec, counts={})
     limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
-    rejections = None
-    if config.turns == "credited" and config.rejected:
-        rejections = {trajectory.id: count_rejected(trajectory) for trajectory in stream_trajectories(data)}
-    weighting = weights_to_train(table, config, request.seed, rejections)
-    counts = _write_rows(out, data, table, weighting, config, limit)
-    if counts["rows"] == counts["skipped_negligible"]:
-        raise TrainingError(f"no rows to train on: {dict(counts)}. Look at the weights, or raise training.max_length.")
+    counts = _write_rows(out, data, table, config, limit)
+    if not counts["rows"]:
+        raise TrainingError(
+            f"no rows to train on, which would leave the model as it is: {dict(counts)}. Look at the weights, or raise "
+            "training.max_length."
+        )
     write_json(out / SPEC, spec)
     discard_unfinished(out)
-    return _Prepared(finished=False, spec=spec, counts=dict(counts), left_out=weighting.record)
+    return _Prepared(finished=False, spec=spec, counts=dict(counts))
 
 
 def _check_ids(spec: dict[str, Any], data: Path, base: str) -> None:
@@ -255,21 +247,16 @@ def is_finished(out: Path, spec: dict[str, Any]) -> bool:
     return (out / MANIFEST).is_file()
 
 
-def _write_rows(
-    out: Path, data: Path, table: WeightTable, weighting: Weighting, config: TrainingConfig, limit: int | None
-) -> Counter[str]:
+def _write_rows(out: Path, data: Path, table: WeightTable, config: TrainingConfig, limit: int | None) -> Counter[str]:
     """Write the training rows, and those to measure on; returns what was counted."""
-    choice = Choice(
-        weights=ById(table.ids, weighting.weights_N),
-        negligible=ById(table.ids.filter(pa.array(weighting.skipped_N)), weighting.weights_N[weighting.skipped_N]),
-        turns=config.turns,
-        normalization=config.normalization,
-        max_length=limit,
-        rejected=ById(table.ids, weighting.rejected_N) if config.rejected else {},
-    )
     counts: Counter[str] = Counter()
-    held = HeldOut(set_aside(table.groups.unique().to_pylist(), config.kl_prompts) if config.kl_limit else (), limit)
-    write_rows(out / ROWS, build_examples(held.part(stream_trajectories(data)), choice, counts))
+    weights = table.by_id()
+    batches = stream_columns(data, ["group_id"]) if config.kl_limit else iter(())
+    groups = {name for batch in batches for name in batch.column(0).unique().to_pylist()}
+    held = HeldOut(set_aside(groups, config.kl_prompts) if config.kl_limit else (), limit)
+    trained = held.part(stream_trajectories(data))
+    examples = build_examples(trained, weights, counts, normalization=config.normalization, max_length=limit)
+    write_rows(out / ROWS, examples)
     if config.kl_limit:
         aside = held.rows()
         if not aside:

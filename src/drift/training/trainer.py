@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ class StepInputs:
 
     Attributes:
         passes: one batch for each forward pass.
-        rows: rows of the step over all ranks: what the loss is divided by.
+        divisor: what the loss of the step is divided by, over all ranks.
     """
 
     passes: list[Batch]
-    rows: int
+    divisor: float
 
 
 class StepDataset(torch.utils.data.Dataset[StepInputs]):
@@ -65,11 +65,13 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
             passes = [tree_batch(tree) for tree in pack(rows, self._tokens)]
         else:
             passes = [padded_batch(fitting) for fitting in pack_padded(rows, self._tokens)]
-        return StepInputs(passes=passes, rows=step.rows)
+        return StepInputs(passes=passes, divisor=step.divisor)
 
     def rows_of(self, index: int) -> list[Example]:
-        """The rows of step ``index`` that this rank computes."""
-        return [self._rows[row] for row in self._steps[index].ranks[self._rank]]
+        """The rows of step ``index`` that this rank computes, with the weights they have in it."""
+        step = self._steps[index]
+        pairs = zip(step.ranks[self._rank].tolist(), step.factors[self._rank].tolist(), strict=True)
+        return [_scaled(self._rows[row], factor) for row, factor in pairs]
 
     def alone(self, row: Example) -> Batch:
         """A pass over one row."""
@@ -84,7 +86,7 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
 class WeightedTrainer(Trainer):  # type: ignore[misc]
     """Drives optimizer, schedule, checkpoints and ranks; what a step computes comes ready from a ``StepDataset``.
 
-    The loss is the sum over all rows of the step, divided by their number. ``Trainer`` averages gradients over ranks;
+    The loss is the sum over all rows of the step, divided as its plan says. ``Trainer`` averages gradients over ranks;
     each rank's loss is multiplied by their number to undo that. Checkpoints appear whole or not at all, and carry the
     losses that were not yet logged. A loss, gradient or parameter that is not finite ends training before it is saved.
     """
@@ -115,9 +117,14 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The next step; its number of rows comes with it."""
-        step = next(epoch_iterator)
-        return [step], step.rows
+        """The next step. ``Trainer`` is not told how many items it has: what its loss is divided by comes with it."""
+        return [next(epoch_iterator)], None
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As ever; only that the rate rises from the first step on, which otherwise would have none."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        rise_from_the_first_step(scheduler, self.args.get_warmup_steps(num_training_steps))
+        return scheduler
 
     def training_step(
         self, model: torch.nn.Module, inputs: StepInputs, num_items_in_batch: torch.Tensor | int | None = None
@@ -134,7 +141,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
             self.accelerator.gradient_state._set_sync_gradients(last)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    loss = model(batch=batch) / inputs.rows * self.accelerator.num_processes
+                    loss = model(batch=batch) / inputs.divisor * self.accelerator.num_processes
                 self.accelerator.backward(loss)
             total += loss.detach().float()
         if not finite(total):
@@ -155,8 +162,6 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
         if self.accelerator.num_processes > 1:
             # A pass of one rank alone would wait for the others.
             return [row.trajectory_id for row in rows]
-        # What is not computed has no tokens.
-        rows = [row for row in rows if row.token_ids]
         passes = [self.train_dataset.alone(row).to(self.args.device) for row in rows]
         return rows_without_a_loss(model, rows, passes)
 
@@ -208,6 +213,31 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the estimate of transformers is for rows of their own."""
         return 0
+
+
+def rise_from_the_first_step(scheduler: Any, warmup: int) -> None:
+    """Let the rate of step s (from 0) of ``warmup`` steps be ``(s + 1)/(warmup + 1)`` of its peak, instead of s/warmup.
+
+    Args:
+        scheduler: a learning-rate schedule of transformers; those without a warm-up stay as they are.
+        warmup: steps over which the rate rises.
+    """
+
+    def risen(usual: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: (step + 1) / (warmup + 1) if step < warmup else usual(step)
+
+    if warmup and isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        scheduler.lr_lambdas = [risen(each) for each in scheduler.lr_lambdas]
+        # The rate of the first step was set when the schedule was made.
+        for group, base, rate in zip(
+            scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * rate(0)
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
+def _scaled(row: Example, factor: float) -> Example:
+    return row if factor == 1 else replace(row, weight=tuple(value * factor for value in row.weight))
 
 
 def write_losses(checkpoint: Path, unlogged: float, rank: int, ranks: int) -> None:

@@ -1,153 +1,164 @@
-"""The settings of a weighting, checked before anything is computed."""
+"""The chain of weights as settings: which scheme, which turns, which steps; checked before anything is computed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
-from drift.errors import require
-from drift.weights.noise import check_rates
-from drift.weights.schemes import SCHEMES
-from drift.weights.temperature import Target
+import numpy as np
 
-Treatment = Literal["keep", "drop"]
-GroupBy = Literal["task", "opening"]
+from drift.dataset.outcomes import GroupBy
+from drift.errors import ConfigError, require
+from drift.registry import Link, check_settings, complete, data_of, is_own, link, name_of, plain, settings_of, try_once
+from drift.weights.schemes import Scheme, find_scheme
+from drift.weights.steps import REGISTRY as STEPS
+from drift.weights.turns import REGISTRY as TURNS
+from drift.weights.turns import Conversations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A resolved configuration: nothing is left to default.
+
+    Attributes:
+        scheme: what a conversation weighs.
+        settings: the scheme's, defaults included; ``beta`` is ``auto`` where it is to be found.
+        gamma, repetition: γ and λ of the return.
+        turns, steps: how a weight is spread over replies, and what is done to them then.
+    """
+
+    scheme: Scheme
+    settings: Mapping[str, Any]
+    gamma: float
+    repetition: float
+    turns: Link
+    steps: tuple[Link, ...]
+
+    @cached_property
+    def asked(self) -> list[str]:
+        """What the scheme asks for by name."""
+        return data_of(self.scheme.function)
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the scheme asks what was said."""
+        return "reply_T" in self.asked or "feedback_T" in self.asked
+
+    def try_settings(self) -> None:
+        """Run what is built in on one conversation, so that a setting is refused before anything is sampled."""
+        zero, yes = np.zeros(1, np.intp), np.ones(1, bool)
+        of_each = {"group_N": zero, "returns_N": zero + 0.0, "success_N": yes, "turns_N": zero + 1, "sample_N": zero}
+        of_each |= {"first_wrong_N": ~yes, "stopped_N": yes, "rejected_T": ~yes, "reply_T": zero, "feedback_T": zero}
+        one = Conversations(**of_each, beta=1.0, partitioned=self.scheme.partitioned, first=1)
+        named = {name: of_each.get(name) for name in self.asked}
+        numbers = {name: 1.0 if value == "auto" else value for name, value in self.settings.items()}
+        try_once(self.scheme.function, zero + 0.0, zero, **named, **numbers)
+        for each in (self.turns, *self.steps):
+            try_once(each.function, np.ones(1), one, **each.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightConfig:
-    """How conversations are weighed.
+    """What replies weigh: outcome, return, scheme, turns, steps. What is null is as in the scheme's paper.
 
     Args:
-        scheme: drift, bolt, sft, rft, star, star_gate, refit, swift, group_relative, rwr, awr, or one that another
-            package declares.
-        beta: temperature β of drift, bolt, rwr and awr; it divides the return. auto, for drift and bolt, finds it.
-        beta_per: what auto finds a β for: the dataset, so that all prompts share one temperature as in Eq. 3 and their
-            mean hits the target, or each group, so that every prompt does.
+        scheme: drift, drift_averaged, bolt, sft, rft, star, star_gate, refit, swift, group_relative, rwr, awr, one that
+            another package declares, or module:function.
+        beta: temperature β of drift, bolt, rwr and awr, which divides the return; null is 0.1. auto, for drift and
+            bolt, finds it.
         ess_target: with auto, the effective sample size of a prompt's weights as a share of K, in (0, 1); or success,
             the share that succeeds, so that as many count as rejection sampling would keep.
-        kl_target: with auto, the KL divergence of a prompt's weights from uniform ones in nats, instead of ess_target.
-        base: what counts as the outcome: success (1 or 0), or reward (the sum of the environment's rewards).
-        gamma: discount γ per turn.
-        repetition: λ, what repeating oneself costs; null takes 0.5 for drift and 0 for the others.
+        outcome: what counts: success (1 or 0), or reward (the sum of the environment's rewards).
+        gamma: discount γ per turn; null is 0.9 for drift and 1 for the others.
+        repetition: λ, what repeating oneself costs; null is 0.5 for drift and 0 for the others.
         format_failure: cost of each reply without a readable answer; 0 in the paper, 0.1 in its published code.
-        no_success: prompts without any success: keep (as published: they still weigh K in all), drop, or, for drift
-            and bolt, shrink (divide by a Ẑ that is mixed with that of all prompts, so that they weigh less).
-        shrink_prior: with shrink, for how many rollouts of the prompt the shared Z counts.
-        equal_returns: prompts whose returns are all the same: keep (every weight 1 under drift) or drop.
+        turns: replies that get the weight: terminal (the last), all, first, credited (all but rejected ones), or
+            module:function; null is all for refit, swift, group_relative and star_gate, first for bolt, else terminal.
+        steps: what is done then, in order: drop_unsolved, shrink_unsolved, bound_negative, skip_small, resample, or
+            module:function, each a name or {name: setting}. bound_negative (where weights can be negative) and
+            skip_small come last unless named; {skip_small: null} leaves one out.
         group_by: what a prompt is: a task, or whatever opens alike for the policy (opening), so that tasks that differ
             only in what the policy can't see are weighed together.
-        luck: what chance in the environment does to weights of drift and bolt: keep (as published, a reply that was
-            lucky once weighs its luck), or average over conversations of the prompt in which the same was said.
-        false_positive: how often the verifier accepts a wrong reply; with false_negative, successes and failures weigh
-            what they are worth on average, given how often the prompt's replies are accepted.
-        false_negative: how often the verifier refuses a right reply.
-        refit_shift: refit takes a prompt's smallest return off where it is negative, instead of refusing.
-        w_max: largest weight of awr.
-        parameters: further arguments of a weighting from another package.
+        settings: further settings of the scheme (w_max of awr, shift of refit, those of your own).
     """
 
     scheme: str = "drift"
-    beta: float | Literal["auto"] = 0.1
-    beta_per: Literal["dataset", "group"] = "dataset"
+    beta: float | Literal["auto"] | None = None
     ess_target: float | Literal["success"] = "success"
-    kl_target: float | None = None
-    base: Literal["success", "reward"] = "success"
-    gamma: float = 0.9
+    outcome: Literal["success", "reward"] = "success"
+    gamma: float | None = None
     repetition: float | None = None
     format_failure: float = 0.0
-    no_success: Literal["keep", "drop", "shrink"] = "keep"
-    shrink_prior: float = 16.0
-    equal_returns: Treatment = "keep"
+    turns: str | dict[str, Any] | None = None
+    steps: list[str | dict[str, Any]] = field(default_factory=list)
     group_by: GroupBy = "task"
-    luck: Literal["keep", "average"] = "keep"
-    false_positive: float = 0.0
-    false_negative: float = 0.0
-    refit_shift: bool = False
-    w_max: float = 20.0
-    parameters: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._check_beta()
-        require(0 < self.gamma <= 1, "weights.gamma", self.gamma, "a number in (0, 1]")
-        require(self.repetition is None or self.repetition >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
-        require(self.format_failure >= 0, "weights.format_failure", self.format_failure, "a number ≥ 0")
-        require(self.w_max > 0, "weights.w_max", self.w_max, "a number > 0")
-        require(self.shrink_prior >= 0, "weights.shrink_prior", self.shrink_prior, "a number ≥ 0")
-        known = ("keep", "drop", "shrink")
-        require(self.no_success in known, "weights.no_success", self.no_success, "keep, drop or shrink")
-        require(self.equal_returns in known[:2], "weights.equal_returns", self.equal_returns, "keep or drop")
-        require(self.base in ("success", "reward"), "weights.base", self.base, "success or reward")
-        require(self.group_by in ("task", "opening"), "weights.group_by", self.group_by, "task or opening")
-        self._check_chance()
-        if self.no_success == "shrink":
-            require(self._partitioned, "weights.no_success", "shrink", f"keep or drop with the scheme {self.scheme}")
-            common = self.beta != "auto" or self.beta_per == "dataset"
-            require(
-                common, "weights.no_success", "shrink", "keep or drop with a β per prompt", "Or set beta_per: dataset."
-            )
-
-    def _check_beta(self) -> None:
-        beta = self.beta
-        sound = beta == "auto" or (isinstance(beta, float | int) and beta > 0)
+        beta, gamma, share = self.beta, self.gamma, self.ess_target
+        sound = beta in (None, "auto") or (isinstance(beta, float | int) and beta > 0)
         require(sound, "weights.beta", beta, "a number > 0, or auto", "β divides the return; 0.1 is published.")
-        require(self.beta_per in ("group", "dataset"), "weights.beta_per", self.beta_per, "group or dataset")
-        share = self.ess_target
         sound = share == "success" or (isinstance(share, float | int) and 0 < share < 1)
         require(sound, "weights.ess_target", share, "success, or a share above 0 and below 1")
-        require(self.kl_target is None or 0 < self.kl_target < 700, "weights.kl_target", self.kl_target, "nats above 0")
-        fits = beta != "auto" or self.beta_per == "dataset" or self.target is not None
-        advice = "A β per prompt needs one number for all of them: 0.1, say, or a kl_target."
-        require(fits, "weights.ess_target", share, "a share above 0 and below 1 with beta_per: group", advice)
-        fits = beta != "auto" or self.scheme not in ("rwr", "awr")
-        require(fits, "weights.beta", beta, f"a number with the scheme {self.scheme}", "auto is for drift and bolt.")
+        require(gamma is None or 0 < gamma <= 1, "weights.gamma", gamma, "a number in (0, 1]")
+        require(self.repetition is None or self.repetition >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
+        require(self.format_failure >= 0, "weights.format_failure", self.format_failure, "a number ≥ 0")
+        require(self.outcome in ("success", "reward"), "weights.outcome", self.outcome, "success or reward")
+        require(self.group_by in ("task", "opening"), "weights.group_by", self.group_by, "task or opening")
+        self.chain  # noqa: B018 - found wrong here, if it is
 
-    def _check_chance(self) -> None:
-        require(self.luck in ("keep", "average"), "weights.luck", self.luck, "keep or average")
-        check_rates(self.false_positive, self.false_negative)
-        if self.unsure:
-            require(self.base == "success", "weights.base", self.base, "success with false_positive or false_negative")
-            advice = "What a verdict is worth on average depends on β."
-            require(
-                self.beta != "auto", "weights.beta", "auto", "a number with false_positive or false_negative", advice
-            )
-        if self.luck == "average":
-            require(self._partitioned, "weights.luck", "average", f"keep with the scheme {self.scheme}")
-            require(self.beta != "auto", "weights.beta", "auto", "a number with luck: average")
-            require(self.no_success != "shrink", "weights.no_success", "shrink", "keep or drop with luck: average")
-            advice = "Wrong verdicts that come by chance are luck already; one of the two is enough."
-            require(not self.unsure, "weights.luck", "average", "keep with false_positive or false_negative", advice)
+    @cached_property
+    def chain(self) -> Chain:
+        """The configuration with nothing left to default; raises ``ConfigError`` where it makes no sense."""
+        scheme = find_scheme(self.scheme)
+        turns = link(self.turns or scheme.turns, TURNS, "weights.turns")
+        fits = not scheme.first_turn or turns.name == "first"
+        require(fits, "weights.turns", turns.name, "first", f"The weights of {scheme.name} judge first replies alone.")
+        # Of turns of one's own nobody knows what they give; rejected replies are pushed away.
+        signed = scheme.signed or not is_own(turns.function) or bool(turns.settings.get("rejected"))
+        chain = Chain(
+            scheme=scheme,
+            settings=self._scheme_settings(scheme),
+            gamma=scheme.gamma if self.gamma is None else self.gamma,
+            repetition=scheme.repetition if self.repetition is None else self.repetition,
+            turns=turns,
+            steps=self._links(signed),
+        )
+        chain.try_settings()
+        return chain
+
+    def _scheme_settings(self, scheme: Scheme) -> dict[str, Any]:
+        known = settings_of(scheme.function)
+        if self.beta is not None and "beta" not in known:
+            raise ConfigError(f"weights.beta: got {self.beta!r}, and the scheme {scheme.name} has no β. Leave it out.")
+        fits = self.beta != "auto" or scheme.partitioned
+        require(fits, "weights.beta", "auto", f"a number with the scheme {scheme.name}", "auto is for drift and bolt.")
+        require("beta" not in self.settings, "weights.settings.beta", self.settings.get("beta"), "weights.beta instead")
+        check_settings(scheme.function, self.settings, where=f"weights.settings of the scheme {scheme.name}")
+        given = {**known, **({} if self.beta is None else {"beta": self.beta}), **self.settings}
+        return complete(given, f"weights.settings: the scheme {scheme.name}")
+
+    def _links(self, signed: bool) -> tuple[Link, ...]:
+        require(not isinstance(self.steps, str), "weights.steps", self.steps, "a list, [drop_unsolved] say")
+        last = [*(["bound_negative"] if signed else []), "skip_small"]
+        named = [name_of(step) for step in self.steps]
+        for name in {name for name in named if named.count(name) > 1}:
+            raise ConfigError(f"weights.steps: {name} is there twice. Give it once.")
+        left_out = [step for step in self.steps if isinstance(step, Mapping) and list(step.values()) == [None]]
+        for step in left_out:
+            STEPS.find(next(iter(step)))
+        given = [*(step for step in self.steps if step not in left_out), *(name for name in last if name not in named)]
+        return tuple(link(step, STEPS, "weights.steps") for step in given)
 
     def check_adaptive(self, first: int) -> None:
-        """Refuse what adaptive sampling can't be undone with.
-
-        Args:
-            first: how many samples of a task came first; 0 where every prompt was sampled alike.
-
-        Raises:
-            ConfigError: prompts of several tasks, or averages over conversations, with some left out by their outcomes.
-        """
-        fits = not first or (self.group_by == "task" and self.luck == "keep")
-        expected = f"0 with weights.group_by: {self.group_by} and weights.luck: {self.luck}"
-        advice = "Adaptive sampling can be undone with task and keep alone; or sample every prompt alike."
+        """Raise ``ConfigError`` where sampling ``first`` conversations before the rest can't be undone; 0 is none."""
+        fits = not first or (self.group_by == "task" and not self.chain.told_apart)
+        expected = f"0 with weights.group_by {self.group_by} and weights.scheme {self.scheme}"
+        advice = "Adaptive sampling can't be undone with them; sample every prompt alike."
         require(fits, "rollouts.first", first, expected, advice)
-
-    @property
-    def unsure(self) -> bool:
-        """Whether verdicts may be wrong."""
-        return self.false_positive > 0 or self.false_negative > 0
-
-    @property
-    def _partitioned(self) -> bool:
-        return self.scheme in SCHEMES and SCHEMES[self.scheme].partitioned
-
-    @property
-    def target(self) -> Target | None:
-        """What ``beta: auto`` is to reach; ``None`` where the data say it, by the share that succeeds."""
-        if self.kl_target is not None:
-            return Target.of_kl(self.kl_target)
-        return None if self.ess_target == "success" else Target.of_ess(self.ess_target)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for manifests."""
-        return dict(vars(self))
+        return {each.name: plain(getattr(self, each.name)) for each in fields(self)}

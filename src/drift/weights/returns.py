@@ -1,90 +1,43 @@
-"""Returns: how good a conversation was, as pure functions of arrays."""
+"""Returns: how good a conversation was."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
-
-
-def discounted_return(base_N: ArrayLike, turns_N: ArrayLike, gamma: float) -> Floats:
-    """Worth of the outcome, less the later it came: ``base · γ^(L−1)``.
-
-    Args:
-        base_N: ``(N,)`` 1 or 0 for success (DRIFT Eq. 12), or any reward per conversation (Refit).
-        turns_N: ``(N,)`` number of turns L ≥ 1.
-        gamma: discount per turn, in (0, 1].
-
-    Returns:
-        ``(N,)`` in the units of ``base_N``.
-    """
-    found_N: Floats = np.asarray(base_N, float) * np.power(float(gamma), np.asarray(turns_N, float) - 1)
-    return found_N
-
-
-def repetition_penalty(distinct_N: ArrayLike, turns_N: ArrayLike, coefficient: float) -> Floats:
-    """What repeating oneself costs: ``λ (1 − E/L)``, E the number of distinct answers (DRIFT Eq. 12).
-
-    A reply without a readable answer adds nothing to E. (Published code divides by the number of readable answers
-    instead of L.) Where no answer was ever asked for, nothing was repeated: L = 0 costs 0.
-
-    Args:
-        distinct_N: ``(N,)`` E, between 0 and L.
-        turns_N: ``(N,)`` L ≥ 0, the turns in which an answer was asked for.
-        coefficient: λ ≥ 0.
-
-    Returns:
-        ``(N,)`` in [0, λ].
-    """
-    turns = np.asarray(turns_N, float)
-    share_N = np.where(turns > 0, np.asarray(distinct_N, float) / np.maximum(turns, 1), 1.0)
-    found_N: Floats = float(coefficient) * (1 - share_N)
-    return found_N
-
-
-def format_penalty(failures_N: ArrayLike, coefficient: float) -> Floats:
-    """What unreadable replies cost: ``coefficient`` for each. Absent from Eq. 12; published code uses 0.1.
-
-    Args:
-        failures_N: ``(N,)`` replies without a readable answer.
-        coefficient: cost of one, ≥ 0.
-
-    Returns:
-        ``(N,)`` ≥ 0.
-    """
-    return float(coefficient) * np.asarray(failures_N, float)
+from drift.dataset.outcomes import Outcomes
+from drift.weights.groups import Floats
 
 
 def trajectory_return(
-    base_N: ArrayLike,
-    turns_N: ArrayLike,
-    distinct_N: ArrayLike,
-    failures_N: ArrayLike,
+    outcomes: Outcomes,
     *,
+    outcome: Literal["success", "reward"],
     gamma: float,
     repetition: float,
     format_failure: float,
-    graded_N: ArrayLike | None = None,
 ) -> Floats:
-    """The return of DRIFT Eq. 12, ``R = base·γ^(L−1) − λ(1 − E/L)``, less a format penalty (0 in the paper).
+    """The return of DRIFT Eq. 12 less a format penalty, ``R = o·γ^(L−1) − λ(1 − E/L') − c·F``.
+
+    o is what counts, and the discount makes it worth less the later it came. Repeating oneself costs λ(1 − E/L'): E is
+    the number of distinct answers among the L' turns in which one was asked for; a reply without a readable answer adds
+    nothing to E, and where no answer was ever asked for, nothing was repeated. (Published code divides by the number of
+    readable answers.) Each of F unreadable replies costs c: 0 in the paper, 0.1 in its published code.
 
     Args:
-        base_N: ``(N,)`` success (1 or 0) or reward.
-        turns_N: ``(N,)`` L.
-        distinct_N: ``(N,)`` E.
-        failures_N: ``(N,)`` format failures.
-        gamma: γ.
-        repetition: λ.
-        format_failure: cost of one format failure.
-        graded_N: ``(N,)`` turns in which an answer was asked for, the L of the repetition penalty; all L of them
-            unless given. The discount counts every turn.
+        outcomes: of N conversations.
+        outcome: success (1 or 0), or the sum of the environment's rewards.
+        gamma: γ per turn, in (0, 1].
+        repetition: λ ≥ 0.
+        format_failure: c ≥ 0.
 
     Returns:
-        ``(N,)`` R.
+        ``(N,)`` R, in the units of the outcome.
     """
-    return (
-        discounted_return(base_N, turns_N, gamma)
-        - repetition_penalty(distinct_N, turns_N if graded_N is None else graded_N, repetition)
-        - format_penalty(failures_N, format_failure)
-    )
+    outcome_N = np.asarray(outcomes.success_N if outcome == "success" else outcomes.reward_N, float)
+    discounted_N = outcome_N * np.power(float(gamma), np.asarray(outcomes.turns_N, float) - 1)
+    asked_N = np.asarray(outcomes.graded_N, float)
+    distinct_share_N = np.where(asked_N > 0, np.asarray(outcomes.distinct_N, float) / np.maximum(asked_N, 1), 1.0)
+    returns_N: Floats = discounted_N - repetition * (1 - distinct_share_N)
+    return returns_N - format_failure * np.asarray(outcomes.failures_N, float)

@@ -14,13 +14,13 @@ import pytest
 
 import drift
 from drift.cli.main import main
-from drift.dataset.exports import run as exports
-from drift.dataset.exports.config import FORMATS, ExportConfig
-from drift.dataset.exports.conversations import conversations
-from drift.dataset.exports.pairs import opposite
 from drift.dataset.store import TrajectoryWriter
 from drift.environments.arithmetic import Arithmetic
 from drift.errors import ConfigError, DatasetError
+from drift.exports import run as exports
+from drift.exports.config import FORMATS, ExportConfig
+from drift.exports.conversations import conversations
+from drift.exports.pairs import opposite
 from drift.policies import DEFAULT_MODEL
 from drift.policies.base import Sampling, derive_seed
 from drift.policies.hf import HFPolicy, load_tokenizer
@@ -364,7 +364,7 @@ def test_messages_that_do_not_fit_the_turns_are_refused(data: list[Trajectory]) 
         ({"margin": -1.0}, "export.margin"),
         ({"gamma": 0.0}, "export.gamma"),
         ({"history": "any"}, "export.history"),
-        ({"base": "luck"}, "export.base"),
+        ({"outcome": "luck"}, "export.outcome"),
         ({"repetition": -0.5}, "export.repetition"),
     ],
 )

@@ -12,8 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from drift.dataset.exports.config import ExportConfig
-from drift.dataset.exports.conversations import Conversation, Part, plain
+from drift.exports.config import ExportConfig
+from drift.exports.conversations import Conversation, Part, plain
 
 Item = TypeVar("Item")
 Row = dict[str, Any]

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from drift.dataset.exports.config import ExportConfig
-from drift.dataset.exports.conversations import Conversation, plain
+from drift.exports.config import ExportConfig
+from drift.exports.conversations import Conversation, plain
 
 
 def labelled(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[dict[str, Any]]:

@@ -8,10 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 from drift.chat import extends
-from drift.dataset.exports.config import ExportConfig
 from drift.dataset.outcomes import outcomes
 from drift.errors import DatasetError
+from drift.exports.config import ExportConfig
 from drift.types import Message, Trajectory
+from drift.weights.returns import trajectory_return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,9 @@ def conversations(trajectories: Sequence[Trajectory], config: ExportConfig) -> l
     kept = [t for t in trajectories if t.error is None and t.turns]
     if not kept:
         return []
-    returns_N = outcomes(kept).returns(
-        base=config.base,
+    returns_N = trajectory_return(
+        outcomes(kept),
+        outcome=config.outcome,
         gamma=config.gamma,
         repetition=config.repetition,
         format_failure=config.format_failure,

@@ -12,16 +12,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from drift.dataset.buckets import Buckets
-from drift.dataset.exports.config import ExportConfig
-from drift.dataset.exports.conversations import conversations
-from drift.dataset.exports.pairs import final_pairs, step_pairs, whole_pairs
-from drift.dataset.exports.rendering import Rendering
-from drift.dataset.exports.unpaired import labelled
 from drift.dataset.schema import SCHEMA, from_row, to_row
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories, stream_trajectories
 from drift.errors import DatasetError
+from drift.exports.buckets import Buckets
+from drift.exports.config import ExportConfig
+from drift.exports.conversations import conversations
+from drift.exports.pairs import final_pairs, step_pairs, whole_pairs
+from drift.exports.rendering import Rendering
+from drift.exports.unpaired import labelled
 from drift.manifest import package_versions, read_manifest, replacing, write_json
 from drift.types import Trajectory
 

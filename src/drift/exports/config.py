@@ -23,7 +23,7 @@ class ExportConfig:
             sampled; shared pairs only replies that were sampled after one and the same history, which is rare.
         margin: a pair's returns differ by more than this.
         threshold: kto alone: a conversation is good if its return is above this; null takes success.
-        base: what counts as the outcome: success (1 or 0), or reward (the sum of the environment's rewards).
+        outcome: what counts: success (1 or 0), or reward (the sum of the environment's rewards).
         gamma: discount γ per turn.
         repetition: λ, what repeating oneself costs.
         format_failure: cost of each reply without a readable answer.
@@ -34,7 +34,7 @@ class ExportConfig:
     history: Literal["chosen", "shared"] = "chosen"
     margin: float = 0.0
     threshold: float | None = None
-    base: Literal["success", "reward"] = "success"
+    outcome: Literal["success", "reward"] = "success"
     gamma: float = 0.9
     repetition: float = 0.5
     format_failure: float = 0.0
@@ -44,7 +44,7 @@ class ExportConfig:
         require(self.pairs >= 1, "export.pairs", self.pairs, "a whole number ≥ 1")
         require(self.history in ("chosen", "shared"), "export.history", self.history, "chosen or shared")
         require(self.margin >= 0, "export.margin", self.margin, "a number ≥ 0")
-        require(self.base in ("success", "reward"), "export.base", self.base, "success or reward")
+        require(self.outcome in ("success", "reward"), "export.outcome", self.outcome, "success or reward")
         require(0 < self.gamma <= 1, "export.gamma", self.gamma, "a number in (0, 1]")
         for name in ("repetition", "format_failure"):
             require(getattr(self, name) >= 0, f"export.{name}", getattr(self, name), "a number ≥ 0")

@@ -1,0 +1,199 @@
+"""Steps: what is done to the weights of replies after a scheme gave them, one pure function each.
+
+Every step is ``(weights_T, data, *, settings) -> weights_T``: ``weights_T`` holds a weight of either sign for each of T
+replies, conversation after conversation, ``data`` what they belong to. What the last step returns is what is trained.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from drift.errors import ConfigError, require
+from drift.registry import Registry
+from drift.weights.groups import Bools, Floats, Indices, group_max, group_mean, group_sum
+from drift.weights.schemes import shared_partition
+from drift.weights.temperature import exponents
+from drift.weights.turns import Conversations
+
+
+def drop_unsolved(weights_T: Floats, data: Conversations) -> Floats:
+    """Nothing of a prompt without any success is trained: its best failures are still wrong answers."""
+    return np.where(data.by_reply(_unsolved_G(data)[data.group_N]), 0.0, weights_T)
+
+
+def shrink_unsolved(weights_T: Floats, data: Conversations, *, prior: float = 16.0) -> Floats:
+    """Prompts without any success weigh less: their Ẑ is mixed with that of all prompts.
+
+    ``w ← w Ẑ/Ẑ⁺`` with ``Ẑ⁺ = (K Ẑ + m Z̄)/(K + m)``, ``Z̄`` the mean of ``e^{R/β}`` over the whole data set, so that a
+    prompt whose conversations are all worse than usual weighs ``K Ẑ/Ẑ⁺ < K`` in all. m = ``prior`` is for how many
+    conversations of the prompt Z̄ counts; 0 changes nothing. It needs a scheme that divides by Ẑ. Ours.
+    """
+    require(prior >= 0, "weights.steps.shrink_unsolved", prior, "a number ≥ 0")
+    if not data.partitioned:
+        raise ConfigError("weights.steps: shrink_unsolved needs a scheme that divides by Ẑ, drift or bolt.")
+    factor_G: Floats = np.where(_unsolved_G(data), _shrinkage(data, prior), 1.0)
+    return weights_T * data.by_reply(factor_G[data.group_N])
+
+
+def _shrinkage(data: Conversations, prior: float) -> Floats:
+    """``(G,)`` Ẑ/Ẑ⁺, in units of e^{R/β} of the prompt's best: Ẑ is then at least 1/K, however far the others are."""
+    beta, index_N, groups = data.beta, data.group_N, data.groups
+    top, shared = shared_partition(data.returns_N, beta)
+    best_G, size_G = group_max(data.returns_N, index_N, groups), np.bincount(index_N, minlength=groups)
+    with np.errstate(over="ignore"):
+        own_G = group_mean(np.exp(exponents(data.returns_N - best_G[index_N], beta)), index_N, groups)
+        beta_G = beta if np.ndim(beta) == 0 else np.full(groups, np.ravel(beta)[0])
+        others_G = prior * shared * np.exp(exponents(top - best_G, beta_G)) if prior > 0 else np.zeros(groups)
+    ratio_G: Floats = own_G * (size_G + prior) / (size_G * own_G + others_G)
+    return ratio_G
+
+
+def bound_negative(weights_T: Floats, data: Conversations, *, share: float = 0.1) -> Floats:
+    """Scale each prompt's negative weights so that ``Σ|w⁻| ≤ share · Σw⁺``; positive ones stay as they are.
+
+    ``w⁻ ← w⁻ · min(1, share · Σw⁺ / Σ|w⁻|)``, sums over all replies of the prompt. Nothing else keeps the loss from
+    falling without end where w < 0. A prompt without positive weights loses its negative ones: it would only push away
+    from what the policy does, towards nothing in particular. Ours; measured in docs/LOG.md.
+    A ``share`` of 0 leaves no negative weight; 1 lets them balance the positive ones, as Swift's do.
+    """
+    require(share >= 0, "weights.steps.bound_negative", share, "a number ≥ 0")
+    groups = data.groups
+    up_G = group_sum(data.total(np.maximum(weights_T, 0.0)), data.group_N, groups)
+    down_G = group_sum(data.total(np.maximum(-weights_T, 0.0)), data.group_N, groups)
+    # The first test is for sums that rounding leaves a little apart: Swift's at share 1.
+    over_G = (down_G > share * up_G * (1 + 1e-12)) & (down_G > 0)
+    factor_G = np.divide(share * up_G, down_G, out=np.ones(groups), where=over_G)
+    return np.where(weights_T < 0, weights_T * data.by_reply(factor_G[data.group_N]), weights_T)
+
+
+def skip_small(weights_T: Floats, data: Conversations, *, share: float = 1e-3) -> Floats:
+    """A prompt's conversations of the smallest weights get 0, as many as hold at most ``share`` of its ``Σ|w|``.
+
+    Computing them is a waste: without them a prompt's gradient moves by at most ``share · Σ|w| · max‖∇ log p‖``, where
+    the whole is of the order of ``Σ|w| · ‖∇ log p‖``.
+    A ``share`` of 0 leaves all as they are.
+    """
+    require(0 <= share < 1, "weights.steps.skip_small", share, "a share of at least 0 and below 1")
+    if not share:
+        return weights_T
+    return np.where(data.by_reply(_small(data.mass(weights_T), data.group_N, data.groups, share)), 0.0, weights_T)
+
+
+def _small(mass_N: Floats, index_N: Indices, groups: int, share: float) -> Bools:
+    """``(N,)`` which of each prompt's masses are the smallest that hold at most ``share`` of it."""
+    total_G = group_sum(mass_N, index_N, groups)
+    # Shares of the prompt, so that one running sum serves prompts of any scale.
+    share_N = np.divide(mass_N, total_G[index_N], out=np.zeros(len(mass_N)), where=total_G[index_N] > 0)
+    del mass_N
+    order = np.lexsort((share_N, index_N))
+    group_N, running_N = index_N[order], share_N[order]
+    np.cumsum(running_N, out=running_N)
+    # What earlier prompts hold is taken off; each prompt's first conversation is where its index changes.
+    first = np.flatnonzero(np.diff(group_N, prepend=-1))
+    before_G = np.zeros(groups)
+    before_G[group_N[first]] = running_N[first] - share_N[order[first]]
+    small_N = np.zeros(len(order), bool)
+    small_N[order] = running_N - before_G[group_N] <= share
+    return small_N
+
+
+def resample(weights_T: Floats, data: Conversations, *, share: float = 0.5, seed: int = 1) -> Floats:
+    """Fewer conversations for the same expected gradient: some of each prompt drawn by weight, the others get 0.
+
+    In a prompt of K with ``S = Σ|w|``, m = max(1, round(share · K)) equidistant points, all shifted by one uniform
+    number, fall on the conversations laid end to end with lengths ``Σ_t |w|``. One that n points fall on is multiplied
+    by ``n · S / (m Σ_t |w|)``, whose expectation is 1: unbiased. n differs from its expectation by less than 1, so this
+    varies less than drawing one by one (systematic resampling, as in particle filters).
+    ``share`` is in (0, 1]; the shift of prompt g is the g-th number drawn with ``seed``.
+    """
+    require(0 < share <= 1, "weights.steps.resample", share, "a share above 0 and at most 1")
+    index_N, groups, mass_N = data.group_N, data.groups, data.mass(weights_T)
+    points_G, total_G = np.maximum(1, np.rint(share * np.bincount(index_N))), group_sum(mass_N, index_N, groups)
+    # Shares of the prompt first: the number of points over a tiny total is no float.
+    share_N = np.divide(mass_N, total_G[index_N], out=np.zeros(len(mass_N)), where=total_G[index_N] > 0)
+    order = np.argsort(index_N, kind="stable")
+    group_N, length_N = index_N[order], (share_N * points_G[index_N])[order]
+    # Where each conversation ends, in units of the distance between points, from the start of its prompt.
+    edge_N = np.concatenate([[0.0], np.cumsum(length_N)])
+    first_G = np.searchsorted(group_N, np.arange(groups))
+    shift_N = (np.random.default_rng(seed).random(groups) - edge_N[first_G])[group_N]
+    drawn_N = np.floor(edge_N[1:] + shift_N) - np.floor(edge_N[:-1] + shift_N)
+    factor_N = np.zeros(len(mass_N))
+    factor_N[order] = np.divide(drawn_N, length_N, out=np.zeros(len(order)), where=length_N > 0)
+    return weights_T * data.by_reply(factor_N)
+
+
+def undo_adaptive(weights_T: Floats, data: Conversations) -> Floats:
+    """Weights as if every prompt had been sampled alike; comes first where data was sampled adaptively.
+
+    Factors c with which ``(1/k) Σ_i c_i g(τ_i)`` is unbiased for ``E[g(τ)]`` of every prompt, for any g; see
+    ``stopping_factors``. Schemes that divide by Ẑ divide by an unbiased one.
+    """
+    if not data.first:
+        raise ConfigError("weights.steps: undo_adaptive is for adaptive sampling, and every prompt was sampled alike.")
+    factors_N = stopping_factors(data.stopped_N, data.first_N, data.group_N)
+    corrected_T = weights_T * data.by_reply(factors_N)
+    if not data.partitioned:
+        return corrected_T
+    # What the scheme gave: some reply of every conversation has it, and those of such schemes are never negative.
+    weights_N = np.maximum.reduceat(weights_T, data.start_N)
+    # Ẑ is the mean of what weights are in proportion to: before, that of weights was the prompt's total over K.
+    total_G = group_sum(weights_N * factors_N, data.group_N, data.groups)
+    scale_G = group_mean(weights_N, data.group_N, data.groups) * group_sum(factors_N, data.group_N, data.groups)
+    scale_G = np.divide(scale_G, total_G, out=np.ones(data.groups), where=total_G > 0)
+    return corrected_T * data.by_reply(scale_G[data.group_N])
+
+
+def stopping_factors(success_N: ArrayLike, first_N: ArrayLike, index_N: Indices) -> Floats:
+    """What a conversation counts where prompts whose first k conversations agree got no more, and others K in all.
+
+    The plain mean of what there is is biased: whether there is more hangs on the outcomes. The mean of the first k
+    alone is unbiased, and so is what is expected of it given all K outcomes in whatever order (Rao–Blackwell), which
+    also uses the others: with s successes among K, j of the first k being successes, ``c = E[j | 0 < j < k] / s`` for a
+    success and ``E[k − j | 0 < j < k] / (K − s)`` for a failure, j being hypergeometric. Its variance is never larger
+    than that of the first k. Each prompt's factors sum to k: prompts count alike however often they were sampled.
+
+    Args:
+        success_N: ``(N,)`` the outcome that decided.
+        first_N: ``(N,)`` whether it was among the first.
+        index_N: ``(N,)`` prompt of each, 0…G−1.
+
+    Returns:
+        ``(N,)`` c > 0; 1 where a prompt got no more than its first conversations.
+    """
+    success = np.asarray(success_N, bool)
+    groups = int(index_N.max(initial=-1)) + 1
+    columns = (np.ones(len(success)), success.astype(float), np.asarray(first_N, float))
+    triples_G = np.stack([group_sum(column, index_N, groups).astype(np.int64) for column in columns], axis=1)
+    triples, place_G = np.unique(triples_G, axis=0, return_inverse=True)
+    pairs = np.array([_factors(*map(int, triple)) for triple in triples]).reshape(-1, 2)
+    factors: Floats = pairs[place_G.reshape(-1)[index_N], success.astype(np.intp)]
+    return factors
+
+
+def _factors(size: int, solved: int, first: int) -> tuple[float, float]:
+    """The factor of a failure and of a success."""
+    # All there are came first; or nothing first is left, or all agree, as where some failed in the environment.
+    if size == first or first == 0 or solved in (0, size):
+        share = first / size if first else 1.0
+        return share, share
+    all_right, none_right = math.comb(solved, first), math.comb(size - solved, first)
+    mixed = math.comb(size, first) - all_right - none_right
+    if mixed == 0:
+        return first / size, first / size
+    # Σ_j j·C(s, j)·C(K−s, k−j) = s·C(K−1, k−1), of which j = k goes.
+    successes = (solved * math.comb(size - 1, first - 1) - first * all_right) / mixed
+    return (first - successes) / (size - solved), successes / solved
+
+
+def _unsolved_G(data: Conversations) -> Bools:
+    """``(G,)`` which prompts have no success."""
+    unsolved_G: Bools = group_max(data.success_N.astype(float), data.group_N, data.groups) == 0
+    return unsolved_G
+
+
+_ALL = (undo_adaptive, drop_unsolved, shrink_unsolved, bound_negative, skip_small, resample)
+REGISTRY = Registry("step", "drift.steps", {step.__name__: step for step in _ALL})
