@@ -280,8 +280,9 @@ def test_the_share_of_negative_weights_is_what_is_trained(
         wanted = {"null": max(shares), "the default": 0.1}.get(share) or float(share)
         assert max(shares) == pytest.approx(wanted, rel=1e-9) and all(value <= wanted + 1e-9 for value in shares)
         line = ["train", str(data), str(weights), "--base", str(tiny_model), "--device", "cpu", "--out", str(out)]
-        line += ["--max-steps", "3", "--batch-size", "12", "--save-steps", "0", "--log-steps", "1", "--plan", "uniform"]
+        line += ["--max-steps", "2", "--batch-size", "99", "--save-steps", "0", "--log-steps", "1", "--plan", "uniform"]
         assert main(line) == 0
         losses[share] = (out / "metrics.jsonl").read_text() + json.dumps(read_manifest(out, "model")["counts"])
+    # Each step holds all rows. Only the prompt of which a conversation failed is past a share of 1.
     assert losses["the default"] == losses["0.1"]
     assert len(set(losses.values())) == 4, losses

@@ -148,20 +148,21 @@ def _sequence(rows: Rows, options: PlanOptions) -> Iterator[Ints]:
         when = (np.arange(total) - np.repeat(first, times_N) + np.repeat(random.random(total), times_N)) / each
         order = np.argsort(when)
         if options.together > 1:
-            order = np.concatenate(_runs(rows.group_N[drawn], when, options.together))
+            order = np.concatenate(_runs(rows.group_N[drawn], when, options.together, random))
         # A pass begins anywhere in its order: every place then has every draw with the same chance.
         yield np.roll(drawn[order], random.integers(total))
 
 
-def _runs(group_N: Ints, when_N: Floats, together: int) -> list[Ints]:
-    """Places of rows in runs of one prompt each, by when their first row comes."""
+def _runs(group_N: Ints, when_N: Floats, together: int, random: np.random.Generator) -> list[Ints]:
+    """Places of rows in runs of one prompt each, by when a random one of their rows comes."""
     order = np.lexsort((when_N, group_N))
     groups = group_N[order]
     first = np.flatnonzero(np.diff(groups, prepend=groups[:1] - 1))
     place = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
     begin = np.flatnonzero(place % together == 0)
+    picked = begin + (random.random(len(begin)) * np.diff(begin, append=len(order))).astype(np.int64)
     runs = np.split(order, begin[1:])
-    return [runs[at] for at in np.argsort(when_N[order[begin]])]
+    return [runs[at] for at in np.argsort(when_N[order[picked]])]
 
 
 def _batches(passes: Iterator[Ints], size: int) -> Iterator[Ints]:
@@ -179,7 +180,7 @@ def _balanced(rows: Rows, count: int, options: PlanOptions) -> Iterator[Ints]:
     total = len(rows.group_N)
     for number in itertools.count():
         random = np.random.Generator(np.random.PCG64([options.seed, number]))
-        runs = _runs(rows.group_N, random.random(total), options.together) if options.together > 1 else []
+        runs = _runs(rows.group_N, random.random(total), options.together, random) if options.together > 1 else []
         if len(runs) < count:
             runs = list(np.arange(total)[:, None])
         mass = np.array([rows.mass_N[run].sum() for run in runs])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from drift.chat import TemplateChat
 from drift.dataset.store import KIND as TRAJECTORIES
-from drift.dataset.store import stream_columns, stream_trajectories
+from drift.dataset.store import count_trajectories, stream_columns, stream_trajectories
 from drift.errors import DatasetError, TrainingError
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest
 from drift.policies import model_path
@@ -257,6 +258,9 @@ def _write_rows(out: Path, data: Path, table: WeightTable, config: TrainingConfi
     trained = held.part(stream_trajectories(data))
     examples = build_examples(trained, weights, counts, normalization=config.normalization, max_length=limit)
     write_rows(out / ROWS, examples)
+    unknown = len(weights) - count_trajectories(data) + counts["skipped_unweighted"]
+    if unknown > 0 and not config.kl_limit:
+        print(f"training: {unknown} of {len(weights)} weights are of conversations that {data} lacks.", file=sys.stderr)
     if config.kl_limit:
         aside = held.rows()
         if not aside:
