@@ -309,7 +309,9 @@ def written(path: Path, weights: Weights) -> Path:
     return path
 
 
-def test_weights_from_a_file_made_by_anything_are_what_is_trained(recorded: Recorded, tmp_path: Path) -> None:
+def test_weights_from_a_file_made_by_anything_are_what_is_trained(
+    recorded: Recorded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = random.Random(6)
     names = sorted(name for name, each in recorded.trajectories.items() if each.error is None)
     left_out, zero, negative = names[3:5], names[7], names[9]
@@ -320,11 +322,12 @@ def test_weights_from_a_file_made_by_anything_are_what_is_trained(recorded: Reco
     }
     weights[zero] = [0.0] * len(weights[zero])
     weights[negative] = [-1.0] * len(weights[negative])
-    # Conversations that the data set does not have are nobody's.
+    # Conversations that the data set does not have are nobody's, which is said.
     path = written(tmp_path / "mine.parquet", {**weights, "elsewhere#0": [9.0, 9.0]})
     (gradient,) = trained_gradients(recorded, path, tmp_path / "model", plan="balanced", batch_size=1000, max_steps=1)
     assert difference(gradient, whole_gradient(recorded, weights, "sum")) < 1e-5
     manifest = read_manifest(tmp_path / "model", "model")
+    assert f"1 of {len(weights) + 1} weights are of conversations that" in capsys.readouterr().err
     assert manifest["weights"] == {"file": "mine.parquet"}
     without = sum(not any(values) for values in weights.values())
     assert manifest["counts"] == {

@@ -184,9 +184,9 @@ def test_the_last_complete_box_is_read(text, inner):
 
 @pytest.mark.parametrize("text", ["\\boxed{" * 10**5, "}" * 10**6, "{" * 10**6, "\\boxed" + " " * 10**6])
 def test_boxes_are_found_in_linear_time(text):
-    start = time.perf_counter()
+    start = time.process_time()
     assert boxed(text) is None
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_check_that_hangs_ends_at_its_deadline_and_the_pool_goes_on(pool):
