@@ -161,6 +161,8 @@ def read_outcomes(directory: Path, *, group_by: GroupBy = "task", spoken: bool =
         for name, chunks in parts.items():
             chunks.append(read[name])
         count += len(read["id"])
+        # Or what is read with leaves its mark on the peak.
+        pa.default_memory_pool().release_unused()
     if not count:
         raise DatasetError(f"{directory}: all {total} trajectories failed; there is nothing to weigh.")
     numbers = {name: values[:count] for name, values in numbers.items()}
