@@ -9,7 +9,7 @@ import drift
 
 PACKAGE = Path(drift.__file__).parent
 FLOORS = [
-    {"types", "errors"},
+    {"types", "errors", "event_loop"},
     {"secrets"},
     {"manifest", "progress", "registry"},
     {"checksums"},

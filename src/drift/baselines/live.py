@@ -12,6 +12,7 @@ from drift.chat import extends
 from drift.dataset.outcomes import outcomes
 from drift.environments.base import EnvironmentFactory
 from drift.errors import TrainingError
+from drift.event_loop import run_to_end
 from drift.policies.base import derive_seed
 from drift.policies.hf import HFPolicy
 from drift.rollouts.episode import Assignment, episode
@@ -62,7 +63,7 @@ class Live:
         training = model.training
         model.eval()
         try:
-            held = asyncio.run(self._hold(todo, self._policy))
+            held = run_to_end(self._hold(todo, self._policy))
         finally:
             model.train(training)
         self.round += 1

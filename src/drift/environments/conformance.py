@@ -18,6 +18,7 @@ from drift.environments.base import (
     options_of,
     start_episode,
 )
+from drift.event_loop import run_to_end
 from drift.types import Message, Step, Task
 
 # An environment that holds one episode at a time would wait for ever for the second.
@@ -71,7 +72,7 @@ def check_environment(factory: EnvironmentFactory, *, tasks: int = 20, seed: int
     run("episodes do not share state", lambda: _check_separate(factory, tasks, seed))
     close = getattr(factory, "aclose", None)
     if close is not None:
-        asyncio.run(close())
+        run_to_end(close())
     return findings
 
 
@@ -123,7 +124,7 @@ async def _opening(environment: Environment) -> list[Message]:
 
 def _check_openings(factory: EnvironmentFactory, count: int, seed: int) -> str:
     for task in _tasks(factory, count, seed):
-        opening = asyncio.run(_opening(start_episode(factory, task, seed)))
+        opening = run_to_end(_opening(start_episode(factory, task, seed)))
         _expect(bool(opening) and all(map(_valid, opening)), f"{task.id}: {opening!r}")
         _expect(opening[-1]["role"] != "assistant", f"{task.id}: the last message is the assistant's")
     return "ok"
@@ -156,7 +157,7 @@ async def _steps(environment: Environment, reply: str, limit: int) -> list[Step]
 def _play(factory: EnvironmentFactory, reply: str, count: int, seed: int) -> str:
     solved = 0
     for task in _tasks(factory, count, seed):
-        steps = asyncio.run(_episode(start_episode(factory, task, seed), reply, factory.max_turns))
+        steps = run_to_end(_episode(start_episode(factory, task, seed), reply, factory.max_turns))
         solved += steps[-1].success
     return f"{solved} solved"
 
@@ -164,7 +165,7 @@ def _play(factory: EnvironmentFactory, reply: str, count: int, seed: int) -> str
 def _check_repeatable(factory: EnvironmentFactory, count: int, seed: int) -> str:
     for task in _tasks(factory, count, seed):
         first, again = (
-            asyncio.run(_episode(start_episode(factory, task, seed), "<answer>1</answer>", factory.max_turns))
+            run_to_end(_episode(start_episode(factory, task, seed), "<answer>1</answer>", factory.max_turns))
             for _ in range(2)
         )
         _expect(first == again, f"{task.id}: the same replies got other steps")
@@ -192,6 +193,6 @@ def _check_separate(factory: EnvironmentFactory, count: int, seed: int) -> str:
             await close_episode(other)
 
     for task in _tasks(factory, count, seed):
-        alone = asyncio.run(_episode(start_episode(factory, task, seed), "<answer>1</answer>", factory.max_turns))
-        _expect(asyncio.run(side_by_side(task)) == alone, f"{task.id}: an episode changed another of the same task")
+        alone = run_to_end(_episode(start_episode(factory, task, seed), "<answer>1</answer>", factory.max_turns))
+        _expect(run_to_end(side_by_side(task)) == alone, f"{task.id}: an episode changed another of the same task")
     return "ok"

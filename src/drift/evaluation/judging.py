@@ -17,6 +17,7 @@ from drift.errors import EnvironmentFault, require
 from drift.evaluation.config import QualitySettings
 from drift.evaluation.estimates import Measured
 from drift.evaluation.metrics import Ratio, has_outcome
+from drift.event_loop import run_to_end
 from drift.manifest import write_atomic
 from drift.progress import Progress
 from drift.types import Trajectory
@@ -64,7 +65,7 @@ def judge_policies(
     common = set.intersection(*(set(found) for found in by_task.values()))
     # The same ones for the same tasks, whatever they are sorted by.
     tasks = sorted(sorted(common, key=lambda task: stable_unit("judge", task))[: settings.judge_tasks])
-    scores = asyncio.run(_judge_all(judge, by_task, tasks, references, out / FOLDER))
+    scores = run_to_end(_judge_all(judge, by_task, tasks, references, out / FOLDER))
     names = (*judge.criteria, OVERALL)
     known = {name: [all(name in scores[p][task] for p in by_task) for task in tasks] for name in names}
     if not any(known[OVERALL]):

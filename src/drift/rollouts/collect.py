@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from drift.dataset.store import TrajectoryWriter
 from drift.environments.base import EnvironmentFactory, source_of, task_hash
 from drift.errors import ConfigError, EnvironmentFault, Interrupted, require
+from drift.event_loop import run_to_end
 from drift.policies.base import AnyPolicy, Sampling, derive_seed, is_text_only
 from drift.progress import Progress
 from drift.rollouts.adaptive import undecided
@@ -112,7 +113,7 @@ def collect(
                     for todo in rounds:
                         policy.hold(todo, collection, deliver)
                 else:
-                    asyncio.run(_hold_all(rounds, factory, policy, collection, deliver))
+                    run_to_end(_hold_all(rounds, factory, policy, collection, deliver))
             except KeyboardInterrupt as stop:
                 writer.flush()
                 most = "at most " if collection.first else ""

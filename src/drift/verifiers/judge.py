@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drift.errors import ConfigError, require, unknown_name
+from drift.event_loop import run_to_end
 from drift.policies.background import BackgroundPolicy
 from drift.policies.base import Sampling, derive_seed
 from drift.types import Completion, Message
@@ -107,7 +108,7 @@ class Judge:
 
     def verify(self, reply: str, gold: str) -> Verification:
         """Grade ``reply``, a whole reply, against the reference ``gold``, which may be empty."""
-        return asyncio.run(self.verify_async(reply, gold)) if _no_loop_here() else self._elsewhere(reply, gold)
+        return run_to_end(self.verify_async(reply, gold))
 
     async def verify_async(self, reply: str, gold: str) -> Verification:
         """The same without blocking the event loop, many at once."""
@@ -174,13 +175,6 @@ class Judge:
         with self._counting:
             self._counts.update(events)
 
-    def _elsewhere(self, reply: str, gold: str) -> Verification:
-        """The check from within a running event loop, which it blocks."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            return thread.submit(asyncio.run, self.verify_async(reply, gold)).result()
-
 
 def read_score(reply: str, name: str = "score") -> tuple[float | None, str]:
     """The number in the last ``<name>…</name>`` of a judge's reply, or ``None`` and why there is none.
@@ -215,11 +209,3 @@ def read_sampling(settings: Mapping[str, Any], where: str, *, max_new_tokens: in
         return Sampling(**values)
     except TypeError as error:
         raise ConfigError(f"{where}: {dict(settings)} can't be used: {error}.") from error
-
-
-def _no_loop_here() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False
