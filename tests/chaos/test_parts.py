@@ -44,7 +44,7 @@ def end_alike(stage: Stage, out: Path) -> None:
 @pytest.fixture(scope="module")
 def verified(place: Path) -> Stage:
     """Rollouts whose answers are fractions, which workers of math-verify compare."""
-    import drift.environments.math
+    import drift.environments.questions
     import drift.verifiers.math  # noqa: F401
 
     file = place / "problems.jsonl"

@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from drift.environments import make_environment
-from drift.environments.choice import ChoiceQuestions
 from drift.environments.conformance import check_environment
-from drift.environments.math import MathQuestions
+from drift.environments.questions import ChoiceQuestions, MathQuestions
 from drift.errors import ConfigError
 
 from .playing import play

@@ -174,7 +174,7 @@ def test_what_the_user_says_is_the_same_whichever_candidate_is_right(options, ta
     users = [rule_user(str(task), LETTERS[right], options, 1) for right in (one, other)]
     for message in asked:
         assert users[0].reply(message) == users[1].reply(message)
-        assert users[0].touches(message) == users[1].touches(message)
+        assert users[0].names_candidate(message) == users[1].names_candidate(message)
 
 
 NUMBER_QUESTIONS = (
@@ -222,7 +222,7 @@ def test_the_user_says_the_same_whichever_number_is_right(gold, task, asked) -> 
     assume(isinstance(other, NumberUser) and other.candidates == user.candidates)
     for message in asked:
         said = user.reply(message)
-        assert said == other.reply(message) and user.touches(message) == other.touches(message)
+        assert said == other.reply(message) and user.names_candidate(message) == other.names_candidate(message)
         assert said in ("Yes.", "No.", TOO_CLOSE, ASK_A_PROPERTY)
         assert not re.search(r"\d", said)
 

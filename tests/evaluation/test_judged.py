@@ -6,7 +6,7 @@ import pytest
 
 from drift.api import report
 from drift.dataset.store import read_trajectories
-from drift.environments.reasoning import Reasoning
+from drift.environments.fixed_length import Reasoning
 from drift.errors import EnvironmentFault
 from drift.evaluation.run import EvaluationConfig, evaluate_policies, on_common_prompts
 from drift.policies.base import Sampling

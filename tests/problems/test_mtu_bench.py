@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from drift.errors import ConfigError
-from drift.problems.mtu_bench import Dialogue, ToolCall, UserTurn, load_dialogues
+from drift.problems.mtu_bench import RecordedDialogue, ToolCall, UserTurn, load_dialogues
 
 from .mtu_rows import ALARM, CLOCK, HEAD, HOUSE, WARM, several_calls, single_calls, write
 
@@ -44,9 +44,11 @@ def test_the_rows_of_a_dialogue_become_one_dialogue_in_any_order(tmp_path: Path)
     rows = [*single_calls("M-S_7")[::-1], *several_calls("M-M_0"), *single_calls("M-S_8", ALARM[:1])]
     found, counts = load_dialogues(["M-S", "M-M"], [write(tmp_path / "rows.jsonl", rows)])
     assert found == [
-        Dialogue(scene="M-S", tools=CLOCK, several_calls=False, turns=ALARM_TURNS),
-        Dialogue(scene="M-M", tools=HOUSE, several_calls=True, turns=WARM_TURNS),
-        Dialogue(scene="M-S", tools=CLOCK, several_calls=False, turns=(UserTurn(user="Hello there.", calls=()),)),
+        RecordedDialogue(scene="M-S", tools=CLOCK, several_calls=False, turns=ALARM_TURNS),
+        RecordedDialogue(scene="M-M", tools=HOUSE, several_calls=True, turns=WARM_TURNS),
+        RecordedDialogue(
+            scene="M-S", tools=CLOCK, several_calls=False, turns=(UserTurn(user="Hello there.", calls=()),)
+        ),
     ]
     assert counts == {"rows": 7, "dialogues": 3}
 
@@ -106,11 +108,11 @@ def test_dialogues_that_are_not_whole_are_left_out_and_counted(tmp_path: Path) -
 
 
 def test_an_id_depends_on_what_the_user_says_and_the_tools() -> None:
-    dialogue = Dialogue(scene="M-S", tools=CLOCK, several_calls=False, turns=ALARM_TURNS)
+    dialogue = RecordedDialogue(scene="M-S", tools=CLOCK, several_calls=False, turns=ALARM_TURNS)
     louder = tuple(UserTurn(user=f" {turn.user.upper()}", calls=()) for turn in ALARM_TURNS)
-    assert dialogue.id == Dialogue(scene="OOD", tools=CLOCK, several_calls=False, turns=louder).id
-    assert dialogue.id != Dialogue(scene="M-S", tools=HOUSE, several_calls=False, turns=ALARM_TURNS).id
-    assert dialogue.id != Dialogue(scene="M-S", tools=CLOCK, several_calls=False, turns=ALARM_TURNS[:3]).id
+    assert dialogue.id == RecordedDialogue(scene="OOD", tools=CLOCK, several_calls=False, turns=louder).id
+    assert dialogue.id != RecordedDialogue(scene="M-S", tools=HOUSE, several_calls=False, turns=ALARM_TURNS).id
+    assert dialogue.id != RecordedDialogue(scene="M-S", tools=CLOCK, several_calls=False, turns=ALARM_TURNS[:3]).id
 
 
 GOOD = {"id": "S-S_0", "question": f"{HEAD}[]\nUser: Hi.", "answer": {"": {}}}

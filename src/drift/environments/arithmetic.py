@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from drift.environments.answers import extract_answer, parse_whole_number
-from drift.environments.base import SPLITS, stable_unit
+from drift.environments.answers import AnswerEpisode, check_whole_number
+from drift.environments.base import SPLITS, TEST_SHARE, split_of
 from drift.errors import ConfigError, require
 from drift.problems.base import Problem, ProblemSet
-from drift.types import Message, Step, Task
+from drift.types import Task
+from drift.verifiers.base import Verification
 
 KINDS = ("add", "sub", "mul")
 _SIGN = {"add": "+", "sub": "-", "mul": "*"}
-TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Arithmetic:
         kinds: which problems to draw, a subset of ``add``, ``sub`` and ``mul``, drawn equally often.
         feedback: what the environment says to a wrong answer.
         format_feedback: what it says to a reply without a readable answer.
-        false_positive: how often a wrong answer to a training problem is taken for right, by chance and anew each time.
+        false_positive: how often a wrong answer to a training problem counts as right, by chance and anew each time.
         false_negative: how often a right one is refused. With these two one can try what an unreliable verifier does to
             training; held-out problems are always judged exactly.
     """
@@ -81,11 +81,25 @@ class Arithmetic:
         each = {"add": numbers**2, "sub": numbers * (numbers + 1) // 2, "mul": numbers * 8}
         return sum(each[kind] for kind in set(self.kinds))
 
-    def start(self, task: Task, *, seed: int = 0) -> ArithmeticEpisode:
+    def start(self, task: Task, *, seed: int = 0) -> AnswerEpisode:
         """A fresh episode of ``task``; ``seed`` decides which verdicts on a training problem are wrong."""
-        question, answer = str(task.payload["question"]), int(task.payload["answer"])
+        answer = int(task.payload["answer"])
         noisy = task.split == "train" and (self.false_positive or self.false_negative)
-        return ArithmeticEpisode(self, question, answer, random.Random(seed) if noisy else None)
+        chance = random.Random(seed) if noisy else None
+
+        def accept(number: int) -> bool:
+            right = number == answer
+            if chance is None:
+                return right
+            return right ^ (chance.random() < (self.false_negative if right else self.false_positive))
+
+        async def check(reply: str) -> Verification:
+            return check_whole_number(reply, accept)
+
+        def feedback(number: str | None) -> str:
+            return self.format_feedback if number is None else self.feedback
+
+        return AnswerEpisode(str(task.payload["question"]), self.max_turns, check, feedback)
 
 
 def problem(kind: str, digits: int, rng: random.Random) -> Task:
@@ -113,7 +127,7 @@ def problem_set() -> ProblemSet:
         payload = _task(str(row["kind"]), int(row["a"]), int(row["b"])).payload
         return Problem(question=payload["question"], gold=str(payload["answer"]), verifier="numeric")
 
-    return ProblemSet(hub="arithmetic", splits={split: split for split in SPLITS}, read=read, made=rows)
+    return ProblemSet(hub="arithmetic", splits={split: split for split in SPLITS}, read=read, make_rows=rows)
 
 
 def _task(kind: str, a: int, b: int) -> Task:
@@ -124,43 +138,6 @@ def _task(kind: str, a: int, b: int) -> Task:
     return Task(
         id=task_id,
         group_id=task_id,
-        split="test" if stable_unit("arithmetic", *key) < TEST_SHARE else "train",
+        split=split_of("arithmetic", *key),
         payload={"kind": kind, "a": a, "b": b, "question": f"What is {a} {_SIGN[kind]} {b}?", "answer": result},
     )
-
-
-class ArithmeticEpisode:
-    """One conversation about one problem."""
-
-    def __init__(self, settings: Arithmetic, question: str, answer: int, chance: random.Random | None) -> None:
-        self._settings = settings
-        self._chance = chance
-        self._question = question
-        self._answer = answer
-        self._turn = 0
-
-    def opening(self) -> list[Message]:
-        """The problem, as one user message."""
-        return [{"role": "user", "content": self._question}]
-
-    async def step(self, reply: str) -> Step:
-        """Reward 1 for the right answer, else 0; format failures get feedback of their own."""
-        self._turn += 1
-        text = extract_answer(reply)
-        value = None if text is None else parse_whole_number(text)
-        success = self._verdict(value == self._answer) if value is not None else False
-        done = success or self._turn >= self._settings.max_turns
-        feedback = self._settings.format_feedback if value is None else self._settings.feedback
-        return Step(
-            messages=() if done else ({"role": "user", "content": feedback},),
-            reward=float(success),
-            done=done,
-            success=success,
-            answer=None if value is None else str(value),
-        )
-
-    def _verdict(self, right: bool) -> bool:
-        if self._chance is None:
-            return right
-        rate = self._settings.false_negative if right else self._settings.false_positive
-        return right ^ (self._chance.random() < rate)

@@ -14,6 +14,8 @@ from drift.errors import EnvironmentFault
 from drift.types import Message, Role, Step, Task
 
 SPLITS = ("train", "test")
+# Share of the problems that are held out, where an environment draws its own.
+TEST_SHARE = 0.2
 
 
 @runtime_checkable
@@ -146,6 +148,11 @@ def stable_unit(*parts: object) -> float:
     """A number in [0, 1) that depends on ``parts`` alone, not on process, platform or hash seed."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def split_of(*parts: object, test_share: float = TEST_SHARE) -> str:
+    """The split of the problem that ``parts`` describe, which depends on them alone: no seed can mix the splits."""
+    return "test" if stable_unit(*parts) < test_share else "train"
 
 
 def task_hash(tasks: Sequence[Task]) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from drift.environments.answers import extract_answer, parse_whole_number
-from drift.environments.base import SPLITS, stable_unit
+from drift.environments.answers import AnswerEpisode, check_whole_number
+from drift.environments.base import SPLITS, split_of
 from drift.errors import ConfigError, require
-from drift.types import Message, Step, Task
+from drift.types import Task
+from drift.verifiers.base import Verification
 
 LARGEST = 99
-TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """The assistant guesses a secret whole number between two bounds and is told "Too low." or "Too high.".
+    """The assistant guesses a secret whole number between two bounds; the environment says "Too low." or "Too high.".
 
     Perfect play (halving) solves a range of ``width`` numbers within ``ceil(log2(width + 1))`` turns, and within T
     turns a share of ``min(1, (2^T − 1) / width)`` of the secrets.
@@ -58,46 +58,22 @@ class Guess:
         for low in range(1, LARGEST - self.width + 2):
             high = low + self.width - 1
             for secret in range(low, high + 1):
-                held_out = stable_unit("guess", self.width, low, secret) < TEST_SHARE
-                if held_out == (split == "test"):
+                if split_of("guess", self.width, low, secret) == split:
                     name = f"guess-{low}-{high}-{secret}"
                     payload = {"low": low, "high": high, "secret": secret}
                     made.append(Task(id=name, group_id=name, split=split, payload=payload))
         return made
 
-    def start(self, task: Task) -> GuessEpisode:
+    def start(self, task: Task) -> AnswerEpisode:
         """A fresh episode of ``task``."""
         low, high, secret = (int(task.payload[key]) for key in ("low", "high", "secret"))
-        return GuessEpisode(self.max_turns, low, high, secret)
 
+        async def check(reply: str) -> Verification:
+            return check_whole_number(reply, lambda number: number == secret)
 
-class GuessEpisode:
-    """One conversation about one secret."""
+        def feedback(number: str | None) -> str:
+            if number is None:
+                return "No answer found. Please reply with <answer>number</answer>."
+            return "Too low." if int(number) < secret else "Too high."
 
-    def __init__(self, max_turns: int, low: int, high: int, secret: int) -> None:
-        self._max_turns = max_turns
-        self._low, self._high, self._secret = low, high, secret
-        self._turn = 0
-
-    def opening(self) -> list[Message]:
-        """The bounds, as one user message."""
-        return [{"role": "user", "content": f"Guess my number between {self._low} and {self._high}."}]
-
-    async def step(self, reply: str) -> Step:
-        """Reward 1 for the secret, else 0; says on which side of the guess the secret lies."""
-        self._turn += 1
-        text = extract_answer(reply)
-        value = None if text is None else parse_whole_number(text)
-        success = value == self._secret
-        done = success or self._turn >= self._max_turns
-        if value is None:
-            feedback = "No answer found. Please reply with <answer>number</answer>."
-        else:
-            feedback = "Too low." if value < self._secret else "Too high."
-        return Step(
-            messages=() if done else ({"role": "user", "content": feedback},),
-            reward=float(success),
-            done=done,
-            success=success,
-            answer=None if value is None else str(value),
-        )
+        return AnswerEpisode(f"Guess my number between {low} and {high}.", self.max_turns, check, feedback)

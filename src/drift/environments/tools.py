@@ -20,7 +20,7 @@ from drift.environments.tool_calls import (
     score_turn,
 )
 from drift.errors import ConfigError, require
-from drift.problems.mtu_bench import HUB, SCENES, Dialogue, ToolCall, load_dialogues
+from drift.problems.mtu_bench import HUB, SCENES, RecordedDialogue, ToolCall, load_dialogues
 from drift.types import Message, Role, Step, Task
 
 PROMPT = """You help a user, and can call tools. To call one, write
@@ -127,7 +127,7 @@ class Tools:
         prompt = self.prompt.replace("{calls}", calls).replace("{tools}", str(task.payload["tools"]))
         return ToolsEpisode(self, prompt, task.payload["turns"])
 
-    def _usable(self, split: str) -> list[Dialogue]:
+    def _usable(self, split: str) -> list[RecordedDialogue]:
         return [
             dialogue
             for dialogue in _load(self.scenes, self.files)[0]
@@ -137,11 +137,11 @@ class Tools:
 
 
 @functools.lru_cache(maxsize=8)
-def _load(scenes: tuple[str, ...], files: tuple[str, ...]) -> tuple[list[Dialogue], dict[str, int]]:
+def _load(scenes: tuple[str, ...], files: tuple[str, ...]) -> tuple[list[RecordedDialogue], dict[str, int]]:
     return load_dialogues(scenes, files)
 
 
-def _task(dialogue: Dialogue, split: str) -> Task:
+def _task(dialogue: RecordedDialogue, split: str) -> Task:
     turns = [
         {
             "user": turn.user,

@@ -31,7 +31,7 @@ class RuleUser(Protocol):
         """What the user says to the assistant's ``message``."""
         ...
 
-    def touches(self, message: str) -> bool:
+    def names_candidate(self, message: str) -> bool:
         """Whether ``message`` names a candidate, so that any answer but the rule's could confirm or deny it."""
         ...
 
@@ -56,7 +56,7 @@ class ChoiceUser:
         (at,) = named
         return DECLINED if at in self.candidates else f"Option {LETTERS[at]} can be ruled out."
 
-    def touches(self, message: str) -> bool:
+    def names_candidate(self, message: str) -> bool:
         """Whether a candidate is named."""
         return bool(options_named(message, self.options) & self.candidates)
 
@@ -97,7 +97,7 @@ class NumberUser:
             return TOO_CLOSE
         return "Yes." if answers == {True} else "No."
 
-    def touches(self, message: str) -> bool:
+    def names_candidate(self, message: str) -> bool:
         """Whether a candidate's value is named."""
         return not numbers_named(message).isdisjoint(map(abs, self.candidates))
 
@@ -110,7 +110,7 @@ class SilentUser:
         """Always the same."""
         return NOTHING_TO_ADD
 
-    def touches(self, message: str) -> bool:
+    def names_candidate(self, message: str) -> bool:
         """Never: a model may speak, checked for leaks."""
         return False
 
@@ -170,19 +170,19 @@ _SAYING = re.compile(r"\b(?:true|false|yes|no|yeah|nope|correct|incorrect|right|
 _NOISE = re.compile(r"\\(?:left|right|text|mathrm|mathbf|boxed|dfrac|tfrac|frac|displaystyle)|[\s$\\{}()\[\]*_`]")
 
 
-def leaks(reply: str, gold: str, options: Sequence[str], told: frozenset[int] = frozenset()) -> bool:
+def leaks(reply: str, gold: str, options: Sequence[str], mentioned: frozenset[int] = frozenset()) -> bool:
     """Whether a reply gives the answer away, as far as its words and numbers tell; rather once too often.
 
     Args:
         reply: what the user would say.
         gold: the answer: an option's letter if there are options.
         options: the options' texts.
-        told: options that the user has spoken of before; with all wrong ones named, the right one is known.
+        mentioned: options that the user has spoken of before; with all wrong ones named, the right one is known.
     """
     if options:
         right = LETTERS.index(gold)
         named = options_named(reply, options)
-        return right in named or len((named | told) - {right}) >= len(options) - 1
+        return right in named or len((named | mentioned) - {right}) >= len(options) - 1
     if gold.strip().casefold() in _TRUTHS:
         return _SAYING.search(plain(reply).casefold()) is not None
     value = number(gold)

@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drift.errors import ConfigError, require
+from drift.errors import ConfigError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Problem:
         question: the text.
         gold: the answer: an expression, or the letter of the right option.
         options: the options of a multiple choice, in the order of their letters; empty otherwise.
-        verifier: the verifier that fits the answer, where it is not the set's usual one.
+        verifier: the verifier that suits the answer; empty for the environment's default one.
     """
 
     question: str
@@ -41,7 +41,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """What becomes of a row of the schema that holds no problem to ask: the reason, by which such rows are counted."""
+    """A row that holds no problem to ask, and the reason, by which such rows are counted."""
 
     reason: str
 
@@ -52,25 +52,18 @@ class ProblemSet:
 
     Attributes:
         hub: id of the data set on the hub.
-        config: its configuration; ``None`` for the default.
-        configs: several configurations, one per subject, say, that together are the set; instead of ``config``.
+        configs: the hub's configurations that together are the set; ``None`` is the default one.
         splits: our ``train`` and ``test`` to the hub's name; a split that is missing does not exist.
         read: makes a problem of a row, or says why the row is left out; ``KeyError``, ``ValueError`` or ``TypeError``
             mean that it is not of the schema.
-        made: gives the rows of a split, for a set that is computed; ``hub`` is then its name alone.
+        make_rows: gives the rows of a split, for a set that is computed; ``hub`` is then its name alone.
     """
 
     hub: str
-    config: str | None = None
-    configs: tuple[str, ...] = ()
-    splits: Mapping[str, str]
-    read: Callable[[Mapping[str, Any]], Problem | LeftOut]
-    made: Callable[[str], Iterable[Mapping[str, Any]]] | None = None
-
-    def __post_init__(self) -> None:
-        require(
-            not (self.config and self.configs), f"configs of {self.hub}", self.configs, "config or configs, not both"
-        )
+    configs: tuple[str | None, ...] = (None,)
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "test": "test"})
+    read: Callable[[Row], Problem | LeftOut]
+    make_rows: Callable[[str], Iterable[Row]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +78,6 @@ class Loaded:
 
     problems: tuple[Problem, ...]
     counts: Mapping[str, int]
-
-
-def load_problems(problem_set: ProblemSet, split: str, file: str = "") -> list[Problem]:
-    """The distinct problems of one split, in the order of their source; see ``load_split``."""
-    return list(load_split(problem_set, split, file).problems)
 
 
 def load_split(problem_set: ProblemSet, split: str, file: str = "") -> Loaded:
@@ -108,8 +96,11 @@ def load_split(problem_set: ProblemSet, split: str, file: str = "") -> Loaded:
             f"{problem_set.hub} has no {split} split, only {', '.join(problem_set.splits)}. "
             f"Name another set for it, or give a local file as environment.settings.{split}_file."
         )
-    rows = local_rows(Path(file).expanduser()) if file else (problem_set.made or partial(_hub, problem_set))(split)
-    found: dict[str, Problem] = {}
+    if file:
+        rows: Iterable[Row] = local_rows(Path(file).expanduser())
+    else:
+        rows = problem_set.make_rows(split) if problem_set.make_rows else _hub_rows(problem_set, split)
+    problems: dict[str, Problem] = {}
     counts: Counter[str] = Counter()
     for number, row in enumerate(rows, start=1):
         try:
@@ -117,23 +108,24 @@ def load_split(problem_set: ProblemSet, split: str, file: str = "") -> Loaded:
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise ConfigError(
                 f"row {number} of {file or problem_set.hub} is not of the schema of {problem_set.hub}: "
-                f"{type(error).__name__}: {error}. Mend or remove the row, or name the set that the file is of."
+                f"{type(error).__name__}: {error}. Fix or remove the row, or name the set that the file belongs to."
             ) from error
         if isinstance(problem, LeftOut):
             counts[f"left_out_{problem.reason}"] += 1
         else:
-            counts["repeated"] += problem.id in found
-            found.setdefault(problem.id, problem)
-    if not found:
+            counts["repeated"] += problem.id in problems
+            problems.setdefault(problem.id, problem)
+    if not problems:
         raise ConfigError(f"{file or problem_set.hub} holds no problem that can be used in its {split} split.")
-    kept = {"rows": len(found) + counts.total(), "problems": len(found)}
-    return Loaded(problems=tuple(found.values()), counts=kept | dict(sorted((+counts).items())))
+    kept = {"rows": len(problems) + counts.total(), "problems": len(problems)}
+    return Loaded(problems=tuple(problems.values()), counts=kept | dict(sorted((+counts).items())))
 
 
-def lettered(texts: Sequence[str], right: int, *, shuffle: bool = False) -> tuple[tuple[str, ...], str]:
-    """Options and the letter of the right one.
+def multiple_choice(question: str, texts: Sequence[str], right: int, *, shuffle: bool = False) -> Problem:
+    """A problem with options, whose answer is the letter of the right one.
 
     Args:
+        question: the text.
         texts: the options.
         right: index of the right one.
         shuffle: put them in an order that depends on their texts alone, for schemas that list the right one first.
@@ -146,10 +138,11 @@ def lettered(texts: Sequence[str], right: int, *, shuffle: bool = False) -> tupl
     order = list(range(len(texts)))
     if shuffle:
         order.sort(key=lambda at: hashlib.sha256("\x1f".join((texts[at], *sorted(texts))).encode()).digest())
-    return tuple(texts[at].strip() for at in order), LETTERS[order.index(right)]
+    options = tuple(texts[at].strip() for at in order)
+    return Problem(question=question.strip(), gold=LETTERS[order.index(right)], options=options)
 
 
-def local_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def local_rows(path: Path) -> Iterator[Row]:
     """The rows of a JSON Lines, JSON or Parquet file; raises ``ConfigError`` if it can't be read."""
     try:
         with path.open("rb") as file:
@@ -167,7 +160,7 @@ def local_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         raise ConfigError(f"{path} can't be read: {error}. Give a file of JSON Lines, JSON or Parquet.") from error
 
 
-def _hub(problem_set: ProblemSet, split: str) -> Iterator[Mapping[str, Any]]:
+def _hub_rows(problem_set: ProblemSet, split: str) -> Iterator[Row]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -175,7 +168,7 @@ def _hub(problem_set: ProblemSet, split: str) -> Iterator[Mapping[str, Any]]:
             f"{problem_set.hub} is read with the datasets package, which is missing. "
             "Install it: pip install 'drift-rl[datasets]', or give local files."
         ) from error
-    for config in problem_set.configs or (problem_set.config,):
+    for config in problem_set.configs:
         try:
             rows = load_dataset(problem_set.hub, config, split=problem_set.splits[split])
         except (OSError, ValueError, RuntimeError) as error:

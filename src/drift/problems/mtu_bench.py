@@ -57,7 +57,7 @@ class UserTurn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dialogue:
+class RecordedDialogue:
     """One recorded dialogue.
 
     Attributes:
@@ -80,9 +80,8 @@ class Dialogue:
     @property
     def id(self) -> str:
         """Depends on the tools and the user's words alone."""
-        return (
-            "mtu-" + hashlib.sha256(f"{self.tools}\x1f{self.words}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        )
+        text = f"{self.tools}\x1f{self.words}"
+        return "mtu-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,7 @@ class _Row:
     calls: tuple[ToolCall, ...]
 
 
-def load_dialogues(scenes: Sequence[str], files: Sequence[str] = ()) -> tuple[list[Dialogue], dict[str, int]]:
+def load_dialogues(scenes: Sequence[str], files: Sequence[str] = ()) -> tuple[list[RecordedDialogue], dict[str, int]]:
     """The distinct dialogues of some scenes, and what became of the rows.
 
     Args:
@@ -111,7 +110,7 @@ def load_dialogues(scenes: Sequence[str], files: Sequence[str] = ()) -> tuple[li
     """
     paths = [Path(file).expanduser() for file in files] or [_from_hub(scene) for scene in scenes]
     counts: Counter[str] = Counter()
-    found: dict[str, Dialogue] = {}
+    found: dict[str, RecordedDialogue] = {}
     for path in paths:
         for scene, rows in _grouped(path, scenes, counts):
             dialogue = _dialogue(scene, rows)
@@ -125,11 +124,8 @@ def load_dialogues(scenes: Sequence[str], files: Sequence[str] = ()) -> tuple[li
             f"{', '.join(map(str, paths))}: no dialogue of the scenes {', '.join(scenes)}. "
             "Name other files, or other environment.settings.scenes."
         )
-    return list(found.values()), {
-        "rows": counts.pop("rows"),
-        "dialogues": len(found),
-        **dict(sorted((+counts).items())),
-    }
+    kept = {"rows": counts.pop("rows"), "dialogues": len(found)}
+    return list(found.values()), kept | dict(sorted((+counts).items()))
 
 
 def _grouped(path: Path, scenes: Sequence[str], counts: Counter[str]) -> Iterable[tuple[str, dict[int, _Row]]]:
@@ -149,23 +145,24 @@ def _grouped(path: Path, scenes: Sequence[str], counts: Counter[str]) -> Iterabl
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"row {number} of {path} is not of the schema of {HUB}: {type(error).__name__}: {error}. "
-                "Mend or remove the row."
+                "Fix or remove the row."
             ) from error
         at = int(turn or 0)
-        same = groups.setdefault((scene, name), [])
-        free = next((group for group in same if at not in group), None)
+        same_name = groups.setdefault((scene, name), [])
+        free = next((group for group in same_name if at not in group), None)
         if free is None:
-            same.append({at: read})
+            same_name.append({at: read})
         else:
             free[at] = read
-    return [(scene, group) for (scene, _), same in groups.items() for group in same]
+    return [(scene, group) for (scene, _), same_name in groups.items() for group in same_name]
 
 
 def _row(row: Mapping[str, Any]) -> _Row:
-    listed = _TOOLS.search(row["question"])
+    text = row["question"]
+    listed = _TOOLS.search(text)
     if listed is None:
         raise ValueError("question has no list of tools after 'that you can use:'")
-    begins = _HISTORY.search(row["question"], listed.end())
+    begins = _HISTORY.search(text, listed.end())
     if begins is None:
         raise ValueError("question has no user: after the list of tools")
     answer = json.loads(row["answer"]) if isinstance(row["answer"], str) else row["answer"]
@@ -177,7 +174,6 @@ def _row(row: Mapping[str, Any]) -> _Row:
         # An empty name is how the single-call scenes write that nothing is to be called.
         if name.strip():
             calls.append(ToolCall(name=name.strip(), arguments=given))
-    text = row["question"]
     return _Row(
         tools=text[listed.end() : begins.start()].strip(),
         several_calls=_SEVERAL in text[: listed.start()],
@@ -200,7 +196,7 @@ def _exchanges(history: str) -> Iterable[tuple[str, str, str]]:
     return [(said.get("user", ""), said.get("observation", ""), said.get("assistant", "")) for said in found]
 
 
-def _dialogue(scene: str, rows: Mapping[int, _Row]) -> Dialogue | str:
+def _dialogue(scene: str, rows: Mapping[int, _Row]) -> RecordedDialogue | str:
     """A dialogue of its rows, or why there is none. A turn's words are those of its own row, because some were edited
     there after the history of the later rows was made.
     """
@@ -215,26 +211,17 @@ def _dialogue(scene: str, rows: Mapping[int, _Row]) -> Dialogue | str:
         return "tools_differ"
     turns = []
     for at in range(len(rows)):
+        user, calls = rows[at].exchanges[at][0], rows[at].calls
         _, observation, said = rows[at + 1].exchanges[at] if at + 1 in rows else ("", "", "")
-        row = rows[at]
-        turns.append(
-            UserTurn(
-                user=row.exchanges[at][0], calls=row.calls, observation=observation if row.calls else "", said=said
-            )
-        )
+        turns.append(UserTurn(user=user, calls=calls, observation=observation if calls else "", said=said))
     first = rows[0]
-    return Dialogue(scene=scene, tools=first.tools, several_calls=first.several_calls, turns=tuple(turns))
+    return RecordedDialogue(scene=scene, tools=first.tools, several_calls=first.several_calls, turns=tuple(turns))
 
 
 def _from_hub(scene: str) -> Path:
     # Not through the datasets package: it makes one table of all rows, where an answer has every tool of every row.
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise ConfigError(
-            f"{HUB} is read with the huggingface_hub package, which is missing. Install it: pip install "
-            "huggingface_hub, or give local files as environment.settings.files."
-        ) from error
+    from huggingface_hub import hf_hub_download
+
     try:
         return Path(hf_hub_download(HUB, f"{scene}_eval.jsonl", repo_type="dataset"))
     except Exception as error:  # its errors are of half a dozen families, those of the HTTP client among them

@@ -17,8 +17,7 @@ from drift.dataset.store import read_trajectories
 from drift.environments import make_environment
 from drift.environments.clarify import Clarify
 from drift.environments.conformance import check_environment
-from drift.environments.dialogue import Dialogue
-from drift.environments.reasoning import Reasoning
+from drift.environments.fixed_length import FixedLengthConversation, Reasoning
 from drift.environments.users import ASK_ABOUT_ONE, DECLINED, ChoiceUser, rule_user
 from drift.errors import ConfigError, DatasetError, EnvironmentFault, PolicyError
 from drift.manifest import read_manifest
@@ -77,7 +76,7 @@ def open_files(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def task_with(environment: Dialogue, gold: str) -> Task:
+def task_with(environment: FixedLengthConversation, gold: str) -> Task:
     return next(task for task in environment.tasks("train", 30, 0) if task.payload["gold"] == gold)
 
 
