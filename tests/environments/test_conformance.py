@@ -12,8 +12,8 @@ from drift.types import Step, Task
 MAX_TURNS = "max_turns is at least 1"
 TASKS = "tasks are distinct, repeatable and JSON"
 SPLITS = "splits share no task"
-OPTIONS = "options, where told, are whole numbers"
-OPENINGS = "openings are messages and end with someone else's turn"
+OPTIONS = "options, where given, are whole numbers"
+OPENINGS = "openings are messages, and the last is not the assistant's"
 REPEATABLE = "the same replies give the same steps"
 SEPARATE = "episodes do not share state"
 
@@ -226,10 +226,10 @@ def test_reading_five_thousand_digits_with_int_is_found():
     [
         ({"reward": float("nan")}, "reward nan"),
         ({"reward": float("-inf")}, "reward -inf"),
-        ({"answer": 7}, "answer 7"),
+        ({"answer": 7}, "answer: text of the type int"),
         ({"answer": "7", "graded": False}, "answer '7' although none was asked for"),
-        ({"messages": ({"role": "user", "content": ""},)}, "messages"),
-        ({"messages": ()}, "no messages although not done"),
+        ({"messages": ({"role": "user", "content": ""},)}, "a message with no text"),
+        ({"messages": ()}, "no messages although the episode is not done"),
         ({"info": {"seen": {1, 2}}}, "not JSON serializable"),
     ],
     ids=["nan", "infinite", "answer not text", "answer not asked for", "empty message", "no message", "info not JSON"],

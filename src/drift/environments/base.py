@@ -93,7 +93,7 @@ async def open_episode(environment: Environment) -> list[Message]:
 
 
 async def close_episode(environment: object) -> None:
-    """Await ``aclose`` of ``environment``, if it has one."""
+    """Await ``aclose`` of an environment or a factory, if it has one."""
     close = getattr(environment, "aclose", None)
     if close is not None:
         await close()
