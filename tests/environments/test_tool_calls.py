@@ -1,4 +1,3 @@
-import difflib
 import json
 import math
 import time
@@ -205,7 +204,7 @@ def test_the_canonical_form_is_a_fixed_point_and_knows_no_order_of_keys(value: A
 
 
 def naive_turn(given: list[Canonical], gold: list[Canonical]) -> tuple[bool, bool, float, float]:
-    """MTU-Bench's figures of one turn by its definitions, with plain loops and the library it uses."""
+    """MTU-Bench's figures of one turn by its definitions, with plain loops."""
     names = [n for n, _ in given] == [n for n, _ in gold]
     left, shared = list(gold), 0
     for call in given:
@@ -219,8 +218,15 @@ def naive_turn(given: list[Canonical], gold: list[Canonical]) -> tuple[bool, boo
     elif not given or not gold:
         order = 0.0
     else:
-        match = difflib.SequenceMatcher(None, gold, given).find_longest_match(0, len(gold), 0, len(given))
-        order = math.cos(math.pi / 2 * (match.b / len(given))) * match.size / len(gold)
+        runs = [
+            (size, -at_gold, -at_given)
+            for at_gold in range(len(gold))
+            for at_given in range(len(given))
+            for size in range(min(len(gold) - at_gold, len(given) - at_given) + 1)
+            if gold[at_gold : at_gold + size] == given[at_given : at_given + size]
+        ]
+        size, _, at_given = max(runs)
+        order = math.cos(math.pi / 2 * (-at_given / len(given))) * size / len(gold)
     return names, given == gold, number, order
 
 

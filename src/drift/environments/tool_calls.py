@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -18,7 +19,7 @@ MOST_CALLS = 32
 LONGEST = 20_000
 DEEPEST = 32
 
-_TAG = re.compile(r"</?tool_call>")
+_TAG = re.compile(r"(</?tool_call>)")
 # Possessive, and with a closing quote that may be missing, so that no text is read twice.
 _NESTING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 # A leading zero makes a code or a time of day, not a number.
@@ -48,57 +49,53 @@ def parse_calls(reply: str) -> ParsedReply:
     Inside the tags nothing but JSON is read, an object of those two keys; text outside of them is the assistant's own.
     Takes linear time on any text and raises nothing.
     """
+    try:
+        return ParsedReply(calls=tuple(map(_call, _bodies(reply))))
+    except _Unreadable as error:
+        return ParsedReply(calls=None, reason=str(error))
+
+
+class _Unreadable(Exception):
+    """A reply can't be read; the message is the reason."""
+
+
+def _bodies(reply: str) -> list[str]:
+    """What stands between the tags."""
     if not reply.strip():
-        return ParsedReply(calls=None, reason="empty")
-    bodies: list[str] = []
-    begins: int | None = None
-    for tag in _TAG.finditer(reply):
-        if (tag.group() == "<tool_call>") != (begins is None):
-            return ParsedReply(calls=None, reason="tags")
-        if begins is None:
-            begins = tag.end()
-        else:
-            bodies.append(reply[begins : tag.start()])
-            begins = None
-    if begins is not None:
-        return ParsedReply(calls=None, reason="tags")
+        raise _Unreadable("empty")
+    pieces = _TAG.split(reply)
+    tags, bodies = pieces[1::2], pieces[2::4]
+    if tags != ["<tool_call>", "</tool_call>"] * len(bodies):
+        raise _Unreadable("tags")
     if len(bodies) > MOST_CALLS:
-        return ParsedReply(calls=None, reason="too_many")
+        raise _Unreadable("too_many")
     if sum(map(len, bodies)) > LONGEST:
-        return ParsedReply(calls=None, reason="too_long")
-    calls = []
-    for body in bodies:
-        call = _parse(body)
-        if isinstance(call, str):
-            return ParsedReply(calls=None, reason=call)
-        calls.append(call)
-    return ParsedReply(calls=tuple(calls))
+        raise _Unreadable("too_long")
+    return bodies
 
 
-def _parse(body: str) -> ToolCall | str:
-    """The call that a body is, or the reason why it is none."""
+def _call(body: str) -> ToolCall:
     depth = 0
     for token in _NESTING.finditer(body):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token.group(), 0)
         if depth > DEEPEST:
-            return "too_deep"
+            raise _Unreadable("too_deep")
     try:
-        found = json.loads(body, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
+        call = json.loads(body, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
     except ValueError:
-        return "not_json"
-    if not isinstance(found, dict) or found.keys() != {"name", "arguments"}:
-        return "not_a_call"
-    name, arguments = found["name"], found["arguments"]
+        raise _Unreadable("not_json") from None
+    if not isinstance(call, dict) or call.keys() != {"name", "arguments"}:
+        raise _Unreadable("not_a_call")
+    name, arguments = call["name"], call["arguments"]
     if not isinstance(name, str) or not name.strip() or not isinstance(arguments, dict):
-        return "not_a_call"
+        raise _Unreadable("not_a_call")
     return ToolCall(name=name.strip(), arguments=arguments)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    if len(dict(pairs)) != len(pairs):
         raise ValueError("a key twice")
-    return found
+    return dict(pairs)
 
 
 def _finite(text: str) -> float:
@@ -146,15 +143,15 @@ class TurnScore:
     """MTU-Bench's figures of one reply.
 
     Attributes:
-        tool_selection: the tools are the right ones, in order.
-        right: and so are their arguments (the benchmark's parameter selection, and a turn's success).
+        right: the calls are the right ones, in order (the benchmark's parameter selection, and a turn's success).
+        tool_selection: at least their tools are.
         tool_number: calls that are right, of all that are in the gold or in the reply (Jaccard).
         tool_order: ``cos(π/2 · i/P) · m/G``: m the longest run of right calls in the gold's order, which starts at i of
             the reply's P calls; G calls are in the gold.
     """
 
-    tool_selection: bool
     right: bool
+    tool_selection: bool
     tool_number: float
     tool_order: float
 
@@ -166,11 +163,11 @@ def score_turn(given: Sequence[Canonical] | None, gold: Sequence[Canonical]) -> 
     so that neither costs anything; here both do.
     """
     if given is None:
-        return TurnScore(tool_selection=False, right=False, tool_number=0.0, tool_order=0.0)
+        return TurnScore(right=False, tool_selection=False, tool_number=0.0, tool_order=0.0)
     shared, either = Counter(given) & Counter(gold), Counter(given) | Counter(gold)
     return TurnScore(
-        tool_selection=[name for name, _ in given] == [name for name, _ in gold],
         right=list(given) == list(gold),
+        tool_selection=[name for name, _ in given] == [name for name, _ in gold],
         tool_number=shared.total() / either.total() if either else 1.0,
         tool_order=_order(given, gold),
     )
@@ -181,19 +178,9 @@ def _order(given: Sequence[Canonical], gold: Sequence[Canonical]) -> float:
         return 1.0
     if not given or not gold:
         return 0.0
-    # The longest common run; of equal ones that which starts first in the gold, then in the reply.
-    best = (0, 0, 0)
-    for at_gold in range(len(gold)):
-        for at_given in range(len(given)):
-            run = 0
-            while (
-                at_gold + run < len(gold)
-                and at_given + run < len(given)
-                and gold[at_gold + run] == given[at_given + run]
-            ):
-                run += 1
-            best = max(best, (run, -at_gold, -at_given))
-    return math.cos(math.pi / 2 * (-best[2] / len(given))) * best[0] / len(gold)
+    # Of equally long runs that which starts first in the gold, then in the reply.
+    run = difflib.SequenceMatcher(None, gold, given, autojunk=False).find_longest_match()
+    return math.cos(math.pi / 2 * (run.b / len(given))) * run.size / len(gold)
 
 
 def score_dialogue(first_N: Sequence[TurnScore], turns: int) -> dict[str, float]:

@@ -6,19 +6,12 @@ import functools
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drift.environments.base import SPLITS, describe, stable_unit
-from drift.environments.tool_calls import (
-    TurnScore,
-    canonical,
-    canonical_calls,
-    parse_calls,
-    score_dialogue,
-    score_turn,
-)
+from drift.environments.base import SPLITS, describe, split_of
+from drift.environments.tool_calls import TurnScore, canonical, canonical_calls, parse_calls, score_dialogue, score_turn
 from drift.errors import ConfigError, require
 from drift.problems.mtu_bench import HUB, SCENES, RecordedDialogue, ToolCall, load_dialogues
 from drift.types import Message, Role, Step, Task
@@ -43,7 +36,7 @@ class Tools:
 
     A reply is right if it makes the recorded calls, in order and with the same arguments by value, or none where none
     is recorded. The user then goes on as recorded. After a mistake the assistant hears that it is wrong and tries again
-    (``retry``, the DRIFT protocol), or is told the right calls and the user goes on (``gold``: one reply to each user
+    (``retry``, the DRIFT protocol), or is given the right calls and the user goes on (``gold``: one reply to each user
     turn, as MTU-Bench measures). The dialogue is a success if every user turn was answered rightly, with ``retry`` in
     the end, with ``gold`` at once. What words say is not judged: who only ever answers in words is right wherever
     nothing is to be called.
@@ -59,7 +52,7 @@ class Tools:
             to the share that was answered rightly; ``dialogue``: 1 for the reply that makes the dialogue a success.
         prompt: what the conversation opens with, ``{tools}`` standing for the tools, ``{calls}`` for how many calls a
             reply may make, which differs between scenes.
-        prompt_role: who says it: ``system``, or ``user`` for chat templates without system messages.
+        prompt_role: who says the prompt: ``system``, or ``user`` for chat templates without system messages.
         observation_role: who says what a tool returned: ``user``, or ``tool`` for chat templates that know it.
         feedback: what the environment says to a wrong reply, with ``retry``.
         format_feedback: what it says to a reply that can't be read, with ``retry``.
@@ -112,7 +105,10 @@ class Tools:
                 f"change environment.settings.scenes, test_share (now {self.test_share}) or max_turns "
                 f"(now {self.max_turns}). Their source: {describe(self.source_counts(split))}."
             )
-        return [_task(dialogue, split) for dialogue in random.Random(f"tools/{split}/{seed}").sample(usable, count)]
+        drawn = random.Random(f"tools/{split}/{seed}").sample(usable, count)
+        return [
+            Task(id=each.id, group_id=each.id, split=split, payload={"source": HUB, **asdict(each)}) for each in drawn
+        ]
 
     def source_counts(self, split: str) -> dict[str, int]:
         """How many rows the source has, what became of them, and how many dialogues are left for ``split``."""
@@ -132,33 +128,13 @@ class Tools:
             dialogue
             for dialogue in _load(self.scenes, self.files)[0]
             if len(dialogue.turns) <= self.max_turns
-            and (stable_unit("tools", dialogue.words) < self.test_share) == (split == "test")
+            and split_of("tools", dialogue.words, test_share=self.test_share) == split
         ]
 
 
 @functools.lru_cache(maxsize=8)
 def _load(scenes: tuple[str, ...], files: tuple[str, ...]) -> tuple[list[RecordedDialogue], dict[str, int]]:
     return load_dialogues(scenes, files)
-
-
-def _task(dialogue: RecordedDialogue, split: str) -> Task:
-    turns = [
-        {
-            "user": turn.user,
-            "calls": [{"name": call.name, "arguments": dict(call.arguments)} for call in turn.calls],
-            "observation": turn.observation,
-            "said": turn.said,
-        }
-        for turn in dialogue.turns
-    ]
-    payload = {
-        "source": HUB,
-        "scene": dialogue.scene,
-        "tools": dialogue.tools,
-        "several_calls": dialogue.several_calls,
-        "turns": turns,
-    }
-    return Task(id=dialogue.id, group_id=dialogue.id, split=split, payload=payload)
 
 
 class ToolsEpisode:
@@ -181,50 +157,37 @@ class ToolsEpisode:
 
     async def step(self, reply: str) -> Step:
         """Compare the reply's calls with those on record, and go on as recorded, or after a mistake as set."""
-        settings, at = self._settings, self._at
+        settings, at, count = self._settings, self._at, len(self._turns)
         self._replies += 1
         self._tries += 1
         gold = [ToolCall(name=call["name"], arguments=call["arguments"]) for call in self._turns[at]["calls"]]
         parsed = parse_calls(reply)
         given = None if parsed.calls is None else canonical_calls(parsed.calls)
         score = score_turn(given, canonical_calls(gold))
+        info: dict[str, Any] = {"user_turn": at, "try": self._tries, **asdict(score)}
         if self._tries == 1:
             self._first.append(score)
         self._solved += score.right
         goes_on = score.right or settings.on_mistake == "gold"
         if goes_on:
-            self._at, tries = at + 1, 0
-        else:
-            tries = self._tries
-        over = self._at == len(self._turns)
-        success = over and self._solved == len(self._turns)
-        done = over or self._replies >= settings.max_turns or tries >= settings.tries
-        info = self._info(score, at, done) | ({"reason": parsed.reason} if parsed.reason else {})
-        self._tries = tries
-        worth = score.right / len(self._turns) if settings.reward == "turn" else float(success)
+            self._at, self._tries = at + 1, 0
+        over = self._at == count
+        success = over and self._solved == count
+        done = over or self._replies >= settings.max_turns or self._tries >= settings.tries
+        if done:
+            info["dialogue"] = score_dialogue(self._first, count)
+        if parsed.reason:
+            info["reason"] = parsed.reason
         said = self._feedback(score, parsed.calls is None, gold) + (self._continuation(at, gold) if goes_on else [])
         return Step(
-            messages=() if done else self._messages(said),
-            reward=float(worth),
+            messages=() if done else _messages(said),
+            reward=score.right / count if settings.reward == "turn" else float(success),
             done=done,
             success=success,
             # With the user turn, for the same call may be right at two of them and is no repeat then.
             answer=None if parsed.calls is None else _answer(at, parsed.calls),
             info=info,
         )
-
-    def _info(self, score: TurnScore, at: int, done: bool) -> dict[str, Any]:
-        info: dict[str, Any] = {
-            "user_turn": at,
-            "try": self._tries,
-            "right": score.right,
-            "tool_selection": score.tool_selection,
-            "tool_number": score.tool_number,
-            "tool_order": score.tool_order,
-        }
-        if done:
-            info["dialogue"] = score_dialogue(self._first, len(self._turns))
-        return info
 
     def _feedback(self, score: TurnScore, unreadable: bool, gold: Sequence[ToolCall]) -> list[tuple[Role, str]]:
         if score.right:
@@ -249,15 +212,16 @@ class ToolsEpisode:
             said.append(("user", str(self._turns[at + 1]["user"])))
         return said
 
-    def _messages(self, said: Sequence[tuple[Role, str]]) -> tuple[Message, ...]:
-        """One message for what one role says in a row: many templates want the roles to take turns."""
-        messages: list[Message] = []
-        for role, text in said:
-            if messages and messages[-1]["role"] == role:
-                messages[-1]["content"] += f"\n\n{text}"
-            else:
-                messages.append({"role": role, "content": text})
-        return tuple(messages)
+
+def _messages(said: Sequence[tuple[Role, str]]) -> tuple[Message, ...]:
+    """One message for what one role says in a row: many templates want the roles to take turns."""
+    messages: list[Message] = []
+    for role, text in said:
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += f"\n\n{text}"
+        else:
+            messages.append({"role": role, "content": text})
+    return tuple(messages)
 
 
 def _written(call: ToolCall) -> str:

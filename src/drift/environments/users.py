@@ -1,4 +1,9 @@
-"""Simulated users who know the answer and don't reveal it: rules, or a model whose replies are checked for leaks."""
+"""Simulated users who know the answer and don't reveal it: rules, or a model whose replies are checked for leaks.
+
+A user by rule answers from a set of candidates that holds the right answer, without knowing which it is, and only where
+the answer is the same for every candidate. So whatever is asked, every candidate stays as possible as it was: there are
+at least two, and nothing that the user says depends on which one is right.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
 
 from drift.environments.base import stable_unit
 from drift.environments.mentions import last_question, numbers_named, options_named, plain
@@ -18,22 +22,6 @@ ASK_ABOUT_ONE = "Please ask about one option, by its letter: perhaps it can be r
 TOO_CLOSE = "That would give too much away."
 ASK_A_PROPERTY = "Please ask whether the answer is above or below some number, or even, odd, negative or whole."
 NOTHING_TO_ADD = "The question says all that is needed."
-
-
-class RuleUser(Protocol):
-    """Answers a question by rule, from a set of candidates that holds the right answer, without knowing which it is.
-
-    A question is answered only where the answer is the same for every candidate. So whatever is asked, every candidate
-    stays as possible as it was: there are at least two, and nothing that is said depends on which one is right.
-    """
-
-    def reply(self, message: str) -> str:
-        """What the user says to the assistant's ``message``."""
-        ...
-
-    def names_candidate(self, message: str) -> bool:
-        """Whether ``message`` names a candidate, so that any answer but the rule's could confirm or deny it."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +45,7 @@ class ChoiceUser:
         return DECLINED if at in self.candidates else f"Option {LETTERS[at]} can be ruled out."
 
     def names_candidate(self, message: str) -> bool:
-        """Whether a candidate is named."""
+        """Whether ``message`` names a candidate, so that any answer but the rule's could confirm or deny it."""
         return bool(options_named(message, self.options) & self.candidates)
 
 
@@ -80,13 +68,15 @@ class NumberUser:
     """Says yes or no to a question about size, sign, parity or wholeness that has one answer for all candidates.
 
     Args:
-        candidates: the numbers that stay possible whatever is asked.
+        candidates: the numbers that stay possible whatever is asked; without any the user has nothing to say.
     """
 
     candidates: frozenset[Fraction]
 
     def reply(self, message: str) -> str:
-        """Yes, no, that it would tell too much, or what can be asked."""
+        """Yes, no, that it would give too much away, or what can be asked."""
+        if not self.candidates:
+            return NOTHING_TO_ADD
         asked = plain(last_question(message)).casefold()
         if _NOT.search(asked):
             return ASK_A_PROPERTY
@@ -102,23 +92,10 @@ class NumberUser:
         return not numbers_named(message).isdisjoint(map(abs, self.candidates))
 
 
-@dataclass(frozen=True)
-class SilentUser:
-    """Knows nothing that can be told without giving the answer away."""
-
-    def reply(self, message: str) -> str:
-        """Always the same."""
-        return NOTHING_TO_ADD
-
-    def names_candidate(self, message: str) -> bool:
-        """Never: a model may speak, checked for leaks."""
-        return False
-
-
 def _truth(asked: str, value: Fraction) -> bool | None:
     """Whether what is asked holds of ``value``; ``None`` if no one property is asked about."""
-    found: list[bool] = []
-    spans = 0
+    answers: list[bool] = []
+    comparisons = 0
     for pattern, holds in (
         (_MORE, value.__gt__),
         (_LESS, value.__lt__),
@@ -127,9 +104,9 @@ def _truth(asked: str, value: Fraction) -> bool | None:
         (_IS, value.__eq__),
     ):
         for match in pattern.finditer(asked):
-            spans += 1
-            found.append(bool(holds(Fraction(re.sub(r"[\s,]", "", match.group(1))))))
-    if spans != len(_ANY.findall(asked)):
+            comparisons += 1
+            answers.append(bool(holds(Fraction(re.sub(r"[\s,]", "", match.group(1))))))
+    if comparisons != len(_ANY.findall(asked)):
         return None
     whole = value.denominator == 1
     for word, true in (
@@ -140,11 +117,11 @@ def _truth(asked: str, value: Fraction) -> bool | None:
         ("whole|integer", whole),
     ):
         if re.search(rf"\b(?:{word})\b", asked):
-            found.append(true)
-    return found[0] if len(found) == 1 else None
+            answers.append(true)
+    return answers[0] if len(answers) == 1 else None
 
 
-def rule_user(task_id: str, gold: str, options: Sequence[str], decoys: int) -> RuleUser:
+def rule_user(task_id: str, gold: str, options: Sequence[str], decoys: int) -> ChoiceUser | NumberUser:
     """The user for one problem. The candidates: the answer and ``decoys`` others that depend on the problem alone."""
     if options:
         right = LETTERS.index(gold)
@@ -152,8 +129,8 @@ def rule_user(task_id: str, gold: str, options: Sequence[str], decoys: int) -> R
         return ChoiceUser(options=tuple(options), candidates=frozenset({right, *others[:decoys]}))
     value = number(gold)
     if value is None:
-        return SilentUser()
-    # Even steps, so that parity can be told of whole numbers.
+        return NumberUser(candidates=frozenset())
+    # Even steps, so that the user can say whether a whole number is even.
     step = Fraction(max(2, 2 * round(abs(value) / 10))) if value.denominator == 1 else abs(value) / 5
     sides = [1 if stable_unit("decoy", task_id, at) < 0.5 else -1 for at in range(decoys)]
     return NumberUser(candidates=frozenset({value, *(value + side * at * step for at, side in enumerate(sides, 1))}))
