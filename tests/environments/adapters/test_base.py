@@ -6,12 +6,12 @@ import time
 import pytest
 
 from drift.environments import make_environment
-from drift.environments.adapters.base import Adapter, as_text, clean, pick
-from drift.environments.adapters.openenv import filled
+from drift.environments.adapters.base import ActionEnvironment, as_text, clean, part_of
+from drift.environments.adapters.openenv import fill
 from drift.errors import ConfigError
 
 
-class Named(Adapter):
+class Named(ActionEnvironment):
     def name(self):
         return "lake"
 
@@ -34,19 +34,19 @@ class Named(Adapter):
     ],
 )
 def test_the_action_is_read_where_the_settings_say(settings, reply, action):
-    assert Named(**settings).read(reply) == action
+    assert Named(**settings).read_action(reply) == action
 
 
 @pytest.mark.parametrize("reply", ["<answer>" * 2_000_000, "[" * 10_000_000, "\x00\ud800" * 1_000_000])
 @pytest.mark.parametrize("settings", [{}, {"action": "pattern", "pattern": r"\[(\w+)\]"}])
 def test_megabytes_of_nonsense_are_read_at_once(settings, reply):
     began = time.process_time()
-    assert Named(**settings).read(reply) is None
+    assert Named(**settings).read_action(reply) is None
     assert time.process_time() - began < 1
 
 
 def test_the_end_of_a_long_reply_is_read():
-    assert Named().read("x" * 10_000_000 + "<answer>left</answer>") == "left"
+    assert Named().read_action("x" * 10_000_000 + "<answer>left</answer>") == "left"
 
 
 @pytest.mark.parametrize(
@@ -87,20 +87,20 @@ def test_more_tasks_than_there_are_seeds_for_are_refused():
 
 def test_a_step_says_what_happened():
     lake = Named(max_turns=3, feedback="{reward} {observation}", success_reward=0.5)
-    going = lake.taken(1, "left", "{reward}!", 0.25, False)
+    going = lake.step_after(1, "left", "{reward}!", 0.25, False)
     # An observation is no template.
     assert going.messages == ({"role": "user", "content": "0.25 {reward}!"},)
     assert (going.reward, going.done, going.success, going.answer) == (0.25, False, False, "left")
-    won = lake.taken(2, "left", "out", 0.5, True)
+    won = lake.step_after(2, "left", "out", 0.5, True)
     assert won.messages == () and won.done and won.success and won.info == {"observation": "out"}
-    assert not lake.taken(2, "left", "out", 0.4, True).success
-    late = lake.taken(3, "left", "in", 0.9, False)
+    assert not lake.step_after(2, "left", "out", 0.4, True).success
+    late = lake.step_after(3, "left", "in", 0.9, False)
     assert late.done and not late.success, "the turns ran out before the environment ended"
-    unread = lake.unread(1)
+    unread = lake.step_without_action(1)
     assert unread.answer is None and unread.reward == 0 and "No action found" in unread.messages[0]["content"]
-    assert lake.unread(3).done and lake.unread(3).messages == ()
+    assert lake.step_without_action(3).done and lake.step_without_action(3).messages == ()
     with pytest.raises(ValueError, match="reward nan"):
-        lake.taken(1, "left", "in", float("nan"), False)
+        lake.step_after(1, "left", "in", float("nan"), False)
 
 
 def test_observations_become_text():
@@ -118,24 +118,24 @@ def test_observations_become_text():
 
 def test_a_part_of_an_observation_is_picked():
     seen = {"messages": [{"content": "one"}, {"content": "two"}]}
-    assert pick(seen, "messages.-1.content") == "two"
+    assert part_of(seen, "messages.-1.content") == "two"
     for path in ("messages.2.content", "messages.x", "message", "messages.0.content.x"):
         with pytest.raises(ValueError, match=f"no '{path}'"):
-            pick(seen, path)
+            part_of(seen, path)
 
 
 def test_an_openenv_action_is_filled_in():
-    assert filled({"tool": "say", "arguments": {"text": "{action}!"}}, "{action}") == {
+    assert fill({"tool": "say", "arguments": {"text": "{action}!"}}, "{action}") == {
         "tool": "say",
         "arguments": {"text": "{action}!"},
     }
-    assert filled({"column": "{number}", "keep": 3, "all": ["{action}"]}, "1,000") == {
+    assert fill({"column": "{number}", "keep": 3, "all": ["{action}"]}, "1,000") == {
         "column": 1000,
         "keep": 3,
         "all": ["1,000"],
     }
     with pytest.raises(ValueError, match="'left' is no whole number"):
-        filled({"column": "{number}"}, "left")
+        fill({"column": "{number}"}, "left")
 
 
 MADE = {

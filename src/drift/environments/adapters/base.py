@@ -1,25 +1,24 @@
-"""What adapters share: settings, tasks from seeds, reading an action out of a reply, observations as text."""
+"""What adapters share: settings, tasks from seeds, actions out of replies, observations as text."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import json
 import math
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from drift.environments.answers import extract_answer
-from drift.environments.base import SPLITS, stable_unit
+from drift.environments.base import SPLITS, split_of
 from drift.errors import ConfigError, require
 from drift.types import Message, Step, Task
 
-TEST_SHARE = 0.2
 ACTIONS = ("answer", "text", "pattern")
 # Nobody's action is longer, and a user's pattern may be slow on long text.
 LONGEST_REPLY = 20_000
@@ -29,23 +28,12 @@ _CONTROL = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapter:
-    """Settings that adapters of action-taking environments share.
+class ActionEnvironment(ABC):
+    """Settings of an environment that takes actions, which subclasses describe, and its tasks.
 
     A task is a seed for the environment's reset. Whether a seed is for training or for testing depends on the
     environment and the seed alone. An environment that starts alike under all seeds has one problem, though, and then
     the splits share it: look at its openings first.
-
-    Args:
-        max_turns: T, the most replies in an episode; one that cannot be read counts as well.
-        action: where in a reply the action stands: in its last ``<answer>…</answer>`` (``answer``), where
-            ``pattern`` last matches (``pattern``), or the whole reply (``text``).
-        pattern: regular expression whose first group, or whole match, is the action; it should take linear time.
-        success_reward: an episode that the environment ends with a step of at least this reward is a success.
-        opening: the first message, ``{observation}`` standing for the environment's first one.
-        feedback: every later message, ``{observation}`` and ``{reward}`` standing for what came of the action.
-        format_feedback: what a reply without a readable action is told; the environment is then not stepped.
-        seeds: reset seeds are whole numbers below this.
     """
 
     max_turns: int = 10
@@ -61,7 +49,8 @@ class Adapter:
         where = "environment.settings"
         require(self.max_turns >= 1, f"{where}.max_turns", self.max_turns, "a whole number ≥ 1")
         require(self.action in ACTIONS, f"{where}.action", self.action, f"one of {', '.join(ACTIONS)}")
-        require((self.action == "pattern") == bool(self.pattern), f"{where}.pattern", self.pattern, NEEDS_PATTERN)
+        expected = "a regular expression with action: pattern, and nothing otherwise"
+        require((self.action == "pattern") == bool(self.pattern), f"{where}.pattern", self.pattern, expected)
         require(self.seeds >= 1, f"{where}.seeds", self.seeds, "a whole number ≥ 1")
         for name in ("opening", "feedback"):
             text = getattr(self, name)
@@ -72,9 +61,9 @@ class Adapter:
         except re.error as error:
             raise ConfigError(f"{where}.pattern: {self.pattern!r} is no regular expression: {error}.") from error
 
+    @abstractmethod
     def name(self) -> str:
         """What the problems of this environment are called, other than by seed; it depends on what decides them."""
-        raise NotImplementedError
 
     def tasks(self, split: str, count: int, seed: int) -> list[Task]:
         """Distinct reset seeds; a seed's split depends on it and the environment alone."""
@@ -82,41 +71,40 @@ class Adapter:
         name = self.name()
         # Four times as many as are needed when one in five is a test seed, and half as many as that for training.
         drawn = random.Random(f"{name}/{split}/{seed}").sample(range(self.seeds), min(self.seeds, 20 * count + 200))
-        fitting = [at for at in drawn if (stable_unit(name, at) < TEST_SHARE) == (split == "test")]
-        if len(fitting) < count:
+        usable = [at for at in drawn if split_of(name, at) == split]
+        if len(usable) < count:
             raise ConfigError(
-                f"{name} has {len(fitting)} {split} tasks among {self.seeds} seeds; {count} were asked for. "
+                f"{name} has {len(usable)} {split} tasks among {self.seeds} seeds; {count} were asked for. "
                 "Ask for fewer tasks, or raise environment.settings.seeds."
             )
         return [
-            Task(id=f"{name}-{at}", group_id=f"{name}-{at}", split=split, payload={"seed": at})
-            for at in fitting[:count]
+            Task(id=f"{name}-{at}", group_id=f"{name}-{at}", split=split, payload={"seed": at}) for at in usable[:count]
         ]
 
-    def read(self, reply: str) -> str | None:
+    def read_action(self, reply: str) -> str | None:
         """The action in ``reply``, stripped; ``None`` if there is none."""
         reply = reply[-LONGEST_REPLY:]
         if self.action == "answer":
             return extract_answer(reply) or None
         if self.action == "pattern":
-            found = list(_compiled(self.pattern).finditer(reply))
-            if not found:
+            matches = list(re.compile(self.pattern, re.DOTALL).finditer(reply))
+            if not matches:
                 return None
-            reply = found[-1].group(1 if found[-1].re.groups else 0) or ""
+            reply = matches[-1].group(1 if matches[-1].re.groups else 0) or ""
         return reply.strip() or None
 
-    def first(self, observation: str) -> list[Message]:
-        """The opening that tells ``observation``."""
+    def opening_messages(self, observation: str) -> list[Message]:
+        """The opening that shows ``observation``."""
         # Replaced and not formatted: an observation may hold braces of its own.
         return [{"role": "user", "content": self.opening.replace("{observation}", observation)}]
 
-    def unread(self, turn: int) -> Step:
+    def step_without_action(self, turn: int) -> Step:
         """The step of reply number ``turn``, from 1, in which no action could be read."""
         done = turn >= self.max_turns
         messages: tuple[Message, ...] = () if done else ({"role": "user", "content": self.format_feedback},)
         return Step(messages=messages, reward=0.0, done=done, success=False, answer=None)
 
-    def taken(self, turn: int, action: str, observation: str, reward: float, ended: bool) -> Step:
+    def step_after(self, turn: int, action: str, observation: str, reward: float, ended: bool) -> Step:
         """The step of reply number ``turn``, from 1, whose ``action`` the environment took.
 
         Raises:
@@ -137,14 +125,6 @@ class Adapter:
         )
 
 
-NEEDS_PATTERN = "a regular expression with action: pattern, and nothing otherwise"
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.DOTALL)
-
-
 def load(module: str, extra: str) -> ModuleType:
     """Import an optional library; raises ``ConfigError`` that names the extra to install."""
     try:
@@ -156,11 +136,9 @@ def load(module: str, extra: str) -> ModuleType:
         ) from error
 
 
-def named(base: str, decides: Mapping[str, Any]) -> str:
+def name_with_hash(base: str, decides: Mapping[str, Any]) -> str:
     """``base``, and a hash of what else decides its problems, where there is anything."""
-    if not decides:
-        return base
-    return f"{base}-{digest(decides)}"
+    return f"{base}-{digest(decides)}" if decides else base
 
 
 def digest(value: Any) -> str:
@@ -177,7 +155,7 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def pick(value: Any, path: str) -> Any:
+def part_of(value: Any, path: str) -> Any:
     """What lies at ``path`` (keys and indices joined by dots) in nested mappings and sequences.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Environments with the API of gymnasium, whose observations can be told as text and actions taken from it."""
+"""Environments with the API of gymnasium, whose observations can be given as text and actions read from it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from drift.environments.adapters.base import Adapter, as_text, clean, load, named, pick
+from drift.environments.adapters.base import ActionEnvironment, as_text, clean, load, name_with_hash, part_of
 from drift.environments.answers import parse_whole_number
 from drift.errors import ConfigError, require
 from drift.types import Message, Step, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gymnasium(Adapter):
+class Gymnasium(ActionEnvironment):
     """An environment of gymnasium, or of a library with its API, as a conversation (extra ``gymnasium``).
 
     Actions are words or numbers where the action space is ``Discrete``, text where it is ``Text`` or where there is
@@ -31,12 +31,19 @@ class Gymnasium(Adapter):
         arguments: keyword arguments of its making.
         reset: the ``options`` of ``reset``.
         actions: names of the actions of a ``Discrete`` space, in order; numbers are understood in any case.
-        observation: what is told of an observation: all of it (empty), what lies at a path such as ``mission``,
+        observation: what is shown of an observation: all of it (empty), what lies at a path such as ``mission``,
             or what ``render()`` returns (``render``).
-        threads: how many threads the environments live in. An episode stays in one of them. Give 1 for environments
+        threads: how many threads the environments run in. An episode stays in one of them. Give 1 for environments
             that draw from random numbers of the whole process.
-
-    The other settings are those of ``Adapter``.
+        max_turns: T, the most replies in an episode; one that cannot be read counts as well.
+        action: where in a reply the action stands: in its last ``<answer>…</answer>`` (``answer``), where
+            ``pattern`` last matches (``pattern``), or the whole reply (``text``).
+        pattern: regular expression whose first group, or whole match, is the action; it should take linear time.
+        success_reward: an episode that the environment ends with a step of at least this reward is a success.
+        opening: the first message, ``{observation}`` standing for the environment's first one.
+        feedback: every later message, ``{observation}`` and ``{reward}`` standing for what came of the action.
+        format_feedback: what is said to a reply without a readable action; the environment is then not stepped.
+        seeds: reset seeds are whole numbers below this.
     """
 
     id: str
@@ -57,7 +64,7 @@ class Gymnasium(Adapter):
     def name(self) -> str:
         """The id, and a hash of the arguments and options if there are any."""
         decides = {"arguments": self.arguments, "reset": self.reset} if self.arguments or self.reset else {}
-        return named(self.id.replace("/", "-").replace(":", "-"), decides)
+        return name_with_hash(self.id.replace("/", "-").replace(":", "-"), decides)
 
     def maker(self) -> Callable[[], Any]:
         """A function that makes one environment; raises ``ConfigError`` if there is no such environment."""
@@ -83,13 +90,13 @@ def _function(path: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"environment.settings.id: {path!r} can't be imported: {error}. Install the package, or mend the name."
+            f"environment.settings.id: {path!r} can't be imported: {error}. Install the package, or fix the name."
         ) from error
     return found
 
 
 @functools.lru_cache(maxsize=4)
-def _lanes(count: int) -> itertools.cycle[ThreadPoolExecutor]:
+def _threads(count: int) -> itertools.cycle[ThreadPoolExecutor]:
     """Threads of one worker each, so that what is begun in one of them stays there."""
     return itertools.cycle(
         [ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"drift-gymnasium-{at}") for at in range(count)]
@@ -101,37 +108,37 @@ class GymnasiumEpisode:
 
     def __init__(self, settings: Gymnasium, seed: int) -> None:
         self._settings, self._seed = settings, seed
-        self._lane = next(_lanes(settings.threads))
+        self._thread = next(_threads(settings.threads))
         self._environment: Any = None
         self._turn = 0
 
     async def opening(self) -> list[Message]:
         """What the environment shows at its reset, as one user message."""
-        return self._settings.first(await self._in_lane(self._reset))
+        return self._settings.opening_messages(await self._in_thread(self._reset))
 
     async def step(self, reply: str) -> Step:
-        """Take the action in ``reply``, and tell what came of it."""
+        """Take the action in ``reply``, and say what came of it."""
         self._turn += 1
-        text = self._settings.read(reply)
+        text = self._settings.read_action(reply)
         found = None if text is None else self._action(clean(text))
         if found is None:
-            return self._settings.unread(self._turn)
+            return self._settings.step_without_action(self._turn)
         action, answer = found
-        observation, reward, ended = await self._in_lane(self._take, action)
-        return self._settings.taken(self._turn, answer, observation, reward, ended)
+        observation, reward, ended = await self._in_thread(self._take, action)
+        return self._settings.step_after(self._turn, answer, observation, reward, ended)
 
     async def aclose(self) -> None:
         """Close the environment, after whatever its thread is still doing for it: an opening may have been given up."""
-        await self._in_lane(self._close)
+        await self._in_thread(self._close)
 
-    async def _in_lane(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._lane, call, *arguments)
+    async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
 
     def _reset(self) -> str:
         self._environment = self._settings.maker()()
         options = {"options": self._settings.reset} if self._settings.reset else {}
         observation, _ = self._environment.reset(seed=self._seed, **options)
-        return self._told(observation)
+        return self._shown(observation)
 
     def _close(self) -> None:
         if self._environment is not None:
@@ -139,13 +146,13 @@ class GymnasiumEpisode:
 
     def _take(self, action: Any) -> tuple[str, float, bool]:
         observation, reward, terminated, truncated, _ = self._environment.step(action)
-        return self._told(observation), float(reward), bool(terminated or truncated)
+        return self._shown(observation), float(reward), bool(terminated or truncated)
 
-    def _told(self, observation: Any) -> str:
+    def _shown(self, observation: Any) -> str:
         if self._settings.observation == "render":
             observation = self._environment.render()
         elif self._settings.observation:
-            observation = pick(observation, self._settings.observation)
+            observation = part_of(observation, self._settings.observation)
         return as_text(observation)
 
     def _action(self, text: str) -> tuple[Any, str] | None:

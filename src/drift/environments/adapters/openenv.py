@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-from drift.environments.adapters.base import Adapter, as_text, clean, load, named, pick
+from drift.environments.adapters.base import ActionEnvironment, as_text, clean, load, name_with_hash, part_of
 from drift.environments.answers import parse_whole_number
 from drift.errors import ConfigError, require
 from drift.types import Message, Step, Task
@@ -21,7 +21,7 @@ ACTION, NUMBER = "{action}", "{number}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenEnv(Adapter):
+class OpenEnv(ActionEnvironment):
     """An OpenEnv server as a conversation partner (extra ``openenv``); each episode is a session of its own.
 
     A reward is given per step, as the server gives it (none counts as 0); the episode is over when the server says
@@ -32,15 +32,22 @@ class OpenEnv(Adapter):
         environment: a name for the tasks' ids, which must not depend on where the server happens to run.
         payload: the action that is sent, with ``{action}`` where the text of the action goes and ``{number}`` where
             it goes as a whole number. If it is empty, the one field that the server's schema requires gets the action.
-        observation: which part of an observation is told, a path of keys and indices joined by dots, such as
+        observation: which part of an observation is shown, a path of keys and indices joined by dots, such as
             ``messages.-1.content``; if it is empty, all of it.
         reset: further arguments of ``reset``.
         seed_argument: the argument of ``reset`` that the task's seed is given as.
         sessions: the most sessions open at once; the server allows ``max_concurrent_envs`` of them, often 1. Further
             episodes wait.
         deadline_s: how long the server may take for one answer, in seconds.
-
-    The other settings are those of ``Adapter``.
+        max_turns: T, the most replies in an episode; one that cannot be read counts as well.
+        action: where in a reply the action stands: in its last ``<answer>…</answer>`` (``answer``), where
+            ``pattern`` last matches (``pattern``), or the whole reply (``text``).
+        pattern: regular expression whose first group, or whole match, is the action; it should take linear time.
+        success_reward: an episode that the environment ends with a step of at least this reward is a success.
+        opening: the first message, ``{observation}`` standing for the environment's first one.
+        feedback: every later message, ``{observation}`` and ``{reward}`` standing for what came of the action.
+        format_feedback: what is said to a reply without a readable action; the environment is then not stepped.
+        seeds: reset seeds are whole numbers below this.
     """
 
     url: str
@@ -77,7 +84,7 @@ class OpenEnv(Adapter):
 
     def name(self) -> str:
         """The environment's name, and a hash of the reset's arguments if there are any."""
-        return named(self.environment, self.reset)
+        return name_with_hash(self.environment, self.reset)
 
     def start(self, task: Task) -> OpenEnvEpisode:
         """A fresh episode of ``task``."""
@@ -109,16 +116,16 @@ def _only_field(url: str, deadline_s: float) -> dict[str, Any]:
     return {required[0]: kinds[kind]}
 
 
-def filled(template: Any, action: str) -> Any:
+def fill(template: Any, action: str) -> Any:
     """``template`` with ``action`` in the places marked for it.
 
     Raises:
         ValueError: a number is wanted, and the action is none.
     """
     if isinstance(template, dict):
-        return {key: filled(value, action) for key, value in template.items()}
+        return {key: fill(value, action) for key, value in template.items()}
     if isinstance(template, list | tuple):
-        return [filled(value, action) for value in template]
+        return [fill(value, action) for value in template]
     if template == NUMBER:
         number = parse_whole_number(action)
         if number is None:
@@ -127,12 +134,12 @@ def filled(template: Any, action: str) -> Any:
     return template.replace(ACTION, action) if isinstance(template, str) else template
 
 
-# Each event loop has places of its own: a semaphore belongs to the loop that first waits for it.
-_PLACES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], asyncio.Semaphore]] = WeakKeyDictionary()
+# Each event loop has slots of its own: a semaphore belongs to the loop that first waits for it.
+_SLOTS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], asyncio.Semaphore]] = WeakKeyDictionary()
 
 
-def _places(url: str, sessions: int) -> asyncio.Semaphore:
-    mine = _PLACES.setdefault(asyncio.get_running_loop(), {})
+def _slots(url: str, sessions: int) -> asyncio.Semaphore:
+    mine = _SLOTS.setdefault(asyncio.get_running_loop(), {})
     return mine.setdefault((url, sessions), asyncio.Semaphore(sessions))
 
 
@@ -142,7 +149,7 @@ class OpenEnvEpisode:
     def __init__(self, settings: OpenEnv, seed: int) -> None:
         self._settings, self._seed = settings, seed
         self._template: dict[str, Any] = {}
-        self._place: asyncio.Semaphore | None = None
+        self._slot: asyncio.Semaphore | None = None
         self._client: Any = None
         self._turn = 0
 
@@ -150,9 +157,9 @@ class OpenEnvEpisode:
         """What the environment shows at its reset, as one user message."""
         settings = self._settings
         self._template = await settings.template()
-        place = _places(settings.url, settings.sessions)
-        await place.acquire()
-        self._place = place
+        slot = _slots(settings.url, settings.sessions)
+        await slot.acquire()
+        self._slot = slot
         # Its import takes seconds, which other conversations should not wait for.
         client = await asyncio.to_thread(getattr, load("openenv", "openenv"), "GenericEnvClient")
         self._client = client(
@@ -163,21 +170,23 @@ class OpenEnvEpisode:
         )
         await self._client.connect()
         result = await self._client.reset(**{**settings.reset, settings.seed_argument: self._seed})
-        return settings.first(self._told(result.observation))
+        return settings.opening_messages(self._shown(result.observation))
 
     async def step(self, reply: str) -> Step:
-        """Send the action in ``reply``, and tell what came of it."""
+        """Send the action in ``reply``, and say what came of it."""
         self._turn += 1
-        text = self._settings.read(reply)
+        text = self._settings.read_action(reply)
         try:
-            action = None if text is None else filled(self._template, clean(text))
+            action = None if text is None else fill(self._template, clean(text))
         except ValueError:
             action = None
         if text is None or action is None:
-            return self._settings.unread(self._turn)
+            return self._settings.step_without_action(self._turn)
         result = await self._client.step(action)
         reward = 0.0 if result.reward is None else float(result.reward)
-        return self._settings.taken(self._turn, clean(text), self._told(result.observation), reward, bool(result.done))
+        return self._settings.step_after(
+            self._turn, clean(text), self._shown(result.observation), reward, bool(result.done)
+        )
 
     async def aclose(self) -> None:
         """End the session."""
@@ -185,9 +194,9 @@ class OpenEnvEpisode:
             if self._client is not None:
                 await self._client.close()
         finally:
-            if self._place is not None:
-                self._place.release()
-                self._place = None
+            if self._slot is not None:
+                self._slot.release()
+                self._slot = None
 
-    def _told(self, observation: Any) -> str:
-        return as_text(pick(observation, self._settings.observation) if self._settings.observation else observation)
+    def _shown(self, observation: Any) -> str:
+        return as_text(part_of(observation, self._settings.observation) if self._settings.observation else observation)
