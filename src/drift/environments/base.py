@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import json
@@ -44,13 +43,13 @@ class EnvironmentFactory(Protocol):
 
     Register a class (or a function returning one) under the entry-point group ``drift.environments``. Its keyword
     arguments are the settings a recipe may give under ``environment.settings``. One that reads its tasks from elsewhere
-    may have ``source_counts(split) -> dict[str, int]``, which ``drift check`` and the manifest tell.
+    may have ``source_counts(split) -> dict[str, int]``, which ``drift check`` and the manifest show.
 
     One whose tasks have a finite number of answers may have ``options(task) -> int | None``, how many there are, so
     that multi@k can be read beside what a guesser scores who never repeats itself. One that knows what a right answer
-    looks like may have ``reference(task) -> str``, which a judge of conversations is told.
+    looks like may have ``reference(task) -> str``, which a judge of conversations is given.
 
-    One whose episodes hang on chance may have ``start(task, *, seed)``. It is then given a number that is another for
+    One whose episodes depend on chance may have ``start(task, *, seed)``. It is then given a number that is another for
     each conversation and the same whenever that conversation is held again; all chance must come from it.
 
     A factory that asks models of its own, a judge or a simulated user, may have ``fingerprints``, the fingerprint of
@@ -74,16 +73,9 @@ class EnvironmentFactory(Protocol):
 
 
 def start_episode(factory: EnvironmentFactory, task: Task, seed: int) -> Environment:
-    """A fresh environment for one episode of ``task``, which is told ``seed`` if it asks for one."""
-    start: Any = factory.start
-    more = {"seed": seed} if _takes_seed(getattr(start, "__func__", start)) else {}
-    environment: Environment = start(task, **more)
-    return environment
-
-
-@functools.lru_cache(maxsize=64)
-def _takes_seed(start: Callable[..., Environment]) -> bool:
-    return "seed" in inspect.signature(start).parameters
+    """A fresh environment for one episode of ``task``, which gets ``seed`` if its factory takes one."""
+    start: Callable[..., Environment] = factory.start
+    return start(task, seed=seed) if "seed" in inspect.signature(start).parameters else start(task)
 
 
 async def open_episode(environment: Environment) -> list[Message]:
@@ -115,7 +107,7 @@ def fault_of_messages(messages: object) -> str:
 
 
 def fault_of_step(step: object) -> str:
-    """What keeps ``step`` from being told to a policy, weighed and stored; empty if nothing does."""
+    """What keeps ``step`` from being sent to a policy, weighed and stored; empty if nothing does."""
     if not isinstance(step, Step):
         return f"{type(step).__name__}, expected drift.types.Step"
     if not step.done and not step.messages:
@@ -183,7 +175,7 @@ def options_of(factory: EnvironmentFactory, task: Task) -> int | None:
 
 
 def reference_of(factory: EnvironmentFactory, task: Task) -> str:
-    """The right answer of ``task`` as a judge is told it; empty where the factory does not say."""
+    """The right answer of ``task`` as a judge is given it; empty where the factory does not say."""
     reference = getattr(factory, "reference", None)
     return str(reference(task)) if reference is not None else ""
 

@@ -126,8 +126,9 @@ def _check_splits(factory: EnvironmentFactory, count: int, seed: int) -> str:
 
 
 def _check_options(factory: EnvironmentFactory, count: int, seed: int) -> str:
-    numbers = {options_of(factory, task) for task in _tasks(factory, count, seed)} - {None}
-    return f"{min(filter(None, numbers))} to {max(filter(None, numbers))}" if numbers else "not given"
+    given = [options_of(factory, task) for task in _tasks(factory, count, seed)]
+    numbers = [number for number in given if number is not None]
+    return f"{min(numbers)} to {max(numbers)}" if numbers else "not given"
 
 
 def _check_messages(messages: Sequence[Message], whose: str) -> None:

@@ -1,12 +1,13 @@
 """What needs none of the adapted libraries."""
 
+import asyncio
 import sys
 import time
 
 import pytest
 
 from drift.environments import make_environment
-from drift.environments.adapters.base import ActionEnvironment, as_text, clean, part_of
+from drift.environments.adapters.base import ActionEnvironment, ActionEpisode, as_text, clean, part_of
 from drift.environments.adapters.openenv import fill
 from drift.errors import ConfigError
 
@@ -85,22 +86,46 @@ def test_more_tasks_than_there_are_seeds_for_are_refused():
         Named(seeds=10).tasks("train", 11, 0)
 
 
+class Shown(ActionEpisode):
+    """Takes the actions ``left`` and ``right``; each shows and gives what the test says."""
+
+    def __init__(self, settings, *results):
+        super().__init__(settings)
+        self.results = list(results)
+
+    async def reset(self):
+        return "{start}"
+
+    def action(self, text):
+        return (text, text) if text in ("left", "right") else None
+
+    async def take(self, action):
+        return self.results.pop(0)
+
+
 def test_a_step_says_what_happened():
-    lake = Named(max_turns=3, feedback="{reward} {observation}", success_reward=0.5)
-    going = lake.step_after(1, "left", "{reward}!", 0.25, False)
+    lake = Named(max_turns=3, opening="{observation}!", feedback="{reward} {observation}", success_reward=0.5)
+    left = "<answer>left</answer>"
+
+    def steps(*results, replies=(left, left, left)):
+        episode = Shown(lake, *results)
+        assert asyncio.run(episode.opening()) == [{"role": "user", "content": "{start}!"}]
+        return [asyncio.run(episode.step(reply)) for reply in replies]
+
+    going, won = steps(("{reward}!", 0.25, False), ("out", 0.5, True), replies=(left, left))
     # An observation is no template.
     assert going.messages == ({"role": "user", "content": "0.25 {reward}!"},)
     assert (going.reward, going.done, going.success, going.answer) == (0.25, False, False, "left")
-    won = lake.step_after(2, "left", "out", 0.5, True)
     assert won.messages == () and won.done and won.success and won.info == {"observation": "out"}
-    assert not lake.step_after(2, "left", "out", 0.4, True).success
-    late = lake.step_after(3, "left", "in", 0.9, False)
+    assert not steps(("out", 0.4, True), replies=(left,))[0].success
+    late = steps(("in", 0, False), ("in", 0, False), ("in", 0.9, False))[-1]
     assert late.done and not late.success, "the turns ran out before the environment ended"
-    unread = lake.step_without_action(1)
-    assert unread.answer is None and unread.reward == 0 and "No action found" in unread.messages[0]["content"]
-    assert lake.step_without_action(3).done and lake.step_without_action(3).messages == ()
+    unread, unknown, last = steps(replies=("left", "<answer>up</answer>", ""))
+    for step in (unread, unknown):
+        assert step.answer is None and step.reward == 0 and "No action found" in step.messages[0]["content"]
+    assert last.done and last.messages == ()
     with pytest.raises(ValueError, match="reward nan"):
-        lake.step_after(1, "left", "in", float("nan"), False)
+        steps(("in", float("nan"), False))
 
 
 def test_observations_become_text():
@@ -157,7 +182,7 @@ def test_a_missing_library_is_named_with_its_extra(name, monkeypatch):
     ("name", "settings", "named"),
     [
         ("gymnasium", {"id": "no_such_package:Env"}, "can't be imported: No module named 'no_such_package'"),
-        ("gymnasium", {"id": "json:nothing"}, "can't be imported"),
+        ("gymnasium", {"id": "json:nothing"}, "unknown environment.settings.id 'nothing' in module 'json'"),
         ("gymnasium", {"id": "json:loads", "threads": 0}, "threads"),
         ("gymnasium", {"id": "json:loads", "actions": ["up", "UP"]}, "actions"),
         ("gymnasium", {"id": "json:loads", "arguments": {"size": {1}}}, "is not JSON"),

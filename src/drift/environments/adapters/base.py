@@ -93,33 +93,57 @@ class ActionEnvironment(ABC):
             reply = matches[-1].group(1 if matches[-1].re.groups else 0) or ""
         return reply.strip() or None
 
-    def opening_messages(self, observation: str) -> list[Message]:
-        """The opening that shows ``observation``."""
+
+class ActionEpisode(ABC):
+    """One conversation with an environment that takes actions; a subclass resets and steps the environment."""
+
+    def __init__(self, settings: ActionEnvironment) -> None:
+        self._settings = settings
+        self._turn = 0
+
+    @abstractmethod
+    async def reset(self) -> str:
+        """Start the environment, and return what it shows."""
+
+    @abstractmethod
+    def action(self, text: str) -> tuple[Any, str] | None:
+        """What to step the environment with, and what it is called; ``None`` if ``text`` is no action here."""
+
+    @abstractmethod
+    async def take(self, action: Any) -> tuple[str, float, bool]:
+        """Step the environment, and return what it shows, the reward, and whether it ended."""
+
+    async def opening(self) -> list[Message]:
+        """What the environment shows at its reset, as one user message."""
         # Replaced and not formatted: an observation may hold braces of its own.
-        return [{"role": "user", "content": self.opening.replace("{observation}", observation)}]
+        return [{"role": "user", "content": self._settings.opening.replace("{observation}", await self.reset())}]
 
-    def step_without_action(self, turn: int) -> Step:
-        """The step of reply number ``turn``, from 1, in which no action could be read."""
-        done = turn >= self.max_turns
-        messages: tuple[Message, ...] = () if done else ({"role": "user", "content": self.format_feedback},)
-        return Step(messages=messages, reward=0.0, done=done, success=False, answer=None)
-
-    def step_after(self, turn: int, action: str, observation: str, reward: float, ended: bool) -> Step:
-        """The step of reply number ``turn``, from 1, whose ``action`` the environment took.
+    async def step(self, reply: str) -> Step:
+        """Take the action in ``reply``, and say what came of it; without one the environment is not stepped.
 
         Raises:
             ValueError: the reward is no finite number.
         """
+        settings = self._settings
+        self._turn += 1
+        last = self._turn >= settings.max_turns
+        text = settings.read_action(reply)
+        found = None if text is None else self.action(clean(text))
+        if found is None:
+            messages: tuple[Message, ...] = () if last else ({"role": "user", "content": settings.format_feedback},)
+            return Step(messages=messages, reward=0.0, done=last, success=False, answer=None)
+        action, answer = found
+        observation, reward, ended = await self.take(action)
         if not math.isfinite(reward):
             raise ValueError(f"the environment gave the reward {reward}, expected a finite number")
-        done = ended or turn >= self.max_turns
-        text = self.feedback.replace("{reward}", f"{reward:g}").replace("{observation}", observation)
+        done = ended or last
+        feedback = settings.feedback.replace("{reward}", f"{reward:g}").replace("{observation}", observation)
         return Step(
-            messages=() if done else ({"role": "user", "content": text},),
+            messages=() if done else ({"role": "user", "content": feedback},),
             reward=reward,
             done=done,
-            success=ended and reward >= self.success_reward,
-            answer=action,
+            success=ended and reward >= settings.success_reward,
+            answer=answer,
             # What an environment says at the end is no part of the conversation, but worth keeping.
             info={"observation": observation} if done else {},
         )
@@ -171,8 +195,11 @@ def part_of(value: Any, path: str) -> Any:
     return value
 
 
-def as_text(value: Any) -> str:
-    """An observation as text: a string as it is, but coloured parts in brackets; anything else as JSON."""
+def as_text(value: Any, path: str = "") -> str:
+    """An observation, or what lies at ``path`` in it, as text: a string as it is, but coloured parts in brackets;
+    anything else as JSON.
+    """
+    value = part_of(value, path) if path else value
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_plain)
     text = _CONTROL.sub("", _COLOURED.sub(r"[\1]", clean(text)))
     # A message can't be empty.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from drift.environments.adapters.base import ActionEnvironment, as_text, clean, load, name_with_hash, part_of
+from drift.environments.adapters.base import ActionEnvironment, ActionEpisode, as_text, load, name_with_hash
 from drift.environments.answers import parse_whole_number
 from drift.errors import ConfigError, require
-from drift.types import Message, Step, Task
+from drift.registry import load_attribute
+from drift.types import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Gymnasium(ActionEnvironment):
     def maker(self) -> Callable[[], Any]:
         """A function that makes one environment; raises ``ConfigError`` if there is no such environment."""
         if ":" in self.id:
-            return functools.partial(_function(self.id), **self.arguments)
+            return functools.partial(load_attribute(self.id, "environment.settings.id"), **self.arguments)
         gymnasium = load("gymnasium", "gymnasium")
         try:
             gymnasium.spec(self.id)
@@ -84,17 +84,6 @@ class Gymnasium(ActionEnvironment):
         return GymnasiumEpisode(self, int(task.payload["seed"]))
 
 
-def _function(path: str) -> Callable[..., Any]:
-    module, _, attribute = path.partition(":")
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"environment.settings.id: {path!r} can't be imported: {error}. Install the package, or fix the name."
-        ) from error
-    return found
-
-
 @functools.lru_cache(maxsize=4)
 def _threads(count: int) -> itertools.cycle[ThreadPoolExecutor]:
     """Threads of one worker each, so that what is begun in one of them stays there."""
@@ -103,29 +92,24 @@ def _threads(count: int) -> itertools.cycle[ThreadPoolExecutor]:
     )
 
 
-class GymnasiumEpisode:
+class GymnasiumEpisode(ActionEpisode):
     """One conversation with one environment, which is made, stepped and closed in one thread."""
 
+    _settings: Gymnasium
+
     def __init__(self, settings: Gymnasium, seed: int) -> None:
-        self._settings, self._seed = settings, seed
+        super().__init__(settings)
+        self._seed = seed
         self._thread = next(_threads(settings.threads))
         self._environment: Any = None
-        self._turn = 0
 
-    async def opening(self) -> list[Message]:
-        """What the environment shows at its reset, as one user message."""
-        return self._settings.opening_messages(await self._in_thread(self._reset))
+    async def reset(self) -> str:
+        """Make the environment and reset it."""
+        return await self._in_thread(self._reset)  # type: ignore[no-any-return]
 
-    async def step(self, reply: str) -> Step:
-        """Take the action in ``reply``, and say what came of it."""
-        self._turn += 1
-        text = self._settings.read_action(reply)
-        found = None if text is None else self._action(clean(text))
-        if found is None:
-            return self._settings.step_without_action(self._turn)
-        action, answer = found
-        observation, reward, ended = await self._in_thread(self._take, action)
-        return self._settings.step_after(self._turn, answer, observation, reward, ended)
+    async def take(self, action: Any) -> tuple[str, float, bool]:
+        """Step the environment."""
+        return await self._in_thread(self._take, action)  # type: ignore[no-any-return]
 
     async def aclose(self) -> None:
         """Close the environment, after whatever its thread is still doing for it: an opening may have been given up."""
@@ -140,23 +124,21 @@ class GymnasiumEpisode:
         observation, _ = self._environment.reset(seed=self._seed, **options)
         return self._shown(observation)
 
-    def _close(self) -> None:
-        if self._environment is not None:
-            getattr(self._environment, "close", lambda: None)()
-
     def _take(self, action: Any) -> tuple[str, float, bool]:
         observation, reward, terminated, truncated, _ = self._environment.step(action)
         return self._shown(observation), float(reward), bool(terminated or truncated)
 
+    def _close(self) -> None:
+        if self._environment is not None:
+            getattr(self._environment, "close", lambda: None)()
+
     def _shown(self, observation: Any) -> str:
         if self._settings.observation == "render":
-            observation = self._environment.render()
-        elif self._settings.observation:
-            observation = part_of(observation, self._settings.observation)
-        return as_text(observation)
+            return as_text(self._environment.render())
+        return as_text(observation, self._settings.observation)
 
-    def _action(self, text: str) -> tuple[Any, str] | None:
-        """What to step the environment with, and how it is called; ``None`` if it isn't an action here."""
+    def action(self, text: str) -> tuple[Any, str] | None:
+        """An action of the environment's space, and its name."""
         space = getattr(self._environment, "action_space", None)
         if space is None:
             return text, text

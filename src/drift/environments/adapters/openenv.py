@@ -12,10 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-from drift.environments.adapters.base import ActionEnvironment, as_text, clean, load, name_with_hash, part_of
+from drift.environments.adapters.base import ActionEnvironment, ActionEpisode, as_text, load, name_with_hash
 from drift.environments.answers import parse_whole_number
 from drift.errors import ConfigError, require
-from drift.types import Message, Step, Task
+from drift.types import Task
 
 ACTION, NUMBER = "{action}", "{number}"
 
@@ -90,10 +90,6 @@ class OpenEnv(ActionEnvironment):
         """A fresh episode of ``task``."""
         return OpenEnvEpisode(self, int(task.payload["seed"]))
 
-    async def template(self) -> dict[str, Any]:
-        """The action to send, as ``payload`` says or as the server's schema leaves no choice."""
-        return self.payload or await asyncio.to_thread(_only_field, self.url, self.deadline_s)
-
 
 @functools.lru_cache(maxsize=16)
 def _only_field(url: str, deadline_s: float) -> dict[str, Any]:
@@ -143,20 +139,22 @@ def _slots(url: str, sessions: int) -> asyncio.Semaphore:
     return mine.setdefault((url, sessions), asyncio.Semaphore(sessions))
 
 
-class OpenEnvEpisode:
+class OpenEnvEpisode(ActionEpisode):
     """One conversation over one session."""
 
+    _settings: OpenEnv
+
     def __init__(self, settings: OpenEnv, seed: int) -> None:
-        self._settings, self._seed = settings, seed
+        super().__init__(settings)
+        self._seed = seed
         self._template: dict[str, Any] = {}
         self._slot: asyncio.Semaphore | None = None
         self._client: Any = None
-        self._turn = 0
 
-    async def opening(self) -> list[Message]:
-        """What the environment shows at its reset, as one user message."""
+    async def reset(self) -> str:
+        """Open a session once there is room for it, and reset the environment."""
         settings = self._settings
-        self._template = await settings.template()
+        self._template = settings.payload or await asyncio.to_thread(_only_field, settings.url, settings.deadline_s)
         slot = _slots(settings.url, settings.sessions)
         await slot.acquire()
         self._slot = slot
@@ -170,23 +168,20 @@ class OpenEnvEpisode:
         )
         await self._client.connect()
         result = await self._client.reset(**{**settings.reset, settings.seed_argument: self._seed})
-        return settings.opening_messages(self._shown(result.observation))
+        return as_text(result.observation, settings.observation)
 
-    async def step(self, reply: str) -> Step:
-        """Send the action in ``reply``, and say what came of it."""
-        self._turn += 1
-        text = self._settings.read_action(reply)
+    def action(self, text: str) -> tuple[Any, str] | None:
+        """``text`` in the payload."""
         try:
-            action = None if text is None else fill(self._template, clean(text))
+            return fill(self._template, text), text
         except ValueError:
-            action = None
-        if text is None or action is None:
-            return self._settings.step_without_action(self._turn)
+            return None
+
+    async def take(self, action: Any) -> tuple[str, float, bool]:
+        """Send the action; no reward counts as 0."""
         result = await self._client.step(action)
         reward = 0.0 if result.reward is None else float(result.reward)
-        return self._settings.step_after(
-            self._turn, clean(text), self._shown(result.observation), reward, bool(result.done)
-        )
+        return as_text(result.observation, self._settings.observation), reward, bool(result.done)
 
     async def aclose(self) -> None:
         """End the session."""
@@ -197,6 +192,3 @@ class OpenEnvEpisode:
             if self._slot is not None:
                 self._slot.release()
                 self._slot = None
-
-    def _shown(self, observation: Any) -> str:
-        return as_text(part_of(observation, self._settings.observation) if self._settings.observation else observation)
