@@ -50,7 +50,7 @@ class EnvironmentFactory(Protocol):
     looks like may have ``reference(task) -> str``, which a judge of conversations is given.
 
     One whose episodes depend on chance may have ``start(task, *, seed)``. It is then given a number that is another for
-    each conversation and the same whenever that conversation is held again; all chance must come from it.
+    each conversation and the same whenever that conversation is repeated; all chance must come from it.
 
     A factory that asks models of its own, a judge or a simulated user, may have ``fingerprints``, the fingerprint of
     each by its role, which become part of what decides the data; ``counts``, a ``Counter`` of what happened on the way,

@@ -230,5 +230,5 @@ def _written(call: ToolCall) -> str:
 
 
 def _answer(at: int, calls: Sequence[ToolCall]) -> str:
-    found = {"user_turn": at, "calls": [[call.name, canonical(call.arguments)] for call in calls]}
-    return json.dumps(found, separators=(",", ":"))
+    answer = {"user_turn": at, "calls": [[call.name, canonical(call.arguments)] for call in calls]}
+    return json.dumps(answer, separators=(",", ":"))

@@ -148,7 +148,7 @@ _NOISE = re.compile(r"\\(?:left|right|text|mathrm|mathbf|boxed|dfrac|tfrac|frac|
 
 
 def leaks(reply: str, gold: str, options: Sequence[str], mentioned: frozenset[int] = frozenset()) -> bool:
-    """Whether a reply gives the answer away, as far as its words and numbers tell; rather once too often.
+    """Whether a reply gives the answer away, as far as its words and numbers show; in doubt it does.
 
     Args:
         reply: what the user would say.
