@@ -78,7 +78,7 @@ class Policy(Protocol):
 
 @runtime_checkable
 class TextPolicy(Protocol):
-    """A policy that is given text and returns text, because nobody tells which ids it saw and sampled.
+    """A policy that is given text and returns text, because nobody says which ids it saw and sampled.
 
     What it says can be judged, measured and logged. To be trained it must be tokenized first (``drift import``).
     ``counts`` and ``aclose`` are as in ``Policy``.

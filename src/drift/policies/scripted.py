@@ -1,4 +1,4 @@
-"""A policy that says what it is told to: for tests, dry runs and trying out an environment by hand."""
+"""A policy that says what a script says: for tests, dry runs and trying out an environment by hand."""
 
 from __future__ import annotations
 
