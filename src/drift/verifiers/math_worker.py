@@ -14,9 +14,11 @@ import re
 import resource
 import signal
 import sys
+from fractions import Fraction
 from typing import Any
 
 from drift.verifiers.base import boxed
+from drift.verifiers.numeric import show_value
 
 _DELIMITERS = re.compile(r"(?<!\\)\$|\\\(|\\\[")
 _CURRENCY = re.compile(r"(?<!\\)\$")
@@ -53,17 +55,17 @@ def main() -> None:
         return
     limit = settings["memory_mb"] * 2**20
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _say(channel, _prepare())
+    _write(channel, _prepare())
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for line in sys.stdin:
         reply, gold = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, settings["alarm"])
         outcome = check(reply, gold)
-        _say(channel, outcome)
+        _write(channel, outcome)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _say(channel: Any, outcome: dict[str, str]) -> None:
+def _write(channel: Any, outcome: dict[str, str]) -> None:
     channel.write(json.dumps(outcome) + "\n")
     channel.flush()
 
@@ -117,13 +119,13 @@ def check(reply: str, gold: str) -> dict[str, str]:
         expected = _gold(gold)
         if not expected:
             return {"verdict": "gold"}
-        found = _read(reply)
-        if not found:
+        answer = _read(reply)
+        if not answer:
             return {"verdict": "unparseable", "reason": "no answer found"}
-        correct = verify(list(expected), found, timeout_seconds=None)
+        correct = verify(list(expected), answer, timeout_seconds=None)
         if correct and "%" not in reply + gold:
-            correct = any(_near(one, other) for one in expected for other in found)
-        return {"verdict": "right" if correct else "wrong", "answer": _normal_form(found)}
+            correct = any(_near(one, other) for one in expected for other in answer)
+        return {"verdict": "right" if correct else "wrong", "answer": _normal_form(answer)}
     except (Exception, RecursionError) as error:
         return {"verdict": "unparseable", "reason": type(error).__name__}
 
@@ -140,17 +142,19 @@ def _read(text: str) -> list[Any]:
     text = text.replace("\u2212", "-")
     inner = boxed(text)
     if inner is not None:
-        found = parse(_formula(inner), parsing_timeout=None)
+        expressions = parse(_formula(inner), parsing_timeout=None)
     elif _DELIMITERS.search(text) and not _is_money(text):
-        found = parse(text, parsing_timeout=None)
+        expressions = parse(text, parsing_timeout=None)
     elif _is_prose(text):
-        found = parse(_plain_powers(text), parsing_timeout=None)
+        expressions = parse(_plain_powers(text), parsing_timeout=None)
     else:
-        found = parse(_formula(text), parsing_timeout=None) or parse(text, parsing_timeout=None)
-    if not found and _ONE_WORD.fullmatch(text.strip()):
-        found = parse(rf"$\text{{{text.strip()}}}$", parsing_timeout=None)
+        expressions = parse(_formula(text), parsing_timeout=None) or parse(text, parsing_timeout=None)
+    if not expressions and _ONE_WORD.fullmatch(text.strip()):
+        expressions = parse(rf"$\text{{{text.strip()}}}$", parsing_timeout=None)
     # A text that couldn't be parsed is compared as text, if there is anything in it.
-    return [item for item in found if not isinstance(item, str)] or [item for item in found if re.search(r"\w", item)]
+    return [item for item in expressions if not isinstance(item, str)] or [
+        item for item in expressions if re.search(r"\w", item)
+    ]
 
 
 def _is_money(text: str) -> bool:
@@ -195,13 +199,9 @@ def _near(one: Any, other: Any) -> bool:
     return abs(a - b) <= _RELATIVE * max(abs(a), abs(b))
 
 
-def _normal_form(found: list[Any]) -> str:
+def _normal_form(expressions: list[Any]) -> str:
     """One spelling of what was read, the same as the parent's for plain numbers."""
-    from fractions import Fraction
-
-    from drift.verifiers.numbers import show_value
-
-    first = found[0]
+    first = expressions[0]
     try:
         # "x = 5" and "5" are one answer.
         if getattr(first, "is_Equality", False) and first.lhs.is_Symbol:
