@@ -164,7 +164,7 @@ def digest_of(tokenizer: Any, tensors_by_name: Iterable[tuple[str, torch.Tensor]
 
 
 @dataclass
-class _Request:
+class _QueuedPrompt:
     prompt_ids: tuple[int, ...]
     sampling: Sampling
     seed: int
@@ -219,14 +219,14 @@ class HFPolicy:
         # The model folder's own generation settings (top-k, penalties) would bend the distribution we record.
         self._model.generation_config = GenerationConfig(eos_token_id=self._eos_ids, pad_token_id=self._pad_id)
         self._exact = next(self._model.parameters()).dtype in (torch.float32, torch.float64)
-        self._waiting: list[_Request] = []
+        self._waiting: list[_QueuedPrompt] = []
         self._pump: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift-hf")
 
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
         """Sample one reply; waits until a batch with it has run."""
         loop = asyncio.get_running_loop()
-        request = _Request(prompt_ids, sampling, seed, loop.create_future())
+        request = _QueuedPrompt(prompt_ids, sampling, seed, loop.create_future())
         self._waiting.append(request)
         if self._pump is None or self._pump.done():
             self._pump = loop.create_task(self._run_batches())
@@ -258,20 +258,20 @@ class HFPolicy:
                 if not request.reply.done():
                     request.reply.set_result(reply)
 
-    def _take(self) -> list[_Request]:
+    def _take(self) -> list[_QueuedPrompt]:
         """Remove from the queue the batch that wastes the least padding."""
         sampling = self._waiting[0].sampling
-        fitting = sorted((r for r in self._waiting if r.sampling == sampling), key=lambda r: len(r.prompt_ids))
-        size = min(self._batch_size, len(fitting))
-        lengths = [len(request.prompt_ids) for request in fitting]
-        start = min(range(len(fitting) - size + 1), key=lambda at: lengths[at + size - 1] - lengths[at])
-        batch = fitting[start : start + size]
+        alike = sorted((r for r in self._waiting if r.sampling == sampling), key=lambda r: len(r.prompt_ids))
+        size = min(self._batch_size, len(alike))
+        lengths = [len(request.prompt_ids) for request in alike]
+        start = min(range(len(alike) - size + 1), key=lambda at: lengths[at + size - 1] - lengths[at])
+        batch = alike[start : start + size]
         taken = set(map(id, batch))
         self._waiting = [request for request in self._waiting if id(request) not in taken]
         return batch
 
     @torch.inference_mode()
-    def _generate(self, batch: list[_Request]) -> list[Completion]:
+    def _generate(self, batch: list[_QueuedPrompt]) -> list[Completion]:
         sampling = batch[0].sampling
         device = self._model.device
         width = max(len(request.prompt_ids) for request in batch)

@@ -46,8 +46,8 @@ class StoredModel:
     def fingerprint(self) -> str:
         """The fingerprint that the ``hf`` policy gives the same model, read from a few values of each parameter.
 
-        Where the files hold something else than the model's parameters by name (quantized weights, experts that are
-        merged when loaded) the hash is of what the files hold, starts with ``files-``, and equals no other kind's.
+        Where the files have something else than the model's parameters by name (quantized weights, experts that are
+        merged when loaded) the hash is of what the files have, starts with ``files-``, and equals no other kind's.
 
         Raises:
             PolicyError: the files are damaged.

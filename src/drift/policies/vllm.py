@@ -150,7 +150,7 @@ class VLLMPolicy:
             await asyncio.to_thread(self._shut)
 
     @contextmanager
-    def held_open(self) -> Iterator[None]:
+    def keep_running(self) -> Iterator[None]:
         """Within it ``aclose`` keeps the engine, for several collections; it is shut down at the end."""
         self._keep_engine = True
         try:
@@ -196,7 +196,7 @@ class VLLMPolicy:
             stop=list(sampling.stop) or None,
             stop_token_ids=self._end_ids,
             include_stop_str_in_output=True,
-            # The sampled ids alone, in one piece at the end: text is made here once, and nobody watches it grow.
+            # The sampled ids alone, in one piece at the end: text is made here once, and nobody reads along.
             logprobs=0,
             flat_logprobs=True,
             detokenize=bool(sampling.stop),
@@ -226,7 +226,7 @@ def _cpu_arguments(dtype: str, limit: int, *, own_cache: bool) -> dict[str, Any]
         # vLLM can't take back a seeded draw on a CPU, which it does for a prompt of which it has read only a part.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, limit),
-        # Only whole blocks are found again; with vLLM's 128 tokens on a CPU a short conversation has none.
+        # Only whole blocks are reused; with vLLM's 128 tokens on a CPU a short conversation has none.
         "block_size": _CPU_BLOCK_TOKENS,
     }
     if own_cache and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:

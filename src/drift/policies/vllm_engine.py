@@ -56,8 +56,8 @@ class Engine:
         # What can go wrong in its start is vLLM's, torch's and the platform's to raise.
         except Exception as error:
             self._thread.close()
-            said = " ".join(str(error).split())
-            raise PolicyError(f"vLLM can't start with {model!r}: {said}. {_START_REMEDY}") from error
+            reason = " ".join(str(error).split())
+            raise PolicyError(f"vLLM can't start with {model!r}: {reason}. {_START_REMEDY}") from error
         # vLLM's processes don't notice that their parent was killed, and would keep a GPU's memory for ever.
         started = [str(child.pid) for child in multiprocessing.active_children() if child not in before]
         orphan_watch = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Multiple choice: which option a reply claims, told apart from the letters it merely mentions."""
+"""Multiple choice: which option a reply claims, as distinct from the letters it merely mentions."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Choice:
         return self.verify(reply, gold, options=options)
 
     def read(self, reply: str, letters: str, options: Sequence[str] = ()) -> set[str]:
-        """The letters that ``reply`` claims at its end: one if it can be told, none, or those in conflict."""
+        """The letters that ``reply`` claims at its end: one if it is clear, none, or those in conflict."""
         whole = reply.strip()
         reply = whole[-MAX_CHARACTERS:].strip()
         inner = boxed(reply)
@@ -147,12 +147,12 @@ def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterat
             continue
         if _NOT.search(line, max(0, match.start() - 20), match.start()):
             continue
-        found = _CLAIMED.match(line, match.end())
-        if found is None or not _is_label(found, line, letters):
+        claimed = _CLAIMED.match(line, match.end())
+        if claimed is None or not _is_label(claimed, line, letters):
             yield from _by_text(line[match.end() : match.end() + 300], named)
             continue
-        yield found.group(2).upper()
-        at = found.end()
+        yield claimed.group(2).upper()
+        at = claimed.end()
         while other := _AND.match(line, at):
             letter, at = other.group(1), other.end()
             if letter not in letters or not _not_article(letter, line, at):
@@ -164,16 +164,16 @@ def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterat
             yield match.group(1)
 
 
-def _is_label(found: re.Match[str], line: str, letters: str) -> bool:
+def _is_label(claimed: re.Match[str], line: str, letters: str) -> bool:
     """Whether the letter after a claim is a label, and not the article of "the answer is a reaction"."""
-    before, letter, after = found.groups()
+    before, letter, after = claimed.groups()
     if letter.upper() not in letters:
         return False
     if set(before) & set("([{*") or set(after) & set(")]}*"):
         return True
     if letter.islower():
-        return re.match(r"\s*(?:[.,;!]|$)", line[found.end() :]) is not None
-    return _not_article(letter, line, found.end() - len(after))
+        return re.match(r"\s*(?:[.,;!]|$)", line[claimed.end() :]) is not None
+    return _not_article(letter, line, claimed.end() - len(after))
 
 
 def _not_article(letter: str, line: str, at: int) -> bool:

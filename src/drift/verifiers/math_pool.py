@@ -22,7 +22,7 @@ _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from drift.verifiers.math_worke
 START_SECONDS = 120.0
 # A worker whose parent died in mid-check ends this long after the deadline at the latest.
 GRACE_SECONDS = 1.0
-# How often a check is begun: what ends so many workers, or hangs in them, is the check and not what befell a worker.
+# How often a check is begun: what ends so many workers, or hangs in them, is the check and no accident of a worker.
 ATTEMPTS = 3
 Outcome = dict[str, str]
 
@@ -47,8 +47,8 @@ class WorkerProcess:
         with its_end:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BOOT, *sys.path],
-                stdin=its_end,
-                stdout=its_end,
+                stdin=its_end.fileno(),
+                stdout=its_end.fileno(),
                 stderr=subprocess.DEVNULL,
                 # Ctrl-C in the terminal is for this process, which decides about its workers.
                 start_new_session=True,
@@ -210,7 +210,7 @@ class WorkerPool:
 
 
 def _cpu_seconds(pid: int) -> float | None:
-    """CPU seconds that a process has used, where the system tells (Linux); ``None`` where it does not."""
+    """CPU seconds that a process has used, where the system shows them (Linux); ``None`` where it does not."""
     try:
         # The name in parentheses may hold anything; user and system time are the 12th and 13th fields after it.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -94,7 +94,7 @@ def _prepare() -> dict[str, str]:
 
 @functools.lru_cache(maxsize=20)
 def _read_expression(expression: str) -> Any:
-    """An expression of digits and operators, as math-verify found it in text, by grammar and not by evaluation."""
+    """An expression of digits and operators, as math-verify cut it out of a text, by grammar and not by evaluation."""
     from latex2sympy2_extended import latex2sympy
 
     return latex2sympy(_LONG_POWER.sub(r"^{\1}", expression.replace("**", "^")).replace("*", r"\cdot "))
@@ -141,38 +141,32 @@ def _read(text: str) -> list[Any]:
 
     text = text.replace("\u2212", "-")
     inner = boxed(text)
+    is_money = len(_CURRENCY.findall(text)) == 1 and not _is_prose(text)
     if inner is not None:
-        expressions = parse(_formula(inner), parsing_timeout=None)
-    elif _DELIMITERS.search(text) and not _is_money(text):
-        expressions = parse(text, parsing_timeout=None)
+        attempts = [_formula(inner)]
+    elif _DELIMITERS.search(text) and not is_money:
+        attempts = [text]
     elif _is_prose(text):
-        expressions = parse(_plain_powers(text), parsing_timeout=None)
+        # Numbers such as 2e-3 in the only spelling of a power of ten that a LaTeX grammar knows.
+        attempts = [_SCIENTIFIC.sub(r"$\1 \\times 10^{\2}$", text)]
     else:
-        expressions = parse(_formula(text), parsing_timeout=None) or parse(text, parsing_timeout=None)
-    if not expressions and _ONE_WORD.fullmatch(text.strip()):
-        expressions = parse(rf"$\text{{{text.strip()}}}$", parsing_timeout=None)
+        attempts = [_formula(text), text]
+    if _ONE_WORD.fullmatch(text.strip()):
+        attempts.append(rf"$\text{{{text.strip()}}}$")
+    expressions: list[Any] = next(filter(None, (parse(attempt, parsing_timeout=None) for attempt in attempts)), [])
     # A text that couldn't be parsed is compared as text, if there is anything in it.
     return [item for item in expressions if not isinstance(item, str)] or [
         item for item in expressions if re.search(r"\w", item)
     ]
 
 
-def _is_money(text: str) -> bool:
-    return len(_CURRENCY.findall(text)) == 1 and not _is_prose(text)
-
-
 def _is_prose(text: str) -> bool:
-    """Whether ``text`` holds words that are neither commands nor functions."""
+    """Whether ``text`` has words that are neither commands nor functions."""
     bare = _OR.sub(" ", _COMMAND_OR_TEXT.sub(" ", text))
     if _SHORT_WORD.search(bare):
         return True
     several_lines = "\n" in text.strip() and "\\begin" not in text
     return several_lines or any(word.lower() not in _FUNCTIONS.split() for word in _WORD.findall(bare))
-
-
-def _plain_powers(text: str) -> str:
-    """Numbers such as 2e-3 in the only spelling of a power of ten that a LaTeX grammar knows."""
-    return _SCIENTIFIC.sub(r"$\1 \\times 10^{\2}$", text)
 
 
 def _formula(text: str) -> str:

@@ -14,7 +14,7 @@ Percent = Literal["either", "exact"]
 Units = Literal["match", "ignore"]
 MAX_CHARACTERS = 2000
 MAX_DIGITS = 400
-# Beyond what a double can hold nothing is an answer, and 10**10**9 is an attack.
+# Beyond the range of a double nothing is an answer, and 10**10**9 is an attack.
 MAX_EXPONENT = 400
 
 
@@ -134,50 +134,19 @@ _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9
 _MONEY_SCALE = re.compile(r"\s?([kKmMbB]|bn|mn)(?![A-Za-z])")
 _MONEY_SCALES = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
 
-_ALIASES = {
-    "$": "dollar dollars usd bucks",
-    "€": "euro euros eur",
-    "£": "gbp",
-    "pound": "pounds",
-    "¥": "yen jpy yuan",
-    "₹": "rupee rupees inr",
-    "¢": "cent cents",
-    "m": "meter meters metre metres",
-    "cm": "centimeter centimeters centimetre centimetres",
-    "mm": "millimeter millimeters millimetre millimetres",
-    "km": "kilometer kilometers kilometre kilometres",
-    "in": "inch inches",
-    "ft": "foot feet",
-    "mi": "mile miles",
-    "g": "gram grams",
-    "kg": "kilogram kilograms",
-    "mg": "milligram milligrams",
-    "lb": "lbs",
-    "oz": "ounce ounces",
-    "l": "L liter liters litre litres",
-    "ml": "mL milliliter milliliters millilitre millilitres",
-    "s": "sec secs second seconds",
-    "ms": "millisecond milliseconds",
-    "min": "mins minute minutes",
-    "h": "hr hrs hour hours",
-    "d": "day days",
-    "°": "degree degrees deg",
-    "°C": "celsius",
-    "K": "kelvin kelvins",
-    "J": "joule joules",
-    "kJ": "kilojoule kilojoules",
-    "N": "newton newtons",
-    "W": "watt watts",
-    "V": "volt volts",
-    "A": "amp amps ampere amperes",
-    "Hz": "hertz",
-    "Pa": "pascal pascals",
-    "mol": "mole moles",
-    "Ω": "ohm ohms",
-    "rad": "radian radians",
-}
-_UNIT_OF = {word: unit for unit, words in _ALIASES.items() for word in [unit, *words.split()] if words != unit}
-_UNIT_OF["mi per h"] = "mph"
+# Units, each with its other names, between semicolons.
+_UNIT_NAMES = (
+    "$ dollar dollars usd bucks; € euro euros eur; £ gbp; pound pounds; ¥ yen jpy yuan; ₹ rupee rupees inr; "
+    "¢ cent cents; m meter meters metre metres; cm centimeter centimeters centimetre centimetres; "
+    "mm millimeter millimeters millimetre millimetres; km kilometer kilometers kilometre kilometres; in inch inches; "
+    "ft foot feet; mi mile miles; g gram grams; kg kilogram kilograms; mg milligram milligrams; lb lbs; "
+    "oz ounce ounces; l L liter liters litre litres; ml mL milliliter milliliters millilitre millilitres; "
+    "s sec secs second seconds; ms millisecond milliseconds; min mins minute minutes; h hr hrs hour hours; "
+    "d day days; ° degree degrees deg; °C celsius; K kelvin kelvins; J joule joules; kJ kilojoule kilojoules; "
+    "N newton newtons; W watt watts; V volt volts; A amp amps ampere amperes; Hz hertz; Pa pascal pascals; "
+    "mol mole moles; Ω ohm ohms; rad radian radians"
+)
+_UNIT_OF = {name: names[0] for names in map(str.split, _UNIT_NAMES.split(";")) for name in names}
 # Words for which either unit may be meant.
 _MEANS = {"pound": ("£", "lb"), "°": ("°C", "°F", "rad")}
 # Units that may follow a number without a space, or that are a single letter: 2x, 3e and 5k are not quantities of x.
@@ -185,7 +154,8 @@ _SHORT_UNITS = (
     "M T C F H Å °F eV keV MeV GeV nm pm fm kW MW GW mW kV mV mA kHz MHz GHz kPa MPa atm bar kN cal kcal mM nM "
     "kgs lb lbs lbf yd gal cc hr hrs mins sec secs rpm ppm dB Wb sq mph usd USD eur EUR am pm AM PM L mL"
 )
-_ATTACHED = {*_ALIASES, *_SHORT_UNITS.split()}
+_ATTACHED = {*_UNIT_OF.values(), *_SHORT_UNITS.split()}
+_UNIT_OF["mi per h"] = "mph"
 _UNIT_TOKEN = re.compile(r"\s*([A-Za-zµΩ°Å¢$€£][A-Za-z'’-]*)(\^?\{?-?[1-4]\}?(?![0-9]))?\s*([*×/]?)")
 _MAX_WORDS = 6
 _MONEY = "$€£¥₹"
@@ -256,7 +226,7 @@ def show_value(value: Fraction) -> str:
 
 
 def same_unit(one: str, other: str) -> bool:
-    """Whether two units are the same, or either is missing; money per day and money are not told apart."""
+    """Whether two units are the same, or either is missing; money per day and money count as the same."""
     if not one or not other or one == other or one in _MEANS.get(other, ()) or other in _MEANS.get(one, ()):
         return True
     short, long = sorted((one, other), key=len)

@@ -16,8 +16,8 @@ class Quoted:
 
     Attributes:
         text: the parts, each under a marker line ``=== label code``, and ``=== end code`` after the last.
-        code: twelve hexadecimal digits that no part holds. They are a hash of all parts, so that a part would have to
-            hold its own hash to close its quotation or to open another.
+        code: twelve hexadecimal digits that no part contains. They are a hash of all parts, so that a part would have
+            to contain its own hash to close its quotation or to open another.
     """
 
     text: str
@@ -51,7 +51,7 @@ def conversation_parts(messages: Sequence[Message]) -> list[tuple[str, str]]:
 
 
 def _writable(text: str) -> str:
-    """``text`` without what UTF-8 can't hold, and without control characters other than line breaks and tabs."""
+    """``text`` without what UTF-8 can't encode, and without control characters other than line breaks and tabs."""
     text = text.encode("utf-8", "replace").decode()
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", " ", text.replace("\r\n", "\n"))
 
