@@ -114,7 +114,7 @@ def test_a_question_that_is_no_longer_wanted_ends_and_closing_ends_the_rest() ->
                 ended.release()
             raise AssertionError
 
-    background = BackgroundPolicy("scripted:x", {}, where="x")
+    background = BackgroundPolicy("scripted:endless", {}, where="x")
     background._policy = Endless(["x"])
 
     async def give_up() -> None:
@@ -126,10 +126,10 @@ def test_a_question_that_is_no_longer_wanted_ends_and_closing_ends_the_rest() ->
     assert begun.acquire(timeout=10) and ended.acquire(timeout=10)
     background.ask(saying("?"), sampling=SHORT, seed=1)
     assert begun.acquire(timeout=10)
-    assert "drift-scripted:x" in {thread.name for thread in threading.enumerate()}
+    assert "drift-scripted:endless" in {thread.name for thread in threading.enumerate()}
     asyncio.run(asyncio.wait_for(background.aclose(), 10))
     assert ended.acquire(timeout=10)
-    assert "drift-scripted:x" not in {thread.name for thread in threading.enumerate()}
+    assert "drift-scripted:endless" not in {thread.name for thread in threading.enumerate()}
     asyncio.run(background.aclose())
 
 
