@@ -287,7 +287,7 @@ def with_room(room: int, conversations: int, sigmas: Sequence[float], rounds: in
     setting = Setting(policy=policy, factory=factory, tasks=tasks, seed=1, room=room)
     print(f"{conversations} conversations, room for {room} at once, {len(os.sched_getaffinity(0))} cores")
     figures = {}
-    with policy.held_open(), tempfile.TemporaryDirectory() as folder:
+    with policy.keep_running(), tempfile.TemporaryDirectory() as folder:
         # Kernels are compiled and buffers grown in the first second or two of work; nobody is timed on them.
         warm = Setting(policy=policy, factory=factory, tasks=tasks[: room // SAMPLES], seed=0, room=room)
         ours(warm, Path(folder) / "warm")

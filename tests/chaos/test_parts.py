@@ -22,7 +22,7 @@ from drift.policies import make_policy
 from drift.policies.base import Sampling
 from drift.rollouts.collect import Collection, collect
 from drift.types import Message, Step, Task, Trajectory
-from drift.verifiers import pool
+from drift.verifiers import math_pool
 
 from .engine import free_port, kill, serve
 from .harness import ROUNDS, SEED, Child, Stage, Tally, end_as_it_should, finish, result, start
@@ -59,7 +59,7 @@ def verified(place: Path) -> Stage:
 
 def short_starts() -> None:
     """A worker that is stopped while it starts is given up sooner than in two minutes."""
-    pool.START_SECONDS = 20.0
+    math_pool.START_SECONDS = 20.0
 
 
 def workers_of(child: Child) -> list[psutil.Process]:

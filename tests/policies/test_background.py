@@ -99,6 +99,7 @@ def test_an_error_reaches_who_asked_and_nobody_else() -> None:
         asked[3].result(10)
     said = [one.result(10) for n, one in enumerate(asked) if n != 3]
     assert [one.text for one in said if one] == ["fine"] * 5
+    asyncio.run(background.aclose())
 
 
 def test_a_question_that_is_no_longer_wanted_ends_and_closing_ends_the_rest() -> None:
@@ -113,7 +114,7 @@ def test_a_question_that_is_no_longer_wanted_ends_and_closing_ends_the_rest() ->
                 ended.release()
             raise AssertionError
 
-    background = BackgroundPolicy("scripted:x", {}, where="x")
+    background = BackgroundPolicy("scripted:endless", {}, where="x")
     background._policy = Endless(["x"])
 
     async def give_up() -> None:
@@ -125,10 +126,10 @@ def test_a_question_that_is_no_longer_wanted_ends_and_closing_ends_the_rest() ->
     assert begun.acquire(timeout=10) and ended.acquire(timeout=10)
     background.ask(saying("?"), sampling=SHORT, seed=1)
     assert begun.acquire(timeout=10)
-    thread = background._thread
+    assert "drift-scripted:endless" in {thread.name for thread in threading.enumerate()}
     asyncio.run(asyncio.wait_for(background.aclose(), 10))
     assert ended.acquire(timeout=10)
-    assert thread is not None and not thread.is_alive()
+    assert "drift-scripted:endless" not in {thread.name for thread in threading.enumerate()}
     asyncio.run(background.aclose())
 
 

@@ -131,7 +131,7 @@ def test_replies_that_can_not_be_trained_on_are_refused(tiny_model: Path) -> Non
     def no_choice(reply: dict[str, Any]) -> dict[str, Any]:
         return {**reply, "choices": []}
 
-    assert "returns no token ids" in refusing(without_ids, tiny_model)
+    assert "returned no token ids" in refusing(without_ids, tiny_model)
     assert "changed the prompt" in refusing(other_prompt, tiny_model)
     assert "the last time with broken_reply" in refusing(no_choice, tiny_model, retries=0)
 

@@ -56,7 +56,7 @@ def policy() -> Iterator[VLLMPolicy]:
     if not installed:
         pytest.skip("no vLLM here; make test-vllm runs this where there is")
     made = VLLMPolicy("default", engine=QUICK)
-    with made.held_open():
+    with made.keep_running():
         yield made
 
 
@@ -223,7 +223,7 @@ def test_an_adapter_speaks_as_the_model_that_it_is_merged_into_and_an_engine_tha
     greedy = Sampling(temperature=0, max_new_tokens=16)
     base = [reply.token_ids for reply in ask(HFPolicy(str(DEFAULT_MODEL)), openings(merged), greedy)]
     expected = [reply.token_ids for reply in ask(merged, openings(merged), greedy)]
-    with policy.held_open():
+    with policy.keep_running():
         found = [reply.token_ids for reply in ask(policy, openings(policy), greedy)]
         # Merged weights are other floats than a product added: a near tie may fall the other way.
         assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 0.95 * len(found)

@@ -16,7 +16,7 @@ from drift.errors import ConfigError
 from drift.verifiers import VERIFIERS, Verifier, make_verifier
 from drift.verifiers.base import boxed
 from drift.verifiers.math import Math, plain_decimal
-from drift.verifiers.pool import WorkerPool
+from drift.verifiers.math_pool import WorkerPool
 
 pytest.importorskip("math_verify")
 HANGING = r"\boxed{9^{9^{9^{9^{9}}}}}"
@@ -277,7 +277,7 @@ def run_script(body):
     """A process of its own that prints its worker's id when it is ready; __main__ is unguarded on purpose."""
     script = (
         "import os, signal, sys, threading, time\n"
-        "from drift.verifiers.pool import WorkerPool\n"
+        "from drift.verifiers.math_pool import WorkerPool\n"
         f"HANGING = {HANGING!r}\n"
         "pool = WorkerPool(1, 2.0, 2048)\n"
         "pool.run('1', '1')\n"
@@ -347,7 +347,7 @@ def test_a_worker_compiles_no_code_out_of_what_it_reads():
     # Python itself reports every compilation, which eval and exec of text need.
     script = (
         "import sys\n"
-        "from drift.verifiers import worker\n"
+        "from drift.verifiers import math_worker as worker\n"
         "assert worker._prepare() == {'verdict': 'ready'}\n"
         "pairs = [('so 2**3 + 1/2 holds', '8.5'), ('1/3 + 1', r'\\frac43'), ('we get 2^10', '1024'),\n"
         "         ('__import__(\"os\").getpid()', '3'), ('x^2', '$x^2$'), ('f(x)', 'f(x)'), ('(1+1)*2 it is', '4')]\n"

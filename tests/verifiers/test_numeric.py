@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift.errors import ConfigError
-from drift.verifiers.numbers import read_quantity, show_value
-from drift.verifiers.numeric import Numeric
+from drift.verifiers.numeric import Numeric, read_quantity, show_value
 
 quick = settings(max_examples=200, derandomize=True, deadline=None)
 

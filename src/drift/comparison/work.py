@@ -71,7 +71,7 @@ def opened(recipe: Recipe, model: str) -> Iterator[Any]:
     environment = {"name": recipe.environment.name, "settings": dict(recipe.environment.settings)}
     usual = {"dtype": choice.dtype, "device": choice.device, "batch_size": choice.batch_size}
     making = Making(environment=environment, model=model, settings=choice.settings, usual=usual)
-    with sampler(recipe.rollouts.cluster, making) as policy, getattr(policy, "held_open", nullcontext)():
+    with sampler(recipe.rollouts.cluster, making) as policy, getattr(policy, "keep_running", nullcontext)():
         yield policy
 
 

@@ -15,7 +15,7 @@ from fractions import Fraction
 from drift.environments.base import stable_unit
 from drift.environments.mentions import last_question, numbers_named, options_named, plain
 from drift.problems.base import LETTERS
-from drift.verifiers.numbers import read_quantity
+from drift.verifiers.numeric import read_quantity
 
 DECLINED = "No comment on that one."
 ASK_ABOUT_ONE = "Please ask about one option, by its letter: perhaps it can be ruled out."

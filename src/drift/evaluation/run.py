@@ -175,7 +175,7 @@ def evaluate_policies(
         for name, model in policies.items():
             making = Making(environment=environment, model=model, settings=settings or {}, usual=usual)
             # An engine that takes a minute to start serves all modes.
-            with sampler(cluster, making) as policy, getattr(policy, "held_open", nullcontext)():
+            with sampler(cluster, making) as policy, getattr(policy, "keep_running", nullcontext)():
                 places = {mode: out / mode / name for mode in modes_of(config)}
                 found = hold_modes(tasks, factory, policy, config, places, environment, seed=seed, label=name)
                 costs |= {f"{mode}/{name}": cost for mode, cost in found.items()}

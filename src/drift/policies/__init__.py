@@ -14,7 +14,7 @@ POLICIES = Registry(
     {
         "hf": "drift.policies.hf:HFPolicy",
         "openai": "drift.policies.openai:OpenAIPolicy",
-        "openai-chat": "drift.policies.openai_chat:OpenAIChatPolicy",
+        "openai-chat": "drift.policies.openai:OpenAIChatPolicy",
         "scripted": "drift.policies.scripted:ScriptedPolicy",
         "vllm": "drift.policies.vllm:VLLMPolicy",
     },

@@ -1,17 +1,47 @@
-"""A model that judges or plays the user: asked from any thread and any event loop, answered on a loop of its own."""
+"""An event loop on a thread of its own, and a model behind one, asked from any thread and any event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from drift.errors import require, unknown_name
 from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, next_reply
 from drift.types import Completion, Message
+
+Result = TypeVar("Result")
+
+
+class LoopThread:
+    """An event loop on a thread of its own, which outlives the loops of those who ask it.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=_run, args=(self._loop,), name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Start ``work`` in the loop. Wait for it with ``result()``, or elsewhere with ``asyncio.wrap_future``."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def close(self) -> None:
+        """Cancel what is still under way, and end the loop and its thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(60)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    # The runner cancels what is left when the loop is stopped, and closes it.
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.get_loop().run_forever()
 
 
 class BackgroundPolicy:
@@ -38,9 +68,8 @@ class BackgroundPolicy:
             raise unknown_name("policy", kind, POLICIES.names(), where=where)
         self._model, self._settings = model if colon else f"hf:{model}", dict(settings)
         self._policy: AnyPolicy | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        # Held while the model loads, which takes long; the other one never is.
+        self._thread: LoopThread | None = None
+        # The first is locked while the model loads, which takes long; the second never is for long.
         self._loading, self._starting = threading.Lock(), threading.Lock()
 
     @property
@@ -63,7 +92,10 @@ class BackgroundPolicy:
 
         Wait for it with ``result()``, or in an event loop with ``asyncio.wrap_future``.
         """
-        return asyncio.run_coroutine_threadsafe(self._ask(messages, sampling, seed), self._running_loop())
+        with self._starting:
+            if self._thread is None:
+                self._thread = LoopThread(f"drift-{self._model[:40]}")
+            return self._thread.submit(self._ask(messages, sampling, seed))
 
     async def _ask(self, messages: Sequence[Message], sampling: Sampling, seed: int) -> Completion | None:
         try:
@@ -74,34 +106,10 @@ class BackgroundPolicy:
     async def aclose(self) -> None:
         """Close the policy's connections and end the loop; a later question starts another."""
         with self._starting:
-            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
-        if loop is None or thread is None:
+            thread, self._thread = self._thread, None
+        if thread is None:
             return
         close = getattr(self._policy, "aclose", None)
         if close is not None:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(close(), loop))
-        loop.call_soon_threadsafe(loop.stop)
-        await asyncio.to_thread(thread.join)
-
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        with self._starting:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_run, args=(self._loop,), name=f"drift-{self._model[:40]}", daemon=True
-                )
-                self._thread.start()
-            return self._loop
-
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    """Run ``loop`` until it is stopped, then end what was still under way."""
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-    finally:
-        loop.close()
+            await asyncio.wrap_future(thread.submit(close()))
+        await asyncio.to_thread(thread.close)

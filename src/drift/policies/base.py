@@ -52,8 +52,8 @@ class Policy(Protocol):
     and the batch must not change what any of them returns.
 
     A policy may have ``counts``, a ``Counter`` of what went wrong and was tried again, which goes into the manifest,
-    and ``async aclose()``, called when a collection ends. Where that is costly to undo it may have ``held_open()``, a
-    context within which ``aclose`` waits for the context's end.
+    and ``async aclose()``, called when a collection ends. Where that is costly to undo it may have ``keep_running()``,
+    a context within which ``aclose`` waits for the context's end.
     """
 
     @property
@@ -68,7 +68,7 @@ class Policy(Protocol):
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens a prompt and its reply may hold together, where there is a limit."""
+        """The most tokens a prompt and its reply may have together, where there is a limit."""
         ...
 
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
@@ -78,7 +78,7 @@ class Policy(Protocol):
 
 @runtime_checkable
 class TextPolicy(Protocol):
-    """A policy that is given text and returns text, because nobody tells which ids it saw and sampled.
+    """A policy that is given text and returns text, because nobody says which ids it saw and sampled.
 
     What it says can be judged, measured and logged. To be trained it must be tokenized first (``drift import``).
     ``counts`` and ``aclose`` are as in ``Policy``.

@@ -22,7 +22,7 @@ from drift.policies.base import Sampling
 from drift.policies.sampler import RowEnds, SeededPicker
 from drift.types import Completion
 
-# Said aloud: without a word, transformers asks at the terminal whether a model folder's own code may run.
+# Always given: without it, transformers asks at the terminal whether a model folder's own code may run.
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,8 +44,8 @@ def load_model(
     require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
     place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     wanted = DTYPES.get(dtype, torch.float32 if place == "cpu" else "auto")
-    source = _source(model)
-    with _loading(model):
+    source = local_folder(model) or model
+    with loading(model):
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **NO_CODE)
         loaded = AutoModelForCausalLM.from_pretrained(
             source, dtype=wanted, attn_implementation=attention, use_safetensors=True, **NO_CODE
@@ -73,8 +73,8 @@ def check_attention(model: str, attention: str, *, device: str = "auto") -> None
         attention,
         "auto, sdpa or eager on a CPU, where neither flash attention nor the gradients of flex attention can be had",
     )
-    with _loading(model):
-        settings = AutoConfig.from_pretrained(_source(model), **NO_CODE)
+    with loading(model):
+        settings = AutoConfig.from_pretrained(local_folder(model) or model, **NO_CODE)
     try:
         # A model without weights.
         with torch.device("meta"):
@@ -87,21 +87,28 @@ def check_attention(model: str, attention: str, *, device: str = "auto") -> None
 
 def load_tokenizer(model: str) -> Any:
     """Load the tokenizer of a model, a folder or a hub id, without its weights; raises ``PolicyError``."""
-    source = _source(model)
-    with _loading(model):
+    source = local_folder(model) or model
+    with loading(model):
         return AutoTokenizer.from_pretrained(source, padding_side="left", **NO_CODE)
 
 
-def _source(model: str) -> str:
-    """Where transformers finds a model."""
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1
-    path = Path(model).expanduser()
-    if looks_local and not (path / "config.json").is_file():
-        found = "a folder without config.json" if path.is_dir() else "nothing there"
-        raise PolicyError(f"model {model!r}: {found}. Give a folder that holds a model, or a hub id like owner/name.")
-    check_files(path)
-    refuse_pickles(path)
-    return str(path) if path.exists() else model
+def local_folder(model: str) -> Path | None:
+    """The folder that ``model`` names, its files checked; ``None`` for a hub id; raises ``PolicyError``."""
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        if model.startswith((".", "/", "~")) or model.count("/") != 1:
+            problem = "a folder without config.json" if folder.is_dir() else "nothing there"
+            raise PolicyError(
+                f"model {model!r}: {problem}. Give a folder that holds a model, or a hub id like owner/name."
+            )
+        return None
+    damage = damaged_files(folder)
+    if damage:
+        raise PolicyError(
+            f"the model in {folder} is damaged: {'; '.join(damage)}. Train it again, or restore the files."
+        )
+    refuse_pickles(folder)
+    return folder
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -116,7 +123,7 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def wants_code(model: str, error: Exception) -> PolicyError | None:
-    """The error to raise where transformers refused, as it was told to, to run the code that comes with a model."""
+    """The error to raise where transformers refused to run the code that comes with a model, as it always must."""
     if "trust_remote_code" not in str(error):
         return None
     return PolicyError(
@@ -126,7 +133,8 @@ def wants_code(model: str, error: Exception) -> PolicyError | None:
 
 
 @contextmanager
-def _loading(model: str) -> Iterator[None]:
+def loading(model: str) -> Iterator[None]:
+    """A context in which what transformers raises for a model or tokenizer becomes a ``PolicyError`` that names it."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -134,15 +142,6 @@ def _loading(model: str) -> Iterator[None]:
             f"model {model!r} can't be loaded as a causal language model: {error}. "
             "Check the name, that the files are whole, and that the hub can be reached if it is not a folder."
         ) from error
-
-
-def check_files(folder: Path) -> None:
-    """Raise ``PolicyError`` where files of a model that drift wrote are not what it wrote."""
-    damage = damaged_files(folder)
-    if damage:
-        raise PolicyError(
-            f"the model in {folder} is damaged: {'; '.join(damage)}. Train it again, or restore the files."
-        )
 
 
 def fingerprint(model: Any, tokenizer: Any) -> str:
@@ -165,7 +164,7 @@ def digest_of(tokenizer: Any, tensors_by_name: Iterable[tuple[str, torch.Tensor]
 
 
 @dataclass
-class _Request:
+class _QueuedPrompt:
     prompt_ids: tuple[int, ...]
     sampling: Sampling
     seed: int
@@ -180,8 +179,8 @@ class HFPolicy:
 
     Args:
         model: a folder, or a hub id.
-        dtype: see ``load_model``.
-        device: see ``load_model``.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: float32 on a CPU, the checkpoint's own elsewhere.
+        device: ``cpu``, ``cuda``, …, or ``auto``: CUDA if there is one.
         batch_size: the most requests in one batch.
 
     Raises:
@@ -220,14 +219,14 @@ class HFPolicy:
         # The model folder's own generation settings (top-k, penalties) would bend the distribution we record.
         self._model.generation_config = GenerationConfig(eos_token_id=self._eos_ids, pad_token_id=self._pad_id)
         self._exact = next(self._model.parameters()).dtype in (torch.float32, torch.float64)
-        self._waiting: list[_Request] = []
+        self._waiting: list[_QueuedPrompt] = []
         self._pump: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift-hf")
 
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
         """Sample one reply; waits until a batch with it has run."""
         loop = asyncio.get_running_loop()
-        request = _Request(prompt_ids, sampling, seed, loop.create_future())
+        request = _QueuedPrompt(prompt_ids, sampling, seed, loop.create_future())
         self._waiting.append(request)
         if self._pump is None or self._pump.done():
             self._pump = loop.create_task(self._run_batches())
@@ -259,23 +258,20 @@ class HFPolicy:
                 if not request.reply.done():
                     request.reply.set_result(reply)
 
-    def _take(self) -> list[_Request]:
+    def _take(self) -> list[_QueuedPrompt]:
         """Remove from the queue the batch that wastes the least padding."""
         sampling = self._waiting[0].sampling
-        fitting = sorted((r for r in self._waiting if r.sampling == sampling), key=lambda r: len(r.prompt_ids))
-        size = min(self._batch_size, len(fitting))
-        spread = [
-            len(fitting[start + size - 1].prompt_ids) - len(fitting[start].prompt_ids)
-            for start in range(len(fitting) - size + 1)
-        ]
-        start = spread.index(min(spread))
-        batch = fitting[start : start + size]
+        alike = sorted((r for r in self._waiting if r.sampling == sampling), key=lambda r: len(r.prompt_ids))
+        size = min(self._batch_size, len(alike))
+        lengths = [len(request.prompt_ids) for request in alike]
+        start = min(range(len(alike) - size + 1), key=lambda at: lengths[at + size - 1] - lengths[at])
+        batch = alike[start : start + size]
         taken = set(map(id, batch))
         self._waiting = [request for request in self._waiting if id(request) not in taken]
         return batch
 
     @torch.inference_mode()
-    def _generate(self, batch: list[_Request]) -> list[Completion]:
+    def _generate(self, batch: list[_QueuedPrompt]) -> list[Completion]:
         sampling = batch[0].sampling
         device = self._model.device
         width = max(len(request.prompt_ids) for request in batch)
@@ -296,7 +292,6 @@ class HFPolicy:
             logits_processor=[picker],
             stopping_criteria=[ends],
         )
-        assert ends.lengths_B is not None and ends.ended_B is not None
         new_BT = out_BT[:, width:].tolist()
         logprobs_BT = torch.stack(picker.logprobs, dim=1).tolist()
         rows = zip(new_BT, logprobs_BT, ends.lengths_B.tolist(), ends.ended_B.tolist(), strict=True)

@@ -74,9 +74,9 @@ class SeededPicker(LogitsProcessor):  # type: ignore[misc]
         self._sampling = sampling
         self._canonical = canonical
         self._padding_B = (mask_BT == 0).sum(dim=-1).tolist()
-        self._finished_B: torch.Tensor | None = None
+        # Rows that ended, which are no longer looked at twice; ``RowEnds`` sets it.
+        self.finished_B = torch.zeros(len(seeds), dtype=torch.bool, device=mask_BT.device)
         self.logprobs: list[torch.Tensor] = []
-        self.redecided = 0
         if not sampling.greedy:
             streams = [
                 np.random.Generator(np.random.Philox(key=seed)).random(sampling.max_new_tokens) for seed in seeds
@@ -85,22 +85,15 @@ class SeededPicker(LogitsProcessor):  # type: ignore[misc]
         else:
             self._uniforms_BT = torch.zeros((len(seeds), sampling.max_new_tokens), dtype=torch.float64)
 
-    def mark_finished(self, finished_B: torch.Tensor) -> None:
-        """Rows that ended are no longer looked at twice."""
-        self._finished_B = finished_B
-
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Replace the scores by ones under which ``argmax`` is the picked token."""
         uniforms_B = self._uniforms_BT[:, len(self.logprobs)].to(scores.device)
         token_B, margin_B = pick(scores, uniforms_B, self._sampling)
         if self._canonical is not None:
-            close_B = margin_B < MARGIN
-            if self._finished_B is not None:
-                close_B = close_B & ~self._finished_B
+            close_B = (margin_B < MARGIN) & ~self.finished_B
             for row in close_B.nonzero().flatten().tolist():
                 alone_1V = self._canonical(input_ids[row, self._padding_B[row] :]).unsqueeze(0)
                 token_B[row] = pick(alone_1V, uniforms_B[row : row + 1], self._sampling)[0][0]
-                self.redecided += 1
         token_B1 = token_B.unsqueeze(-1)
         self.logprobs.append(torch.log_softmax(scores.float(), dim=-1).gather(-1, token_B1).squeeze(-1))
         return torch.full_like(scores, -torch.inf).scatter(-1, token_B1, 0.0)
@@ -114,7 +107,7 @@ class RowEnds(StoppingCriteria):  # type: ignore[misc]
         stop: strings that end a reply.
         decode: ids to text.
         prompt_length: padded length T of the prompts.
-        picker: told which rows are over.
+        picker: learns which rows are over.
     """
 
     def __init__(
@@ -130,15 +123,12 @@ class RowEnds(StoppingCriteria):  # type: ignore[misc]
         self._decode = decode
         self._prompt_length = prompt_length
         self._picker = picker
-        self.lengths_B: torch.Tensor | None = None
-        self.ended_B: torch.Tensor | None = None
+        self.ended_B = picker.finished_B
+        self.lengths_B = torch.zeros_like(self.ended_B, dtype=torch.long)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """``(B,)`` which rows are over, this step's token counted."""
         last_B = input_ids[:, -1]
-        if self.lengths_B is None or self.ended_B is None:
-            self.lengths_B = torch.zeros_like(last_B)
-            self.ended_B = torch.zeros_like(last_B, dtype=torch.bool)
         self.lengths_B = self.lengths_B + (~self.ended_B).long()
         ends_B = torch.isin(last_B, torch.tensor(self._eos_ids, device=last_B.device))
         if self._stop:
@@ -146,5 +136,5 @@ class RowEnds(StoppingCriteria):  # type: ignore[misc]
                 text = self._decode(input_ids[row, self._prompt_length :].tolist())
                 ends_B[row] = any(string in text for string in self._stop)
         self.ended_B = self.ended_B | ends_B
-        self._picker.mark_finished(self.ended_B)
+        self._picker.finished_B = self.ended_B
         return self.ended_B

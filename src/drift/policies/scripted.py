@@ -1,4 +1,4 @@
-"""A policy that says what it is told to: for tests, dry runs and trying out an environment by hand."""
+"""A policy that says what a script says: for tests, dry runs and trying out an environment by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ScriptedPolicy:
     Args:
         replies: texts to pick from, each equally likely; under greedy sampling the first one is taken.
         rule: ``rule(conversation text, seed) -> reply``, instead of ``replies``.
-        name: goes into the fingerprint, to tell one rule from another.
+        name: goes into the fingerprint, to distinguish one rule from another.
     """
 
     context_length: int | None = None

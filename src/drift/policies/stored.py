@@ -1,4 +1,4 @@
-"""What can be told of a model folder without loading its weights: where it lies, what ends a reply, its fingerprint."""
+"""What is known of a model folder without loading its weights: where it lies, what ends a reply, its fingerprint."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from drift.errors import PolicyError
-from drift.policies.hf import NO_CODE, check_files, digest_of, end_ids, refuse_pickles, wants_code
+from drift.policies.hf import NO_CODE, digest_of, end_ids, loading, local_folder, refuse_pickles
 
-_WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 # Keys of an adapter's configuration that say where it was made, not what it does.
-_PLACES = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
+_ADAPTER_ORIGIN = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 
 
 class StoredModel:
@@ -33,18 +33,12 @@ class StoredModel:
     """
 
     def __init__(self, model: str) -> None:
-        self.folder = _folder(model)
-        check_files(self.folder)
-        refuse_pickles(self.folder)
-        try:
+        self.folder = local_folder(model) or _fetched(model)
+        with loading(model):
             self.config = AutoConfig.from_pretrained(self.folder, **NO_CODE)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, padding_side="left", **NO_CODE)
             with torch.device("meta"):
                 self._empty = AutoModelForCausalLM.from_config(self.config, **NO_CODE)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise wants_code(model, error) or PolicyError(
-                f"model {model!r} can't be read as a causal language model: {error}. Check that its files are whole."
-            ) from error
         if (self.folder / "generation_config.json").is_file():
             self._empty.generation_config = GenerationConfig.from_pretrained(self.folder)
         self.end_ids = end_ids(self._empty, self.tokenizer)
@@ -52,8 +46,8 @@ class StoredModel:
     def fingerprint(self) -> str:
         """The fingerprint that the ``hf`` policy gives the same model, read from a few values of each parameter.
 
-        Where the files hold something else than the model's parameters by name (quantized weights, experts that are
-        merged when loaded) the hash is of what the files hold, starts with ``files-``, and equals no other kind's.
+        Where the files have something else than the model's parameters by name (quantized weights, experts that are
+        merged when loaded) the hash is of what the files have, starts with ``files-``, and equals no other kind's.
 
         Raises:
             PolicyError: the files are damaged.
@@ -65,10 +59,10 @@ class StoredModel:
             plain = not quantized and all(stored.get(name, (None, None))[1] == wanted[name] for name in wanted)
             names = wanted if plain else stored
             facts = "" if plain else json.dumps(self.config.to_dict(), sort_keys=True, default=str)
-            found = digest_of(self.tokenizer, ((name, _read(stored[name][0], name)) for name in sorted(names)), facts)
+            digest = digest_of(self.tokenizer, ((name, _read(stored[name][0], name)) for name in sorted(names)), facts)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise PolicyError(f"the weights in {self.folder} can't be read: {error}. Fetch them again.") from error
-        return ("hf-" if plain else "files-") + found
+        return ("hf-" if plain else "files-") + digest
 
 
 def adapter_facts(adapter: str) -> tuple[Path, int, str]:
@@ -87,41 +81,38 @@ def adapter_facts(adapter: str) -> tuple[Path, int, str]:
             f"adapter {adapter!r} can't be read: {error}. "
             "Give a folder with adapter_config.json and adapter_model.safetensors, as peft and drift train save them."
         ) from error
-    kept = {key: value for key, value in config.items() if key not in _PLACES}
+    kept = {key: value for key, value in config.items() if key not in _ADAPTER_ORIGIN}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode() + weights)
     return folder, rank, digest.hexdigest()[:16]
 
 
-def _folder(model: str) -> Path:
-    path = Path(model).expanduser()
-    if (path / "config.json").is_file():
-        return path
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        found = "a folder without config.json" if path.is_dir() else "nothing there"
-        raise PolicyError(f"model {model!r}: {found}. Give a folder that holds a model, or a hub id like owner/name.")
+def _fetched(model: str) -> Path:
+    """The folder that a hub id's files are fetched into."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=list(_WANTED)))
+        folder = Path(snapshot_download(model, allow_patterns=list(_MODEL_FILES)))
     except (OSError, ValueError) as error:
         raise PolicyError(
             f"model {model!r} can't be fetched from the hub: {error}. "
             "Check the name, and that the hub can be reached; or give a folder."
         ) from error
+    refuse_pickles(folder)
+    return folder
 
 
 def _tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     """File and shape of every tensor stored in a folder."""
     index = folder / "model.safetensors.index.json"
     files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
-    found = {}
+    tensors = {}
     for path in [folder / name for name in files] or sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
-                found[name] = (path, tuple(file.get_slice(name).get_shape()))
-    if not found:
+                tensors[name] = (path, tuple(file.get_slice(name).get_shape()))
+    if not tensors:
         raise ValueError("no *.safetensors in the folder")
-    return found
+    return tensors
 
 
 def _read(path: Path, name: str) -> torch.Tensor:

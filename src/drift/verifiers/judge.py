@@ -45,7 +45,7 @@ class Judge:
     check is ``unparseable``: a missing score is never 0. The seed of each attempt derives from what is judged, so the
     same text gets the same score wherever the policy keeps its promise.
 
-    What is judged is quoted between lines that carry a hash of it, which it can't hold itself, and score tags in it
+    What is judged is quoted between lines that carry a hash of it, which it can't contain itself, and score tags in it
     are broken, so that a judge that repeats them does not score. No wording makes a model immune to persuasion.
 
     Args:
@@ -120,7 +120,7 @@ class Judge:
         reason = ""
         for attempt in range(self.retries + 1):
             self._count("calls", *(["retries"] if attempt else []))
-            # The prompt holds everything that is judged, and by what.
+            # The prompt has everything that is judged, and by what.
             seed = derive_seed("judge", prompt, attempt)
             asked: list[Message] = [{"role": "user", "content": prompt}]
             reply = await asyncio.wrap_future(self._model.ask(asked, sampling=self._samplings[attempt > 0], seed=seed))
@@ -162,11 +162,11 @@ class Judge:
     def _scored(self, score: float, reply: Completion) -> Verification:
         scores = {}
         for name in self.criteria:
-            found, _ = read_score(reply.text, name)
-            if found is None:
+            by_name, _ = read_score(reply.text, name)
+            if by_name is None:
                 self._count(f"no_{name}")
             else:
-                scores[name] = found
+                scores[name] = by_name
         right = score >= self.threshold
         return Verification(verdict="right" if right else "wrong", answer=f"{score:g}", score=score, scores=scores)
 

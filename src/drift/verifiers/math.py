@@ -10,8 +10,8 @@ from importlib.util import find_spec
 
 from drift.errors import ConfigError, require
 from drift.verifiers.base import Verification, boxed, judged, unparseable
-from drift.verifiers.numbers import show_value
-from drift.verifiers.pool import WorkerPool, shared_pool
+from drift.verifiers.math_pool import WorkerPool, shared_pool
+from drift.verifiers.numeric import show_value
 
 MAX_CHARACTERS = 100_000
 # A plain decimal: optional sign and dollar, thousands separators or none.
@@ -71,18 +71,18 @@ class Math:
 
     @staticmethod
     def _without_worker(reply: str, gold: str) -> Verification | None:
-        """The outcome where it can be told without algebra: equal decimals, or ones that differ beyond rounding."""
+        """The outcome where it is known without algebra: equal decimals, or ones that differ beyond rounding."""
         require(bool(gold.strip()) and len(gold) <= MAX_CHARACTERS, "gold", gold[:80], "an expression")
         if len(reply) > MAX_CHARACTERS:
             return unparseable("length")
         if not reply.strip():
             return unparseable("empty")
-        expected, found = plain_decimal(gold), plain_decimal(reply)
-        if expected is None or found is None:
+        expected, answer = plain_decimal(gold), plain_decimal(reply)
+        if expected is None or answer is None:
             return None
-        whole = expected.denominator == found.denominator == 1
-        if expected == found or whole or abs(expected - found) > _ROUNDING:
-            return judged(expected == found, show_value(found))
+        whole = expected.denominator == answer.denominator == 1
+        if expected == answer or whole or abs(expected - answer) > _ROUNDING:
+            return judged(expected == answer, show_value(answer))
         return None
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people and models write them, compared exactly or within a tolerance."""
+"""Numbers as people and models write them, read in linear time, and compared exactly or within a tolerance."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from drift.errors import require
-from drift.verifiers.base import Verification, judged, unparseable
-from drift.verifiers.numbers import MAX_CHARACTERS, Quantity, clean, read_quantity, same_unit, show
+from drift.verifiers.base import Verification, boxed, judged, unparseable
 
 Percent = Literal["either", "exact"]
 Units = Literal["match", "ignore"]
-_LIST = re.compile(r"\[(.*)\]|\((.*)\)|\{(.*)\}", re.DOTALL)
+MAX_CHARACTERS = 2000
+MAX_DIGITS = 400
+# Beyond the range of a double nothing is an answer, and 10**10**9 is an attack.
+MAX_EXPONENT = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +49,16 @@ class Numeric:
 
     def verify(self, reply: str, gold: str) -> Verification:
         """Check ``reply``, the text of an answer, against ``gold``."""
-        expected, listed = _read(gold)
-        require(expected is not None, "gold", gold[:80], "a number, or a list of numbers in brackets")
-        assert expected is not None
+        expected, is_list = _read_numbers(gold)
+        require(bool(expected), "gold", gold[:80], "a number, or a list of numbers in brackets")
         if len(reply) > MAX_CHARACTERS:
             return unparseable("length")
-        found = _read(reply)[0] if listed else _read_one(reply)
-        if found is None:
+        numbers = _read_numbers(reply)[0] if is_list else _read_one(reply)
+        if not numbers:
             return unparseable("not a number")
-        correct = len(found) == len(expected) and all(map(self._same, found, expected))
-        answer = ", ".join(map(show, found))
-        return judged(correct, f"[{answer}]" if listed else answer)
+        correct = len(numbers) == len(expected) and all(map(self._same, numbers, expected))
+        answer = ", ".join(show_value(number.value) for number in numbers)
+        return judged(correct, f"[{answer}]" if is_list else answer)
 
     async def verify_async(self, reply: str, gold: str) -> Verification:
         """The same; it takes microseconds."""
@@ -79,22 +80,262 @@ class Numeric:
         return abs(answer - gold) <= max(Fraction(self.absolute), Fraction(self.relative) * abs(gold))
 
 
-def _read_one(text: str) -> list[Quantity] | None:
-    quantity = read_quantity(text)
-    return None if quantity is None else [quantity]
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """One number as it was written.
+
+    Attributes:
+        value: the exact value; 50% is 1/2.
+        whole: written as a whole number or as a fraction of two: no decimal point, no power of ten.
+        percent: written with a percent sign.
+        unit: the unit in one spelling per unit, or an empty string.
+    """
+
+    value: Fraction
+    whole: bool
+    percent: bool = False
+    unit: str = ""
 
 
-def _read(text: str) -> tuple[list[Quantity] | None, bool]:
-    """The numbers of ``text`` and whether it is a list: in brackets, or commas between what is no single number."""
+_SPACES = "\u00a0\u2009\u202f"
+_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
+_LATEX = (
+    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
+    (re.compile(r"\\(?:text|mathrm|textbf|mathbf|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\!|\\(?:left|right)(?![a-z])"), ""),
+    (re.compile(r"\\[,;: ]|~(?=[0-9A-Za-z])"), "\u2009"),
+    (re.compile(r"\\([%$#{}\[\]])"), r"\1"),
+    (re.compile(r"\\times|\\cdot|\u00b7|\u2062|\u22c5"), "×"),
+    (re.compile(r"\^\s*\{?\\circ\}?|\\degree"), "°"),
+    (re.compile(r"\\mu(?![a-z])|\u03bc"), "\u00b5"),
+    (re.compile(r"\\approx|\\simeq|\u2248|\u2243"), "="),
+)
+_WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
+
+_LABEL = re.compile(r"(?:[A-Za-z][A-Za-z_]{0,20}\s*)?=\s*")
+_SIGN = re.compile(r"([+-]?)\s*")
+_CURRENCY = re.compile(r"([$€£¥₹])\s*")
+_NUMBER = re.compile(
+    rf"(?P<grouped>[1-9][0-9]{{0,2}}(?P<sep>[,{_SPACES}])[0-9]{{3}}(?:(?P=sep)[0-9]{{3}})*)(?![0-9])"
+    r"(?:\.(?P<gdec>[0-9]*))?"
+    r"|(?P<int>[0-9]++)(?:\.(?P<dec>[0-9]*))?|\.(?P<only>[0-9]++)"
+)
+_POWER_OF_TEN = re.compile(
+    r"[eE](?P<e>[+-]?[0-9]++)|\s*[x×*]\s*10\s*(?:\^|\*\*)\s*(?:\{\s*(?P<b>[+-]?[0-9]++)\s*\}|(?P<p>[+-]?[0-9]++))"
+)
+_TEN_TO = re.compile(r"10\s*(?:\^|\*\*)\s*(?:\{\s*(?P<b>[+-]?[0-9]++)\s*\}|(?P<p>[+-]?[0-9]++))")
+_MIXED = re.compile(r"\s+([0-9]++)\s*/\s*([0-9]++)(?![0-9.])")
+_OVER = re.compile(r"\s*[/\u2044\u00f7]\s*")
+_PERCENT = re.compile(r"\s*(?:%|per\s?cent\b|percentage points?\b)", re.IGNORECASE)
+_SCALE = re.compile(r"\s*(hundred|thousand|million|billion|trillion|dozen)s?\b", re.IGNORECASE)
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_MONEY_SCALE = re.compile(r"\s?([kKmMbB]|bn|mn)(?![A-Za-z])")
+_MONEY_SCALES = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
+
+# Units, each with its other names, between semicolons.
+_UNIT_NAMES = (
+    "$ dollar dollars usd bucks; € euro euros eur; £ gbp; pound pounds; ¥ yen jpy yuan; ₹ rupee rupees inr; "
+    "¢ cent cents; m meter meters metre metres; cm centimeter centimeters centimetre centimetres; "
+    "mm millimeter millimeters millimetre millimetres; km kilometer kilometers kilometre kilometres; in inch inches; "
+    "ft foot feet; mi mile miles; g gram grams; kg kilogram kilograms; mg milligram milligrams; lb lbs; "
+    "oz ounce ounces; l L liter liters litre litres; ml mL milliliter milliliters millilitre millilitres; "
+    "s sec secs second seconds; ms millisecond milliseconds; min mins minute minutes; h hr hrs hour hours; "
+    "d day days; ° degree degrees deg; °C celsius; K kelvin kelvins; J joule joules; kJ kilojoule kilojoules; "
+    "N newton newtons; W watt watts; V volt volts; A amp amps ampere amperes; Hz hertz; Pa pascal pascals; "
+    "mol mole moles; Ω ohm ohms; rad radian radians"
+)
+_UNIT_OF = {name: names[0] for names in map(str.split, _UNIT_NAMES.split(";")) for name in names}
+# Words for which either unit may be meant.
+_MEANS = {"pound": ("£", "lb"), "°": ("°C", "°F", "rad")}
+# Units that may follow a number without a space, or that are a single letter: 2x, 3e and 5k are not quantities of x.
+_SHORT_UNITS = (
+    "M T C F H Å °F eV keV MeV GeV nm pm fm kW MW GW mW kV mV mA kHz MHz GHz kPa MPa atm bar kN cal kcal mM nM "
+    "kgs lb lbs lbf yd gal cc hr hrs mins sec secs rpm ppm dB Wb sq mph usd USD eur EUR am pm AM PM L mL"
+)
+_ATTACHED = {*_UNIT_OF.values(), *_SHORT_UNITS.split()}
+_UNIT_OF["mi per h"] = "mph"
+_UNIT_TOKEN = re.compile(r"\s*([A-Za-zµΩ°Å¢$€£][A-Za-z'’-]*)(\^?\{?-?[1-4]\}?(?![0-9]))?\s*([*×/]?)")
+_MAX_WORDS = 6
+_MONEY = "$€£¥₹"
+# Words after a number that change it, or that say there is another one.
+_CHANGING = (
+    "or and to not nor but if than less more plus minus times over under through until point else versus vs "
+    "pi tau e i x sqrt root inf infinity mod log ln sin cos tan exp squared cubed factorial half halves third "
+    "thirds quarter quarters fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth "
+    "tenths hundredth hundredths thousandth thousandths zero one two three four five six seven eight nine ten "
+    "eleven twelve twenty thirty forty fifty hundred thousand million billion trillion dozen"
+)
+_NOT_UNITS = set(_CHANGING.split())
+_LIST = re.compile(r"\[(.*)\]|\((.*)\)|\{(.*)\}", re.DOTALL)
+
+
+def _cleaned(text: str) -> str:
+    """The text of an answer with LaTeX marks, wrappers, a final point and typographic signs put into plain ones."""
+    inner = boxed(text)
+    text = (text if inner is None else inner).strip()
+    for left, right in _WRAPPERS:
+        if len(text) > len(left + right) and text.startswith(left) and text.endswith(right):
+            text = text[len(left) : -len(right)].strip()
+    for pattern, replacement in _LATEX:
+        text = pattern.sub(replacement, text)
+    text = text.translate({0x2212: "-", 0xFF0D: "-", 0xFE63: "-", 0x2013: "-"})
+    text = _RAISED.sub(lambda run: "^" + run.group().translate(_SUPERSCRIPT), text)
+    return text.strip(" \t\r\n" + _SPACES).removesuffix(".").rstrip()
+
+
+def read_quantity(text: str) -> Quantity | None:
+    """The number that ``text`` is, as a whole; ``None`` if it is not one number or could be read in two ways."""
     if len(text) > MAX_CHARACTERS:
-        return None, False
+        return None
+    text = _cleaned(text)
+    at = match.end() if (match := _LABEL.match(text)) else 0
+    sign, at = _signed(text, at)
+    currency = ""
+    if match := _CURRENCY.match(text, at):
+        currency, at = match.group(1), match.end()
+        if not sign:
+            sign, at = _signed(text, at)
+    number = _read_number(text, at)
+    if number is None:
+        return None
+    value, whole, at = number
+    if match := (_MONEY_SCALE.match(text, at) if currency else None):
+        value, at = value * _MONEY_SCALES[match.group(1).lower()], match.end()
+    elif match := _SCALE.match(text, at):
+        value, at = value * _SCALES[match.group(1).lower()], match.end()
+    percent = _PERCENT.match(text, at)
+    if percent:
+        value, at = value / 100, percent.end()
+    unit = _read_unit(text[at:])
+    if unit is None:
+        return None
+    return Quantity(value=-value if sign == "-" else value, whole=whole, percent=bool(percent), unit=currency or unit)
+
+
+def show_value(value: Fraction) -> str:
+    """``value`` as a whole number, a decimal where it ends within 15 places, or a fraction in lowest terms."""
+    if value.denominator == 1:
+        return str(value.numerator)
+    scaled = value * 10**15
+    if scaled.denominator != 1:
+        return f"{value.numerator}/{value.denominator}"
+    digits = f"{abs(scaled.numerator):016d}"
+    return f"{'-' if value < 0 else ''}{digits[:-15]}.{digits[-15:].rstrip('0')}"
+
+
+def same_unit(one: str, other: str) -> bool:
+    """Whether two units are the same, or either is missing; money per day and money count as the same."""
+    if not one or not other or one == other or one in _MEANS.get(other, ()) or other in _MEANS.get(one, ()):
+        return True
+    short, long = sorted((one, other), key=len)
+    return short in _MONEY and long.startswith(short + " ")
+
+
+def _signed(text: str, at: int) -> tuple[str, int]:
+    match = _SIGN.match(text, at)
+    assert match is not None
+    return match.group(1), match.end()
+
+
+def _decimal(text: str, at: int) -> tuple[Fraction, bool, int] | None:
+    """A plain number at ``at``: its value, whether it has no point, and where it ends."""
+    match = _NUMBER.match(text, at)
+    if match is None or match.end() - match.start() > MAX_DIGITS:
+        return None
+    groups = match.groupdict()
+    integer = (groups["grouped"] or "").replace(groups["sep"] or ",", "") or groups["int"] or "0"
+    places = groups["gdec"] or groups["dec"] or groups["only"] or ""
+    value = Fraction(int(integer + places), 10 ** len(places))
+    # "1000." ends a sentence; "1000.0" was written as a decimal.
+    return value, not places, match.end()
+
+
+def _power(match: re.Match[str]) -> Fraction | None:
+    """The power of ten that a match spells; ``None`` beyond what is read."""
+    digits = next(group for group in match.groups() if group is not None)
+    if len(digits) > 8 or abs(int(digits)) > MAX_EXPONENT:
+        return None
+    return Fraction(10) ** int(digits)
+
+
+def _read_number(text: str, at: int) -> tuple[Fraction, bool, int] | None:
+    """A number at ``at``: a power of ten, a decimal, a mixed number or a fraction of two decimals."""
+    if match := _TEN_TO.match(text, at):
+        power = _power(match)
+        return None if power is None else (power, False, match.end())
+    first = _scientific(text, at)
+    if first is None:
+        return None
+    value, whole, at = first
+    if whole and (match := _MIXED.match(text, at)):
+        if len(match.group()) > MAX_DIGITS or not int(match.group(2)):
+            return None
+        return value + Fraction(int(match.group(1)), int(match.group(2))), True, match.end()
+    if match := _OVER.match(text, at):
+        below = _scientific(text, match.end())
+        if below is not None:
+            if not below[0] or _OVER.match(text, below[2]):
+                return None
+            return value / below[0], whole and below[1], below[2]
+    return value, whole, at
+
+
+def _scientific(text: str, at: int) -> tuple[Fraction, bool, int] | None:
+    number = _decimal(text, at)
+    if number is None:
+        return None
+    match = _POWER_OF_TEN.match(text, number[2])
+    if match is None:
+        return number
+    power = _power(match)
+    return None if power is None else (number[0] * power, False, match.end())
+
+
+def _read_unit(rest: str) -> str | None:
+    """The unit that ``rest`` is in one spelling, ``""`` if there is none; ``None`` if it is no unit."""
+    bare = rest.strip(" \t\r\n" + _SPACES)
+    if not bare:
+        return ""
+    if bare.startswith("/"):
+        bare = "per " + bare[1:].lstrip()
+        rest = " " + bare
+    words: list[str] = []
+    at = 0
+    while at < len(bare):
+        match = _UNIT_TOKEN.match(bare, at)
+        if match is None or len(words) == _MAX_WORDS:
+            return None
+        word, power, joint = match.groups()
+        if word.lower() in _NOT_UNITS or (len(word) == 1 and word not in _ATTACHED):
+            return None
+        attached = at == 0 and rest[0] not in " \t\r\n" + _SPACES
+        if attached and word not in _ATTACHED:
+            return None
+        exponent = (power or "").strip("^{}")
+        words.append(_UNIT_OF.get(word, _UNIT_OF.get(word.lower(), word) if len(word) > 2 else word) + exponent)
+        words += ["per"] if joint == "/" else []
+        at = match.end()
+    name = " ".join(words)
+    return _UNIT_OF.get(name, name)
+
+
+def _read_one(text: str) -> list[Quantity]:
+    quantity = read_quantity(text)
+    return [] if quantity is None else [quantity]
+
+
+def _read_numbers(text: str) -> tuple[list[Quantity], bool]:
+    """The numbers of ``text`` and whether it is a list: in brackets, or commas between what is no single number."""
     single = _read_one(text)
-    if single is not None:
+    if single or len(text) > MAX_CHARACTERS:
         return single, False
-    bare = clean(text).replace("\\", "")
+    bare = _cleaned(text).replace("\\", "")
     match = _LIST.fullmatch(bare)
     inner = bare if match is None else next(group for group in match.groups() if group is not None)
     numbers = [read_quantity(part) for part in re.split("[,;]", inner)]
-    found = [number for number in numbers if number is not None]
-    complete = len(found) == len(numbers)
-    return (found, True) if complete and (match is not None or len(found) > 1) else (None, False)
+    complete = [number for number in numbers if number is not None]
+    if len(complete) < len(numbers) or (match is None and len(complete) == 1):
+        return [], False
+    return complete, True

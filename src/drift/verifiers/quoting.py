@@ -16,14 +16,12 @@ class Quoted:
 
     Attributes:
         text: the parts, each under a marker line ``=== label code``, and ``=== end code`` after the last.
-        code: twelve hexadecimal digits that no part holds. They are a hash of all parts, so that a part would have to
-            hold its own hash to close its quotation or to open another.
-        cut: characters left out of the middle of parts that were too long.
+        code: twelve hexadecimal digits that no part contains. They are a hash of all parts, so that a part would have
+            to contain its own hash to close its quotation or to open another.
     """
 
     text: str
     code: str
-    cut: int
 
 
 def quote(parts: Sequence[tuple[str, str]], *, tags: Sequence[str] = (), max_characters: int, salt: str = "") -> Quoted:
@@ -37,7 +35,6 @@ def quote(parts: Sequence[tuple[str, str]], *, tags: Sequence[str] = (), max_cha
     """
     limit = _limit([len(text) for _, text in parts], max_characters)
     kept = [(label, _writable(_middle_out(text, limit))) for label, text in parts]
-    cut = sum(max(0, len(text) - limit) for _, text in parts)
     if tags:
         opening = re.compile(rf"<(?=\s{{0,8}}/?\s{{0,8}}(?:{'|'.join(map(re.escape, tags))})\b)", re.IGNORECASE)
         kept = [(label, opening.sub("‹", text)) for label, text in kept]
@@ -45,7 +42,7 @@ def quote(parts: Sequence[tuple[str, str]], *, tags: Sequence[str] = (), max_cha
     while any(code in text for _, text in kept):
         code = hashlib.sha256(code.encode()).hexdigest()[:12]
     lines = [f"=== {label} {code}\n{text}\n" for label, text in kept]
-    return Quoted(text="".join(lines) + f"=== end {code}", code=code, cut=cut)
+    return Quoted(text="".join(lines) + f"=== end {code}", code=code)
 
 
 def conversation_parts(messages: Sequence[Message]) -> list[tuple[str, str]]:
@@ -54,7 +51,7 @@ def conversation_parts(messages: Sequence[Message]) -> list[tuple[str, str]]:
 
 
 def _writable(text: str) -> str:
-    """``text`` without what UTF-8 can't hold, and without control characters other than line breaks and tabs."""
+    """``text`` without what UTF-8 can't encode, and without control characters other than line breaks and tabs."""
     text = text.encode("utf-8", "replace").decode()
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", " ", text.replace("\r\n", "\n"))
 

@@ -1,14 +1,13 @@
-"""Worker processes with a deadline: each belongs to one thread here, which kills and replaces it when it is late."""
+"""Worker processes of the ``math`` verifier, each killed and replaced when it is late."""
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import functools
 import json
 import os
-import selectors
+import socket
 import subprocess
 import sys
 import threading
@@ -19,52 +18,49 @@ from pathlib import Path
 from drift.errors import ConfigError
 
 # The worker gets this process's search path as arguments; it never runs this process's __main__.
-_BOOT = "import sys; sys.path[:] = sys.argv[1:]; from drift.verifiers.worker import main; main()"
+_BOOT = "import sys; sys.path[:] = sys.argv[1:]; from drift.verifiers.math_worker import main; main()"
 START_SECONDS = 120.0
 # A worker whose parent died in mid-check ends this long after the deadline at the latest.
 GRACE_SECONDS = 1.0
-# How often a check is begun: what ends so many workers, or hangs in them, is the check and not what befell a worker.
+# How often a check is begun: what ends so many workers, or hangs in them, is the check and no accident of a worker.
 ATTEMPTS = 3
 Outcome = dict[str, str]
-
-
-class _Late(Exception):
-    """No outcome by the deadline."""
-
-
-class _Died(Exception):
-    """The worker ended without an outcome."""
 
 
 class _NotStarted(ConfigError):
     """The worker ended, or said nothing, before its first check."""
 
 
-class Worker:
-    """One process and the pipes to it, used by one thread at a time."""
+class WorkerProcess:
+    """One process and the socket to it, used by one thread at a time.
+
+    Args:
+        deadline: seconds that one check may take.
+        memory_mb: the most address space it may use, in MiB.
+
+    Raises:
+        ConfigError: it does not start, or math-verify can't be used.
+    """
 
     def __init__(self, deadline: float, memory_mb: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            # Ctrl-C in the terminal is for this process, which decides about its workers.
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        self._socket, its_end = socket.socketpair()
+        with its_end:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT, *sys.path],
+                stdin=its_end.fileno(),
+                stdout=its_end.fileno(),
+                stderr=subprocess.DEVNULL,
+                # Ctrl-C in the terminal is for this process, which decides about its workers.
+                start_new_session=True,
+            )
         self.pid = self._process.pid
-        self._input, self._output = self._process.stdin.fileno(), self._process.stdout.fileno()
-        os.set_blocking(self._input, False)
-        os.set_blocking(self._output, False)
         try:
             ready = self.ask({"alarm": deadline + GRACE_SECONDS, "memory_mb": memory_mb}, START_SECONDS)
-        except (_Late, _Died) as error:
+        except OSError as error:
             self.kill()
             raise _NotStarted(
                 f"verifier math: a worker process of {sys.executable} did not start "
-                f"({'too slow' if isinstance(error, _Late) else 'it ended'}). "
+                f"({'too slow' if isinstance(error, TimeoutError) else 'it ended'}). "
                 "Check that this runs: python -c 'import math_verify'."
             ) from None
         except BaseException:
@@ -78,21 +74,17 @@ class Worker:
             )
 
     def ask(self, request: object, seconds: float) -> Outcome:
-        """The outcome of one request; raises when there is none within ``seconds``."""
+        """The outcome of one request; ``TimeoutError`` by the deadline, another ``OSError`` where the worker ended."""
         end = time.monotonic() + seconds
-        data = memoryview((json.dumps(request) + "\n").encode("ascii"))
-        while data:
-            self._wait(self._input, selectors.EVENT_WRITE, end)
-            try:
-                data = data[os.write(self._input, data) :]
-            except BrokenPipeError:
-                raise _Died from None
+        self._socket.settimeout(seconds)
+        self._socket.sendall((json.dumps(request) + "\n").encode("ascii"))
         received = bytearray()
         while not received.endswith(b"\n"):
-            self._wait(self._output, selectors.EVENT_READ, end)
-            chunk = os.read(self._output, 1 << 16)
+            # A timeout of 0 would mean none.
+            self._socket.settimeout(max(1e-3, end - time.monotonic()))
+            chunk = self._socket.recv(1 << 16)
             if not chunk:
-                raise _Died
+                raise ConnectionResetError
             received += chunk
         outcome: Outcome = json.loads(received)
         return outcome
@@ -101,34 +93,22 @@ class Worker:
         """End the process at once, whatever it is doing."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        self._socket.close()
 
     def forget(self) -> None:
-        """Close a forked child's copies of the pipes, so that the worker can see its parent end."""
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+        """Close a forked child's copy of the socket, so that the worker can see its parent end."""
+        self._socket.close()
         self._process.returncode = 0  # not this process's child: nothing to wait for
-
-    @staticmethod
-    def _wait(descriptor: int, event: int, end: float) -> None:
-        with selectors.PollSelector() as selector:
-            selector.register(descriptor, event)
-            if not selector.select(max(0.0, end - time.monotonic())):
-                raise _Late
 
 
 class WorkerPool:
-    """N threads with a worker process each, started when first needed.
+    """Threads that ask a worker process each; the processes are started when first needed.
 
     A Ctrl-C reaches only the thread that waits for an outcome, never one that talks to a worker, so it leaves the pool
     whole. After a fork the child starts workers of its own.
 
     Args:
-        workers: N.
+        workers: how many.
         deadline: seconds that one check may take.
         memory_mb: the most address space one worker may use, in MiB.
     """
@@ -137,8 +117,8 @@ class WorkerPool:
         self._workers, self._deadline, self._memory_mb = workers, deadline, memory_mb
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
-        self._started: set[Worker] = set()
-        self._own = threading.local()
+        self._running: set[WorkerProcess] = set()
+        self._idle: list[WorkerProcess] = []
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._after_fork)
 
@@ -161,31 +141,31 @@ class WorkerPool:
             threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=False, cancel_futures=True)
-            with self._lock:
-                workers, self._started = self._started, set()
-            for worker in workers:
-                worker.kill()
+            self._kill_all()
             threads.shutdown(wait=True)
-            with self._lock:
-                late, self._started = self._started, set()
-            for worker in late:
-                worker.kill()
+            # Those that a check started meanwhile, because its worker had been killed.
+            self._kill_all()
 
     def pids(self) -> list[int]:
         """Process ids of the workers that are running."""
         with self._lock:
-            return sorted(worker.pid for worker in self._started)
+            return sorted(worker.pid for worker in self._running)
+
+    def _kill_all(self) -> None:
+        with self._lock:
+            workers, self._running, self._idle = self._running, set(), []
+        for worker in workers:
+            worker.kill()
 
     def _after_fork(self) -> None:
-        inherited = self._started
-        self._lock, self._threads, self._started = threading.Lock(), None, set()
+        inherited = self._running
+        self._lock, self._threads, self._running, self._idle = threading.Lock(), None, set(), []
         for worker in inherited:
             worker.forget()
 
     def _submit(self, reply: str, gold: str) -> Future[Outcome]:
         with self._lock:
             if self._threads is None:
-                self._own = threading.local()
                 self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="drift-math")
             return self._threads.submit(self._check, reply, gold)
 
@@ -197,36 +177,40 @@ class WorkerPool:
                 if attempt == ATTEMPTS:
                     raise
                 continue
-            if not again or attempt == ATTEMPTS:
-                return outcome
-        raise AssertionError
+            if not again:
+                break
+        return outcome
 
     def _try(self, reply: str, gold: str) -> tuple[Outcome, bool]:
         """An outcome, and whether it says more of its worker than of the check: killed, or stopped, from outside."""
-        worker: Worker | None = getattr(self._own, "worker", None)
+        with self._lock:
+            worker = self._idle.pop() if self._idle else None
         if worker is None:
-            worker = Worker(self._deadline, self._memory_mb)
+            worker = WorkerProcess(self._deadline, self._memory_mb)
             with self._lock:
-                self._started.add(worker)
-            self._own.worker = worker
+                self._running.add(worker)
         before = _cpu_seconds(worker.pid)
         try:
-            return worker.ask([reply, gold], self._deadline), False
-        except (_Late, _Died, OSError, ValueError) as error:
+            outcome = worker.ask([reply, gold], self._deadline)
+        except (OSError, ValueError) as error:
             after = _cpu_seconds(worker.pid)
-            self._own.worker = None
             with self._lock:
-                self._started.discard(worker)
+                self._running.discard(worker)
             worker.kill()
-            if not isinstance(error, _Late):
+            if not isinstance(error, TimeoutError):
                 return {"verdict": "unparseable", "reason": "crash"}, True
             # One that hardly ran did not hang: it was stopped, or had no core to run on.
             stalled = before is not None and after is not None and after - before < self._deadline / 4
             return {"verdict": "unparseable", "reason": "deadline"}, stalled
+        with self._lock:
+            # Unless the pool was closed meanwhile, and it is being killed.
+            if worker in self._running:
+                self._idle.append(worker)
+        return outcome, False
 
 
 def _cpu_seconds(pid: int) -> float | None:
-    """CPU seconds that a process has used, where the system tells (Linux); ``None`` where it does not."""
+    """CPU seconds that a process has used, where the system shows them (Linux); ``None`` where it does not."""
     try:
         # The name in parentheses may hold anything; user and system time are the 12th and 13th fields after it.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -14,9 +14,11 @@ import re
 import resource
 import signal
 import sys
+from fractions import Fraction
 from typing import Any
 
 from drift.verifiers.base import boxed
+from drift.verifiers.numeric import show_value
 
 _DELIMITERS = re.compile(r"(?<!\\)\$|\\\(|\\\[")
 _CURRENCY = re.compile(r"(?<!\\)\$")
@@ -53,17 +55,17 @@ def main() -> None:
         return
     limit = settings["memory_mb"] * 2**20
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _say(channel, _prepare())
+    _write(channel, _prepare())
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for line in sys.stdin:
         reply, gold = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, settings["alarm"])
         outcome = check(reply, gold)
-        _say(channel, outcome)
+        _write(channel, outcome)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _say(channel: Any, outcome: dict[str, str]) -> None:
+def _write(channel: Any, outcome: dict[str, str]) -> None:
     channel.write(json.dumps(outcome) + "\n")
     channel.flush()
 
@@ -92,7 +94,7 @@ def _prepare() -> dict[str, str]:
 
 @functools.lru_cache(maxsize=20)
 def _read_expression(expression: str) -> Any:
-    """An expression of digits and operators, as math-verify found it in text, by grammar and not by evaluation."""
+    """An expression of digits and operators, as math-verify cut it out of a text, by grammar and not by evaluation."""
     from latex2sympy2_extended import latex2sympy
 
     return latex2sympy(_LONG_POWER.sub(r"^{\1}", expression.replace("**", "^")).replace("*", r"\cdot "))
@@ -117,13 +119,13 @@ def check(reply: str, gold: str) -> dict[str, str]:
         expected = _gold(gold)
         if not expected:
             return {"verdict": "gold"}
-        found = _read(reply)
-        if not found:
+        answer = _read(reply)
+        if not answer:
             return {"verdict": "unparseable", "reason": "no answer found"}
-        correct = verify(list(expected), found, timeout_seconds=None)
+        correct = verify(list(expected), answer, timeout_seconds=None)
         if correct and "%" not in reply + gold:
-            correct = any(_near(one, other) for one in expected for other in found)
-        return {"verdict": "right" if correct else "wrong", "answer": _normal_form(found)}
+            correct = any(_near(one, other) for one in expected for other in answer)
+        return {"verdict": "right" if correct else "wrong", "answer": _normal_form(answer)}
     except (Exception, RecursionError) as error:
         return {"verdict": "unparseable", "reason": type(error).__name__}
 
@@ -139,36 +141,32 @@ def _read(text: str) -> list[Any]:
 
     text = text.replace("\u2212", "-")
     inner = boxed(text)
+    is_money = len(_CURRENCY.findall(text)) == 1 and not _is_prose(text)
     if inner is not None:
-        found = parse(_formula(inner), parsing_timeout=None)
-    elif _DELIMITERS.search(text) and not _is_money(text):
-        found = parse(text, parsing_timeout=None)
+        attempts = [_formula(inner)]
+    elif _DELIMITERS.search(text) and not is_money:
+        attempts = [text]
     elif _is_prose(text):
-        found = parse(_plain_powers(text), parsing_timeout=None)
+        # Numbers such as 2e-3 in the only spelling of a power of ten that a LaTeX grammar knows.
+        attempts = [_SCIENTIFIC.sub(r"$\1 \\times 10^{\2}$", text)]
     else:
-        found = parse(_formula(text), parsing_timeout=None) or parse(text, parsing_timeout=None)
-    if not found and _ONE_WORD.fullmatch(text.strip()):
-        found = parse(rf"$\text{{{text.strip()}}}$", parsing_timeout=None)
+        attempts = [_formula(text), text]
+    if _ONE_WORD.fullmatch(text.strip()):
+        attempts.append(rf"$\text{{{text.strip()}}}$")
+    expressions: list[Any] = next(filter(None, (parse(attempt, parsing_timeout=None) for attempt in attempts)), [])
     # A text that couldn't be parsed is compared as text, if there is anything in it.
-    return [item for item in found if not isinstance(item, str)] or [item for item in found if re.search(r"\w", item)]
-
-
-def _is_money(text: str) -> bool:
-    return len(_CURRENCY.findall(text)) == 1 and not _is_prose(text)
+    return [item for item in expressions if not isinstance(item, str)] or [
+        item for item in expressions if re.search(r"\w", item)
+    ]
 
 
 def _is_prose(text: str) -> bool:
-    """Whether ``text`` holds words that are neither commands nor functions."""
+    """Whether ``text`` has words that are neither commands nor functions."""
     bare = _OR.sub(" ", _COMMAND_OR_TEXT.sub(" ", text))
     if _SHORT_WORD.search(bare):
         return True
     several_lines = "\n" in text.strip() and "\\begin" not in text
     return several_lines or any(word.lower() not in _FUNCTIONS.split() for word in _WORD.findall(bare))
-
-
-def _plain_powers(text: str) -> str:
-    """Numbers such as 2e-3 in the only spelling of a power of ten that a LaTeX grammar knows."""
-    return _SCIENTIFIC.sub(r"$\1 \\times 10^{\2}$", text)
 
 
 def _formula(text: str) -> str:
@@ -195,13 +193,9 @@ def _near(one: Any, other: Any) -> bool:
     return abs(a - b) <= _RELATIVE * max(abs(a), abs(b))
 
 
-def _normal_form(found: list[Any]) -> str:
+def _normal_form(expressions: list[Any]) -> str:
     """One spelling of what was read, the same as the parent's for plain numbers."""
-    from fractions import Fraction
-
-    from drift.verifiers.numbers import show_value
-
-    first = found[0]
+    first = expressions[0]
     try:
         # "x = 5" and "5" are one answer.
         if getattr(first, "is_Equality", False) and first.lhs.is_Symbol:
