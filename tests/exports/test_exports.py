@@ -352,7 +352,7 @@ def test_nothing_to_export_is_an_error_that_leaves_no_file(make_trajectory: Make
 
 def test_messages_that_do_not_fit_the_turns_are_refused(data: list[Trajectory]) -> None:
     broken = replace(data[1], messages=data[1].messages[:-1])
-    with pytest.raises(DatasetError, match=r"trajectory 'a#1': its messages don't hold the replies"):
+    with pytest.raises(DatasetError, match=r"trajectory 'a#1': its messages don't have the replies"):
         rows([broken], format="kto")
 
 

@@ -147,9 +147,9 @@ def _row(source: Conversation, turn: int, chosen: Part, rejected: Part, about: R
     if chosen.token_ids is not None and rejected.token_ids is not None:
         row["sampled_ids"] = {
             "prompt": list(source.history_ids(turn)),
-            "chosen": list(chosen.token_ids),
+            "chosen": chosen.token_ids,
             "chosen_mask": list(map(int, chosen.sampled or ())),
-            "rejected": list(rejected.token_ids),
+            "rejected": rejected.token_ids,
             "rejected_mask": list(map(int, rejected.sampled or ())),
         }
     return row

@@ -27,7 +27,7 @@ def labelled(group: Sequence[Conversation], config: ExportConfig, counts: Counte
         if part.token_ids is not None:
             row["sampled_ids"] = {
                 "prompt": list(conversation.history_ids(0)),
-                "completion": list(part.token_ids),
+                "completion": part.token_ids,
                 "completion_mask": list(map(int, part.sampled or ())),
             }
         yield row
