@@ -125,6 +125,6 @@ def training_row(trajectory: Trajectory, end_id: int) -> dict[str, list[Any]]:
             "one row of ids, which GRPO in TRL needs. Use a template that keeps history."
         )
     ids, sampled, logprobs = row
-    mask = [int(own and trajectory.error is None) for own in sampled]
+    mask = [0] * len(sampled) if trajectory.error else sampled
     prompt = list(trajectory.turns[0].prompt_ids)
     return {"prompt_ids": prompt, "completion_ids": ids, "logprobs": logprobs, "env_mask": mask}

@@ -24,12 +24,12 @@ class Part:
         token_ids: its ids as they were sampled and read, from the end of the history's ids to the end of the last
             reply; ``None`` where the policy returned no token ids, or a chat template that rewrites history lets no
             single row have the part.
-        sampled: which of them the policy sampled; the others are the environment's words, and no loss may touch them.
+        mask: 1 for those that the policy sampled; the others are the environment's words, and no loss may touch them.
     """
 
     messages: tuple[Message, ...]
     token_ids: list[int] | None
-    sampled: list[bool] | None
+    mask: list[int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,11 @@ class Conversation:
     trajectory: Trajectory
     value: float
     reply_at: tuple[int, ...]
+
+    @property
+    def last(self) -> int:
+        """Number of the last reply, from 0."""
+        return len(self.reply_at) - 1
 
     def history(self, turn: int) -> tuple[Message, ...]:
         """The messages before reply ``turn``, from 0."""
@@ -52,28 +57,28 @@ class Conversation:
         """From reply ``first`` to reply ``last``, both included."""
         messages = self.trajectory.messages[self.reply_at[first] : self.reply_at[last] + 1]
         row = None if self.trajectory.text_only else one_row(self.trajectory.turns[first : last + 1])
-        return Part(messages=messages, token_ids=row and row[0], sampled=row and row[1])
+        return Part(messages=messages, token_ids=row and row[0], mask=row and row[1])
 
 
-def one_row(turns: Sequence[Turn]) -> tuple[list[int], list[bool], list[float]] | None:
+def one_row(turns: Sequence[Turn]) -> tuple[list[int], list[int], list[float]] | None:
     """Consecutive turns as one row of L ids, from the first reply to the last.
 
     Returns:
-        ``(L,)`` ids, which of them the policy sampled, and their log-probabilities (0 where there is none); ``None``
+        ``(L,)`` ids, a mask that is 1 where the policy sampled, and log-probabilities (0 where there is none); ``None``
         where a chat template rewrites history, so that no one row is what the policy saw.
     """
     if not all(extends(before, after) for before, after in pairwise(turns)):
         return None
     ids: list[int] = []
-    sampled: list[bool] = []
+    mask: list[int] = []
     logprobs: list[float] = []
     for turn in turns:
         read = turn.prompt_ids[len(turns[0].prompt_ids) + len(ids) :]
         said = turn.completion.token_ids
         ids += [*read, *said]
-        sampled += [False] * len(read) + [True] * len(said)
+        mask += [0] * len(read) + [1] * len(said)
         logprobs += [0.0] * len(read) + list(turn.completion.logprobs or [0.0] * len(said))
-    return ids, sampled, logprobs
+    return ids, mask, logprobs
 
 
 def conversations(trajectories: Sequence[Trajectory], config: ExportConfig) -> list[Conversation]:

@@ -1,4 +1,4 @@
-"""Pairs of a better and a worse reply, for DPO: by whole conversation, by last reply, and by turn.
+"""Rows for preference trainers: pairs of a better and a worse reply for DPO, single conversations for KTO.
 
 Which pairs are made is decided by returns and sample numbers alone: within a set, candidates are ordered from the
 highest return to the lowest, equals by sample, and the first is paired with the last, the second with the last but one,
@@ -43,7 +43,8 @@ def whole_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Cou
     """
     for same in _by_history(group, [0] * len(group)):
         for better, worse in _chosen_pairs(same, config, counts):
-            yield _row(better, 0, better.part(0, _last(better)), worse.part(0, _last(worse)), _about_two(better, worse))
+            chosen, rejected = better.part(0, better.last), worse.part(0, worse.last)
+            yield _row(better, 0, chosen, rejected, _about_two(better, worse))
 
 
 def final_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[Row]:
@@ -51,12 +52,10 @@ def final_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Cou
 
     Under ``history: shared`` the worse one has that same history.
     """
-    last = [_last(conversation) for conversation in group]
-    sets = _by_history(group, last) if config.history == "shared" else _by_history(group, [0] * len(group))
-    for same in sets:
+    for same in _by_history(group, [each.last if config.history == "shared" else 0 for each in group]):
         for better, worse in _chosen_pairs(same, config, counts):
-            chosen = better.part(_last(better), _last(better))
-            yield _row(better, _last(better), chosen, worse.part(_last(worse), _last(worse)), _about_two(better, worse))
+            chosen, rejected = better.part(better.last, better.last), worse.part(worse.last, worse.last)
+            yield _row(better, better.last, chosen, rejected, _about_two(better, worse))
 
 
 def step_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[Row]:
@@ -65,8 +64,8 @@ def step_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Coun
     A reply's value is the mean return of the conversations that went on from it: a Monte Carlo estimate of its worth,
     from as few as one conversation.
     """
-    for turn in range(max(len(conversation.reply_at) for conversation in group)):
-        there = [conversation for conversation in group if len(conversation.reply_at) > turn]
+    for turn in range(max(each.last for each in group) + 1):
+        there = [each for each in group if each.last >= turn]
         for same in _by_history(there, [turn] * len(there)):
             replies: dict[str, list[Conversation]] = defaultdict(list)
             for conversation in same:
@@ -98,8 +97,8 @@ def _chosen_pairs(
     counts["histories"] += 1
     counts["histories_without_pair"] += not pairs
     for better, worse in pairs[: config.pairs]:
-        first = _last if config.format == "dpo-final" else _first
-        if _said(better, first(better)) == _said(worse, first(worse)):
+        final = config.format == "dpo-final"
+        if _said(better, final) == _said(worse, final):
             # The same words, better for when they were said or by luck: nothing to prefer them to.
             counts["same_replies"] += 1
             continue
@@ -115,16 +114,9 @@ def _by_history(group: Sequence[Conversation], turn_of: Sequence[int]) -> list[l
     return list(found.values())
 
 
-def _first(conversation: Conversation) -> int:
-    return 0
-
-
-def _last(conversation: Conversation) -> int:
-    return len(conversation.reply_at) - 1
-
-
-def _said(conversation: Conversation, first: int) -> list[str]:
-    return [turn.completion.text for turn in conversation.trajectory.turns[first:]]
+def _said(conversation: Conversation, final: bool) -> list[str]:
+    turns = conversation.trajectory.turns
+    return [turn.completion.text for turn in (turns[-1:] if final else turns)]
 
 
 def _about_two(better: Conversation, worse: Conversation) -> Row:
@@ -148,8 +140,31 @@ def _row(source: Conversation, turn: int, chosen: Part, rejected: Part, about: R
         row["sampled_ids"] = {
             "prompt": list(source.history_ids(turn)),
             "chosen": chosen.token_ids,
-            "chosen_mask": list(map(int, chosen.sampled or ())),
+            "chosen_mask": chosen.mask,
             "rejected": rejected.token_ids,
-            "rejected_mask": list(map(int, rejected.sampled or ())),
+            "rejected_mask": rejected.mask,
         }
     return row
+
+
+def labelled(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[Row]:
+    """``kto``: each conversation from its first reply to its last, and whether it is a good one."""
+    for conversation in group:
+        good = conversation.trajectory.success if config.threshold is None else conversation.value > config.threshold
+        counts["good" if good else "bad"] += 1
+        part = conversation.part(0, conversation.last)
+        row: Row = {
+            "prompt": plain(conversation.history(0)),
+            "completion": plain(part.messages),
+            "label": good,
+            "group_id": conversation.trajectory.group_id,
+            "completion_id": conversation.trajectory.id,
+            "completion_return": conversation.value,
+        }
+        if part.token_ids is not None:
+            row["sampled_ids"] = {
+                "prompt": list(conversation.history_ids(0)),
+                "completion": part.token_ids,
+                "completion_mask": part.mask,
+            }
+        yield row
