@@ -44,7 +44,7 @@ def whole_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Cou
     for same in _by_history(group, [0] * len(group)):
         for better, worse in _chosen_pairs(same, config, counts):
             chosen, rejected = better.part(0, better.last), worse.part(0, worse.last)
-            yield _row(better, 0, chosen, rejected, _about_two(better, worse))
+            yield _row(better, 0, _about(better, worse, better.value, worse.value), chosen=chosen, rejected=rejected)
 
 
 def final_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[Row]:
@@ -55,7 +55,8 @@ def final_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Cou
     for same in _by_history(group, [each.last if config.history == "shared" else 0 for each in group]):
         for better, worse in _chosen_pairs(same, config, counts):
             chosen, rejected = better.part(better.last, better.last), worse.part(worse.last, worse.last)
-            yield _row(better, better.last, chosen, rejected, _about_two(better, worse))
+            about = _about(better, worse, better.value, worse.value)
+            yield _row(better, better.last, about, chosen=chosen, rejected=rejected)
 
 
 def step_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[Row]:
@@ -79,15 +80,14 @@ def step_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Coun
             counts["histories_without_pair"] += not pairs
             for (better, high), (worse, low) in pairs[: config.pairs]:
                 about = {
+                    "group_id": better[0].trajectory.group_id,
                     "turn": turn + 1,
-                    "chosen_id": better[0].trajectory.id,
-                    "rejected_id": worse[0].trajectory.id,
-                    "chosen_return": high,
-                    "rejected_return": low,
+                    **_about(better[0], worse[0], high, low),
                     "chosen_count": len(better),
                     "rejected_count": len(worse),
                 }
-                yield _row(better[0], turn, better[0].part(turn, turn), worse[0].part(turn, turn), about)
+                chosen, rejected = better[0].part(turn, turn), worse[0].part(turn, turn)
+                yield _row(better[0], turn, about, chosen=chosen, rejected=rejected)
 
 
 def _chosen_pairs(
@@ -119,31 +119,24 @@ def _said(conversation: Conversation, final: bool) -> list[str]:
     return [turn.completion.text for turn in (turns[-1:] if final else turns)]
 
 
-def _about_two(better: Conversation, worse: Conversation) -> Row:
+def _about(better: Conversation, worse: Conversation, high: float, low: float) -> Row:
     return {
+        "group_id": better.trajectory.group_id,
         "chosen_id": better.trajectory.id,
         "rejected_id": worse.trajectory.id,
-        "chosen_return": better.value,
-        "rejected_return": worse.value,
+        "chosen_return": high,
+        "rejected_return": low,
     }
 
 
-def _row(source: Conversation, turn: int, chosen: Part, rejected: Part, about: Row) -> Row:
-    row: Row = {
-        "prompt": plain(source.history(turn)),
-        "chosen": plain(chosen.messages),
-        "rejected": plain(rejected.messages),
-        "group_id": source.trajectory.group_id,
-        **about,
-    }
-    if chosen.token_ids is not None and rejected.token_ids is not None:
-        row["sampled_ids"] = {
-            "prompt": list(source.history_ids(turn)),
-            "chosen": chosen.token_ids,
-            "chosen_mask": chosen.mask,
-            "rejected": rejected.token_ids,
-            "rejected_mask": rejected.mask,
-        }
+def _row(source: Conversation, turn: int, about: Row, **parts: Part) -> Row:
+    """What follows the history of ``source`` before ``turn``, part by part, with the ids where there are any."""
+    said = {name: plain(part.messages) for name, part in parts.items()}
+    row: Row = {"prompt": plain(source.history(turn)), **said, **about}
+    if all(part.token_ids is not None for part in parts.values()):
+        row["sampled_ids"] = {"prompt": list(source.history_ids(turn))}
+        for name, part in parts.items():
+            row["sampled_ids"] |= {name: part.token_ids, f"{name}_mask": part.mask}
     return row
 
 
@@ -152,19 +145,10 @@ def labelled(group: Sequence[Conversation], config: ExportConfig, counts: Counte
     for conversation in group:
         good = conversation.trajectory.success if config.threshold is None else conversation.value > config.threshold
         counts["good" if good else "bad"] += 1
-        part = conversation.part(0, conversation.last)
-        row: Row = {
-            "prompt": plain(conversation.history(0)),
-            "completion": plain(part.messages),
+        about = {
             "label": good,
             "group_id": conversation.trajectory.group_id,
             "completion_id": conversation.trajectory.id,
             "completion_return": conversation.value,
         }
-        if part.token_ids is not None:
-            row["sampled_ids"] = {
-                "prompt": list(conversation.history_ids(0)),
-                "completion": part.token_ids,
-                "completion_mask": part.mask,
-            }
-        yield row
+        yield _row(conversation, 0, about, completion=conversation.part(0, conversation.last))

@@ -198,8 +198,8 @@ def _refuse_bad_rows(path: Path, rows: int, conversion: Conversion) -> None:
             progress.advance()
     if conversion.excluded:
         raise DatasetError(
-            f"{path}: {conversion.excluded.total()} rows can't be imported ({conversion.by_reason()}), and --strict was "
-            "given; nothing was written. Fix them, or leave out --strict to import the others.\n"
+            f"{path}: {conversion.excluded.total()} rows can't be imported ({conversion.by_reason()}), and --strict "
+            "was given; nothing was written. Fix them, or leave out --strict to import the others.\n"
             f"{listing(conversion.shown)}"
         )
 
