@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import drift
-from drift.baselines.config import OnlineConfig, Optimizer
+from drift.baselines.config import OnlineConfig
 from drift.environments import make_environment
 from drift.evaluation.run import EvaluationConfig, evaluate_policies
 from drift.manifest import read_manifest
@@ -38,7 +38,7 @@ SIZE = {"arithmetic": (200, 4), "guess": (400, 16)}
 TRAINING = TrainingConfig(max_steps=60, learning_rate=3e-4, rows_together=1, save_steps=5, keep_checkpoints=99)
 GRPO = OnlineConfig(
     tasks=400, rounds=80, prompts=16, samples=4, sampling=SHORT, generation_batch=BATCH, save_rounds=5,
-    optimizer=Optimizer(learning_rate=3e-4, warmup=0.0, log_steps=5),
+    learning_rate=3e-4, warmup=0.0, arguments={"weight_decay": 0.0, "logging_steps": 5},
 )  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def sweep(environment: str, out: Path, named: list[str]) -> dict[str, Any]:
                 samples=samples,
                 minibatches=minibatches,
                 passes=passes,
-                optimizer=replace(GRPO.optimizer, learning_rate=rate),
+                learning_rate=rate,
             )
             points = online(environment, 77, config, out / entry)
         found[entry] = measured(environment, points, out / "evaluation" / entry, 200)

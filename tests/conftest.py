@@ -21,10 +21,9 @@ from drift.types import Completion, Message, Step, Trajectory, Turn
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained Qwen2 of two layers and the default policy's kind of tokenizer."""
     import torch
+    from tools.default_policy.config import Flaws
+    from tools.default_policy.pretrain import make_tokenizer
     from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from drift.bootstrap.config import Flaws
-    from drift.bootstrap.pretrain import make_tokenizer
 
     tokenizer = make_tokenizer(0, Flaws(), 300)
     torch.manual_seed(0)

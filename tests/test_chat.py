@@ -1,8 +1,8 @@
 import pytest
+from tools.default_policy.config import Flaws
+from tools.default_policy.pretrain import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from drift.bootstrap.config import Flaws
-from drift.bootstrap.pretrain import make_tokenizer
 from drift.chat import ByteChat, TemplateChat, extends
 from drift.errors import PolicyError
 from drift.types import Completion, Message, Step, Turn

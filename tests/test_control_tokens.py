@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 from tests.test_templates import CONTROLS, STYLES, Style
+from tools.default_policy.config import Flaws
+from tools.default_policy.pretrain import make_tokenizer
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from drift.api import import_conversations
-from drift.bootstrap.config import Flaws
-from drift.bootstrap.pretrain import make_tokenizer
 from drift.chat import TemplateChat
 from drift.dataset.store import read_trajectories
 from drift.errors import PolicyError

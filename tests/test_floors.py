@@ -19,7 +19,7 @@ FLOORS = [
     {"environments"},
     {"dataset"},
     {"weights"},
-    {"rollouts", "training", "bootstrap", "exports"},
+    {"rollouts", "training", "exports"},
     {"evaluation", "baselines"},
     {"reporting"},
     {"recipe", "api"},

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from tools.default_policy.config import Flaws
+from tools.default_policy.pretrain import make_tokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from drift.bootstrap.config import Flaws
-from drift.bootstrap.pretrain import make_tokenizer
 from drift.chat import TemplateChat, extends
 from drift.errors import PolicyError
 from drift.policies.base import Sampling

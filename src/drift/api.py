@@ -222,17 +222,16 @@ def train_preference(
         data: directory of trajectories.
         out: the model folder.
         base: the model that sampled the conversations.
-        config: which rows and how; ``rows.format`` decides the objective. Or give its fields as ``settings``.
+        config: which rows and how; ``format`` decides the objective. Or give its fields as ``settings``.
         seed: decides the order of the rows.
         device: where to train.
         any_policy: accept conversations that another model sampled.
         settings: fields of ``PreferenceConfig``.
     """
-    from drift.baselines.preference import train_dpo, train_kto
+    from drift.baselines.preference import train_preference
 
     config = config or PreferenceConfig(**settings)
-    train = train_kto if config.rows.format == "kto" else train_dpo
-    train(Path(data), Path(out), base=base, config=config, seed=seed, device=device, any_policy=any_policy)
+    train_preference(Path(data), Path(out), model=base, config=config, seed=seed, device=device, any_policy=any_policy)
     return Path(out)
 
 
@@ -265,7 +264,7 @@ def train_online(
         {"name": environment, "settings": dict(environment_settings or {})},
         make_environment(environment, environment_settings),
         Path(out),
-        base=start,
+        model=start,
         config=config or OnlineConfig(**settings),
         seed=seed,
         device=device,

@@ -89,7 +89,8 @@ def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
     """Read a manifest and check that it is of ``kind`` and of this schema version; raises ``DatasetError``."""
     path = directory / MANIFEST
     if not path.is_file():
-        found = "a directory without manifest.json" if directory.is_dir() else "nothing there"
+        kinds = {"a directory without manifest.json": directory.is_dir(), "a file": directory.is_file()}
+        found = next((kind for kind, is_it in kinds.items() if is_it), "nothing there")
         raise DatasetError(f"{directory}: {found}, expected {kind} written by drift. Check the path.")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())

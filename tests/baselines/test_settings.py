@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from drift.baselines.collators import SampledLabels, SampledPairs
-from drift.baselines.config import OnlineConfig, Optimizer, PreferenceConfig
-from drift.baselines.live import Live, shaped_returns, training_row
-from drift.baselines.preference import balance, train_dpo, train_kto
-from drift.baselines.shared import Log, trl_version
+from drift.baselines.config import OnlineConfig, PreferenceConfig
+from drift.baselines.live import Live, training_row
+from drift.baselines.preference import balance, train_preference
+from drift.baselines.shared import Log, check_arguments, trl_arguments, trl_version
 from drift.environments.arithmetic import Arithmetic
 from drift.errors import ConfigError, TrainingError
 from drift.exports.config import ExportConfig
+from drift.exports.conversations import shaped_returns
 from drift.policies import DEFAULT_MODEL
 from drift.policies.base import Sampling, derive_seed
 from drift.policies.hf import HFPolicy, load_model
@@ -69,29 +71,47 @@ def test_online_settings_are_checked(settings: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rate": 0.0}, "optimizer.learning_rate"),
-        ({"warmup": 2.0}, "optimizer.warmup"),
-        ({"dtype": "float16"}, "optimizer.dtype"),
-        ({"weight_decay": -1.0}, "optimizer.weight_decay"),
-        ({"log_steps": 0}, "optimizer.log_steps"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"warmup": 2.0}, "warmup"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"arguments": {"lr_scheduler_type": "cosine"}}, "arguments.lr_scheduler_type: .* Use schedule"),
+        ({"arguments": {"per_device_train_batch_size": 4}}, "Use batch_size, prompts or micro_batch_size"),
     ],
 )
-def test_optimizer_settings_are_checked(settings: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Optimizer(**settings)
+@pytest.mark.parametrize("config", [PreferenceConfig, OnlineConfig])
+def test_settings_of_every_training_are_checked(config: Any, settings: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"{config.where}.{message}" if "Use batch" not in message else message):
+        config(**settings)
+
+
+def test_settings_of_transformers_are_known_before_a_model_is_loaded() -> None:
+    check_arguments(OnlineConfig(arguments={"weight_decay": 0.0, "gradient_checkpointing": True}))
+    with pytest.raises(ConfigError, match=r"'weight_decai' in online.arguments. Did you mean 'weight_decay'"):
+        check_arguments(OnlineConfig(arguments={"weight_decai": 0.1}))
+
+
+def test_arguments_take_the_place_of_ours(tmp_path: Path) -> None:
+    ours = trl_arguments(OnlineConfig(), tmp_path, seed=1, device="cpu")
+    assert (ours["weight_decay"], ours["max_grad_norm"], ours["logging_steps"]) == (0.1, 1.0, 10)
+    given = {"max_grad_norm": 0.5, "gradient_checkpointing": True}
+    found = trl_arguments(OnlineConfig(arguments=given), tmp_path, seed=1, device="cpu")
+    assert found == {**ours, **given}
+    assert TrainingArguments(**found).max_grad_norm == 0.5
 
 
 def test_settings_are_plain_values_for_manifests() -> None:
-    values = OnlineConfig(sampling=Sampling(stop=("x",))).to_dict()
-    assert values["sampling"]["stop"] == ["x"] and values["optimizer"]["learning_rate"] is None
-    assert PreferenceConfig().to_dict()["rows"]["format"] == "dpo"
+    values = OnlineConfig(sampling=Sampling(stop=("x",)), arguments={"weight_decay": 0.0}).to_dict()
+    assert values["sampling"]["stop"] == ["x"] and values["learning_rate"] is None
+    assert (values["arguments"]["weight_decay"], values["arguments"]["max_grad_norm"]) == (0.0, 1.0)
+    config = PreferenceConfig(format="kto", gamma=0.8)
+    assert config.to_dict()["format"] == "kto" and config.rows == ExportConfig(format="kto", gamma=0.8)
 
 
 def test_a_learning_rate_that_is_left_open_depends_on_the_model() -> None:
-    assert OnlineConfig().resolved("default").optimizer.learning_rate == 3e-4
-    assert OnlineConfig().resolved("org/model").optimizer.learning_rate == 1e-6
-    assert PreferenceConfig().resolved().optimizer.learning_rate == 1e-6
-    given = OnlineConfig(optimizer=Optimizer(learning_rate=1e-5))
+    assert OnlineConfig().resolved("default").learning_rate == 3e-4
+    assert OnlineConfig().resolved("org/model").learning_rate == 1e-6
+    assert PreferenceConfig().resolved("default").learning_rate == 1e-6
+    given = OnlineConfig(learning_rate=1e-5)
     assert given.resolved("default") == given.resolved("org/model") == given
 
 
@@ -103,18 +123,10 @@ def test_without_trl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr("drift.baselines.shared.version", missing)
     with pytest.raises(ConfigError, match=r"pip install 'drift-rl\[trl\]'"):
-        train_dpo(tmp_path, tmp_path / "out", base="default", config=PreferenceConfig(), seed=1)
+        train_preference(tmp_path, tmp_path / "out", model="default", config=PreferenceConfig(), seed=1)
     monkeypatch.setattr("drift.baselines.shared.version", lambda name: "2.0.0")
     with pytest.raises(ConfigError, match=r"trl 2.0.0 is installed, expected 1.16"):
         trl_version()
-
-
-def test_each_objective_refuses_the_others_rows(tmp_path: Path) -> None:
-    kto = PreferenceConfig(rows=ExportConfig(format="kto"))
-    with pytest.raises(ConfigError, match="Use train_kto"):
-        train_dpo(tmp_path, tmp_path / "out", base="default", config=kto, seed=1)
-    with pytest.raises(ConfigError, match="Use train_dpo"):
-        train_kto(tmp_path, tmp_path / "out", base="default", config=PreferenceConfig(), seed=1)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,15 @@ import pytest
 import torch
 
 import drift
-from drift.baselines.config import OnlineConfig, Optimizer, PreferenceConfig
+from drift.baselines.config import OnlineConfig, PreferenceConfig
 from drift.baselines.live import Live
 from drift.baselines.online import train_online
-from drift.baselines.preference import train_dpo, train_kto
+from drift.baselines.preference import train_preference
 from drift.cli.main import main
 from drift.dataset.store import read_trajectories
 from drift.environments.arithmetic import Arithmetic
 from drift.errors import DatasetError, TrainingError
-from drift.exports.config import FORMATS, ExportConfig
+from drift.exports.config import FORMATS
 from drift.manifest import read_manifest
 from drift.policies import DEFAULT_MODEL
 from drift.policies.base import Sampling
@@ -31,9 +30,11 @@ pytest.importorskip("trl")
 pytestmark = [pytest.mark.trl, pytest.mark.timeout(600)]
 
 SHORT = Sampling(max_new_tokens=16)
-FAST = Optimizer(learning_rate=1e-4, warmup=0.0, log_steps=1)
+FAST: dict[str, Any] = {
+    "learning_rate": 1e-4, "warmup": 0.0, "arguments": {"weight_decay": 0.0, "logging_steps": 1}
+}  # fmt: skip
 # One step of the constant schedule, without decay or clipping: what AdamW does first is known.
-ONE = replace(FAST, schedule="constant", weight_decay=0.0, max_grad_norm=0.0)
+ONE = {**FAST, "schedule": "constant", "arguments": {**FAST["arguments"], "max_grad_norm": 0.0}}
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +85,8 @@ def test_an_export_loads_in_trls_trainer_unchanged(data: Path, tmp_path: Path, f
 
 def test_trl_sees_the_log_probabilities_that_the_policy_sampled_with(data: Path, tmp_path: Path) -> None:
     """The environment's words count for nothing: what TRL adds up is what was recorded while sampling."""
-    rows = ExportConfig(format="dpo", pairs=1)
-    config = PreferenceConfig(rows=rows, batch_size=64, micro_batch_size=64, max_steps=1, optimizer=ONE)
-    train_dpo(data, tmp_path / "masked", base="default", config=config, seed=1)
+    config = PreferenceConfig(format="dpo", pairs=1, batch_size=64, micro_batch_size=64, max_steps=1, **ONE)
+    train_preference(data, tmp_path / "masked", model="default", config=config, seed=1)
     recorded = {t.id: sum(sum(turn.completion.logprobs or ()) for turn in t.turns) for t in read_trajectories(data)}
     made = [json.loads(line) for line in (tmp_path / "masked" / "rows.jsonl").read_text().splitlines()]
     first = log(tmp_path / "masked")[0]
@@ -94,15 +94,13 @@ def test_trl_sees_the_log_probabilities_that_the_policy_sampled_with(data: Path,
         expected = sum(recorded[row[f"{side}_id"]] for row in made) / len(made)
         assert first[f"logps/{side}"] == pytest.approx(expected, abs=1e-3)
     # TRL as it comes adds the environment's words, which the policy never said.
-    train_dpo(data, tmp_path / "all", base="default", config=replace(config, ids="rendered"), seed=1)
+    train_preference(data, tmp_path / "all", model="default", config=replace(config, ids="rendered"), seed=1)
     assert log(tmp_path / "all")[0]["logps/rejected"] < first["logps/rejected"] - 50
 
 
 def test_one_step_of_dpo_moves_the_weights_as_computed_by_hand(data: Path, tmp_path: Path) -> None:
-    config = PreferenceConfig(
-        rows=ExportConfig(format="dpo", pairs=1), batch_size=8, micro_batch_size=4, max_steps=2, optimizer=ONE
-    )
-    train_dpo(data, tmp_path / "model", base="default", config=config, seed=1)
+    config = PreferenceConfig(format="dpo", pairs=1, batch_size=8, micro_batch_size=4, max_steps=2, **ONE)
+    train_preference(data, tmp_path / "model", model="default", config=config, seed=1)
     rows = [json.loads(line)["sampled_ids"] for line in (tmp_path / "model" / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 8
     model, _ = load_model(str(DEFAULT_MODEL), dtype="float32")
@@ -130,10 +128,10 @@ def test_one_step_of_dpo_moves_the_weights_as_computed_by_hand(data: Path, tmp_p
 def test_one_step_of_grpo_moves_the_weights_as_computed_by_hand(tmp_path: Path) -> None:
     """``−Σ_i A_i Σ_t log π / Σ tokens`` at ratio 1, A the returns less their mean over their deviation in the group."""
     config = OnlineConfig(
-        tasks=4, rounds=1, prompts=4, samples=4, micro_batch_size=8, sampling=SHORT, optimizer=ONE, scale="group"
+        tasks=4, rounds=1, prompts=4, samples=4, micro_batch_size=8, sampling=SHORT, **ONE, scale="group"
     )
     factory = Arithmetic()
-    train_online({"name": "arithmetic"}, factory, tmp_path / "model", base="default", config=config, seed=9)
+    train_online({"name": "arithmetic"}, factory, tmp_path / "model", model="default", config=config, seed=9)
     model, tokenizer = load_model(str(DEFAULT_MODEL), dtype="float32")
     tasks = factory.tasks("train", 4, 9)
 
@@ -168,12 +166,9 @@ def test_one_step_of_grpo_moves_the_weights_as_computed_by_hand(tmp_path: Path) 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_preference_training_is_repeatable_and_run_once(data: Path, tmp_path: Path, format: Any) -> None:
-    train: Callable[..., dict[str, Any]] = train_kto if format == "kto" else train_dpo
-    config = PreferenceConfig(
-        rows=ExportConfig(format=format), batch_size=8, micro_batch_size=8, max_steps=3, optimizer=FAST
-    )
-    one = train(data, tmp_path / "one", base="default", config=config, seed=1)
-    train(data, tmp_path / "two", base="default", config=config, seed=1)
+    config = PreferenceConfig(format=format, batch_size=8, micro_batch_size=8, max_steps=3, **FAST)
+    one = train_preference(data, tmp_path / "one", model="default", config=config, seed=1)
+    train_preference(data, tmp_path / "two", model="default", config=config, seed=1)
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert one["steps"] == 3 and one["cost"]["tokens_trained"] > 0
@@ -181,10 +176,10 @@ def test_a_preference_training_is_repeatable_and_run_once(data: Path, tmp_path: 
     assert one["rendered"]["other_ids"] == one["rendered"]["refused"] == 0
     assert not (tmp_path / "one" / "cache").exists() and not (tmp_path / "one" / "trl").exists()
     written = (tmp_path / "one" / "model.safetensors").stat().st_mtime_ns
-    assert train(data, tmp_path / "one", base="default", config=config, seed=1) == one
+    assert train_preference(data, tmp_path / "one", model="default", config=config, seed=1) == one
     assert (tmp_path / "one" / "model.safetensors").stat().st_mtime_ns == written
     with pytest.raises(DatasetError, match="seed: 1 -> 2"):
-        train(data, tmp_path / "one", base="default", config=config, seed=2)
+        train_preference(data, tmp_path / "one", model="default", config=config, seed=2)
 
 
 def test_rows_that_do_not_fit_the_model_are_left_out_or_refused(data: Path, tmp_path: Path) -> None:
@@ -193,25 +188,25 @@ def test_rows_that_do_not_fit_the_model_are_left_out_or_refused(data: Path, tmp_
     settings = json.loads((small / "config.json").read_text())
     longest = max(len(t.turns[-1].prompt_ids + t.turns[-1].completion.token_ids) for t in read_trajectories(data))
     (small / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": longest - 1}))
-    config = PreferenceConfig(rows=ExportConfig(format="kto"), batch_size=8, micro_batch_size=8, max_steps=1)
-    found = train_kto(data, tmp_path / "out", base=str(small), config=config, seed=1)
+    config = PreferenceConfig(format="kto", batch_size=8, micro_batch_size=8, max_steps=1)
+    found = train_preference(data, tmp_path / "out", model=str(small), config=config, seed=1)
     assert found["counts"]["too_long"] >= 1
     (small / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 4}))
     with pytest.raises(TrainingError, match="none of 64 rows fits the model's context of 4 tokens"):
-        train_kto(data, tmp_path / "none", base=str(small), config=config, seed=1)
+        train_preference(data, tmp_path / "none", model=str(small), config=config, seed=1)
 
 
 def test_another_policys_conversations_are_refused(data: Path, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="was sampled by another policy"):
-        train_dpo(data, tmp_path / "out", base=str(tiny_model), config=PreferenceConfig(), seed=1)
+        train_preference(data, tmp_path / "out", model=str(tiny_model), config=PreferenceConfig(), seed=1)
 
 
 def test_online_training_is_repeatable_and_run_once(tmp_path: Path) -> None:
     config = OnlineConfig(
         tasks=8, rounds=2, prompts=4, samples=4, minibatches=2, passes=2, micro_batch_size=4, kl=0.01, sampling=SHORT,
-        save_rounds=1, optimizer=FAST,
+        save_rounds=1, **FAST,
     )  # fmt: skip
-    given: dict[str, Any] = {"base": "default", "config": config, "seed": 4}
+    given: dict[str, Any] = {"model": "default", "config": config, "seed": 4}
     one = train_online({"name": "arithmetic"}, Arithmetic(), tmp_path / "one", **given)
     train_online({"name": "arithmetic"}, Arithmetic(), tmp_path / "two", **given)
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -232,17 +227,17 @@ def test_online_training_is_repeatable_and_run_once(tmp_path: Path) -> None:
 def test_online_training_learns(tmp_path: Path) -> None:
     config = OnlineConfig(
         tasks=16, rounds=6, prompts=16, samples=4, minibatches=4, sampling=SHORT,
-        optimizer=replace(FAST, learning_rate=3e-4),
+        **{**FAST, "learning_rate": 3e-4},
     )  # fmt: skip
-    train_online({"name": "arithmetic"}, Arithmetic(), tmp_path / "one", base="default", config=config, seed=4)
+    train_online({"name": "arithmetic"}, Arithmetic(), tmp_path / "one", model="default", config=config, seed=4)
     rounds = [json.loads(line) for line in (tmp_path / "one" / "rounds.jsonl").read_text().splitlines()]
     assert rounds[-1]["return"] > rounds[0]["return"] + 0.1
 
 
 def test_the_command_line_trains_both_ways(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     preference = [
-        "train-preference", str(data), "--out", str(tmp_path / "dpo"), "--rows.format", "dpo-step", "--max_steps", "1",
-        "--optimizer.learning_rate", "1e-5",
+        "train-preference", str(data), "--out", str(tmp_path / "dpo"), "--format", "dpo-step", "--max_steps", "1",
+        "--learning_rate", "1e-5",
     ]  # fmt: skip
     assert main(preference) == 0
     assert "1 steps; rows " in capsys.readouterr().out

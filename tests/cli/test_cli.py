@@ -275,10 +275,3 @@ def test_import_says_what_came_in_and_what_did_not(tmp_path: Path, capsys: pytes
 def test_check_passes_and_fails_by_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "guess", "--tasks", "3"]) == 0
     assert "0 failed" in capsys.readouterr().out
-
-
-def test_make_policy_prints_its_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--steps", "2", "--knowing_steps", "1", "--hidden", "16", "--layers", "1", "--heads", "1", "--rows", "4"]
-    assert main(["make-policy", "--out", str(tmp_path / "policy"), *small, "--feed_forward", "16"]) == 0
-    assert "insist/add/plain" in capsys.readouterr().out
-    assert (tmp_path / "policy" / "model.safetensors").is_file()

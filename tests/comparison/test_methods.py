@@ -110,9 +110,9 @@ def test_preferences_get_the_recipe_s_return_optimizer_and_conversations_per_ste
         training=TrainingConfig(max_steps=70, batch_size=48, learning_rate=1e-4, warmup=0.2),
     )
     settings = plan_of(recipe, METHODS[name], 5).settings
-    assert isinstance(settings, PreferenceConfig) and settings.rows.format == OTHERS[name]
-    assert (settings.rows.gamma, settings.rows.repetition, settings.rows.format_failure) == (0.8, 0.5, 0.1)
-    assert (settings.max_steps, settings.optimizer.learning_rate, settings.optimizer.warmup) == (70, 1e-4, 0.2)
+    assert isinstance(settings, PreferenceConfig) and settings.format == OTHERS[name]
+    assert (settings.gamma, settings.repetition, settings.format_failure) == (0.8, 0.5, 0.1)
+    assert (settings.max_steps, settings.learning_rate, settings.warmup) == (70, 1e-4, 0.2)
     # A pair is two conversations.
     assert settings.batch_size == (48 if name == "kto" else 24)
 
@@ -123,13 +123,13 @@ def test_online_holds_as_many_conversations_as_there_are_rollouts() -> None:
     assert isinstance(settings, OnlineConfig) and settings.tasks == 400
     assert settings.rounds * settings.prompts * settings.samples == 6400
     # As the sweep left it, on the policy that the sweep was made with; another has the recipe's learning rate.
-    assert (settings.prompts, settings.samples, settings.optimizer.learning_rate) == (16, 4, 3e-4)
+    assert (settings.prompts, settings.samples, settings.learning_rate) == (16, 4, 3e-4)
     other = plan_of(replace(recipe, policy=PolicyChoice(model="org/model")), METHODS["grpo"], 5).settings
-    assert isinstance(other, OnlineConfig) and other.optimizer.learning_rate == recipe.training.learning_rate
-    own = own_methods({"g": {"trainer": "online", "online": {"samples": 8, "optimizer.learning_rate": 1e-5}}}, "m.yaml")
+    assert isinstance(other, OnlineConfig) and other.learning_rate == recipe.training.learning_rate
+    own = own_methods({"g": {"trainer": "online", "online": {"samples": 8, "learning_rate": 1e-5}}}, "m.yaml")
     settings = plan_of(recipe, own["g"], 5).settings
     assert isinstance(settings, OnlineConfig)
-    assert (settings.samples, settings.optimizer.learning_rate, settings.rounds) == (8, 1e-5, 100)
+    assert (settings.samples, settings.learning_rate, settings.rounds) == (8, 1e-5, 100)
 
 
 def test_a_missing_trainer_is_found_before_any_work(

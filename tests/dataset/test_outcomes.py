@@ -1,7 +1,11 @@
 """How conversations went, read off the columns of shards, beside every conversation as an object."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +62,46 @@ def plain(found: Outcomes) -> dict[str, object]:
     return values
 
 
+def by_objects(trajectories: list[Trajectory], *, group_by: str = "task", spoken: bool = False) -> dict[str, object]:
+    """What ``plain`` gives, a conversation at a time."""
+    kept = [t for t in trajectories if t.error is None and t.turns]
+    steps = [[turn.step for turn in t.turns] for t in kept]
+    graded = [[step.answer for step in each if step.graded] for each in steps]
+
+    def key(value: object, digits: int = 16) -> str:
+        return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:digits]
+
+    def number(value: object) -> int:
+        return int.from_bytes(bytes.fromhex(key(value)), "big", signed=True)
+
+    def opening(t: Trajectory) -> str:
+        said = len(t.turns) + sum(len(turn.step.messages) for turn in t.turns)
+        return f"opening-{key([[m['role'], m['content']] for m in t.messages[: len(t.messages) - said]], 32)}"
+
+    turns = [turn for t in kept for turn in t.turns]
+    replies = [number([turn.step.answer] if turn.step.graded else turn.completion.text) for turn in turns]
+    words = [number([[m["role"], m["content"]] for m in turn.step.messages]) for turn in turns]
+    mistakes = [turn is not t.turns[-1] and is_rejected(turn.step) for t in kept for turn in t.turns]
+    return {
+        "ids": [t.id for t in kept],
+        "groups": [t.group_id if group_by == "task" else opening(t) for t in kept],
+        "sample_N": (np.int32, [t.sample for t in kept]),
+        "success_N": (np.bool_, [t.success for t in kept]),
+        "reward_N": (np.float64, [reduce(add, (step.reward for step in each), 0.0) for each in steps]),
+        "turns_N": (np.int16, [len(each) for each in steps]),
+        "graded_N": (np.int16, [len(each) for each in graded]),
+        "distinct_N": (np.int16, [len({*answers} - {None}) for answers in graded]),
+        "failures_N": (np.int16, [answers.count(None) for answers in graded]),
+        "first_success_N": (np.bool_, [each[0].success for each in steps]),
+        "first_reward_N": (np.float64, [each[0].reward for each in steps]),
+        "first_graded_N": (np.bool_, [each[0].graded for each in steps]),
+        "first_read_N": (np.bool_, [each[0].answer is not None for each in steps]),
+        "rejected_T": (np.bool_, mistakes),
+        "reply_T": (np.int64, replies) if spoken else None,
+        "feedback_T": (np.int64, words) if spoken else None,
+    }
+
+
 @pytest.fixture(params=[3, 65_536], ids=["a few rows at once", "all rows at once"])
 def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "ROWS_AT_ONCE", request.param)
@@ -68,9 +112,9 @@ def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("seed", range(4))
 def test_columns_give_the_outcomes_that_objects_do(tmp_path: Path, random_trajectories: Made, seed: int) -> None:
     folder = stored(tmp_path / "data", random_trajectories(seed))
-    expected = outcomes(read_trajectories(folder))
-    found = read_outcomes(folder)
-    assert plain(found) == plain(expected)
+    trajectories = read_trajectories(folder)
+    found, expected = read_outcomes(folder), outcomes(trajectories)
+    assert plain(found) == plain(expected) == by_objects(trajectories)
     assert found.reply_T is None and found.feedback_T is None
     assert len(found.rejected_T) == found.turns_N.sum() > len(found.ids) > 40
     assert found.group_index().tolist() == expected.group_index().tolist()
@@ -83,9 +127,10 @@ def test_columns_give_the_openings_and_what_was_said_as_objects_do(
     tmp_path: Path, random_trajectories: Made, group_by: reading.GroupBy, spoken: bool
 ) -> None:
     folder = stored(tmp_path / "data", random_trajectories(0))
-    expected = outcomes(read_trajectories(folder), group_by=group_by, spoken=spoken)
+    trajectories = read_trajectories(folder)
+    expected = outcomes(trajectories, group_by=group_by, spoken=spoken)
     found = read_outcomes(folder, group_by=group_by, spoken=spoken)
-    assert plain(found) == plain(expected)
+    assert plain(found) == plain(expected) == by_objects(trajectories, group_by=group_by, spoken=spoken)
     assert (found.reply_T is None) != spoken and (found.feedback_T is None) != spoken
 
 

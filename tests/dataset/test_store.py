@@ -10,8 +10,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from drift.dataset.outcomes import read_outcomes
 from drift.dataset.schema import dataset_hash, from_row, to_row
-from drift.dataset.store import TrajectoryWriter, as_hf_dataset, read_trajectories, shards, stream_columns
+from drift.dataset.store import (
+    TrajectoryWriter,
+    as_hf_dataset,
+    count_trajectories,
+    read_tasks,
+    read_trajectories,
+    shards,
+    stream_columns,
+    stream_trajectories,
+)
 from drift.errors import DatasetError, StorageError
 from drift.types import Trajectory
 
@@ -70,6 +80,34 @@ def test_it_loads_as_a_hugging_face_dataset_with_messages(tmp_path: Path, six: l
     assert dataset.num_rows == 6
     by_id = {row["id"]: row["messages"] for row in dataset}
     assert by_id["t1#1"] == list(six[3].messages)
+    assert as_hf_dataset(str(tmp_path)).num_rows == 6
+
+
+def test_every_reader_takes_a_path_as_text_and_says_what_is_wrong_with_it(
+    tmp_path: Path, six: list[Trajectory]
+) -> None:
+    readers: list[Callable[[str], object]] = [
+        as_hf_dataset,
+        read_trajectories,
+        count_trajectories,
+        read_tasks,
+        lambda folder: list(stream_trajectories(folder)),
+        lambda folder: list(stream_columns(folder, ["id"])),
+        read_outcomes,
+    ]
+    write(tmp_path / "data", six)
+    write(tmp_path / "empty", [])
+    for read in readers:
+        read(str(tmp_path / "data"))
+        for place, found in (
+            ("none", "nothing there"),
+            ("data/shards", "a directory without"),
+            ("data/tasks.jsonl", "a file"),
+        ):
+            with pytest.raises(DatasetError, match=f"{place}: {found}.*, expected trajectories written by drift"):
+                read(str(tmp_path / place))
+    with pytest.raises(DatasetError, match="empty holds no trajectories"):
+        as_hf_dataset(tmp_path / "empty")
 
 
 def test_an_unfinished_writer_leaves_whole_shards_and_an_incomplete_manifest(

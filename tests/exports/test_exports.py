@@ -20,7 +20,7 @@ from drift.errors import ConfigError, DatasetError
 from drift.exports import run as exports
 from drift.exports.config import FORMATS, ExportConfig
 from drift.exports.conversations import conversations
-from drift.exports.pairs import opposite
+from drift.exports.rows import opposite
 from drift.policies import DEFAULT_MODEL
 from drift.policies.base import Sampling, derive_seed
 from drift.policies.hf import HFPolicy, load_tokenizer
@@ -279,7 +279,7 @@ def test_rewritten_history_leaves_the_ids_of_several_replies_out(data: list[Traj
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_file_does_not_hang_on_shards_or_on_how_much_fits_in_memory(
+def test_the_file_does_not_depend_on_shards_or_on_how_much_fits_in_memory(
     data: list[Trajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Any
 ) -> None:
     config = ExportConfig(format=format)
@@ -352,7 +352,7 @@ def test_nothing_to_export_is_an_error_that_leaves_no_file(make_trajectory: Make
 
 def test_messages_that_do_not_fit_the_turns_are_refused(data: list[Trajectory]) -> None:
     broken = replace(data[1], messages=data[1].messages[:-1])
-    with pytest.raises(DatasetError, match=r"trajectory 'a#1': its messages don't hold the replies"):
+    with pytest.raises(DatasetError, match=r"trajectory 'a#1': its messages don't have the replies"):
         rows([broken], format="kto")
 
 

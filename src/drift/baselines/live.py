@@ -1,4 +1,4 @@
-"""Conversations that a model under training holds by drift's turn loop, as the rows that TRL trains it on."""
+"""Conversations of a model under training, by drift's turn loop, as the rows that TRL trains it on."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from drift.baselines.config import OnlineConfig
-from drift.chat import extends
-from drift.dataset.outcomes import outcomes
 from drift.environments.base import EnvironmentFactory
 from drift.errors import TrainingError
 from drift.event_loop import run_to_end
+from drift.exports.conversations import one_row, shaped_returns
 from drift.policies.base import derive_seed
 from drift.policies.hf import HFPolicy
 from drift.rollouts.episode import Assignment, episode
 from drift.types import Task, Trajectory
-from drift.weights.returns import trajectory_return
 
 
 class Live:
-    """Holds a round's conversations with the model as it is, and gives TRL what it trains on.
+    """Has a round's conversations with the model as it is, and gives TRL what it trains on.
 
     Args:
         factory: the environment.
@@ -63,40 +61,40 @@ class Live:
         training = model.training
         model.eval()
         try:
-            held = run_to_end(self._hold(todo, self._policy))
+            trajectories = run_to_end(self._converse(todo, self._policy))
         finally:
             model.train(training)
         self.round += 1
-        return self._rows(held, trainer.processing_class)
+        return self._rows(trajectories, trainer.processing_class)
 
-    async def _hold(self, todo: Sequence[Assignment], policy: HFPolicy) -> list[Trajectory]:
+    async def _converse(self, todo: Sequence[Assignment], policy: HFPolicy) -> list[Trajectory]:
         try:
-            held = (episode(each, self._factory, policy, self._config.sampling) for each in todo)
-            return list(await asyncio.gather(*held))
+            episodes = (episode(each, self._factory, policy, self._config.sampling) for each in todo)
+            return list(await asyncio.gather(*episodes))
         finally:
             close = getattr(self._factory, "aclose", None)
             if close is not None:
                 await close()
 
-    def _rows(self, held: Sequence[Trajectory], tokenizer: Any) -> dict[str, list[Any]]:
+    def _rows(self, trajectories: Sequence[Trajectory], tokenizer: Any) -> dict[str, list[Any]]:
         end = tokenizer.eos_token_id
-        rows = [training_row(trajectory, end) for trajectory in held]
-        returns = shaped_returns(held, self._config)
+        rows = [training_row(each, end) for each in trajectories]
+        returns = shaped_returns(trajectories, self._config)
         known = [value for value in returns if value is not None]
         counted = Counter(
-            conversations=len(held),
-            failed=len(held) - len(known),
-            successes=sum(t.success for t in held),
+            conversations=len(trajectories),
+            failed=len(trajectories) - len(known),
+            successes=sum(t.success for t in trajectories),
             tokens_sampled=sum(sum(row["env_mask"]) for row in rows),
             tokens_trained=self._config.passes * sum(len(r["prompt_ids"]) + len(r["completion_ids"]) for r in rows),
         )
         if not known:
             raise TrainingError(
-                f"every conversation of round {self.round} failed in the environment: {held[0].error}. "
+                f"every conversation of round {self.round} failed in the environment: {trajectories[0].error}. "
                 "Put it through drift check."
             )
         self.counts += counted
-        self.last = {"return": sum(known) / len(known), "success": counted["successes"] / len(held)}
+        self.last = {"return": sum(known) / len(known), "success": counted["successes"] / len(trajectories)}
         return {**{key: [row[key] for row in rows] for key in rows[0]}, "shaped_return": returns}
 
 
@@ -120,32 +118,13 @@ def training_row(trajectory: Trajectory, end_id: int) -> dict[str, list[Any]]:
     """
     if not trajectory.turns:
         return {"prompt_ids": [end_id], "completion_ids": [end_id], "logprobs": [0.0], "env_mask": [0]}
-    first = trajectory.turns[0]
-    ids: list[int] = []
-    logprobs: list[float] = []
-    mask: list[int] = []
-    for before, turn in zip((None, *trajectory.turns), trajectory.turns, strict=False):
-        if before is not None and not extends(before, turn):
-            raise TrainingError(
-                f"{trajectory.id}: the model's chat template rewrites what was said before, so a conversation is not "
-                "one row of ids, which GRPO in TRL needs. Use a template that keeps history."
-            )
-        read = turn.prompt_ids[len(first.prompt_ids) + len(ids) :]
-        said = turn.completion.token_ids
-        ids += [*read, *said]
-        logprobs += [0.0] * len(read) + list(turn.completion.logprobs or [0.0] * len(said))
-        mask += [0] * len(read) + [int(trajectory.error is None)] * len(said)
-    return {"prompt_ids": list(first.prompt_ids), "completion_ids": ids, "logprobs": logprobs, "env_mask": mask}
-
-
-def shaped_returns(held: Sequence[Trajectory], config: OnlineConfig) -> list[float | None]:
-    """The return of each conversation, as DRIFT weighs it (Eq. 12); ``None`` where the environment failed."""
-    returns_N = trajectory_return(
-        outcomes(held),
-        outcome=config.outcome,
-        gamma=config.gamma,
-        repetition=config.repetition,
-        format_failure=config.format_failure,
-    )
-    values = iter(returns_N.tolist())
-    return [next(values) if t.error is None and t.turns else None for t in held]
+    row = one_row(trajectory.turns)
+    if row is None:
+        raise TrainingError(
+            f"{trajectory.id}: the model's chat template rewrites what was said before, so a conversation is not "
+            "one row of ids, which GRPO in TRL needs. Use a template that keeps history."
+        )
+    ids, sampled, logprobs = row
+    mask = [0] * len(sampled) if trajectory.error else sampled
+    prompt = list(trajectory.turns[0].prompt_ids)
+    return {"prompt_ids": prompt, "completion_ids": ids, "logprobs": logprobs, "env_mask": mask}

@@ -1,4 +1,4 @@
-"""Online multi-turn RL: TRL's ``GRPOTrainer`` on conversations held in drift's environments by drift's turn loop.
+"""Online multi-turn RL: TRL's ``GRPOTrainer`` on conversations in drift's environments by drift's turn loop.
 
 The protocol is that of UFO (2507.14295): a whole conversation is one action sequence, the environment's words are read
 and not trained, and its one reward is the shaped return of DRIFT Eq. 12.
@@ -7,17 +7,16 @@ and not trained, and its one reward is the shaped return of DRIFT Eq. 12.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from drift.baselines.config import OnlineConfig
 from drift.baselines.live import Live
-from drift.baselines.shared import METRICS, Log, optimizer_arguments, quiet, stoppable, trl_version
+from drift.baselines.shared import METRICS, Log, check_arguments, quiet, train_and_save, trl_arguments, trl_version
 from drift.chat import TemplateChat
 from drift.environments.base import EnvironmentFactory, task_hash
 from drift.manifest import read_manifest, write_json, write_manifest
@@ -41,12 +40,12 @@ def train_online(
     factory: EnvironmentFactory,
     out: Path,
     *,
-    base: str,
+    model: str,
     config: OnlineConfig,
     seed: int,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Train ``base`` with GRPO on conversations that are held while it is trained, and save it to ``out``.
+    """Train ``model`` with GRPO on conversations that it has while it is trained, and save it to ``out``.
 
     ``rounds.jsonl`` says after each round what it had cost by then and what its conversations were worth.
 
@@ -54,7 +53,7 @@ def train_online(
         environment: name and settings, for the record.
         factory: the environment.
         out: the model folder; one that holds this very training is left as it is.
-        base: the model to start from: ``default``, a folder (one that DRIFT trained, say) or a hub id.
+        model: the model to start from: ``default``, a folder (one that DRIFT trained, say) or a hub id.
         config: how.
         seed: decides tasks, their order and every conversation.
         device: where to sample and train.
@@ -63,20 +62,21 @@ def train_online(
         The manifest.
 
     Raises:
-        ConfigError: TRL is not installed, or there are not as many tasks.
+        ConfigError: TRL is not installed, transformers has no such setting, or there are not as many tasks.
         DatasetError: ``out`` holds another training.
         TrainingError: every conversation of a round failed, the chat template rewrites history, or the loss stopped
             being finite.
         Interrupted: Ctrl-C.
     """
     library = trl_version()
-    config = config.resolved(base)
+    check_arguments(config)
+    config = config.resolved(model)
     tasks = factory.tasks("train", config.tasks, seed)
     with only_one(out):
-        model, tokenizer = load_model(model_path(base), dtype="float32", device=device)
-        TemplateChat(tokenizer, source=base)
+        loaded, tokenizer = load_model(model_path(model), dtype="float32", device=device)
+        TemplateChat(tokenizer, source=model)
         spec = {
-            "base": fingerprint(model, tokenizer),
+            "base": fingerprint(loaded, tokenizer),
             "environment": dict(environment),
             "task_hash": task_hash(tasks),
             "config": config.to_dict(),
@@ -85,19 +85,15 @@ def train_online(
         if is_finished(out, spec):
             return read_manifest(out, KIND)
         write_json(out / SPEC, spec)
-        live = Live(factory, tasks, config, seed=seed, source=base)
+        live = Live(factory, tasks, config, seed=seed, source=model)
         meter = _Meter(out, live, config, tokenizer)
         with quiet():
-            trainer = _trainer(out, model, tokenizer, live, meter, config, seed=seed, device=device)
-            with stoppable(trainer):
-                trainer.train()
-        with saving(out):
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out)
-            tokenizer.save_pretrained(out)
-        shutil.rmtree(out / "trl", ignore_errors=True)
+            arguments = trl_arguments(config, out, seed=seed, device=device)
+            trainer = _trainer(loaded, tokenizer, live, config, arguments, [Log(out / METRICS, "online"), meter])
+            train_and_save(trainer, out, tokenizer)
         content = {
             "spec": spec,
-            "base": base,
+            "base": model,
             "objective": "grpo",
             "trl": library,
             "counts": {key: live.counts[key] for key in ("conversations", "failed", "successes")},
@@ -110,23 +106,15 @@ def train_online(
 
 
 def _trainer(
-    out: Path,
-    model: Any,
-    tokenizer: Any,
-    live: Live,
-    meter: _Meter,
-    config: OnlineConfig,
-    *,
-    seed: int,
-    device: str,
+    model: Any, tokenizer: Any, live: Live, config: OnlineConfig, arguments: dict[str, Any], callbacks: list[Any]
 ) -> Any:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     step = config.prompts * config.samples // config.minibatches
     micro = min(config.micro_batch_size, step)
-    arguments = GRPOConfig(
-        **optimizer_arguments(config.optimizer, out, seed=seed, device=device),
+    settings = GRPOConfig(
+        **arguments,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=step // micro,
         steps_per_generation=config.prompts * config.samples // micro,
@@ -143,17 +131,15 @@ def _trainer(
         scale_rewards=config.scale,
         remove_unused_columns=False,
     )
-    trainer = GRPOTrainer(
+    return GRPOTrainer(
         model=model,
-        args=arguments,
+        args=settings,
         reward_funcs=shaped_return,
         train_dataset=Dataset.from_dict({"prompt": list(live.tasks)}),
         processing_class=tokenizer,
         rollout_func=live,
-        callbacks=[Log(out / METRICS, "online"), meter],
+        callbacks=callbacks,
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 class _Meter(TrainerCallback):  # type: ignore[misc]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from drift.baselines.config import Optimizer
-from drift.errors import ConfigError, Interrupted, TrainingError
+from drift.baselines.config import DEFAULT_ARGUMENTS, SET_BY_TRAINING, TrlConfig
+from drift.errors import ConfigError, Interrupted, TrainingError, unknown_name
 from drift.manifest import write_atomic
 from drift.progress import Progress
+from drift.training.fit import saving
 
 METRICS = "metrics.jsonl"
 TESTED = "1.16"
@@ -38,27 +41,73 @@ def trl_version() -> str:
     return found
 
 
-def optimizer_arguments(optimizer: Optimizer, out: Path, *, seed: int, device: str) -> dict[str, Any]:
-    """``optimizer`` and what is always so, as arguments of TRL's configurations."""
+def check_arguments(config: TrlConfig) -> None:
+    """Refuse names in ``config.arguments`` that transformers doesn't know; raises ``ConfigError`` with the nearest."""
+    known = {each.name for each in fields(TrainingArguments)} - set(SET_BY_TRAINING)
+    for name in config.arguments:
+        if name not in known:
+            place = f"{config.where}.arguments"
+            raise unknown_name("setting of transformers.TrainingArguments", name, known, where=place)
+
+
+def trl_arguments(config: TrlConfig, out: Path, *, seed: int, device: str) -> dict[str, Any]:
+    """``config`` as arguments of TRL's configurations, without the number of rows and steps."""
     return {
         "output_dir": str(out / "trl"),
-        "learning_rate": optimizer.learning_rate,
-        "lr_scheduler_type": optimizer.schedule,
-        "warmup_steps": optimizer.warmup,
-        "weight_decay": optimizer.weight_decay,
-        "max_grad_norm": optimizer.max_grad_norm,
-        "bf16": optimizer.dtype == "bfloat16",
-        "gradient_checkpointing": optimizer.gradient_checkpointing,
-        "logging_steps": optimizer.log_steps,
-        "logging_nan_inf_filter": False,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": config.warmup,
+        "bf16": config.dtype == "bfloat16",
+        "gradient_checkpointing": False,
         "seed": seed,
         "data_seed": seed,
         "use_cpu": device == "cpu" or not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        **DEFAULT_ARGUMENTS,
+        **config.arguments,
     }
+
+
+def train_and_save(trainer: Any, out: Path, tokenizer: Any) -> None:
+    """Train, and save the trainer's model and ``tokenizer`` to ``out``.
+
+    Raises:
+        Interrupted: Ctrl-C.
+        StorageError: the disk refuses.
+    """
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train()
+    except KeyboardInterrupt as stop:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step}. No checkpoint is kept of a training through TRL: the same "
+            "command begins again."
+        ) from stop
+    with saving(out):
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    shutil.rmtree(out / "trl", ignore_errors=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """One bar, that of the training, not one for each pass over the rows; and no warnings of TRL about itself."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            # TRL's settings carry a name that transformers has renamed; its rollout_func is what we are tested with.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+            yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 class Log(TrainerCallback):  # type: ignore[misc]
@@ -89,52 +138,21 @@ class Log(TrainerCallback):  # type: ignore[misc]
             self._bar.__exit__(None, None, None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Write one line."""
+        """Write one line; what is no finite number is null."""
         if not logs or "loss" not in logs:
             return
-        row = {"step": state.global_step, **{name: _number(value) for name, value in logs.items()}}
-        for name in ("loss", "grad_norm"):
-            if name in row and row[name] is None:
-                raise TrainingError(
-                    f"went wrong by step {state.global_step}: {name} is {logs[name]}. Lower optimizer.learning_rate."
-                )
+        row: dict[str, Any] = {"step": state.global_step}
+        for name, value in logs.items():
+            row[name] = _number(value)
+            if name in ("loss", "grad_norm") and row[name] is None:
+                raise TrainingError(f"went wrong by step {state.global_step}: {name} is {value}. Lower learning_rate.")
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
-def _number(value: object) -> float | None:
+def _number(value: Any) -> float | None:
     try:
-        found = float(value)  # type: ignore[arg-type]
+        found = float(value)
     except (TypeError, ValueError):
         return None
     return found if math.isfinite(found) else None
-
-
-@contextmanager
-def stoppable(trainer: Any) -> Iterator[None]:
-    """Ctrl-C as the project tells it."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step}. No checkpoint is kept of a training through TRL: the same "
-            "command begins again."
-        ) from stop
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """One bar, that of the training, not one for each pass over the rows; and no warnings of TRL about itself."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            # TRL's settings carry a name that transformers has renamed; its rollout_func is what we are tested with.
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
-            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
-            yield
-    finally:
-        if shown:
-            enable_progress_bars()

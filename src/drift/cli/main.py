@@ -33,7 +33,6 @@ VERBS = {
     "evaluate": "measure policies on held-out tasks",
     "report": "write the report page of a run",
     "check": "put an environment through its protocol, or look for damage in a run directory",
-    "make-policy": "train the small policy that comes with drift",
 }
 
 

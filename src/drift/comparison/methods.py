@@ -21,7 +21,7 @@ OPEN = {
     ONLINE: (ONLINE,),
 }
 # Settings that are mappings themselves.
-WHOLE = ("weights.turns", "weights.settings")
+WHOLE = ("weights.turns", "weights.settings", "training.arguments", "preference.arguments", "online.arguments")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ def _step(name: str) -> dict[str, Any]:
     return {"weights.steps": [name]}
 
 
-def _preference(rows: str, summary: str) -> Method:
-    return Method(summary=summary, trainer=PREFERENCE, overrides={"preference.rows.format": rows})
+def _preference(format: str, summary: str) -> Method:
+    return Method(summary=summary, trainer=PREFERENCE, overrides={"preference.format": format})
 
 
 METHODS: dict[str, Method] = {

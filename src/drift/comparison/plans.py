@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from drift.api import train_online, train_preference
-from drift.baselines.config import BUILT_IN, BUILT_IN_RATE, OnlineConfig, Optimizer, PreferenceConfig
+from drift.baselines.config import BUILT_IN, BUILT_IN_RATE, OnlineConfig, PreferenceConfig
 from drift.comparison.methods import ONLINE, PREFERENCE, Method, apply_overrides
-from drift.exports.config import ExportConfig
 from drift.manifest import read_manifest
 from drift.pipeline import stage_folder, tune
 from drift.recipe import Recipe, to_dict
@@ -94,8 +93,7 @@ def plan_of(recipe: Recipe, method: Method, seed: int) -> Plan:
     """
     recipe = dataclasses.replace(recipe, seed=seed)
     if method.trainer == PREFERENCE:
-        rows = method.overrides.get("preference.rows.format", "dpo")
-        usual: Any = _preference(recipe, rows)
+        usual: Any = _preference(recipe, method.overrides.get("preference.format", "dpo"))
         return Plan(recipe=recipe, settings=apply_overrides(usual, method.overrides, "preference."))
     if method.trainer == ONLINE:
         return Plan(recipe=recipe, settings=apply_overrides(_online(recipe), method.overrides, "online."))
@@ -111,15 +109,15 @@ def _own_to(recipe: Recipe, method: Method) -> dict[str, Any]:
     return {"weights.settings": {}, "weights.turns": None, **({} if takes_beta else {"weights.beta": None})}
 
 
-def _optimizer(recipe: Recipe) -> Optimizer:
-    names = {field.name for field in dataclasses.fields(Optimizer)}
-    return Optimizer(**{name: getattr(recipe.training, name) for name in names})
-
-
-def _shaping(recipe: Recipe) -> dict[str, Any]:
-    """The return that DRIFT is given."""
-    weights = recipe.weights
+def _shared(recipe: Recipe) -> dict[str, Any]:
+    """How the weights are moved, and the return that DRIFT is given."""
+    training, weights = recipe.training, recipe.weights
     return {
+        "learning_rate": training.learning_rate,
+        "schedule": training.schedule,
+        "warmup": training.warmup,
+        "dtype": training.dtype,
+        "arguments": getattr(training, "arguments", {}),
         "outcome": weights.outcome,
         "gamma": SCHEMES["drift"].gamma if weights.gamma is None else weights.gamma,
         "repetition": SCHEMES["drift"].repetition if weights.repetition is None else weights.repetition,
@@ -127,24 +125,24 @@ def _shaping(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _preference(recipe: Recipe, rows: Any) -> PreferenceConfig:
+def _preference(recipe: Recipe, format: Any) -> PreferenceConfig:
     # A row of DPO is two conversations.
-    batch = recipe.training.batch_size if rows == "kto" else max(1, recipe.training.batch_size // 2)
+    batch = recipe.training.batch_size if format == "kto" else max(1, recipe.training.batch_size // 2)
     return PreferenceConfig(
-        rows=ExportConfig(format=rows, **_shaping(recipe)),
+        format=format,
         batch_size=batch,
         micro_batch_size=math.gcd(batch, MICRO),
         max_steps=0 if recipe.training.epochs else recipe.training.max_steps,
         epochs=recipe.training.epochs or 1.0,
-        optimizer=_optimizer(recipe),
+        **_shared(recipe),
     )
 
 
 def _online(recipe: Recipe) -> OnlineConfig:
-    rollouts, optimizer = recipe.rollouts, _optimizer(recipe)
+    rollouts, shared = recipe.rollouts, _shared(recipe)
     prompts = min(rollouts.tasks, PROMPTS)
     if recipe.policy.model == BUILT_IN:
-        optimizer = dataclasses.replace(optimizer, learning_rate=BUILT_IN_RATE)
+        shared["learning_rate"] = BUILT_IN_RATE
     return OnlineConfig(
         tasks=rollouts.tasks,
         rounds=max(1, round(rollouts.tasks * rollouts.samples / (prompts * GROUP))),
@@ -153,6 +151,5 @@ def _online(recipe: Recipe) -> OnlineConfig:
         micro_batch_size=math.gcd(prompts * GROUP, MICRO),
         sampling=rollouts.sampling,
         generation_batch=recipe.policy.batch_size,
-        optimizer=optimizer,
-        **_shaping(recipe),
+        **shared,
     )

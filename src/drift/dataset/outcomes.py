@@ -7,8 +7,6 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from drift.dataset.schema import SCHEMA, to_row
 from drift.dataset.store import count_trajectories, stream_columns
 from drift.errors import DatasetError
 from drift.types import Message, Step, Trajectory
@@ -26,12 +25,18 @@ _TURNS = "turns.list.element."
 # The columns of a shard that outcomes are read off. Text, ids and log-probabilities are left on disk.
 COLUMNS = ["id", "task_id", "group_id", "sample", "error"]
 COLUMNS += [_TURNS + name for name in ("reward", "success", "answer", "graded")]
+_TURN = SCHEMA.field("turns").type.value_type
+_SCHEMA = pa.schema(
+    [SCHEMA.field(name) for name in COLUMNS if "." not in name]
+    + [("turns", pa.list_(pa.struct([_TURN.field(name.removeprefix(_TURNS)) for name in COLUMNS if "." in name])))]
+)
 # Where conversations are told apart by what was said in them.
 _SPOKEN = ["messages", _TURNS + "text", _TURNS + "messages"]
 # Read at once: each batch costs some milliseconds.
 ROWS_AT_ONCE, SPOKEN_AT_ONCE = 65_536, 4096
 # What two bytes hold.
 MOST_TURNS = 32_767
+_LISTS = ("rejected", "reply", "feedback")
 _COUNTS = ("turns", "graded", "distinct", "failures")
 _FLAGS = ("success", "first_success", "first_graded", "first_read")
 _NUMBERS = {
@@ -102,36 +107,19 @@ def outcomes(trajectories: Sequence[Trajectory], *, group_by: GroupBy = "task", 
         group_by: the prompt is what the task's ``group_id`` says, or what the policy could see of it.
         spoken: tell what was said in each.
     """
-    kept = [t for t in trajectories if t.error is None and t.turns]
-    graded = [[turn.step.answer for turn in t.turns if turn.step.graded] for t in kept]
-    mistakes = [turn is not t.turns[-1] and is_rejected(turn.step) for t in kept for turn in t.turns]
-    more: dict[str, Any] = {}
-    if spoken:
-        turns = [turn for t in kept for turn in t.turns]
-        replies = [_reply_key(turn.step.graded, turn.step.answer, turn.completion.text) for turn in turns]
-        more["reply_T"] = np.array(replies, np.int64)
-        more["feedback_T"] = np.array([_words_key(turn.step.messages) for turn in turns], np.int64)
+    rows = [to_row(trajectory) for trajectory in trajectories]
+    # Text may be what no Parquet file can hold, so it is left out unless it is needed.
+    schema = SCHEMA if spoken or group_by == "opening" else _SCHEMA
+    read = outcome_columns(pa.RecordBatch.from_pylist(rows, schema=schema), group_by=group_by, spoken=spoken)
     return Outcomes(
-        ids=[t.id for t in kept],
-        groups=[t.group_id if group_by == "task" else _opening_id(t) for t in kept],
-        sample_N=np.array([t.sample for t in kept], np.int32),
-        success_N=np.array([t.success for t in kept], bool),
-        # From the first to the last: sum() compensates since Python 3.12, and weights would hang on the version.
-        reward_N=np.array([reduce(add, (turn.step.reward for turn in t.turns), 0.0) for t in kept], float),
-        turns_N=np.array([len(t.turns) for t in kept], np.int16),
-        graded_N=np.array(list(map(len, graded)), np.int16),
-        distinct_N=np.array([len({*answers} - {None}) for answers in graded], np.int16),
-        failures_N=np.array([answers.count(None) for answers in graded], np.int16),
-        first_success_N=np.array([t.turns[0].step.success for t in kept], bool),
-        first_reward_N=np.array([t.turns[0].step.reward for t in kept], float),
-        first_graded_N=np.array([t.turns[0].step.graded for t in kept], bool),
-        first_read_N=np.array([t.turns[0].step.answer is not None for t in kept], bool),
-        rejected_T=np.array(mistakes, bool),
-        **more,
+        ids=read["id"].to_pylist(),
+        groups=read["group_id"].to_pylist(),
+        **{f"{name}_N": np.asarray(read[name], kind) for name, kind in _NUMBERS.items()},
+        **{f"{name}_T": read[name].flatten().to_numpy(zero_copy_only=False) for name in _LISTS if name in read},
     )
 
 
-def read_outcomes(directory: Path, *, group_by: GroupBy = "task", spoken: bool = False) -> Outcomes:
+def read_outcomes(directory: str | Path, *, group_by: GroupBy = "task", spoken: bool = False) -> Outcomes:
     """The outcomes of a finished data set, in the order of tasks and samples, whatever order they were written in.
 
     Some 60 bytes for each conversation, its id among them.
@@ -277,11 +265,6 @@ def outcome_columns(batch: pa.RecordBatch, *, group_by: GroupBy = "task", spoken
         for name, values in (("reply", itertools.starmap(_reply_key, replies)), ("feedback", map(_words_key, words))):
             columns[name] = pa.ListArray.from_arrays(offsets, pa.array(list(values), pa.int64()))
     return columns
-
-
-def _opening_id(trajectory: Trajectory) -> str:
-    said = [message for turn in trajectory.turns for message in turn.step.messages]
-    return _opening_key(trajectory.messages, len(trajectory.turns), said)
 
 
 def _opening_key(messages: Sequence[Message], turns: int, said: Sequence[Message]) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 from drift.checksums import sum_of, sum_of_bytes
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.schema import SCHEMA, dataset_hash, from_row, to_row
-from drift.errors import DatasetError
+from drift.errors import ConfigError, DatasetError
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_atomic, write_manifest, writing
 from drift.types import Task, Trajectory
 
 KIND = "trajectories"
 FLUSH_SECONDS = 20.0
+# Trajectories read at once: they hold all ids and texts.
+ROWS_AT_ONCE = 2048
 
 
 class TrajectoryWriter:
@@ -82,7 +84,7 @@ class TrajectoryWriter:
         self.count = len(self.done)
         write_tasks(directory, tasks)
         self._start = self._flushed = time.monotonic()
-        self._write_manifest(complete=False, counts={}, digest=None)
+        self._write_manifest()
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +95,7 @@ class TrajectoryWriter:
         try:
             self.flush()
             if kind is not None:
-                self._write_manifest(complete=False, counts={}, digest=None)
+                self._write_manifest()
         finally:
             self._release()
 
@@ -125,62 +127,46 @@ class TrajectoryWriter:
     def finish(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Close the data set: write counts, cost, hash and ``more`` into the manifest, and return it."""
         self.flush()
-        counts: Counter[str] = Counter()
+        stops: Counter[str] = Counter()
         tokens: int | None = 0
 
         def counted() -> Iterator[Trajectory]:
             nonlocal tokens
             for trajectory in _stored(self._directory):
-                counts[trajectory.stop_reason] += 1
+                stops[trajectory.stop_reason] += 1
                 sampled = trajectory.tokens_sampled
                 tokens = None if tokens is None or sampled is None else tokens + sampled
                 yield trajectory
 
         digest = dataset_hash(counted())
-        self._write_manifest(
-            complete=True,
-            counts={"trajectories": counts.total(), **{f"stop_{k}": v for k, v in sorted(counts.items())}},
-            digest=digest,
-            tokens=tokens,
-            more=more,
-        )
+        counts = {"trajectories": stops.total(), **{f"stop_{reason}": n for reason, n in sorted(stops.items())}}
+        self._write_manifest(complete=True, counts=counts, dataset_hash=digest, tokens_sampled=tokens, more=more or {})
         return read_manifest(self._directory, KIND)
 
     def _write_manifest(
         self,
         *,
-        complete: bool,
-        counts: Mapping[str, int],
-        digest: str | None,
-        tokens: int | None = None,
-        more: Mapping[str, Any] | None = None,
+        complete: bool = False,
+        counts: Mapping[str, int] = MappingProxyType({}),
+        dataset_hash: str | None = None,
+        tokens_sampled: int | None = None,
+        more: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        seconds = self._seconds_before + time.monotonic() - self._start
-        write_manifest(
-            self._directory,
-            KIND,
-            {
-                "spec": self._spec,
-                "complete": complete,
-                "counts": dict(counts),
-                "dataset_hash": digest,
-                "cost": {"seconds": round(seconds, 3), "tokens_sampled": tokens},
-                **(more or {}),
-            },
-        )
+        seconds = round(self._seconds_before + time.monotonic() - self._start, 3)
+        content = {
+            "spec": self._spec,
+            "complete": complete,
+            "counts": dict(counts),
+            "dataset_hash": dataset_hash,
+            "cost": {"seconds": seconds, "tokens_sampled": tokens_sampled},
+            **more,
+        }
+        write_manifest(self._directory, KIND, content)
 
 
-def shards(directory: Path) -> list[Path]:
+def shards(directory: str | Path) -> list[Path]:
     """The files that hold a data set's rows, in the order they were written."""
-    return sorted((directory / "shards").glob("*.parquet"))
-
-
-def _tables(directory: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    for path in shards(directory):
-        with _reading(path):
-            check_shard(path)
-            table = pq.read_table(path, columns=columns)
-        yield table
+    return sorted((Path(directory) / "shards").glob("*.parquet"))
 
 
 def check_shard(path: Path) -> None:
@@ -197,7 +183,7 @@ def check_shard(path: Path) -> None:
         raise OSError(f"its checksum is {found}, expected {wanted}: it was changed after it was written")
 
 
-def stored_columns(directory: Path, columns: list[str], *, rows: int = 65_536) -> Iterator[pa.RecordBatch]:
+def stored_columns(directory: str | Path, columns: list[str] | None, *, rows: int = 65_536) -> Iterator[pa.RecordBatch]:
     """As ``stream_columns``, of what a data set holds so far, finished or not."""
     for path in shards(directory):
         with _reading(path):
@@ -224,17 +210,16 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _stored(directory: Path) -> Iterator[Trajectory]:
-    """The trajectories of all shards, a shard at a time in memory."""
-    for table in _tables(directory):
-        yield from map(from_row, table.to_pylist())
+def _stored(directory: str | Path) -> Iterator[Trajectory]:
+    for batch in stored_columns(directory, None, rows=ROWS_AT_ONCE):
+        yield from map(from_row, batch.to_pylist())
 
 
-def _read_ids(directory: Path) -> list[str]:
-    return [value for table in _tables(directory, ["id"]) for value in table.column("id").to_pylist()]
+def _read_ids(directory: str | Path) -> list[str]:
+    return [name for batch in stored_columns(directory, ["id"]) for name in batch.column("id").to_pylist()]
 
 
-def read_trajectories(directory: Path, *, complete_only: bool = True) -> list[Trajectory]:
+def read_trajectories(directory: str | Path, *, complete_only: bool = True) -> list[Trajectory]:
     """All trajectories of a data set, sorted by task and sample, whatever order they were written in.
 
     Args:
@@ -244,32 +229,28 @@ def read_trajectories(directory: Path, *, complete_only: bool = True) -> list[Tr
     Raises:
         DatasetError: missing, damaged, empty, of another schema version, interrupted, or with a shard gone.
     """
-    manifest = read_manifest(directory, KIND)
-    if complete_only and not manifest["complete"]:
-        raise _incomplete(directory, manifest)
-    found = list(stream_trajectories(directory) if complete_only else _stored(directory))
+    read_manifest(Path(directory), KIND)
+    found = stream_trajectories(directory) if complete_only else _stored(directory)
     return sorted(found, key=lambda trajectory: (trajectory.task_id, trajectory.sample))
 
 
-def stream_trajectories(directory: Path) -> Iterator[Trajectory]:
-    """The trajectories of a finished data set, a shard at a time in memory, in the order they were written.
+def stream_trajectories(directory: str | Path) -> Iterator[Trajectory]:
+    """The trajectories of a finished data set, some at a time in memory, in the order they were written.
 
     Raises:
         DatasetError: as ``read_trajectories``; that a shard is gone is only known at the end.
     """
-    expected, count = count_trajectories(directory), 0
-    for trajectory in _stored(directory):
-        count += 1
-        yield trajectory
-    _check_count(directory, expected, count)
+    for batch in stream_columns(directory, None, rows=ROWS_AT_ONCE):
+        yield from map(from_row, batch.to_pylist())
 
 
-def stream_columns(directory: Path, columns: list[str], *, rows: int = 65_536) -> Iterator[pa.RecordBatch]:
-    """Named columns of a finished data set, at most ``rows`` rows at a time, in the order they were written.
+def stream_columns(directory: str | Path, columns: list[str] | None, *, rows: int = 65_536) -> Iterator[pa.RecordBatch]:
+    """Columns of a finished data set, at most ``rows`` rows at a time, in the order they were written.
 
     Args:
         directory: the data set.
-        columns: names as Parquet has them, those inside others with dots; one that a shard lacks is left out.
+        columns: names as Parquet has them, those inside others with dots; one that a shard lacks is left out. ``None``
+            is all of them.
         rows: per batch; a batch never spans two shards.
 
     Raises:
@@ -279,32 +260,28 @@ def stream_columns(directory: Path, columns: list[str], *, rows: int = 65_536) -
     for batch in stored_columns(directory, columns, rows=rows):
         count += len(batch)
         yield batch
-    _check_count(directory, expected, count)
-
-
-def count_trajectories(directory: Path) -> int:
-    """How many trajectories a finished data set says it holds; raises ``DatasetError`` where it is not finished."""
-    manifest = read_manifest(directory, KIND)
-    if not manifest["complete"]:
-        raise _incomplete(directory, manifest)
-    return int(manifest["counts"]["trajectories"])
-
-
-def _check_count(directory: Path, expected: int, count: int) -> None:
     if expected != count:
         raise DatasetError(
             f"{directory}: {count} trajectories on disk, the manifest says {expected}: a shard is missing. "
             "Restore it, or run the same rollout command again: the missing ones are sampled again."
         )
     if not count:
-        raise DatasetError(f"{directory} holds no trajectories. Run the rollouts with at least one task.")
+        raise _empty(directory)
 
 
-def _incomplete(directory: Path, manifest: Mapping[str, Any]) -> DatasetError:
-    return DatasetError(
-        f"{directory} is incomplete: {len(_read_ids(directory))} of {manifest['spec'].get('trajectories', '?')} "
-        "trajectories. Run the same command again: it goes on where it was."
-    )
+def count_trajectories(directory: str | Path) -> int:
+    """How many trajectories a finished data set says it holds; raises ``DatasetError`` where it is not finished."""
+    manifest = read_manifest(Path(directory), KIND)
+    if not manifest["complete"]:
+        raise DatasetError(
+            f"{directory} is incomplete: {len(_read_ids(directory))} of {manifest['spec'].get('trajectories', '?')} "
+            "trajectories. Run the same command again: it goes on where it was."
+        )
+    return int(manifest["counts"]["trajectories"])
+
+
+def _empty(directory: str | Path) -> DatasetError:
+    return DatasetError(f"{directory} holds no trajectories. Run the rollouts with at least one task.")
 
 
 def write_tasks(directory: Path, tasks: Iterable[Task]) -> None:
@@ -315,19 +292,29 @@ def write_tasks(directory: Path, tasks: Iterable[Task]) -> None:
     write_atomic(directory / "tasks.jsonl", ("\n".join(lines) + "\n").encode())
 
 
-def read_tasks(directory: Path) -> list[Task]:
+def read_tasks(directory: str | Path) -> list[Task]:
     """The tasks of a data set; raises ``DatasetError`` where there is none, or its list of tasks is damaged."""
-    read_manifest(directory, KIND)
-    path = directory / "tasks.jsonl"
+    path = Path(directory) / "tasks.jsonl"
+    read_manifest(path.parent, KIND)
     try:
         return [Task(**json.loads(line)) for line in path.read_text().splitlines() if line]
     except (OSError, ValueError, TypeError) as error:
         raise DatasetError(f"{path} can't be read: {error}. Run the same rollout command again.") from error
 
 
-def as_hf_dataset(directory: Path) -> Any:
-    """The data set as ``datasets.Dataset``, with the ``messages`` column that chat tooling expects."""
-    from datasets import Dataset
+def as_hf_dataset(directory: str | Path) -> Any:
+    """What a data set holds, finished or not, as ``datasets.Dataset``, with the ``messages`` that chat tooling expects.
 
-    read_manifest(directory, KIND)
-    return Dataset.from_parquet([str(path) for path in shards(directory)])
+    Raises:
+        DatasetError: it is missing, something else, of another schema version, or empty.
+        ConfigError: the library ``datasets`` is not installed.
+    """
+    read_manifest(Path(directory), KIND)
+    files = [str(path) for path in shards(directory)]
+    if not files:
+        raise _empty(directory)
+    try:
+        from datasets import Dataset
+    except ImportError as error:
+        raise ConfigError("as_hf_dataset needs datasets. Install it: pip install 'drift-rl[datasets]'.") from error
+    return Dataset.from_parquet(files)

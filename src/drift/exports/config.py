@@ -12,7 +12,44 @@ FORMATS: tuple[str, ...] = get_args(Format)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ReturnConfig:
+    """What a conversation's return is, by which trainers prefer one to another: ``trajectory_return`` of ``weights``.
+
+    Args:
+        outcome: what counts: success (1 or 0), or reward (the sum of the environment's rewards).
+        gamma: discount γ per turn.
+        repetition: λ, what repeating oneself costs.
+        format_failure: cost of each reply without a readable answer.
+    """
+
+    outcome: Literal["success", "reward"] = "success"
+    gamma: float = 0.9
+    repetition: float = 0.5
+    format_failure: float = 0.0
+
+    # How messages name these settings; not annotated, so no setting itself.
+    where = "return"
+
+    def __post_init__(self) -> None:
+        self.require_one_of("outcome", "success", "reward")
+        require(0 < self.gamma <= 1, f"{self.where}.gamma", self.gamma, "a number in (0, 1]")
+        self.require_at_least(0, "repetition", "format_failure")
+
+    def require_one_of(self, name: str, *allowed: str) -> None:
+        """Raise ``ConfigError`` unless the setting ``name`` is one of ``allowed``."""
+        value = getattr(self, name)
+        require(value in allowed, f"{self.where}.{name}", value, f"one of {', '.join(allowed)}")
+
+    def require_at_least(self, least: int, *names: str) -> None:
+        """Raise ``ConfigError`` unless each of the settings ``names`` is ``least`` (0 or 1) or more."""
+        for name in names:
+            value = getattr(self, name)
+            expected = f"a whole number ≥ {least}" if least else "a number ≥ 0"
+            require(value >= least, f"{self.where}.{name}", value, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(ReturnConfig):
     """What preference trainers are given of a data set.
 
     Args:
@@ -23,10 +60,6 @@ class ExportConfig:
             sampled; shared pairs only replies that were sampled after one and the same history, which is rare.
         margin: a pair's returns differ by more than this.
         threshold: kto alone: a conversation is good if its return is above this; null takes success.
-        outcome: what counts: success (1 or 0), or reward (the sum of the environment's rewards).
-        gamma: discount γ per turn.
-        repetition: λ, what repeating oneself costs.
-        format_failure: cost of each reply without a readable answer.
     """
 
     format: Format = "dpo"
@@ -34,20 +67,15 @@ class ExportConfig:
     history: Literal["chosen", "shared"] = "chosen"
     margin: float = 0.0
     threshold: float | None = None
-    outcome: Literal["success", "reward"] = "success"
-    gamma: float = 0.9
-    repetition: float = 0.5
-    format_failure: float = 0.0
+
+    where = "export"
 
     def __post_init__(self) -> None:
-        require(self.format in FORMATS, "export.format", self.format, f"one of {', '.join(FORMATS)}")
-        require(self.pairs >= 1, "export.pairs", self.pairs, "a whole number ≥ 1")
-        require(self.history in ("chosen", "shared"), "export.history", self.history, "chosen or shared")
-        require(self.margin >= 0, "export.margin", self.margin, "a number ≥ 0")
-        require(self.outcome in ("success", "reward"), "export.outcome", self.outcome, "success or reward")
-        require(0 < self.gamma <= 1, "export.gamma", self.gamma, "a number in (0, 1]")
-        for name in ("repetition", "format_failure"):
-            require(getattr(self, name) >= 0, f"export.{name}", getattr(self, name), "a number ≥ 0")
+        super().__post_init__()
+        self.require_one_of("format", *FORMATS)
+        self.require_one_of("history", "chosen", "shared")
+        self.require_at_least(1, "pairs")
+        self.require_at_least(0, "margin")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for manifests."""

@@ -10,8 +10,8 @@ from typing import Any
 from drift.chat import extends
 from drift.dataset.outcomes import outcomes
 from drift.errors import DatasetError
-from drift.exports.config import ExportConfig
-from drift.types import Message, Trajectory
+from drift.exports.config import ExportConfig, ReturnConfig
+from drift.types import Message, Trajectory, Turn
 from drift.weights.returns import trajectory_return
 
 
@@ -22,14 +22,14 @@ class Part:
     Attributes:
         messages: the part as chat messages; the last is the assistant's.
         token_ids: its ids as they were sampled and read, from the end of the history's ids to the end of the last
-            reply; ``None`` where the policy told none, or where a chat template that rewrites history lets no single
-            row hold the part.
-        sampled: which of them the policy sampled; the others are the environment's words, and no loss may touch them.
+            reply; ``None`` where the policy returned no token ids, or a chat template that rewrites history lets no
+            single row have the part.
+        mask: 1 for those that the policy sampled; the others are the environment's words, and no loss may touch them.
     """
 
     messages: tuple[Message, ...]
-    token_ids: tuple[int, ...] | None
-    sampled: tuple[bool, ...] | None
+    token_ids: list[int] | None
+    mask: list[int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,51 +40,71 @@ class Conversation:
     value: float
     reply_at: tuple[int, ...]
 
+    @property
+    def last(self) -> int:
+        """Number of the last reply, from 0."""
+        return len(self.reply_at) - 1
+
     def history(self, turn: int) -> tuple[Message, ...]:
         """The messages before reply ``turn``, from 0."""
         return self.trajectory.messages[: self.reply_at[turn]]
 
     def history_ids(self, turn: int) -> tuple[int, ...]:
-        """The ids the policy saw before reply ``turn``; empty where it told none."""
+        """The ids the policy saw before reply ``turn``; empty where it returned none."""
         return self.trajectory.turns[turn].prompt_ids
 
     def part(self, first: int, last: int) -> Part:
         """From reply ``first`` to reply ``last``, both included."""
         messages = self.trajectory.messages[self.reply_at[first] : self.reply_at[last] + 1]
-        turns = self.trajectory.turns[first : last + 1]
-        whole = all(extends(before, after) for before, after in pairwise(turns))
-        if self.trajectory.text_only or not whole:
-            return Part(messages=messages, token_ids=None, sampled=None)
-        start = len(turns[0].prompt_ids)
-        ids: list[int] = []
-        sampled: list[bool] = []
-        for turn in turns:
-            read = turn.prompt_ids[start + len(ids) :]
-            ids += [*read, *turn.completion.token_ids]
-            sampled += [False] * len(read) + [True] * len(turn.completion.token_ids)
-        return Part(messages=messages, token_ids=tuple(ids), sampled=tuple(sampled))
+        row = None if self.trajectory.text_only else one_row(self.trajectory.turns[first : last + 1])
+        return Part(messages=messages, token_ids=row and row[0], mask=row and row[1])
+
+
+def one_row(turns: Sequence[Turn]) -> tuple[list[int], list[int], list[float]] | None:
+    """Consecutive turns as one row of L ids, from the first reply to the last.
+
+    Returns:
+        ``(L,)`` ids, a mask that is 1 where the policy sampled, and log-probabilities (0 where there is none); ``None``
+        where a chat template rewrites history, so that no one row is what the policy saw.
+    """
+    if not all(extends(before, after) for before, after in pairwise(turns)):
+        return None
+    ids: list[int] = []
+    mask: list[int] = []
+    logprobs: list[float] = []
+    for turn in turns:
+        read = turn.prompt_ids[len(turns[0].prompt_ids) + len(ids) :]
+        said = turn.completion.token_ids
+        ids += [*read, *said]
+        mask += [0] * len(read) + [1] * len(said)
+        logprobs += [0.0] * len(read) + list(turn.completion.logprobs or [0.0] * len(said))
+    return ids, mask, logprobs
 
 
 def conversations(trajectories: Sequence[Trajectory], config: ExportConfig) -> list[Conversation]:
-    """The conversations that did not fail, with their returns (DRIFT Eq. 12).
+    """The conversations that did not fail, with their returns.
 
     Raises:
         DatasetError: messages and turns of a trajectory don't fit one another.
     """
-    kept = [t for t in trajectories if t.error is None and t.turns]
-    if not kept:
-        return []
+    return [
+        Conversation(trajectory=t, value=value, reply_at=_reply_places(t))
+        for t, value in zip(trajectories, shaped_returns(trajectories, config), strict=True)
+        if value is not None
+    ]
+
+
+def shaped_returns(trajectories: Sequence[Trajectory], config: ReturnConfig) -> list[float | None]:
+    """The return of each conversation, as DRIFT weighs it (Eq. 12); ``None`` where the environment failed."""
     returns_N = trajectory_return(
-        outcomes(kept),
+        outcomes(trajectories),
         outcome=config.outcome,
         gamma=config.gamma,
         repetition=config.repetition,
         format_failure=config.format_failure,
     )
-    return [
-        Conversation(trajectory=t, value=value, reply_at=_reply_places(t))
-        for t, value in zip(kept, returns_N.tolist(), strict=True)
-    ]
+    values = iter(returns_N.tolist())
+    return [next(values) if t.error is None and t.turns else None for t in trajectories]
 
 
 def _reply_places(trajectory: Trajectory) -> tuple[int, ...]:
@@ -96,7 +116,7 @@ def _reply_places(trajectory: Trajectory) -> tuple[int, ...]:
         places.append(at)
         if at < 1 or trajectory.messages[at]["content"] != turn.completion.text:
             raise DatasetError(
-                f"trajectory {trajectory.id!r}: its messages don't hold the replies of its turns where they should be "
+                f"trajectory {trajectory.id!r}: its messages don't have the replies of its turns where they should be "
                 f"(message {at} of {len(trajectory.messages)}). Make the data set again, or leave this trajectory out."
             )
     return tuple(reversed(places))

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import tempfile
+import zlib
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import pyarrow as pa
-
-from drift.dataset.schema import SCHEMA, from_row, to_row
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories, stream_trajectories
 from drift.errors import DatasetError
-from drift.exports.buckets import Buckets
 from drift.exports.config import ExportConfig
 from drift.exports.conversations import conversations
-from drift.exports.pairs import final_pairs, step_pairs, whole_pairs
-from drift.exports.rendering import Rendering
-from drift.exports.unpaired import labelled
+from drift.exports.rows import final_pairs, labelled, step_pairs, whole_pairs
 from drift.manifest import package_versions, read_manifest, replacing, write_json
 from drift.types import Trajectory
 
 KIND = "export"
 # Trajectories in memory at once, of whole prompts.
 BUCKET_ROWS = 8192
+RENDERED = ("same_ids", "same_but_for_the_end", "other_ids", "refused", "no_ids")
 MAKERS = {"dpo": whole_pairs, "dpo-final": final_pairs, "dpo-step": step_pairs, "kto": labelled}
 
 
@@ -72,12 +71,12 @@ def export_dataset(data: Path, out: Path, config: ExportConfig, *, tokenizer: An
     manifest = read_manifest(data, TRAJECTORIES)
     counts: Counter[str] = Counter(dict.fromkeys(("rows", "prompts", "prompts_without_row", "failed"), 0))
     counts["rows_without_ids"] = 0
-    rendering = Rendering(tokenizer) if tokenizer is not None else None
+    rendered: Counter[str] = Counter(dict.fromkeys(RENDERED, 0))
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for part in _parts(data, out.parent):
+        for part in _whole_prompts(data, out.parent):
             for row in export_rows(part, config, counts):
-                if rendering is not None:
-                    rendering.compare(row)
+                if tokenizer is not None:
+                    compare_rendered(row, tokenizer, rendered)
                 # Replies can hold anything, half of a UTF-16 pair too: escapes are read back as what they were.
                 file.write(json.dumps(row) + "\n")
         if not counts["rows"]:
@@ -92,20 +91,67 @@ def export_dataset(data: Path, out: Path, config: ExportConfig, *, tokenizer: An
         "dataset_hash": manifest["dataset_hash"],
         "policy": manifest["spec"].get("policy"),
         "counts": dict(counts),
-        "rendered": None if rendering is None else dict(rendering.counts),
+        "rendered": None if tokenizer is None else dict(rendered),
     }
     write_json(out.with_name(out.name + ".manifest.json"), content)
     return content
 
 
-def _parts(data: Path, scratch: Path) -> Iterator[list[Trajectory]]:
-    """All trajectories, whole prompts at a time, in an order that does not hang on that of the shards."""
-    count = max(1, math.ceil(count_trajectories(data) / BUCKET_ROWS))
-    if count == 1:
+def compare_rendered(row: Mapping[str, Any], tokenizer: Any, counts: Counter[str]) -> None:
+    """Count whether each completion of ``row``, rendered as TRL renders it, has the ids that were sampled.
+
+    TRL takes what the chat template gives for the prompt with a generation prompt, and for prompt and completion
+    together; the completion is what follows their common beginning. ``same_but_for_the_end`` are those to which the
+    template adds something after the last reply, such as a line break after the end of the turn, which TRL trains too.
+
+    Args:
+        row: with ``chosen`` and ``rejected``, or ``completion``.
+        tokenizer: of the model to be trained, with a chat template.
+        counts: one of ``RENDERED`` is added to for each completion.
+    """
+    from jinja2 import TemplateError
+
+    ids = row.get("sampled_ids")
+    for name in ("chosen", "rejected", "completion"):
+        if name not in row:
+            continue
+        if ids is None:
+            counts["no_ids"] += 1
+            continue
+        sampled = [*ids["prompt"], *ids[name]]
+        try:
+            rendered = tokenizer.apply_chat_template([*row["prompt"], *row[name]], tokenize=True, return_dict=True)
+        except TemplateError:
+            counts["refused"] += 1
+            continue
+        found = list(rendered["input_ids"])
+        if found == sampled:
+            counts["same_ids"] += 1
+        else:
+            counts["same_but_for_the_end" if found[: len(sampled)] == sampled else "other_ids"] += 1
+
+
+def _whole_prompts(data: Path, scratch: Path) -> Iterator[list[Trajectory]]:
+    """All trajectories, whole prompts at a time, in an order that does not depend on that of the shards.
+
+    Those that are too many for memory go through a file without a name in ``scratch``, which the system removes however
+    the process ends.
+    """
+    count = math.ceil(count_trajectories(data) / BUCKET_ROWS)
+    if count <= 1:
         yield list(stream_trajectories(data))
         return
-    with Buckets(scratch, SCHEMA, "group_id", count, rows_per_write=BUCKET_ROWS) as buckets:
+    # Where in the file the trajectories of each bucket begin.
+    starts: list[array[int]] = [array("q") for _ in range(count)]
+    with tempfile.TemporaryFile(dir=scratch) as file:
         for trajectory in stream_trajectories(data):
-            buckets.add(pa.Table.from_pylist([to_row(trajectory)], schema=SCHEMA))
-        for bucket in range(count):
-            yield [from_row(row) for row in buckets.read(bucket).to_pylist()]
+            starts[zlib.crc32(trajectory.group_id.encode()) % count].append(file.tell())
+            pickle.dump(trajectory, file)
+        for bucket in starts:
+            yield [_unpickled(file, start) for start in bucket]
+
+
+def _unpickled(file: IO[bytes], start: int) -> Trajectory:
+    file.seek(start)
+    trajectory: Trajectory = pickle.load(file)
+    return trajectory

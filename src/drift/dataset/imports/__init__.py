@@ -11,7 +11,7 @@ FORMATS = Registry(
         "messages": "drift.dataset.imports.messages:messages",
         "drift": "drift.dataset.imports.authors:authors",
         "mathdial": "drift.dataset.imports.mathdial:mathdial",
-        "trajectories": "drift.dataset.imports.trajectories:trajectories",
+        "trajectories": "drift.dataset.imports.messages:trajectories",
     },
 )
 

@@ -19,11 +19,12 @@ class BadRow(DatasetError):
     Args:
         reason: the kind of fault, under which rows are counted (docs/artifacts.md lists them).
         detail: what was found in this row, and what was expected.
+        line: the row's number, from 1; 0 until it is known.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, line: int = 0) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail, self.line = reason, detail, line
 
 
 @dataclass(frozen=True, kw_only=True)

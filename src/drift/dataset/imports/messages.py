@@ -1,11 +1,15 @@
-"""``messages``: what most chat tooling logs, one object per conversation."""
+"""``messages``: what most chat tooling logs, one object per conversation; ``trajectories``: rollouts of drift itself.
+
+The latter were recorded as text alone, or for another model's tokenizer.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from drift.dataset.imports.base import Logged, chat_messages, flag, name, number, on_last, replies
+from drift.dataset.imports.base import BadRow, Logged, chat_messages, flag, name, number, on_last, replies, show
 
 
 def messages(row: Mapping[str, Any], *, reward: str = "reward") -> Logged:
@@ -24,4 +28,22 @@ def messages(row: Mapping[str, Any], *, reward: str = "reward") -> Logged:
         answers=(None,) * count,
         group_id=name(row, "group_id", "prompt_id"),
         id=name(row, "id"),
+    )
+
+
+def trajectories(row: Mapping[str, Any]) -> Logged:
+    """A row of docs/artifacts.md, from a directory of trajectories: what was said and how it was judged is kept."""
+    if row.get("error"):
+        raise BadRow("failed", f"its environment failed: {show(row['error'])}")
+    found, turns = chat_messages(row.get("messages")), row.get("turns")
+    if not isinstance(turns, list | tuple) or len(turns) != replies(found):
+        raise BadRow("turn_mismatch", f"turns: got {show(turns)}, expected one for each of {replies(found)} replies")
+    return Logged(
+        messages=found,
+        rewards=tuple(float(turn["reward"]) for turn in turns),
+        success=bool(turns[-1]["success"]),
+        answers=tuple(turn["answer"] for turn in turns),
+        group_id=name(row, "group_id"),
+        id=name(row, "id"),
+        info=tuple(json.loads(turn["info"]) for turn in turns),
     )

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from drift.chat import TemplateChat
 from drift.dataset.imports import FORMATS
-from drift.dataset.imports.base import BadRow, Logged, Reader, show
+from drift.dataset.imports.base import BadRow, Reader, show
 from drift.dataset.imports.sources import Source, open_source
 from drift.dataset.imports.tokens import Target, opening_hash, to_trajectory
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.store import TrajectoryWriter, write_tasks
-from drift.errors import DatasetError, require, unknown_name
+from drift.errors import DatasetError, require
 from drift.manifest import MANIFEST, writing
 from drift.policies import model_path
 from drift.policies.hf import end_ids, fingerprint, load_model
 from drift.progress import Progress
+from drift.registry import check_settings
 from drift.types import Task, Trajectory
 
 REJECTED = "rejected.jsonl"
@@ -32,22 +31,10 @@ SHOWN = 20
 SHARD_SIZE = 256
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """A row that was left out: its line number, the kind of fault, and what was found."""
-
-    line: int
-    reason: str
-    detail: str
-
-
 def make_reader(name: str, settings: Mapping[str, Any]) -> Reader:
     """The reader of a format, with its own settings filled in; unknown names are refused with the nearest known one."""
     reader = FORMATS.get(name)
-    known = [p.name for p in inspect.signature(reader).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for key in settings:
-        if key not in known:
-            raise unknown_name("setting", key, known, where=f"settings of format {name!r}")
+    check_settings(reader, settings, where=f"settings of format {name!r}")
     return functools.partial(reader, **settings)
 
 
@@ -74,29 +61,43 @@ def load_target(model: str, max_length: int = 0) -> Target:
 
 
 class Conversion:
-    """One pass over a log. Holds a count per group and a digest per name, and otherwise one row at a time."""
+    """One pass over a log. Keeps a count per group and a digest per name, and otherwise one row at a time.
+
+    Attributes:
+        groups: trajectories made, by group.
+        excluded: rows left out, by reason; the first ``SHOWN`` of them are in ``shown``.
+        with_success: rows that say whether they ended with the task solved.
+    """
 
     def __init__(self, source: Source, reader: Reader, target: Target) -> None:
         self._source, self._reader, self._target = source, reader, target
         self._names: set[bytes] = set()
         self.groups: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter()
+        self.shown: list[BadRow] = []
         self.with_success = 0
 
-    def __iter__(self) -> Iterator[Trajectory | Rejected]:
+    def __iter__(self) -> Iterator[Trajectory | BadRow]:
         for line, value in self._source:
             try:
                 yield self._convert(line, value)
             except BadRow as bad:
+                bad.line = line
                 self.excluded[bad.reason] += 1
-                yield Rejected(line=line, reason=bad.reason, detail=bad.detail)
+                if len(self.shown) < SHOWN:
+                    self.shown.append(bad)
+                yield bad
+
+    def by_reason(self) -> str:
+        """Number of rows left out for each reason."""
+        return ", ".join(f"{reason} {count}" for reason, count in sorted(self.excluded.items()))
 
     def _convert(self, line: int, value: object) -> Trajectory:
         if isinstance(value, BadRow):
             raise value
         if not isinstance(value, Mapping):
             raise BadRow("not_object", f"got {show(value)}, expected an object")
-        logged: Logged = self._reader(value)
+        logged = self._reader(value)
         name = None if logged.id is None else hashlib.sha256(logged.id.encode()).digest()[:16]
         if name in self._names:
             raise BadRow("duplicate_id", f"id: {show(logged.id)} is that of an earlier row")
@@ -140,7 +141,7 @@ def import_file(
     source = open_source(path)
     target = load_target(model, max_length)
     if strict:
-        _refuse_bad_rows(source, Conversion(source, reader, target))
+        _refuse_bad_rows(path, source.rows, Conversion(source, reader, target))
     spec = {
         "import": {"format": format, "settings": dict(settings), "file": path.name, "sha256": source.sha256},
         "ids": "retokenized",
@@ -158,86 +159,70 @@ def _write_all(source: Source, conversion: Conversion, spec: Mapping[str, Any], 
     with ExitStack() as stack:
         progress = stack.enter_context(Progress("import", source.rows, unit="rows"))
         writer: TrajectoryWriter | None = None
-        # Held before anything is written: two imports would write the same list of rejected rows.
+        # Locked before anything is written: two imports would write the same list of rejected rows.
         lock = stack.enter_context(DirectoryLock(out))
         with writing(temporary):
             rejected = stack.enter_context(temporary.open("w", encoding="utf-8"))
         stack.callback(temporary.unlink, missing_ok=True)
-        shown: list[Rejected] = []
-        for found in conversion:
+        for made in conversion:
             progress.advance()
-            if isinstance(found, Rejected):
-                _write(rejected, found)
-                shown += [found] if len(shown) < SHOWN else []
+            if isinstance(made, BadRow):
+                with writing(temporary):
+                    rejected.write(json.dumps({"line": made.line, "reason": made.reason, "detail": made.detail}) + "\n")
                 continue
             if writer is None:
                 writer = stack.enter_context(TrajectoryWriter(out, spec, [], shard_size=SHARD_SIZE, lock=lock))
-            if found.id not in writer.done:
-                writer.append(found)
+            if made.id not in writer.done:
+                writer.append(made)
         with writing(temporary):
             rejected.close()
             if writer is not None or not (out / MANIFEST).is_file():
                 temporary.replace(out / REJECTED)
         if writer is None:
-            raise DatasetError(_nothing_left(source, conversion, shown, out))
-        write_tasks(out, (_task(group, count) for group, count in sorted(conversion.groups.items())))
+            raise _nothing_left(source.path, conversion, out)
+        groups = sorted(conversion.groups.items())
+        tasks = (Task(id=name, group_id=name, split="train", payload={"conversations": n}) for name, n in groups)
+        write_tasks(out, tasks)
         return writer.finish(
             {
-                "rows": sum(conversion.excluded.values()) + sum(conversion.groups.values()),
+                "rows": conversion.excluded.total() + conversion.groups.total(),
                 "excluded": dict(sorted(conversion.excluded.items())),
                 "with_success": conversion.with_success,
             }
         )
 
 
-def _task(group: str, count: int) -> Task:
-    return Task(id=group, group_id=group, split="train", payload={"conversations": count})
-
-
-def _write(file: IO[str], found: Rejected) -> None:
-    with writing(Path(file.name)):
-        file.write(json.dumps(vars(found)) + "\n")
-
-
-def _refuse_bad_rows(source: Source, conversion: Conversion) -> None:
-    bad: list[Rejected] = []
-    with Progress("check", source.rows, unit="rows") as progress:
-        for found in conversion:
+def _refuse_bad_rows(path: Path, rows: int, conversion: Conversion) -> None:
+    with Progress("check", rows, unit="rows") as progress:
+        for _ in conversion:
             progress.advance()
-            if isinstance(found, Rejected) and len(bad) < SHOWN:
-                bad.append(found)
-    if bad:
+    if conversion.excluded:
         raise DatasetError(
-            f"{source.path}: {sum(conversion.excluded.values())} rows can't be imported "
-            f"({_by_reason(conversion.excluded)}), and --strict was given; nothing was written. "
-            f"Mend them, or leave out --strict to import the others.\n{listing(bad)}"
+            f"{path}: {conversion.excluded.total()} rows can't be imported ({conversion.by_reason()}), and --strict "
+            "was given; nothing was written. Fix them, or leave out --strict to import the others.\n"
+            f"{listing(conversion.shown)}"
         )
 
 
-def _nothing_left(source: Source, conversion: Conversion, shown: list[Rejected], out: Path) -> str:
+def _nothing_left(path: Path, conversion: Conversion, out: Path) -> DatasetError:
     if not conversion.excluded:
-        return f"{source.path} holds no rows. Give a file with at least one conversation."
-    return (
-        f"{source.path}: none of {sum(conversion.excluded.values())} rows can be imported "
-        f"({_by_reason(conversion.excluded)}). Check --format and its settings; {out / REJECTED} says why for each.\n"
-        f"{listing(shown)}"
+        return DatasetError(f"{path} holds no rows. Give a file with at least one conversation.")
+    return DatasetError(
+        f"{path}: none of {conversion.excluded.total()} rows can be imported ({conversion.by_reason()}). "
+        f"Check --format and its settings; {out / REJECTED} says why for each.\n{listing(conversion.shown)}"
     )
 
 
-def _by_reason(excluded: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in sorted(excluded.items()))
-
-
-def listing(rejected: list[Rejected]) -> str:
+def listing(rejected: list[BadRow]) -> str:
     """Rejected rows for people, one a line."""
-    return "\n".join(f"  line {row.line}: {row.reason}: {row.detail}" for row in rejected)
+    return "\n".join(f"  line {row.line}: {row}" for row in rejected)
 
 
-def read_rejected(directory: Path, count: int = SHOWN) -> list[Rejected]:
+def read_rejected(directory: Path, count: int = SHOWN) -> list[BadRow]:
     """The first ``count`` rows that an import left out."""
     path = directory / REJECTED
     try:
         with path.open(encoding="utf-8") as file:
-            return [Rejected(**json.loads(line)) for line, _ in zip(file, range(count), strict=False)]
+            return [BadRow(**json.loads(line)) for line, _ in zip(file, range(count), strict=False)]
     except (OSError, ValueError, TypeError) as error:
         raise DatasetError(f"{path} can't be read: {error}. Run the same import again.") from error

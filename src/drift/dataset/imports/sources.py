@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drift.dataset.imports.base import BadRow, show
-from drift.dataset.store import KIND, shards
+from drift.dataset.store import KIND, count_trajectories, shards
 from drift.errors import DatasetError
 from drift.manifest import read_manifest
 
@@ -72,7 +72,8 @@ def open_source(path: Path) -> Source:
         DatasetError: there is no such file, it can't be read, or it is a directory without finished trajectories.
     """
     if path.is_dir():
-        return _trajectories(path)
+        rows, parts = count_trajectories(path), tuple(shards(path))
+        return Source(path=path, sha256=read_manifest(path, KIND)["dataset_hash"], rows=rows, parquet=parts)
     digest, newlines, ended, head = hashlib.sha256(), 0, True, b""
     try:
         with path.open("rb") as file:
@@ -86,14 +87,6 @@ def open_source(path: Path) -> Source:
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     return Source(path=path, sha256=digest.hexdigest(), rows=rows, parquet=(path,) if parquet else ())
-
-
-def _trajectories(path: Path) -> Source:
-    manifest = read_manifest(path, KIND)
-    if not manifest["complete"]:
-        raise DatasetError(f"{path} is incomplete. Run the command that writes it again: it goes on where it was.")
-    files = tuple(shards(path))
-    return Source(path=path, sha256=manifest["dataset_hash"], rows=manifest["counts"]["trajectories"], parquet=files)
 
 
 def _unreadable(path: Path, error: Exception) -> DatasetError:

@@ -3,11 +3,11 @@ import itertools
 from pathlib import Path
 
 import pytest
+from tools.default_policy.config import Flaws
+from tools.default_policy.corpus import conversations, label
+from tools.default_policy.pretrain import Encoder, make_tokenizer, micro_batches
 from transformers import AutoTokenizer
 
-from drift.bootstrap.config import Flaws
-from drift.bootstrap.corpus import conversations, label
-from drift.bootstrap.pretrain import Encoder, make_tokenizer, micro_batches
 from drift.chat import TemplateChat
 from drift.environments.answers import extract_answer
 from drift.environments.arithmetic import Arithmetic

@@ -11,11 +11,11 @@ import asyncio
 import random
 from collections.abc import Iterator
 
-from drift.bootstrap.config import Flaws
 from drift.environments.arithmetic import Arithmetic, problem
 from drift.environments.base import Environment, open_episode
 from drift.environments.guess import Guess
 from drift.types import Message, Task
+from tools.default_policy.config import Flaws
 
 
 def label(task: Task) -> str:

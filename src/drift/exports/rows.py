@@ -1,4 +1,4 @@
-"""Pairs of a better and a worse reply, for DPO: by whole conversation, by last reply, and by turn.
+"""Rows for preference trainers: pairs of a better and a worse reply for DPO, single conversations for KTO.
 
 Which pairs are made is decided by returns and sample numbers alone: within a set, candidates are ordered from the
 highest return to the lowest, equals by sample, and the first is paired with the last, the second with the last but one,
@@ -43,7 +43,8 @@ def whole_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Cou
     """
     for same in _by_history(group, [0] * len(group)):
         for better, worse in _chosen_pairs(same, config, counts):
-            yield _row(better, 0, better.part(0, _last(better)), worse.part(0, _last(worse)), _about_two(better, worse))
+            chosen, rejected = better.part(0, better.last), worse.part(0, worse.last)
+            yield _row(better, 0, _about(better, worse, better.value, worse.value), chosen=chosen, rejected=rejected)
 
 
 def final_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[Row]:
@@ -51,12 +52,11 @@ def final_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Cou
 
     Under ``history: shared`` the worse one has that same history.
     """
-    last = [_last(conversation) for conversation in group]
-    sets = _by_history(group, last) if config.history == "shared" else _by_history(group, [0] * len(group))
-    for same in sets:
+    for same in _by_history(group, [each.last if config.history == "shared" else 0 for each in group]):
         for better, worse in _chosen_pairs(same, config, counts):
-            chosen = better.part(_last(better), _last(better))
-            yield _row(better, _last(better), chosen, worse.part(_last(worse), _last(worse)), _about_two(better, worse))
+            chosen, rejected = better.part(better.last, better.last), worse.part(worse.last, worse.last)
+            about = _about(better, worse, better.value, worse.value)
+            yield _row(better, better.last, about, chosen=chosen, rejected=rejected)
 
 
 def step_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[Row]:
@@ -65,8 +65,8 @@ def step_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Coun
     A reply's value is the mean return of the conversations that went on from it: a Monte Carlo estimate of its worth,
     from as few as one conversation.
     """
-    for turn in range(max(len(conversation.reply_at) for conversation in group)):
-        there = [conversation for conversation in group if len(conversation.reply_at) > turn]
+    for turn in range(max(each.last for each in group) + 1):
+        there = [each for each in group if each.last >= turn]
         for same in _by_history(there, [turn] * len(there)):
             replies: dict[str, list[Conversation]] = defaultdict(list)
             for conversation in same:
@@ -80,15 +80,14 @@ def step_pairs(group: Sequence[Conversation], config: ExportConfig, counts: Coun
             counts["histories_without_pair"] += not pairs
             for (better, high), (worse, low) in pairs[: config.pairs]:
                 about = {
+                    "group_id": better[0].trajectory.group_id,
                     "turn": turn + 1,
-                    "chosen_id": better[0].trajectory.id,
-                    "rejected_id": worse[0].trajectory.id,
-                    "chosen_return": high,
-                    "rejected_return": low,
+                    **_about(better[0], worse[0], high, low),
                     "chosen_count": len(better),
                     "rejected_count": len(worse),
                 }
-                yield _row(better[0], turn, better[0].part(turn, turn), worse[0].part(turn, turn), about)
+                chosen, rejected = better[0].part(turn, turn), worse[0].part(turn, turn)
+                yield _row(better[0], turn, about, chosen=chosen, rejected=rejected)
 
 
 def _chosen_pairs(
@@ -98,8 +97,8 @@ def _chosen_pairs(
     counts["histories"] += 1
     counts["histories_without_pair"] += not pairs
     for better, worse in pairs[: config.pairs]:
-        first = _last if config.format == "dpo-final" else _first
-        if _said(better, first(better)) == _said(worse, first(worse)):
+        final = config.format == "dpo-final"
+        if _said(better, final) == _said(worse, final):
             # The same words, better for when they were said or by luck: nothing to prefer them to.
             counts["same_replies"] += 1
             continue
@@ -115,41 +114,41 @@ def _by_history(group: Sequence[Conversation], turn_of: Sequence[int]) -> list[l
     return list(found.values())
 
 
-def _first(conversation: Conversation) -> int:
-    return 0
+def _said(conversation: Conversation, final: bool) -> list[str]:
+    turns = conversation.trajectory.turns
+    return [turn.completion.text for turn in (turns[-1:] if final else turns)]
 
 
-def _last(conversation: Conversation) -> int:
-    return len(conversation.reply_at) - 1
-
-
-def _said(conversation: Conversation, first: int) -> list[str]:
-    return [turn.completion.text for turn in conversation.trajectory.turns[first:]]
-
-
-def _about_two(better: Conversation, worse: Conversation) -> Row:
+def _about(better: Conversation, worse: Conversation, high: float, low: float) -> Row:
     return {
+        "group_id": better.trajectory.group_id,
         "chosen_id": better.trajectory.id,
         "rejected_id": worse.trajectory.id,
-        "chosen_return": better.value,
-        "rejected_return": worse.value,
+        "chosen_return": high,
+        "rejected_return": low,
     }
 
 
-def _row(source: Conversation, turn: int, chosen: Part, rejected: Part, about: Row) -> Row:
-    row: Row = {
-        "prompt": plain(source.history(turn)),
-        "chosen": plain(chosen.messages),
-        "rejected": plain(rejected.messages),
-        "group_id": source.trajectory.group_id,
-        **about,
-    }
-    if chosen.token_ids is not None and rejected.token_ids is not None:
-        row["sampled_ids"] = {
-            "prompt": list(source.history_ids(turn)),
-            "chosen": list(chosen.token_ids),
-            "chosen_mask": list(map(int, chosen.sampled or ())),
-            "rejected": list(rejected.token_ids),
-            "rejected_mask": list(map(int, rejected.sampled or ())),
-        }
+def _row(source: Conversation, turn: int, about: Row, **parts: Part) -> Row:
+    """What follows the history of ``source`` before ``turn``, part by part, with the ids where there are any."""
+    said = {name: plain(part.messages) for name, part in parts.items()}
+    row: Row = {"prompt": plain(source.history(turn)), **said, **about}
+    if all(part.token_ids is not None for part in parts.values()):
+        row["sampled_ids"] = {"prompt": list(source.history_ids(turn))}
+        for name, part in parts.items():
+            row["sampled_ids"] |= {name: part.token_ids, f"{name}_mask": part.mask}
     return row
+
+
+def labelled(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[Row]:
+    """``kto``: each conversation from its first reply to its last, and whether it is a good one."""
+    for conversation in group:
+        good = conversation.trajectory.success if config.threshold is None else conversation.value > config.threshold
+        counts["good" if good else "bad"] += 1
+        about = {
+            "label": good,
+            "group_id": conversation.trajectory.group_id,
+            "completion_id": conversation.trajectory.id,
+            "completion_return": conversation.value,
+        }
+        yield _row(conversation, 0, about, completion=conversation.part(0, conversation.last))

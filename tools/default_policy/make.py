@@ -1,4 +1,4 @@
-"""``drift make-policy``: train the default policy, measure what came out, save it as an ordinary model folder."""
+"""Train the default policy, measure what came out, save it as an ordinary model folder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from drift.bootstrap.calibration import calibrate
-from drift.bootstrap.config import PretrainConfig
-from drift.bootstrap.pretrain import Encoder, pretrain
 from drift.manifest import read_manifest, write_manifest, writing
 from drift.progress import Progress
+from tools.default_policy.calibration import calibrate
+from tools.default_policy.config import PretrainConfig
+from tools.default_policy.pretrain import Encoder, pretrain
 
 KIND = "policy"
 

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from drift.bootstrap.config import Flaws, PretrainConfig
-from drift.bootstrap.corpus import KNOWING, conversations
 from drift.types import Message
+from tools.default_policy.config import Flaws, PretrainConfig
+from tools.default_policy.corpus import KNOWING, conversations
 
 END, PAD = "<|end|>", "<|pad|>"
 ROLES = ("system", "user", "assistant", "tool")

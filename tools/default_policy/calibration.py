@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from drift.bootstrap.config import Flaws
-from drift.bootstrap.corpus import label
-from drift.bootstrap.pretrain import Encoder
 from drift.environments.arithmetic import Arithmetic
 from drift.types import Message
+from tools.default_policy.config import Flaws
+from tools.default_policy.corpus import label
+from tools.default_policy.pretrain import Encoder
 
 
 def reply_probability(model: Any, encode: Encoder, conversations: list[list[Message]]) -> list[float]:

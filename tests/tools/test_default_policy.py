@@ -2,12 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tools.default_policy.__main__ import main
+from tools.default_policy.calibration import calibrate, reply_probability
+from tools.default_policy.config import Flaws, PretrainConfig
+from tools.default_policy.make import make_default_policy
+from tools.default_policy.pretrain import Encoder
 
 from drift.api import rollout
-from drift.bootstrap.calibration import calibrate, reply_probability
-from drift.bootstrap.config import Flaws, PretrainConfig
-from drift.bootstrap.make import make_default_policy
-from drift.bootstrap.pretrain import Encoder
 from drift.dataset.outcomes import outcomes
 from drift.dataset.store import read_trajectories
 from drift.evaluation.intervals import ratio_value
@@ -99,3 +100,10 @@ def test_the_shipped_policy_also_plays_the_guessing_game(tmp_path: Path) -> None
     drawn = outcomes(read_trajectories(rollout("guess", out=tmp_path, settings=settings)))
     assert 0.02 < drawn.success_N.mean() < 0.6
     assert drawn.failures_N.sum() < 0.1 * drawn.turns_N.sum()
+
+
+def test_the_command_prints_the_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"steps": 2, "knowing_steps": 1, "hidden": 16, "layers": 1, "heads": 1, "rows": 4, "feed_forward": 16}
+    main(["--out", str(tmp_path / "policy"), *(f"--{name}={value}" for name, value in small.items())])
+    assert "insist/add/plain" in capsys.readouterr().out
+    assert (tmp_path / "policy" / "model.safetensors").is_file()

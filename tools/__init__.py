@@ -1,0 +1,1 @@
+"""What maintainers of drift run, and its users don't need."""
