@@ -26,7 +26,7 @@ from weights import SAMPLES, TURNS, make_dataset
 
 # Of the prompt and of the reply of each turn.
 TOKENS = 32
-SETTINGS = {"max_steps": 20, "batch_size": 32, "save_steps": 0, "log_steps": 10}
+SETTINGS = {"max_steps": 20, "batch_size": 32, "save_steps": 0}
 # In a process of its own: ru_maxrss of this one would say what the making of the data took.
 TRAIN = (
     "import json, resource, sys, time; from pathlib import Path\n"

@@ -47,7 +47,7 @@ def weighed(tmp_path: Path, tiny_model: Path, make_trajectory: Callable[..., Tra
 def settings(**changes: Any) -> dict[str, Any]:
     # Lines of the log and checkpoints fall on different steps, so that a resume lies between two lines.
     defaults = {"max_steps": STEPS, "batch_size": 6, "tokens_per_batch": 100, "learning_rate": 1e-3}
-    return {**defaults, "save_steps": 2, "log_steps": 3, "keep_checkpoints": 2, **changes}
+    return {**defaults, "save_steps": 2, "arguments": {"logging_steps": 3}, **changes}
 
 
 def curve(out: Path) -> list[dict[str, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,69 +11,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, set_seed
 
 from drift.checksums import write_sums
-from drift.errors import ConfigError, Interrupted
+from drift.errors import Interrupted
 from drift.manifest import writing
 from drift.policies import model_path
 from drift.progress import Progress
-from drift.training.checkpoints import FOLDER, last_checkpoint, whole_checkpoint
-from drift.training.config import LoraSettings, TrainingConfig
+from drift.training.arguments import training_arguments, with_lora
+from drift.training.checkpoints import last_checkpoint, whole_checkpoint
+from drift.training.config import TrainingConfig
 from drift.training.forward import teach, use_trees, why_not_trees
 from drift.training.limit import KLLimit
 from drift.training.plan import Step
 from drift.training.quantized import merged_into
 from drift.training.ranks import Ranks
-from drift.training.sharding import check_ranks, engine_arguments, whole_model
+from drift.training.sharding import check_ranks, whole_model
 from drift.training.trainer import MetricsLog, StepDataset, WeightedTrainer
 from drift.types import Example
 
 METRICS = "metrics.jsonl"
-# Settings of attention under which the kernel below a tree of rows is torch's own.
-SHARING = ("auto", "sdpa")
-
-
-def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int, device: str) -> TrainingArguments:
-    """``config`` in transformers' terms; one item of its data loader is one optimizer step."""
-    fsdp = config.engine == "fsdp"
-    arguments = TrainingArguments(
-        output_dir=str(out / FOLDER),
-        per_device_train_batch_size=1,
-        max_steps=steps,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        # In steps: transformers takes a share of 1 for one step.
-        warmup_steps=math.ceil(config.warmup * steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.dtype == "bfloat16",
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 1,
-        save_total_limit=config.keep_checkpoints,
-        logging_steps=config.log_steps,
-        logging_nan_inf_filter=False,
-        report_to=config.trackers or "none",
-        seed=seed,
-        data_seed=seed,
-        use_cpu=device == "cpu" or not torch.cuda.is_available(),
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        **engine_arguments(config),
-        # Renamed in recent versions of transformers, which take the old name with a warning.
-        **({"gradient_checkpointing": True} if config.gradient_checkpointing and not fsdp else {}),
-    )
-    if fsdp and config.dtype == "bfloat16":
-        # Gradients are summed over ranks, and the loss is returned, in float32: the usual policy has both in 16 bits.
-        from torch.distributed.fsdp import MixedPrecisionPolicy
-
-        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
-        )
-    return arguments
 
 
 @contextmanager
@@ -139,10 +96,10 @@ def fit(
         TrainingError: a loss, gradient or parameter is not finite; or the limit was passed at the first measurement.
     """
     set_seed(seed)
-    if config.lora.rank:
-        model = _with_lora(model, config.lora)
+    if config.lora:
+        model = with_lora(model, config.lora)
     teach(model)
-    trees = config.share_prefixes and _can_share(model, config, ranks)
+    trees = config.attention == "auto" and _can_share(model, ranks)
     use_trees(model, trees)
     callbacks: list[TrainerCallback] = [MetricsLog(out / METRICS)]
     limit = KLLimit(model, held_out, config, out, ranks=ranks, trees=trees) if config.kl_limit else None
@@ -178,31 +135,11 @@ def fit(
     return trainer, {"kl_limit": limit.report()}
 
 
-def _can_share(model: Any, config: TrainingConfig, ranks: Ranks) -> bool:
-    if config.attention in SHARING:
-        reason = why_not_trees(model)
-        reason = reason and f"with this model {reason}"
-    else:
-        reason = f"attention {config.attention} takes rows of their own"
+def _can_share(model: Any, ranks: Ranks) -> bool:
+    reason = why_not_trees(model)
     if reason and ranks.leads:
-        print(f"training: what conversations share is computed for each, as {reason}", file=sys.stderr)
+        print(f"training: what conversations share is computed for each, as with this model {reason}", file=sys.stderr)
     return not reason
-
-
-def _with_lora(model: Any, lora: LoraSettings) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, settings)
-    except ValueError as error:
-        raise ConfigError(f"training.lora.targets: {error}. Name modules of this model, or all-linear.") from error
 
 
 def save(
@@ -211,17 +148,16 @@ def save(
     """Save an ordinary model folder; an adapter is kept beside the merged model. Every rank must call it."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if config.engine != "ddp":
-        prepare = partial(_with_lora, lora=config.lora) if config.lora.rank else lambda loaded: loaded
+        prepare = partial(with_lora, lora=config.lora) if config.lora else lambda loaded: loaded
         model = whole_model(trainer, prepare, base=base, ranks=ranks)
     if not ranks.leads:
         return
     use_trees(model, False)
     with saving(out):
-        if config.lora.rank:
+        if config.lora:
             model.save_pretrained(out / "adapter")
             # Weights of 4 or 8 bits would take the adapter's changes only roughly.
-            quantized = config.lora.bits > 0
-            model = merged_into(model_path(base), out / "adapter") if quantized else model.merge_and_unload()
+            model = merged_into(model_path(base), out / "adapter") if config.bits else model.merge_and_unload()
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
         write_sums(out, _model_files(out))

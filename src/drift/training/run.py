@@ -22,11 +22,12 @@ from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, 
 from drift.policies import model_path
 from drift.policies.hf import check_attention, fingerprint, load_model
 from drift.policies.stored import StoredModel
+from drift.training.arguments import check_settings
 from drift.training.checkpoints import discard_unfinished
 from drift.training.config import KIND, TrainingConfig
 from drift.training.examples import build_examples
 from drift.training.fit import fit, save
-from drift.training.limit import HeldOut, set_aside
+from drift.training.limit import PROMPTS, HeldOut, set_aside
 from drift.training.plan import PlanOptions, plan_steps, steps_per_pass
 from drift.training.quantized import load_quantized
 from drift.training.ranks import Ranks, joined, only_one
@@ -115,6 +116,7 @@ class _Prepared:
 
 def _train(request: _Request, ranks: Ranks) -> None:
     config, out = request.config, request.out
+    check_settings(config, request.device)
     ready_engine(config, request.device)
     # Before a model is loaded, and kept on the first rank.
     sources: list[tuple[dict[str, Any], WeightTable]] = []
@@ -171,8 +173,8 @@ def _load(request: _Request) -> tuple[Any, Any]:
         check_attention(base, attention, device=request.device)
     # Whole on the CPU first, where each rank keeps a part of it on its GPU.
     device = "cpu" if config.engine != "ddp" else request.device
-    if config.lora.bits:
-        return load_quantized(base, bits=config.lora.bits, dtype=config.dtype, device=device, attention=attention)
+    if config.bits:
+        return load_quantized(base, bits=config.bits, dtype=config.dtype, device=device, attention=attention)
     return load_model(base, dtype="float32", device=device, attention=attention)
 
 
@@ -187,7 +189,7 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
     """Check that all belongs together, and write the rows and what the training is of."""
     data, config, out = request.data, request.config, request.out
     TemplateChat(tokenizer, source=request.base)
-    own = StoredModel(model_path(request.base)).fingerprint() if config.lora.bits else fingerprint(model, tokenizer)
+    own = StoredModel(model_path(request.base)).fingerprint() if config.bits else fingerprint(model, tokenizer)
     if not request.any_policy:
         check_policy(own, manifest["spec"]["policy"], data, request.base)
     # How many processes share a step changes neither its rows nor, but for rounding, its result.
@@ -254,7 +256,7 @@ def _write_rows(out: Path, data: Path, table: WeightTable, config: TrainingConfi
     weights = table.by_id()
     batches = stream_columns(data, ["group_id"]) if config.kl_limit else iter(())
     groups = {name for batch in batches for name in batch.column(0).unique().to_pylist()}
-    held = HeldOut(set_aside(groups, config.kl_prompts) if config.kl_limit else (), limit)
+    held = HeldOut(set_aside(groups, PROMPTS) if config.kl_limit else (), limit)
     trained = held.part(stream_trajectories(data))
     examples = build_examples(trained, weights, counts, normalization=config.normalization, max_length=limit)
     write_rows(out / ROWS, examples)

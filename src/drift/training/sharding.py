@@ -46,15 +46,15 @@ def ready_engine(config: TrainingConfig, device: str) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
-def engine_arguments(config: TrainingConfig) -> dict[str, Any]:
-    """The engine in terms of transformers' ``TrainingArguments``."""
-    if config.engine == "ddp":
+def engine_arguments(engine: str, *, recompute: bool) -> dict[str, Any]:
+    """An engine in terms of transformers' ``TrainingArguments``; FSDP is told whether to recompute activations."""
+    if engine == "ddp":
         return {}
-    path = files("drift.training") / "engines" / f"{config.engine}.yaml"
+    path = files("drift.training") / "engines" / f"{engine}.yaml"
     settings: dict[str, Any] = yaml.safe_load(path.read_text())
-    if uses_deepspeed(config):
-        return {"deepspeed": settings}
-    return {"fsdp": True, "fsdp_config": {**settings, "activation_checkpointing": config.gradient_checkpointing}}
+    if engine == "fsdp":
+        return {"fsdp": True, "fsdp_config": {**settings, "activation_checkpointing": recompute}}
+    return {"deepspeed": settings}
 
 
 def check_ranks(checkpoint: Path | None, config: TrainingConfig, ranks: Ranks) -> None:
