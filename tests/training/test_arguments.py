@@ -84,13 +84,15 @@ def test_the_command_line_takes_them_by_name_and_a_run_is_its_settings(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["train", *map(str, weighed), "--out", str(tmp_path / "m"), "--base", str(tiny_model), "--device", "cpu"]
-    line += ["--max-steps", "2", "--batch-size", "4", "--save-steps", "0", "--lora.r", "2"]
-    line += ["--lora.target_modules", "[q_proj, v_proj]"]
+    line += ["--max-steps", "2", "--batch-size", "4", "--save-steps", "0", "--arguments.logging_steps", "1"]
+    line += ["--lora.r", "2", "--lora.target_modules", "[q_proj, v_proj]"]
     assert main([*line, "--arguments.weight_decay", "0.25"]) == 0
     config = read_manifest(tmp_path / "m", "model")["spec"]["config"]
     assert config["lora"] == {"r": 2, "target_modules": ["q_proj", "v_proj"]}
     assert (config["arguments"]["weight_decay"], config["arguments"]["max_grad_norm"]) == (0.25, 1.0)
-    capsys.readouterr()
+    # One line on stdout: what was trained.
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"{tmp_path / 'm'}: 2 steps; ")
     # What is left out is the same run as what it stands for.
     assert main([*line, "--arguments.weight_decay", "0.25", "--arguments.max_grad_norm", "1.0"]) == 0
     assert main([*line, "--arguments.weight_decay", "0.5"]) == 1

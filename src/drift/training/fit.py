@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from drift.checksums import write_sums
 from drift.errors import Interrupted
@@ -114,6 +114,8 @@ def fit(
             ),
             callbacks=[*callbacks, _Bar()] if ranks.leads else callbacks,
         )
+        # It writes dictionaries to stdout; they are in metrics.jsonl.
+        trainer.remove_callback(PrinterCallback)
         checkpoint = whole_checkpoint(out)
         check_ranks(checkpoint, config, ranks)
         try:
