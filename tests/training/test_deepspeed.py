@@ -50,7 +50,7 @@ def test_a_missing_library_is_named_with_its_extra(
     with pytest.raises(
         ConfigError, match=r"training\.engine: zero3 needs DeepSpeed.*pip install 'drift-rl\[deepspeed\]'"
     ):
-        train_model(*weighed, settings(engine="zero3"), tmp_path / "m", base=str(tiny_model), seed=1, device="cpu")
+        train_model(*weighed, settings(engine="zero3"), tmp_path / "m", model=str(tiny_model), seed=1, device="cpu")
     assert not (tmp_path / "m" / "rows.arrow").exists()
 
 

@@ -27,7 +27,7 @@ from drift.policies.hf import check_attention, fingerprint, load_model
 from drift.training.arguments import training_arguments
 from drift.training.checkpoints import last_checkpoint
 from drift.training.config import TrainingConfig
-from drift.training.forward import teach, use_trees
+from drift.training.forward import use_trees, use_weighted_loss
 from drift.training.plan import PlanOptions, Rows, plan_steps
 from drift.training.trainer import StepDataset, WeightedTrainer
 from drift.types import Example, Trajectory
@@ -63,7 +63,7 @@ def examples() -> list[Example]:
 def one_step(model_folder: Path, rows: list[Example], out: Path, tokens: int, trees: bool) -> dict[str, torch.Tensor]:
     """Parameters after one step of plain gradient descent on all rows, ``tokens`` at most in one forward pass."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    teach(model)
+    use_weighted_loss(model)
     use_trees(model, trees)
     lengths = np.array([len(row.token_ids) for row in rows])
     facts = Rows(group_N=np.zeros(len(rows), np.int64), length_N=lengths, mass_N=np.array([row.mass for row in rows]))
@@ -115,7 +115,7 @@ def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Examp
             from transformers import AutoModelForCausalLM
             from pathlib import Path
             from drift.training.config import TrainingConfig
-            from drift.training.forward import teach, use_trees
+            from drift.training.forward import use_weighted_loss, use_trees
             from drift.training.plan import PlanOptions, Rows, plan_steps
             from drift.training.arguments import training_arguments
             from drift.training.trainer import StepDataset, WeightedTrainer
@@ -123,7 +123,7 @@ def test_two_ranks_of_uneven_load_are_one(tiny_model: Path, examples: list[Examp
             folder, rows, out = sys.argv[1:]
             examples = pickle.loads(Path(rows).read_bytes())
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            teach(model)
+            use_weighted_loss(model)
             use_trees(model, True)
             plain = {"max_grad_norm": 0.0}
             config = TrainingConfig(batch_size=16, max_steps=1, warmup=0.0, save_steps=0, arguments=plain)

@@ -23,9 +23,9 @@ from drift.environments.base import EnvironmentFactory, task_hash
 from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import fingerprint, load_model
+from drift.training.checkpoints import saving
 from drift.training.config import KIND
-from drift.training.fit import saving
-from drift.training.ranks import only_one
+from drift.training.distributed import locked
 from drift.training.run import SPEC, is_finished
 
 ROUNDS = "rounds.jsonl"
@@ -72,11 +72,11 @@ def train_online(
     library = trl_version()
     config = config.resolved(base)
     tasks = factory.tasks("train", config.tasks, seed)
-    with only_one(out):
+    with locked(out):
         model, tokenizer = load_model(model_path(base), dtype="float32", device=device)
         TemplateChat(tokenizer, source=base)
         spec = {
-            "base": fingerprint(model, tokenizer),
+            "model": fingerprint(model, tokenizer),
             "environment": dict(environment),
             "task_hash": task_hash(tasks),
             "config": config.to_dict(),
@@ -97,7 +97,7 @@ def train_online(
         shutil.rmtree(out / "trl", ignore_errors=True)
         content = {
             "spec": spec,
-            "base": base,
+            "model": base,
             "objective": "grpo",
             "trl": library,
             "counts": {key: live.counts[key] for key in ("conversations", "failed", "successes")},

@@ -19,9 +19,9 @@ from drift.exports.run import export_dataset
 from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import fingerprint, load_model
+from drift.training.checkpoints import saving
 from drift.training.config import KIND
-from drift.training.fit import saving
-from drift.training.ranks import only_one
+from drift.training.distributed import locked
 from drift.training.run import SPEC, check_policy, is_finished
 
 ROWS = "rows.jsonl"
@@ -93,13 +93,13 @@ def _train(
     library = trl_version()
     config = config.resolved()
     source = read_manifest(data, TRAJECTORIES)
-    with only_one(out):
+    with locked(out):
         model, tokenizer = load_model(model_path(base), dtype="float32", device=device)
         TemplateChat(tokenizer, source=base)
         own = fingerprint(model, tokenizer)
         if not any_policy:
             check_policy(own, source["spec"].get("policy", ""), data, base)
-        spec = {"base": own, "config": config.to_dict(), "seed": seed, "dataset_hash": source["dataset_hash"]}
+        spec = {"model": own, "config": config.to_dict(), "seed": seed, "dataset_hash": source["dataset_hash"]}
         if is_finished(out, spec):
             return read_manifest(out, KIND)
         made = export_dataset(data, out / ROWS, config.rows, tokenizer=tokenizer)
@@ -123,7 +123,7 @@ def _train(
         tokens = [line["num_tokens"] for line in trainer.state.log_history if "num_tokens" in line]
         content = {
             "spec": spec,
-            "base": base,
+            "model": base,
             "objective": "kto" if config.rows.format == "kto" else "dpo",
             "trl": library,
             "counts": {**made["counts"], **counts},

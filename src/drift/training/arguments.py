@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import SchedulerType, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from drift.errors import ConfigError, require, unknown_name
 from drift.training.checkpoints import FOLDER
 from drift.training.config import DEFAULT_ARGUMENTS, SET_BY_TRAINING, TrainingConfig
-from drift.training.sharding import engine_arguments
 
 # What PEFT writes into an adapter's configuration itself.
 _OF_PEFT = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "inference_mode")
@@ -77,7 +78,7 @@ def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int,
             use_cpu=device == "cpu" or not torch.cuda.is_available(),
             remove_unused_columns=False,
             disable_tqdm=True,
-            **engine_arguments(config.engine, recompute=any(asked)),
+            **_engine(config.engine, recompute=any(asked)),
             **given,
         )
     except (TypeError, ValueError) as error:
@@ -90,6 +91,17 @@ def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int,
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32
         )
     return arguments
+
+
+def _engine(engine: str, *, recompute: bool) -> dict[str, Any]:
+    """What the file of an engine says, in terms of ``TrainingArguments``; FSDP recomputes activations itself."""
+    if engine == "ddp":
+        return {}
+    path = files("drift.training") / "engines" / f"{engine}.yaml"
+    settings: dict[str, Any] = yaml.safe_load(path.read_text())
+    if engine == "fsdp":
+        return {"fsdp": True, "fsdp_config": {**settings, "activation_checkpointing": recompute}}
+    return {"deepspeed": settings}
 
 
 def lora_config(lora: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.training.tree import Tree, grow, join
+from drift.training.tree import Tree, build_tree, join_trees
 from drift.types import Example
 
 Ints = NDArray[np.int64]
@@ -19,7 +19,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class OptimizerStep:
     """The rows of one optimizer step; its loss is ``(1/divisor) Σ_rows factor · Σ_t w_t · −log p``.
 
     Attributes:
@@ -80,7 +80,7 @@ def steps_per_pass(rows: Rows, options: PlanOptions) -> float:
     return max(1, round(exact)) if options.plan == "balanced" else exact
 
 
-def plan_steps(rows: Rows, steps: int, options: PlanOptions) -> list[Step]:
+def plan_steps(rows: Rows, steps: int, options: PlanOptions) -> list[OptimizerStep]:
     """The optimizer steps of a whole training run. The same arguments give the same plan, on every rank.
 
     Every step is an estimate of the gradient of ``L = (1/N) Σ_rows Σ_t w_t · −log p``, and every step computes rows::
@@ -115,7 +115,7 @@ def plan_steps(rows: Rows, steps: int, options: PlanOptions) -> list[Step]:
         shares = _share(rows, distinct, options.ranks)
         drawn_N = dict(zip(distinct.tolist(), (times * per_draw_N[distinct]).tolist(), strict=True))
         factors = tuple(np.array([drawn_N[row] for row in share.tolist()]) for share in shares)
-        planned.append(Step(ranks=shares, factors=factors, divisor=divisor))
+        planned.append(OptimizerStep(ranks=shares, factors=factors, divisor=divisor))
     return planned
 
 
@@ -233,11 +233,11 @@ def pack(rows: Sequence[Example], tokens_per_batch: int) -> list[Tree]:
             place = len(passes) - 1
         passes[place].append(tree)
         free[place] -= size
-    return [join(trees) for trees in passes]
+    return [join_trees(trees) for trees in passes]
 
 
 def _fitting(rows: list[Example], tokens: int) -> list[Tree]:
-    tree = grow(rows)
+    tree = build_tree(rows)
     if len(tree.token_ids) <= tokens or len(rows) == 1:
         return [tree]
     # Neighbours in the order of their ids share most.

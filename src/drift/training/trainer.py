@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,15 +12,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from drift.errors import TrainingError
-from drift.manifest import write_atomic
-from drift.training.checkpoints import begin, publish
-from drift.training.finite import finite, rows_without_a_loss, spoiled_parameters, stopped
+from drift.training.checkpoints import publish, unfinished
 from drift.training.forward import Batch, padded_batch, tree_batch
-from drift.training.plan import Step, pack, pack_padded
-from drift.training.tree import grow
+from drift.training.nonfinite import all_finite, nonfinite_error, nonfinite_parameters, rows_without_a_loss
+from drift.training.plan import OptimizerStep, pack, pack_padded
+from drift.training.tree import build_tree
 from drift.types import Example
 
 
@@ -50,7 +48,7 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
     """
 
     def __init__(
-        self, steps: Sequence[Step], rows: Sequence[Example], *, rank: int, tokens_per_batch: int, trees: bool
+        self, steps: Sequence[OptimizerStep], rows: Sequence[Example], *, rank: int, tokens_per_batch: int, trees: bool
     ) -> None:
         self._steps, self._rows, self._rank = steps, rows, rank
         self._tokens, self._trees = tokens_per_batch, trees
@@ -75,7 +73,7 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
 
     def alone(self, row: Example) -> Batch:
         """A pass over one row."""
-        return tree_batch(grow([row])) if self._trees else padded_batch([row])
+        return tree_batch(build_tree([row])) if self._trees else padded_batch([row])
 
     def nothing(self) -> Batch:
         """A pass over two tokens of no weight, for a rank that has fewer rows than others."""
@@ -101,7 +99,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train, or go on from a checkpoint with the losses it had not logged."""
         self._unlogged = torch.zeros((), device=self.args.device)
-        self._spoiled_before = set(spoiled_parameters(self.model))
+        self._nonfinite_before = set(nonfinite_parameters(self.model))
         if resume_from_checkpoint:
             self._unlogged += read_losses(Path(resume_from_checkpoint), self.args.process_index, self.args.world_size)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -144,7 +142,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
                     loss = model(batch=batch) / inputs.divisor * self.accelerator.num_processes
                 self.accelerator.backward(loss)
             total += loss.detach().float()
-        if not finite(total):
+        if not all_finite(total):
             raise self._stopped(f"loss is {float(total)}", self._rows_without_a_loss(model))
         self._unlogged += total
         return total
@@ -152,7 +150,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         whole = torch.as_tensor(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if not finite(whole):
+        if not all_finite(whole):
             rows = self.train_dataset.rows_of(self.state.global_step)
             raise self._stopped(f"grad_norm is {float(whole)}", [row.trajectory_id for row in rows])
         return norm
@@ -166,14 +164,14 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
         return rows_without_a_loss(model, rows, passes)
 
     def _stopped(self, found: str, rows: Sequence[str] = ()) -> TrainingError:
-        return stopped(Path(self.args.output_dir), self.state.global_step + 1, found, rows)
+        return nonfinite_error(Path(self.args.output_dir), self.state.global_step + 1, found, rows)
 
     def check_parameters(self) -> None:
         """Raise ``TrainingError`` where a trained parameter is no longer finite."""
-        spoiled = [name for name in spoiled_parameters(self.model) if name not in self._spoiled_before]
+        spoiled = [name for name in nonfinite_parameters(self.model) if name not in self._nonfinite_before]
         if spoiled:
             step, more = self.state.global_step, f" and {len(spoiled) - 1} more" if len(spoiled) > 1 else ""
-            raise stopped(Path(self.args.output_dir), step, f"parameter {spoiled[0]}{more} is not finite", ())
+            raise nonfinite_error(Path(self.args.output_dir), step, f"parameter {spoiled[0]}{more} is not finite", ())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mean loss of the steps since the last line, those before a resume included."""
@@ -190,13 +188,13 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
             super().save_model(output_dir, _internal_call)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(begin(Path(self.args.output_dir)))
+        return str(unfinished(Path(self.args.output_dir)))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.check_parameters()
         super()._save_checkpoint(model, trial)
         name = f"checkpoint-{self.state.global_step}"
-        written = begin(Path(self.args.output_dir)) / name
+        written = unfinished(Path(self.args.output_dir)) / name
         write_losses(written, float(self._unlogged), self.args.process_index, self.args.world_size)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -254,43 +252,3 @@ def read_losses(checkpoint: Path, rank: int, ranks: int) -> float:
 
 def _only(items: list[StepInputs]) -> StepInputs:
     return items[0]
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        # Cut off while it was written, so it is past the checkpoint.
-        return math.inf
-
-
-class MetricsLog(TrainerCallback):  # type: ignore[misc]
-    """Appends what ``Trainer`` logs to a JSONL file; after a resume, lines past the checkpoint are written anew."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drop lines of steps that will be run again."""
-        if not state.is_world_process_zero:
-            return
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= state.global_step]
-        write_atomic(self._path, "".join(line + "\n" for line in kept).encode())
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Write one line; stop on a loss or gradient that is not finite."""
-        if not logs or "loss" not in logs:
-            return
-        names = ("loss", "grad_norm", "learning_rate")
-        row: dict[str, float] = {"step": state.global_step}
-        row.update((name, float(logs[name])) for name in names if name in logs)
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(row.get(name, 0.0)):
-                raise TrainingError(
-                    f"went wrong by step {state.global_step}: {name} is {row[name]}. The last checkpoint stays. "
-                    "Lower training.learning_rate, or look at the weights: negative or very large ones can do this."
-                )
-        if state.is_world_process_zero:
-            with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")

@@ -70,7 +70,7 @@ class Tree:
     weights: NDArray[np.float64]
 
 
-def grow(rows: Sequence[Example], *, segment_tokens: int = SEGMENT_TOKENS) -> Tree:
+def build_tree(rows: Sequence[Example], *, segment_tokens: int = SEGMENT_TOKENS) -> Tree:
     """The tree of some rows; each distinct trained token of it carries the sum of the rows' weights.
 
     Args:
@@ -171,7 +171,7 @@ def _trained(
     return predictors, targets, np.bincount(inverse.ravel(), weights=each, minlength=len(predictors)).astype(float)
 
 
-def join(trees: Sequence[Tree]) -> Tree:
+def join_trees(trees: Sequence[Tree]) -> Tree:
     """Several trees side by side in one sequence; none sees another."""
     tokens = np.cumsum([0, *(len(tree.token_ids) for tree in trees)])
     segments = np.cumsum([0, *(len(tree.lengths) for tree in trees)])

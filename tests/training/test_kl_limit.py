@@ -19,7 +19,7 @@ from drift.training.checkpoints import last_checkpoint
 from drift.training.config import TrainingConfig
 from drift.training.divergence import sampled_logprobs
 from drift.training.examples import rows_of
-from drift.training.limit import PER_PROMPT, HeldOut, set_aside
+from drift.training.kl_limit import PER_PROMPT, HeldOut, set_aside
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
 from drift.weights.stage import weigh_dataset
@@ -30,7 +30,7 @@ Make = Callable[..., Trajectory]
 
 @pytest.fixture(autouse=True)
 def measured_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drift.training.limit.STEPS", 2)
+    monkeypatch.setattr("drift.training.kl_limit.STEPS", 2)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_measuring_changes_nothing_of_what_is_trained(
 ) -> None:
     runs = []
     for steps in (1, 20):
-        monkeypatch.setattr("drift.training.limit.STEPS", steps)
+        monkeypatch.setattr("drift.training.kl_limit.STEPS", steps)
         runs.append(train(*weighed, out=tmp_path / str(steps), base=str(tiny_model), **settings(kl_limit=1e9)))
     often, seldom = runs
     assert same(often, seldom)
@@ -163,7 +163,7 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, checkpointed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Checkpoints every four steps, measurements every three: 3, 4, 6, 8, 9, 12, 15, 16 and so on.
-    monkeypatch.setattr("drift.training.limit.STEPS", 3)
+    monkeypatch.setattr("drift.training.kl_limit.STEPS", 3)
     given = settings(save_steps=4, arguments={"save_total_limit": 9})
     course = measured(train(*weighed, out=tmp_path / "free", base=str(tiny_model), **given, kl_limit=1e9))
     assert [step for step, _ in course] == [3, 4, 6, 8, 9, 12, 15, 16, 18, 20]

@@ -20,7 +20,7 @@ from drift.errors import ConfigError, DatasetError, TrainingError
 from drift.manifest import read_manifest
 from drift.training.checkpoints import last_checkpoint
 from drift.training.config import TrainingConfig
-from drift.training.ranks import only_one
+from drift.training.distributed import locked
 
 
 def settings(**changes: Any) -> TrainingConfig:
@@ -202,6 +202,6 @@ def test_numbers_that_contradict_one_another_and_a_directory_in_use_are_refused(
     with pytest.raises(ConfigError, match=r"training\.num_processes: got 3, expected 2, which is what the launcher"):
         train(*uneven, out=tmp_path / "m", base=str(tiny_model), config=settings(num_processes=3), device="cpu")
     monkeypatch.undo()
-    monkeypatch.setattr("drift.training.ranks.LOCK_SECONDS", 0.2)
-    with only_one(tmp_path / "m"), pytest.raises(DatasetError, match=f"is being trained into by process {os.getpid()}"):
+    monkeypatch.setattr("drift.training.distributed.LOCK_SECONDS", 0.2)
+    with locked(tmp_path / "m"), pytest.raises(DatasetError, match=f"is being trained into by process {os.getpid()}"):
         train(*uneven, out=tmp_path / "m", base=str(tiny_model), config=settings(), device="cpu")

@@ -13,12 +13,13 @@ import torch
 from transformers import TrainerCallback
 
 from drift.errors import TrainingError
-from drift.manifest import write_atomic, writing
+from drift.manifest import writing
 from drift.training.config import TrainingConfig
+from drift.training.distributed import Ranks
 from drift.training.divergence import estimated_kl, sampled_logprobs
 from drift.training.examples import rows_of
 from drift.training.forward import use_trees
-from drift.training.ranks import Ranks
+from drift.training.log import drop_lines_after
 from drift.types import Example, Trajectory
 
 NAME = "kl.jsonl"
@@ -103,27 +104,25 @@ class KLLimit(TrainerCallback):  # type: ignore[misc]
         self._model, self._rows, self._config, self._path = model, rows, config, out / NAME
         self._ranks, self._trees = ranks, trees
         self._conversations = len({row.trajectory_id for row in rows})
-        self._base = ranks.lead(self._logprobs)
+        self._base = ranks.on_first_rank(self._logprobs)
         self._kept: dict[str, torch.Tensor] = {}
         self._kept_step, self._kept_kl = 0, 0.0
         self._stopped: tuple[int, float] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Go on from a checkpoint, which was within the limit when it was written."""
-        if self._ranks.leads:
-            lines = self._path.read_text().splitlines() if self._path.exists() else []
-            kept = [line for line in lines if _step_of(line) <= state.global_step]
-            write_atomic(self._path, "".join(line + "\n" for line in kept).encode())
+        if self._ranks.is_first:
+            drop_lines_after(self._path, state.global_step)
         if state.global_step:
-            self._keep(state.global_step, self._ranks.lead(self._measure))
+            self._keep(state.global_step, self._ranks.on_first_rank(self._measure))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure where it is time, and stop past the limit."""
         step = state.global_step
         if step % STEPS and not control.should_save and step < state.max_steps:
             return
-        kl = self._ranks.lead(self._measure)
-        if self._ranks.leads:
+        kl = self._ranks.on_first_rank(self._measure)
+        if self._ranks.is_first:
             with writing(self._path), self._path.open("a") as file:
                 file.write(json.dumps({"step": step, "kl": _finite(kl)}) + "\n")
         if kl <= self._config.kl_limit:
@@ -165,7 +164,7 @@ class KLLimit(TrainerCallback):  # type: ignore[misc]
     def _keep(self, step: int, kl: float) -> None:
         self._kept_step, self._kept_kl = step, kl
         # Only the first rank saves, and only what is trained can have changed.
-        if self._ranks.leads:
+        if self._ranks.is_first:
             trained = ((name, value) for name, value in self._model.named_parameters() if value.requires_grad)
             self._kept = {name: value.detach().cpu().clone() for name, value in trained}
 
@@ -193,10 +192,3 @@ class KLLimit(TrainerCallback):  # type: ignore[misc]
 def _finite(kl: float) -> float | None:
     """JSON knows no infinity: null is a model that gives a token of the base no chance, or has none left."""
     return kl if math.isfinite(kl) else None
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf

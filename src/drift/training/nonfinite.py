@@ -16,7 +16,7 @@ NAMED = 5
 _REMEDY = "Lower training.learning_rate, or look at the weights: negative or very large ones can do this."
 
 
-def stopped(folder: Path, step: int, found: str, rows: Sequence[str]) -> TrainingError:
+def nonfinite_error(folder: Path, step: int, found: str, rows: Sequence[str]) -> TrainingError:
     """The error that ends training.
 
     Args:
@@ -45,18 +45,20 @@ def rows_without_a_loss(model: torch.nn.Module, rows: Sequence[Example], batches
         rows: of one step.
         batches: each row on its own, on the model's device.
     """
-    alone = [row.trajectory_id for row, batch in zip(rows, batches, strict=True) if not finite(model(batch=batch))]
+    alone = [row.trajectory_id for row, batch in zip(rows, batches, strict=True) if not all_finite(model(batch=batch))]
     return alone or [row.trajectory_id for row in rows]
 
 
-def finite(value: torch.Tensor) -> bool:
+def all_finite(value: torch.Tensor) -> bool:
     """Whether all of ``value`` is finite."""
     return bool(torch.isfinite(value).all())
 
 
-def spoiled_parameters(model: torch.nn.Module) -> list[str]:
+def nonfinite_parameters(model: torch.nn.Module) -> list[str]:
     """Names of trained parameters with values that are not finite."""
-    return [name for name, value in model.named_parameters() if value.requires_grad and not finite(_own_part(value))]
+    return [
+        name for name, value in model.named_parameters() if value.requires_grad and not all_finite(_own_part(value))
+    ]
 
 
 def _own_part(value: torch.Tensor) -> torch.Tensor:

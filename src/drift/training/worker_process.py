@@ -1,4 +1,4 @@
-"""One rank of ``train_in_processes``: ``python -m drift.training.rank REQUEST``."""
+"""One rank of ``train_in_processes``: ``python -m drift.training.worker_process REQUEST``."""
 
 from __future__ import annotations
 
