@@ -301,7 +301,7 @@ def test_passes_keep_to_their_budget_and_train_every_token(budget: int) -> None:
     if budget == 10_000:
         # Each prompt once, and the last token of each row never.
         assert len(trees) == 1 and computed == 6 * 40 + trained - len(rows)
-    padded = pack_padded(rows, budget)
+    padded = [[rows[at] for at in places] for places in pack_padded(rows, budget)]
     assert sorted(row.trajectory_id for batch in padded for row in batch) == sorted(row.trajectory_id for row in rows)
     assert all(len(batch) * len(batch[0].token_ids) <= max(budget, longest) for batch in padded)
 

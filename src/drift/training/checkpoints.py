@@ -22,12 +22,7 @@ UNFINISHED = "unfinished"
 
 def last_checkpoint(out: Path) -> Path | None:
     """The newest checkpoint of a training directory."""
-    return newest(out / FOLDER)
-
-
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint in a folder of checkpoints."""
-    return max(_all(folder), key=_step, default=None)
+    return max(_all(out / FOLDER), key=_step, default=None)
 
 
 def whole_checkpoint(out: Path) -> Path | None:

@@ -136,7 +136,7 @@ class TrainingConfig:
             self.dtype == "bfloat16" or not self.attention.startswith("flash"),
             "training.dtype",
             self.dtype,
-            f"bfloat16 with attention {self.attention}, which knows no float32",
+            f"bfloat16 with attention {self.attention}, which has no float32",
         )
         require(
             not self.kl_limit or self.engine == "ddp",

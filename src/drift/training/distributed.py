@@ -1,4 +1,4 @@
-"""The processes that train together: who leads, what the others wait for, how all of them leave."""
+"""The processes that train together: which one writes, what the others wait for, how all of them exit."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Ranks:
 def process_group(device: str) -> Iterator[Ranks]:
     """The process group of a launched process, or one rank alone.
 
-    An error of any rank ends all of them. The first that fails tells it; the others, which fail of its leaving, exit
-    with its code and in silence.
+    An error of any rank ends all of them. The first that fails says so; the others, which fail as it exits, exit with
+    its code and say nothing.
 
     Args:
         device: where to train; ``cpu`` takes gloo, CUDA takes NCCL.
@@ -139,10 +139,10 @@ def _exit_with_launcher(parent: int) -> None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold ``out`` for this process, so that two trainings never write into it at once.
+    """Lock ``out`` for this process, so that two trainings never write into it at once.
 
     Raises:
-        DatasetError: another process holds it, and does not leave within seconds.
+        DatasetError: another process has locked it, and does not end within seconds.
     """
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out, os.O_RDONLY)
@@ -171,7 +171,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def _lock_holder(handle: int) -> str:
-    """Id of the process that has locked what ``handle`` is open on, where the system tells (Linux)."""
+    """Id of the process that has locked what ``handle`` is open on, where the system says so (Linux)."""
     inode = os.fstat(handle).st_ino
     with suppress(OSError):
         for line in Path("/proc/locks").read_text().splitlines():

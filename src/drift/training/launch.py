@@ -101,9 +101,9 @@ def _run(arguments: list[str], processes: int, folder: Path) -> DriftError | Non
 def _reported_error(report: Path) -> DriftError | None:
     if not report.is_file():
         return None
-    told = json.loads(report.read_text())
-    kind = getattr(errors, told["type"], None)
-    return kind(told["message"]) if isinstance(kind, type) and issubclass(kind, DriftError) else None
+    found = json.loads(report.read_text())
+    kind = getattr(errors, found["type"], None)
+    return kind(found["message"]) if isinstance(kind, type) and issubclass(kind, DriftError) else None
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def _signals_given_back() -> Iterator[None]:
 
 @contextmanager
 def _launcher_quiet() -> Iterator[None]:
-    """What goes wrong is told once, by us; the launcher's log would tell it twice more."""
+    """We say once what went wrong; the launcher's log would say it twice more."""
     loggers = [
         logging.getLogger(f"torch.distributed.elastic.{name}")
         for name in ("multiprocessing.api", "agent.server.api", "agent.server.local_elastic_agent", "rendezvous")

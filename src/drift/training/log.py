@@ -34,7 +34,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._bar: Progress | None = None
+        self._bar: Progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop lines of steps that will be run again, and begin the bar."""
@@ -43,13 +43,11 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step."""
-        if self._bar is not None:
-            self._bar.advance()
+        self._bar.advance()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the bar."""
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
+        self._bar.__exit__(None, None, None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Write one line."""

@@ -8,45 +8,29 @@ from pathlib import Path
 import torch
 
 from drift.errors import TrainingError
-from drift.training.checkpoints import newest
-from drift.training.forward import Batch
-from drift.types import Example
+from drift.training.checkpoints import last_checkpoint
 
-NAMED = 5
-_REMEDY = "Lower training.learning_rate, or look at the weights: negative or very large ones can do this."
+_LISTED = 5
 
 
-def nonfinite_error(folder: Path, step: int, found: str, rows: Sequence[str]) -> TrainingError:
+def nonfinite_error(out: Path, step: int, found: str, rows: Sequence[str]) -> TrainingError:
     """The error that ends training.
 
     Args:
-        folder: of the checkpoints.
+        out: the model folder.
         step: optimizer step in which it was found, counted from 1.
         found: what is not finite.
         rows: ids of the trajectories that it comes from, as far as is known.
     """
     names = list(dict.fromkeys(rows))
-    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
     batch = f", in the batch with {listed}" if names else ""
-    kept = newest(folder)
+    kept = last_checkpoint(out)
+    state = f"The last checkpoint stays: {kept.name}." if kept else "There is no checkpoint yet."
     return TrainingError(
-        f"went wrong by step {step}: {found}{batch}. "
-        + (f"The last checkpoint stays: {kept.name}. " if kept else "There is no checkpoint yet. ")
-        + _REMEDY
+        f"went wrong by step {step}: {found}{batch}. {state} "
+        "Lower training.learning_rate, or look at the weights: negative or very large ones can do this."
     )
-
-
-@torch.no_grad()
-def rows_without_a_loss(model: torch.nn.Module, rows: Sequence[Example], batches: Sequence[Batch]) -> list[str]:
-    """Ids of the rows whose own loss is not finite; of all rows, where that is true of none of them alone.
-
-    Args:
-        model: as it is.
-        rows: of one step.
-        batches: each row on its own, on the model's device.
-    """
-    alone = [row.trajectory_id for row, batch in zip(rows, batches, strict=True) if not all_finite(model(batch=batch))]
-    return alone or [row.trajectory_id for row in rows]
 
 
 def all_finite(value: torch.Tensor) -> bool:
@@ -55,13 +39,7 @@ def all_finite(value: torch.Tensor) -> bool:
 
 
 def nonfinite_parameters(model: torch.nn.Module) -> list[str]:
-    """Names of trained parameters with values that are not finite."""
-    return [
-        name for name, value in model.named_parameters() if value.requires_grad and not all_finite(_own_part(value))
-    ]
-
-
-def _own_part(value: torch.Tensor) -> torch.Tensor:
-    """Of a parameter that is sharded over ranks, what lies on this one."""
-    local = getattr(value, "to_local", None)
-    return value if local is None else local()
+    """Names of trained parameters with values that are not finite; of a sharded one, this rank looks at its part."""
+    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    own = [(name, value.to_local() if hasattr(value, "to_local") else value) for name, value in trained]
+    return [name for name, value in own if not all_finite(value)]

@@ -246,13 +246,12 @@ def _fitting(rows: list[Example], tokens: int) -> list[Tree]:
     return _fitting(ordered[:middle], tokens) + _fitting(ordered[middle:], tokens)
 
 
-def pack_padded(rows: Sequence[Example], tokens_per_batch: int) -> list[list[Example]]:
-    """Rows of like length together, at most ``tokens_per_batch`` tokens with their padding: the plain way."""
-    passes: list[list[Example]] = []
-    for row in sorted(rows, key=lambda row: -len(row.token_ids)):
-        fits = passes and (len(passes[-1]) + 1) * len(passes[-1][0].token_ids) <= tokens_per_batch
-        if fits:
-            passes[-1].append(row)
+def pack_padded(rows: Sequence[Example], tokens_per_batch: int) -> list[list[int]]:
+    """Places of rows of like length, together at most ``tokens_per_batch`` tokens with their padding: the plain way."""
+    passes: list[list[int]] = []
+    for at in sorted(range(len(rows)), key=lambda at: -len(rows[at].token_ids)):
+        if passes and (len(passes[-1]) + 1) * len(rows[passes[-1][0]].token_ids) <= tokens_per_batch:
+            passes[-1].append(at)
         else:
-            passes.append([row])
+            passes.append([at])
     return passes

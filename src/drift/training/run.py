@@ -72,23 +72,14 @@ def train_model(
         Interrupted: Ctrl-C.
     """
     with process_group(device) as ranks:
-        request = _Request(
-            data=data,
-            weights=weights,
-            config=config,
-            out=out,
-            model=model,
-            seed=seed,
-            device=device,
-            any_policy=any_policy,
-        )
+        request = _Request(data, weights, config, out, model, seed, device, any_policy)
         with locked(out) if ranks.is_first else nullcontext():
             _train(request, ranks)
         ranks.wait()
         return read_manifest(out, KIND)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Request:
     """The arguments of ``train_model``."""
 
