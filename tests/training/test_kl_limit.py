@@ -245,12 +245,12 @@ def test_the_same_conversations_are_kept_whatever_order_they_come_in(make_trajec
     chosen = []
     for order in (made, made[::-1]):
         held = HeldOut({"a"}, 400)
-        assert [t.id for t in held.part(order)] == ["b#0"]
+        assert [t.id for t in held.set_aside_from(order)] == ["b#0"]
         chosen.append(held.rows())
     assert chosen[0] == chosen[1]
     assert sorted({row.trajectory_id for row in chosen[0]}) == [f"a#{k}" for k in range(PER_PROMPT)]
     long = HeldOut({"a"}, 10)
-    list(long.part(made))
+    list(long.set_aside_from(made))
     assert long.rows() == []
 
 

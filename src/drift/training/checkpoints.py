@@ -82,9 +82,9 @@ def _remove(folder: Path, checkpoint: Path) -> None:
 
 
 def _all(folder: Path) -> list[Path]:
-    found = folder.glob("checkpoint-*")
+    named = folder.glob("checkpoint-*")
     # Trainer writes its state last: a folder without it was copied here in part.
-    return [path for path in found if path.name.split("-")[1].isdigit() and (path / "trainer_state.json").is_file()]
+    return [path for path in named if path.name.split("-")[1].isdigit() and (path / "trainer_state.json").is_file()]
 
 
 def _step(checkpoint: Path) -> int:

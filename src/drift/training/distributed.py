@@ -50,9 +50,9 @@ class Ranks:
         """Do ``work`` on the first rank alone; the others wait for what it returns."""
         if self.count == 1:
             return work()
-        found = [work() if self.is_first else None]
-        torch.distributed.broadcast_object_list(found, src=0)
-        return found[0]  # type: ignore[return-value]
+        result = [work() if self.is_first else None]
+        torch.distributed.broadcast_object_list(result, src=0)
+        return result[0]  # type: ignore[return-value]
 
     def wait(self) -> None:
         """Return once all ranks are here."""

@@ -60,9 +60,9 @@ class HeldOut:
 
     def __init__(self, groups: Collection[str], max_length: int | None) -> None:
         self._groups, self._longest = frozenset(groups), max_length
-        self._found: dict[str, dict[str, list[Example]]] = {}
+        self._kept_rows: dict[str, dict[str, list[Example]]] = {}
 
-    def part(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
+    def set_aside_from(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
         """The conversations to train on; every reply of some of the others is kept here."""
         for trajectory in trajectories:
             if trajectory.group_id not in self._groups:
@@ -71,7 +71,7 @@ class HeldOut:
             weights = [1.0] * len(trajectory.turns)
             rows = rows_of(trajectory, weights, normalization="sum") if trajectory.error is None else []
             if rows and all(self._longest is None or len(row.token_ids) <= self._longest for row in rows):
-                held = self._found.setdefault(trajectory.group_id, {})
+                held = self._kept_rows.setdefault(trajectory.group_id, {})
                 held[trajectory.id] = rows
                 if len(held) > PER_PROMPT:
                     # Whatever order they come in.
@@ -79,7 +79,7 @@ class HeldOut:
 
     def rows(self) -> list[Example]:
         """The rows that were kept, in the order of their ids."""
-        by_id = {name: rows for held in self._found.values() for name, rows in held.items()}
+        by_id = {name: rows for held in self._kept_rows.values() for name, rows in held.items()}
         return [row for name in sorted(by_id) for row in by_id[name]]
 
 

@@ -13,13 +13,13 @@ from drift.training.checkpoints import last_checkpoint
 _LISTED = 5
 
 
-def nonfinite_error(out: Path, step: int, found: str, rows: Sequence[str]) -> TrainingError:
+def nonfinite_error(out: Path, step: int, what: str, rows: Sequence[str]) -> TrainingError:
     """The error that ends training.
 
     Args:
         out: the model folder.
         step: optimizer step in which it was found, counted from 1.
-        found: what is not finite.
+        what: the number that is not finite.
         rows: ids of the trajectories that it comes from, as far as is known.
     """
     names = list(dict.fromkeys(rows))
@@ -28,7 +28,7 @@ def nonfinite_error(out: Path, step: int, found: str, rows: Sequence[str]) -> Tr
     kept = last_checkpoint(out)
     state = f"The last checkpoint stays: {kept.name}." if kept else "There is no checkpoint yet."
     return TrainingError(
-        f"went wrong by step {step}: {found}{batch}. {state} "
+        f"went wrong by step {step}: {what}{batch}. {state} "
         "Lower training.learning_rate, or look at the weights: negative or very large ones can do this."
     )
 

@@ -212,15 +212,15 @@ def _share(rows: Rows, chosen: Ints, ranks: int) -> tuple[Ints, ...]:
 
 
 def pack(rows: Sequence[Example], tokens_per_batch: int) -> list[Tree]:
-    """Trees of at most ``tokens_per_batch`` tokens that hold all rows: what one rank computes, a pass at a time.
+    """Trees of at most ``tokens_per_batch`` tokens with all rows: what one rank computes, a pass at a time.
 
-    A prompt whose rows don't fit one pass is parted, and its prefix then computed once in each. A row longer than the
+    A prompt whose rows don't fit one pass is split, and its prefix then computed once in each. A row longer than the
     budget is a pass of its own.
     """
     groups: dict[str, list[Example]] = {}
     for row in rows:
         groups.setdefault(row.group_id, []).append(row)
-    trees = [tree for group in groups.values() for tree in _fitting(group, tokens_per_batch)]
+    trees = [tree for group in groups.values() for tree in _trees_within(group, tokens_per_batch)]
     # First fit, the largest first: few passes, little left over in each.
     passes: list[list[Tree]] = []
     free: list[int] = []
@@ -236,14 +236,14 @@ def pack(rows: Sequence[Example], tokens_per_batch: int) -> list[Tree]:
     return [join_trees(trees) for trees in passes]
 
 
-def _fitting(rows: list[Example], tokens: int) -> list[Tree]:
+def _trees_within(rows: list[Example], tokens: int) -> list[Tree]:
     tree = build_tree(rows)
     if len(tree.token_ids) <= tokens or len(rows) == 1:
         return [tree]
     # Neighbours in the order of their ids share most.
     ordered = sorted(rows, key=lambda row: row.token_ids)
     middle = len(ordered) // 2
-    return _fitting(ordered[:middle], tokens) + _fitting(ordered[middle:], tokens)
+    return _trees_within(ordered[:middle], tokens) + _trees_within(ordered[middle:], tokens)
 
 
 def pack_padded(rows: Sequence[Example], tokens_per_batch: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Engines that part a model's state among ranks: torch's FSDP2, DeepSpeed's ZeRO."""
+"""Engines that split a model's state among ranks: torch's FSDP2, DeepSpeed's ZeRO."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ def prepare_engine(config: TrainingConfig, device: str) -> None:
 
 
 def check_ranks(checkpoint: Path | None, config: TrainingConfig, ranks: Ranks) -> None:
-    """Refuse a checkpoint that DeepSpeed wrote on another number of ranks: it can't part it anew.
+    """Refuse a checkpoint that DeepSpeed wrote on another number of ranks: it can't split it anew.
 
     Raises:
         TrainingError: it is one.
     """
     if checkpoint is None or not uses_deepspeed(config):
         return
-    found = len(list(checkpoint.glob("unlogged-*.json")))
-    if found != ranks.count:
+    written = len(list(checkpoint.glob("unlogged-*.json")))
+    if written != ranks.count:
         raise TrainingError(
-            f"{checkpoint} was written by {found} processes and DeepSpeed can't go on from it with {ranks.count}. "
-            f"Set training.num_processes to {found}, or train into another directory."
+            f"{checkpoint} was written by {written} processes and DeepSpeed can't go on from it with {ranks.count}. "
+            f"Set training.num_processes to {written}, or train into another directory."
         )
 
 
@@ -76,7 +76,7 @@ def gathered_model(trainer: Any, config: TrainingConfig, *, model: str, ranks: R
     else:
         # What was not trained is as it was.
         parameters, strict = _trained(trainer.model_wrapped.module, ranks), False
-        # Models that are loaded while it is set are parted among all ranks.
+        # Models that are loaded while it is set are split among all ranks.
         unset_hf_deepspeed_config()
     if not ranks.is_first:
         return None
@@ -92,10 +92,10 @@ def _trained(model: torch.nn.Module, ranks: Ranks) -> dict[str, torch.Tensor]:
     """What DeepSpeed trained, in the float32 it keeps it in, one parameter gathered at a time."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    found = {}
+    parameters = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             whole = safe_get_full_fp32_param(parameter)
             if ranks.is_first:
-                found[name] = whole.cpu()
-    return found
+                parameters[name] = whole.cpu()
+    return parameters

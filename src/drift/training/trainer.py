@@ -169,8 +169,8 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
     def _step_rows(self) -> list[Example]:
         return cast(StepDataset, self.train_dataset).rows_of(self.state.global_step)
 
-    def _nonfinite_error(self, step: int, found: str, rows: Sequence[str] = ()) -> TrainingError:
-        return nonfinite_error(self._checkpoints.parent, step, found, rows)
+    def _nonfinite_error(self, step: int, what: str, rows: Sequence[str] = ()) -> TrainingError:
+        return nonfinite_error(self._checkpoints.parent, step, what, rows)
 
     def check_parameters(self) -> None:
         """Raise ``TrainingError`` where a trained parameter is no longer finite."""

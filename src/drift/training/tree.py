@@ -127,7 +127,7 @@ def _common(read: Sequence[Ints], members: Sequence[int], start: int) -> int:
 
 
 def _parts(read: Sequence[Ints], members: Sequence[int], at: int) -> list[list[int]]:
-    """``members`` parted by their token at ``at``; those that end there are a part of their own."""
+    """``members`` split by their token at ``at``; those that end there are a part of their own."""
     parts: dict[int, list[int]] = {}
     for member in members:
         parts.setdefault(int(read[member][at]) if len(read[member]) > at else -1, []).append(member)
