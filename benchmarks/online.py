@@ -35,7 +35,9 @@ BATCH = 256
 HELD_OUT = 300
 # Both as the sweep of docs/LOG.md leaves them.
 SIZE = {"arithmetic": (200, 4), "guess": (400, 16)}
-TRAINING = TrainingConfig(max_steps=60, learning_rate=3e-4, rows_together=1, save_steps=5, keep_checkpoints=99)
+TRAINING = TrainingConfig(
+    max_steps=60, learning_rate=3e-4, rows_together=1, save_steps=5, arguments={"save_total_limit": 99}
+)
 GRPO = OnlineConfig(
     tasks=400, rounds=80, prompts=16, samples=4, sampling=SHORT, generation_batch=BATCH, save_rounds=5,
     learning_rate=3e-4, warmup=0.0, arguments={"weight_decay": 0.0, "logging_steps": 5},

@@ -26,7 +26,7 @@ from weights import SAMPLES, TURNS, make_dataset
 
 # Of the prompt and of the reply of each turn.
 TOKENS = 32
-SETTINGS = {"max_steps": 20, "batch_size": 32, "save_steps": 0, "log_steps": 10}
+SETTINGS = {"max_steps": 20, "batch_size": 32, "save_steps": 0}
 # In a process of its own: ru_maxrss of this one would say what the making of the data took.
 TRAIN = (
     "import json, resource, sys, time; from pathlib import Path\n"
@@ -34,7 +34,7 @@ TRAIN = (
     "idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; start = time.perf_counter()\n"
     "data, weights, out, settings = sys.argv[1:]\n"
     "config = TrainingConfig(**json.loads(settings))\n"
-    "train_model(Path(data), Path(weights), config, Path(out), base='default', seed=1, device='cpu', any_policy=True)\n"
+    "train_model(Path(data), Path(weights), config, Path(out), model='default', seed=1, device='cpu', any_policy=True)\n"
     "seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
     "print(json.dumps({'seconds': seconds, 'peak_mib': peak / 1024, 'imports_mib': idle / 1024}))\n"
 )

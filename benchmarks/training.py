@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from shapes import Shape, machine, make_model, make_rows
 
-from drift.training.forward import padded_batch, teach, tree_batch, use_trees
+from drift.training.forward import padded_batch, tree_batch, use_trees, use_weighted_loss
 from drift.training.loss import weighted_nll
 from drift.training.plan import pack
-from drift.training.tree import Tree, grow, join
+from drift.training.tree import Tree, build_tree, join_trees
 from drift.types import Example
 
 PLAIN_ROWS = 16
@@ -50,14 +50,14 @@ def significant(rows: Sequence[Example]) -> list[Example]:
 
 def apart(rows: Sequence[Example]) -> list[Tree]:
     """Rows side by side without padding, nothing shared, as many as fit a pass."""
-    trees, passes, size = [grow([row]) for row in rows], [], 0
+    trees, passes, size = [build_tree([row]) for row in rows], [], 0
     for tree in sorted(trees, key=lambda tree: -len(tree.token_ids)):
         if not passes or size + len(tree.token_ids) > TOKENS:
             passes.append([])
             size = 0
         passes[-1].append(tree)
         size += len(tree.token_ids)
-    return [join(some) for some in passes]
+    return [join_trees(some) for some in passes]
 
 
 class Variants:
@@ -65,7 +65,7 @@ class Variants:
 
     def __init__(self, model: Any, rows: list[Example], batch: int = PLAIN_ROWS) -> None:
         self.model, self.rows, self.batch = model, rows, batch
-        teach(model)
+        use_weighted_loss(model)
 
     def plain(self, rows: Sequence[Example] | None = None) -> float:
         """Padded rows, all logits: what a loss on ``model(...).logits`` costs."""

@@ -196,7 +196,7 @@ def train(
     from drift.training.run import train_model
 
     config = config or TrainingConfig(**settings)
-    more: dict[str, Any] = {"base": base, "seed": seed, "device": device, "any_policy": any_policy}
+    more: dict[str, Any] = {"model": base, "seed": seed, "device": device, "any_policy": any_policy}
     if needs_launch(config):
         places = {"data": str(data), "weights": str(weights), "out": str(out)}
         train_in_processes({**places, "config": config.to_dict(), **more}, config.num_processes)

@@ -19,7 +19,7 @@ from drift.errors import DatasetError, DriftError
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
 from drift.manifest import MANIFEST, differing_keys, read_manifest
-from drift.training.checkpoints import FOLDER, begin
+from drift.training.checkpoints import FOLDER, unfinished
 from drift.training.config import KIND as MODEL
 from drift.weights.table import KIND as WEIGHTS
 from drift.weights.table import read_table
@@ -173,9 +173,12 @@ def _look_at_model(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
     for checkpoint in sorted((folder / FOLDER).glob("checkpoint-*")):
         for line in damaged_files(checkpoint):
             yield Finding(path=checkpoint, state="damaged", detail=f"{line}. Training passes it over.")
-    if begin(folder / FOLDER).is_dir():
+    if unfinished(folder / FOLDER).is_dir():
         yield Finding(
-            path=begin(folder / FOLDER), state="unfinished", detail="a half-written checkpoint", removable=True
+            path=unfinished(folder / FOLDER),
+            state="unfinished",
+            detail="a half-written checkpoint",
+            removable=True,
         )
 
 

@@ -15,7 +15,7 @@ def test_a_recipe_of_two_rounds_goes_on_and_its_report_counts_both(tmp_path: Pat
         rounds=2,
         rollouts=RolloutSettings(tasks=8, samples=4, sampling=Sampling(max_new_tokens=16)),
         weights=WeightConfig(scheme="sft"),
-        training=TrainingConfig(max_steps=5, batch_size=8, learning_rate=1e-3, log_steps=1),
+        training=TrainingConfig(max_steps=5, batch_size=8, learning_rate=1e-3, arguments={"logging_steps": 1}),
         evaluation=EvaluationSettings(tasks=8, samples=0),
     )
     run_recipe(recipe, tmp_path)

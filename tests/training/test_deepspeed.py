@@ -19,14 +19,14 @@ from drift.api import train
 from drift.errors import ConfigError, TrainingError
 from drift.manifest import read_manifest
 from drift.training.checkpoints import last_checkpoint
-from drift.training.config import LoraSettings, TrainingConfig
+from drift.training.config import TrainingConfig
 
 STAGES = ["zero2", "zero3"]
 
 
 def settings(**changes: Any) -> TrainingConfig:
     defaults = {"max_steps": 20, "batch_size": 12, "tokens_per_batch": 200, "learning_rate": 1e-3, "save_steps": 0}
-    return TrainingConfig(**{**defaults, "log_steps": 1, **changes})
+    return TrainingConfig(**{**defaults, "arguments": {"logging_steps": 1}, **changes})
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
@@ -50,13 +50,13 @@ def test_a_missing_library_is_named_with_its_extra(
     with pytest.raises(
         ConfigError, match=r"training\.engine: zero3 needs DeepSpeed.*pip install 'drift-rl\[deepspeed\]'"
     ):
-        train_model(*weighed, settings(engine="zero3"), tmp_path / "m", base=str(tiny_model), seed=1, device="cpu")
+        train_model(*weighed, settings(engine="zero3"), tmp_path / "m", model=str(tiny_model), seed=1, device="cpu")
     assert not (tmp_path / "m" / "rows.arrow").exists()
 
 
 def test_settings_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.engine: got 'zero2', expected ddp with lora\.bits"):
-        settings(engine="zero2", lora=LoraSettings(rank=2, bits=4))
+        settings(engine="zero2", lora={"r": 2, "bits": 4})
     with pytest.raises(ConfigError, match=r"training\.kl_limit: got 1\.0, expected 0 with engine zero3"):
         settings(engine="zero3", kl_limit=1.0)
 
@@ -82,9 +82,9 @@ def test_two_processes_train_as_one(uneven: tuple[Path, Path], tiny_model: Path,
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lora": LoraSettings(rank=2)},
-        {"gradient_checkpointing": True},
-        {"share_prefixes": False},
+        {"lora": {"r": 2, "lora_alpha": 32}},
+        {"arguments": {"gradient_checkpointing": True, "logging_steps": 1}},
+        {"attention": "sdpa"},
         {"dtype": "bfloat16"},
         {"tokens_per_batch": 1},
     ],
@@ -126,11 +126,15 @@ def test_two_processes_train_as_one_whatever_is_trained(
 def test_killed_at_random_moments_it_ends_as_unbroken(
     uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, engine: str
 ) -> None:
-    given = {"max_steps": 120, "save_steps": 4, "log_steps": 3, "num_processes": 2, "engine": engine}
-    whole = train(*uneven, out=tmp_path / "whole", base=str(tiny_model), config=settings(**given), device="cpu")
+    given = {"max_steps": 120, "save_steps": 4, "num_processes": 2, "engine": engine}
+    logged = {"arguments": {"logging_steps": 3}}
+    whole = train(
+        *uneven, out=tmp_path / "whole", base=str(tiny_model), config=settings(**given, **logged), device="cpu"
+    )
     out = tmp_path / "broken"
     line = [sys.executable, "-m", "drift", "train", *map(str, uneven), "--out", str(out), "--base", str(tiny_model)]
     line += ["--device", "cpu", "--batch_size", "12", "--tokens_per_batch", "200"]
+    line += ["--arguments.logging_steps", "3"]
     line += ["--learning_rate", "1e-3", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
     moments, killed_after = random.Random(7), []
     for number in range(3):
@@ -149,7 +153,7 @@ def test_killed_at_random_moments_it_ends_as_unbroken(
         assert not (out / "manifest.json").exists(), "it ended before it was killed: make it longer"
         newest = last_checkpoint(out)
         killed_after.append(newest.name if newest else None)
-    again = train(*uneven, out=out, base=str(tiny_model), config=settings(**given), device="cpu")
+    again = train(*uneven, out=out, base=str(tiny_model), config=settings(**given, **logged), device="cpu")
     print(engine, "killed after", killed_after)
     assert curve(again) == curve(whole)
     first, second = parameters(whole), parameters(again)

@@ -22,9 +22,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from drift.training.forward import padded_batch, teach, tree_batch, use_trees, why_not_trees
+from drift.training.forward import padded_batch, tree_batch, use_trees, use_weighted_loss, why_not_trees
 from drift.training.loss import weighted_loss, weighted_nll
-from drift.training.tree import grow
+from drift.training.tree import build_tree
 from drift.types import Example
 
 VOCABULARY = 211
@@ -101,7 +101,7 @@ def plain_gradients(model: Any, rows: list[Example]) -> tuple[float, torch.Tenso
 def tree_gradients(model: Any, rows: list[Example]) -> tuple[float, torch.Tensor]:
     model.zero_grad()
     use_trees(model, True)
-    loss = model(batch=tree_batch(grow(rows, segment_tokens=4)))
+    loss = model(batch=tree_batch(build_tree(rows, segment_tokens=4)))
     loss.backward()
     use_trees(model, False)
     return loss.item(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).double()
@@ -115,7 +115,7 @@ def test_a_tree_has_the_gradients_of_its_rows(family: str, dtype: torch.dtype, l
     model, rows = make(family, dtype), make_rows(levels, scope)
     assert any(w < 0 for row in rows for w in row.weight)
     expected_loss, expected = plain_gradients(model, rows)
-    teach(model)
+    use_weighted_loss(model)
     loss, found = tree_gradients(model, rows)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
@@ -135,7 +135,7 @@ def gradients_of_padded_rows(model: Any, rows: list[Example]) -> torch.Tensor:
 def test_padded_rows_have_the_same_gradients_under_each_attention(family: str, attention: str) -> None:
     model, rows = make(family, torch.float32), make_rows(2, "all")
     _, expected = plain_gradients(model, rows)
-    teach(model)
+    use_weighted_loss(model)
     model.set_attn_implementation(attention)
     found = gradients_of_padded_rows(model, rows)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
@@ -149,7 +149,7 @@ def test_padded_rows_have_the_same_gradients_under_flex_attention() -> None:
     model = build(config(**{**SIZES, "hidden_size": 64, **more, "attn_implementation": "eager"}))
     rows = make_rows(2, "all")
     _, expected = plain_gradients(model, rows)
-    teach(model)
+    use_weighted_loss(model)
     model.to("cuda").set_attn_implementation("flex_attention")
     found = gradients_of_padded_rows(model, rows)
     assert float((found - expected).norm() / expected.norm()) < 1e-3
@@ -158,15 +158,15 @@ def test_padded_rows_have_the_same_gradients_under_flex_attention() -> None:
 def test_models_that_a_tree_does_not_fit_are_told_by_name_of_what_is_missing() -> None:
     for family in FAMILIES:
         model = make(family, torch.float32)
-        teach(model)
+        use_weighted_loss(model)
         assert why_not_trees(model) == "" and model.training
         assert model.config._attn_implementation == "eager"
     mamba = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2))
-    teach(mamba)
+    use_weighted_loss(mamba)
     assert why_not_trees(mamba) == "its attention can't be replaced through transformers' AttentionInterface"
     # Granite divides its logits by a constant after the head.
     granite = GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=3.0))
-    teach(granite)
+    use_weighted_loss(granite)
     assert "its losses differ there" in why_not_trees(granite)
     # Whatever the model, the plain way is there.
     rows = make_rows(1, "terminal")
@@ -179,7 +179,7 @@ def test_recomputing_activations_and_lora_change_nothing() -> None:
 
     rows = make_rows(2, "all")
     plain = make("qwen2", torch.float32)
-    teach(plain)
+    use_weighted_loss(plain)
     loss, expected = tree_gradients(plain, rows)
     plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     plain.train()
@@ -201,7 +201,7 @@ def test_recomputing_activations_and_lora_change_nothing() -> None:
         wrapper = _Trained(adapted, trained)
         gradients.append(run(wrapper, rows))
         if run is plain_gradients:
-            teach(adapted)
+            use_weighted_loss(adapted)
     assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-6)
     assert float((gradients[0][1] - gradients[1][1]).norm() / gradients[0][1].norm()) < 1e-5
 
@@ -226,7 +226,7 @@ def test_mixed_precision_is_as_near_as_its_rounding() -> None:
     rows = make_rows(2, "terminal")
     model = make("qwen2", torch.float32)
     expected_loss, expected = plain_gradients(model, rows)
-    teach(model)
+    use_weighted_loss(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, found = tree_gradients(model, rows)
     assert loss == pytest.approx(expected_loss, rel=2e-2)

@@ -170,9 +170,13 @@ def whole_gradient(recorded: Recorded, weights: Weights, normalization: str) -> 
     )
 
 
+# Nothing but the gradient moves a parameter, and each step leaves a checkpoint.
+PLAIN = {"weight_decay": 0.0, "max_grad_norm": 0.0, "save_total_limit": 99}
+
+
 def trained_gradients(recorded: Recorded, weights: Path, out: Path, **settings: Any) -> list[torch.Tensor]:
     """The gradient of each step of a run whose rate is too small for a float32 to change."""
-    fixed = {"learning_rate": 1e-30, "weight_decay": 0.0, "max_grad_norm": 0.0, "save_steps": 1, "keep_checkpoints": 99}
+    fixed = {"learning_rate": 1e-30, "save_steps": 1, "arguments": PLAIN}
     train(recorded.folder, weights, out=out, base=str(recorded.model), device="cpu", **{**fixed, **settings})
     steps = read_manifest(out, "model")["steps"]
     shapes = {n: p.shape for n, p in AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).named_parameters()}
@@ -215,7 +219,7 @@ def test_a_step_of_all_rows_has_the_gradient_of_the_weights_in_the_file(
             tmp_path / f"{plan}-{tokens}-{share}",
             plan=plan,
             tokens_per_batch=tokens,
-            share_prefixes=share,
+            attention="auto" if share else "sdpa",
             batch_size=1000,
             max_steps=1,
             normalization=normalization,
@@ -340,8 +344,8 @@ def test_weights_from_a_file_made_by_anything_are_what_is_trained(
     }
     # The same numbers from the same file are the same run; others are another.
     base = {"base": str(recorded.model), "device": "cpu", "out": tmp_path / "model"}
-    settings = {"plan": "balanced", "batch_size": 1000, "max_steps": 1, "learning_rate": 1e-30, "weight_decay": 0.0}
-    settings |= {"max_grad_norm": 0.0, "save_steps": 1, "keep_checkpoints": 99}
+    settings = {"plan": "balanced", "batch_size": 1000, "max_steps": 1, "learning_rate": 1e-30, "save_steps": 1}
+    settings |= {"arguments": PLAIN}
     train(recorded.folder, path, **base, **settings)
     written(path, {**weights, negative: [-0.9] * len(weights[negative])})
     with pytest.raises(DatasetError, match="holds the training of another run: weights_hash"):

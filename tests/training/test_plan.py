@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from drift.dataset.outcomes import outcomes
 from drift.training.config import PLANS
 from drift.training.examples import build_examples
-from drift.training.plan import PlanOptions, Rows, Step, pack, pack_padded, plan_steps, steps_per_pass
+from drift.training.plan import OptimizerStep, PlanOptions, Rows, pack, pack_padded, plan_steps, steps_per_pass
 from drift.training.rows import RowFile, write_rows
 from drift.types import Example, Trajectory
 from drift.weights.config import WeightConfig
@@ -48,7 +48,7 @@ def options(plan: str, batch_size: int, rows: Rows, *, together: int = 1, ranks:
     )
 
 
-def factors(step: Step) -> dict[int, float]:
+def factors(step: OptimizerStep) -> dict[int, float]:
     """The factor of each row of a step, whatever rank computes it."""
     pairs = [
         pair
@@ -59,7 +59,7 @@ def factors(step: Step) -> dict[int, float]:
     return dict(pairs)
 
 
-def totals(steps: Sequence[Step], rows: Rows) -> np.ndarray:
+def totals(steps: Sequence[OptimizerStep], rows: Rows) -> np.ndarray:
     """``(M,)`` the factors of each row, added up over steps."""
     total_N = np.zeros(len(rows.group_N))
     for step in steps:
@@ -301,7 +301,7 @@ def test_passes_keep_to_their_budget_and_train_every_token(budget: int) -> None:
     if budget == 10_000:
         # Each prompt once, and the last token of each row never.
         assert len(trees) == 1 and computed == 6 * 40 + trained - len(rows)
-    padded = pack_padded(rows, budget)
+    padded = [[rows[at] for at in places] for places in pack_padded(rows, budget)]
     assert sorted(row.trajectory_id for batch in padded for row in batch) == sorted(row.trajectory_id for row in rows)
     assert all(len(batch) * len(batch[0].token_ids) <= max(budget, longest) for batch in padded)
 

@@ -12,18 +12,16 @@ from drift.api import train
 from drift.errors import ConfigError
 from drift.manifest import read_manifest
 from drift.policies import DEFAULT_MODEL as MODEL
-from drift.training.config import LoraSettings, TrainingConfig
+from drift.training.config import TrainingConfig
 
 SETTINGS = {"max_steps": 8, "batch_size": 8, "tokens_per_batch": 200, "learning_rate": 1e-3, "save_steps": 4}
 
 
 def test_settings_that_do_not_go_together_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"training\.lora\.bits: got 4, expected 0 without LoRA"):
-        LoraSettings(bits=4)
     with pytest.raises(ConfigError, match=r"training\.lora\.bits: got 3"):
-        LoraSettings(rank=2, bits=3)
+        TrainingConfig(lora={"r": 2, "bits": 3})
     with pytest.raises(ConfigError, match=r"training\.engine: got 'fsdp', expected ddp with lora\.bits"):
-        TrainingConfig(engine="fsdp", lora=LoraSettings(rank=2, bits=4))
+        TrainingConfig(engine="fsdp", lora={"r": 2, "bits": 4})
 
 
 @pytest.mark.qlora
@@ -33,10 +31,13 @@ def test_the_adapter_fits_the_model_as_it_is_stored(weighed: tuple[Path, Path], 
 
     from drift.training.quantized import load_quantized
 
-    def trained(name: str, lora: LoraSettings) -> Path:
+    def trained(name: str, lora: dict[str, Any]) -> Path:
         return train(*weighed, out=tmp_path / name, any_policy=True, config=TrainingConfig(**SETTINGS, lora=lora))
 
-    out, plain = trained("quantized", LoraSettings(rank=4, bits=bits)), trained("plain", LoraSettings(rank=4))
+    out, plain = (
+        trained("quantized", {"r": 4, "lora_alpha": 32, "bits": bits}),
+        trained("plain", {"r": 4, "lora_alpha": 32}),
+    )
     # The same policy and rows, whatever the base is kept in.
     first, second = (read_manifest(folder, "model") for folder in (out, plain))
     assert first["spec"]["base"] == second["spec"]["base"] and first["counts"] == second["counts"]
@@ -68,5 +69,5 @@ def test_a_missing_library_is_named_with_its_extra(
             *weighed,
             out=tmp_path / "q",
             base=str(tiny_model),
-            config=TrainingConfig(**SETTINGS, lora=LoraSettings(rank=2, bits=4)),
+            config=TrainingConfig(**SETTINGS, lora={"r": 2, "bits": 4}),
         )

@@ -20,7 +20,7 @@ from drift.api import train
 from drift.dataset.store import TrajectoryWriter
 from drift.manifest import read_manifest
 from drift.policies.hf import fingerprint, load_model
-from drift.training.checkpoints import FOLDER, begin, discard_unfinished, last_checkpoint, publish
+from drift.training.checkpoints import FOLDER, discard_unfinished, last_checkpoint, publish, unfinished
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
 from drift.weights.stage import weigh_dataset
@@ -47,7 +47,7 @@ def weighed(tmp_path: Path, tiny_model: Path, make_trajectory: Callable[..., Tra
 def settings(**changes: Any) -> dict[str, Any]:
     # Lines of the log and checkpoints fall on different steps, so that a resume lies between two lines.
     defaults = {"max_steps": STEPS, "batch_size": 6, "tokens_per_batch": 100, "learning_rate": 1e-3}
-    return {**defaults, "save_steps": 2, "log_steps": 3, "keep_checkpoints": 2, **changes}
+    return {**defaults, "save_steps": 2, "arguments": {"logging_steps": 3}, **changes}
 
 
 def curve(out: Path) -> list[dict[str, float]]:
@@ -120,14 +120,14 @@ def test_killed_at_random_moments_it_ends_as_unbroken(
             time.sleep(0.002)
         if number % 2:
             # While a checkpoint is being written.
-            while not any(begin(out / FOLDER).glob("checkpoint-*")) and child.poll() is None:
+            while not any(unfinished(out / FOLDER).glob("checkpoint-*")) and child.poll() is None:
                 time.sleep(0.0005)
         else:
             time.sleep(moments.uniform(0, 0.3))
         kill(child, rank=number // 2 % 2 if processes > 1 else None)
         assert not (out / "manifest.json").exists(), "it ended before it was killed: make it longer"
         killed_at.append(step_of(out))
-        half_written += any(begin(out / FOLDER).glob("checkpoint-*"))
+        half_written += any(unfinished(out / FOLDER).glob("checkpoint-*"))
         check_checkpoints(out)
     again = train(*weighed, out=out, base=str(tiny_model), device="cpu", **given)
     print(
@@ -157,7 +157,7 @@ def test_a_checkpoint_appears_whole_and_leaves_at_once(tmp_path: Path, monkeypat
     folder = tmp_path / FOLDER
 
     def write(step: int) -> str:
-        path = begin(folder) / f"checkpoint-{step}"
+        path = unfinished(folder) / f"checkpoint-{step}"
         path.mkdir(parents=True)
         (path / "trainer_state.json").write_text("{}")
         return path.name

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift.training.tree import Tree, grow, join
+from drift.training.tree import Tree, build_tree, join_trees
 from drift.types import Example
 
 
@@ -66,7 +66,7 @@ def some_rows(draw: st.DrawFn) -> list[Example]:
 @settings(max_examples=300, deadline=None)
 @given(some_rows(), st.integers(0, 8))
 def test_a_tree_trains_what_its_rows_train(rows: list[Example], segment_tokens: int) -> None:
-    tree = grow(rows, segment_tokens=segment_tokens)
+    tree = build_tree(rows, segment_tokens=segment_tokens)
     assert close(contexts(tree) if segment_tokens <= 1 else merged(tree), expected(rows))
     assert len(tree.token_ids) == sum(tree.lengths) <= sum(len(each.token_ids) - 1 for each in rows)
 
@@ -92,7 +92,7 @@ def merged(tree: Tree) -> dict[tuple[tuple[int, ...], int], float]:
 @settings(max_examples=100, deadline=None)
 @given(some_rows(), some_rows())
 def test_trees_side_by_side_do_not_see_one_another(first: list[Example], second: list[Example]) -> None:
-    together = merged(join([grow(first), grow(second)]))
+    together = merged(join_trees([build_tree(first), build_tree(second)]))
     apart: dict[tuple[tuple[int, ...], int], float] = {}
     for rows in (first, second):
         for key, weight in expected(rows).items():
@@ -106,7 +106,7 @@ def test_a_prompt_and_a_shared_first_answer_are_there_once() -> None:
     tails = [[300 + i, *range(400, 410 + i)] for i in range(3)]
     rows = [row(prompt + answer + tail, [0.0] * 130 + [1.0] * len(tail)) for tail in tails]
     rows.append(row([*prompt, 500, 501], [0.0] * 100 + [1.0, 1.0]))
-    tree = grow(rows)
+    tree = build_tree(rows)
     # The last token of each row is predicted and not read.
     assert sorted(tree.lengths) == sorted([100, 30, *(len(tail) - 1 for tail in tails), 1])
     assert sorted(map(len, tree.ancestors)) == [0, 1, 1, 2, 2, 2]
@@ -114,8 +114,8 @@ def test_a_prompt_and_a_shared_first_answer_are_there_once() -> None:
 
 def test_what_is_too_short_to_be_worth_a_segment_is_computed_again() -> None:
     rows = [row([1, 2, 3, 4, tail, tail], [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]) for tail in (5, 6)]
-    assert len(grow(rows, segment_tokens=5).lengths) == 2
-    assert grow(rows, segment_tokens=4).lengths == (4, 1, 1)
+    assert len(build_tree(rows, segment_tokens=5).lengths) == 2
+    assert build_tree(rows, segment_tokens=4).lengths == (4, 1, 1)
     # By three rows the same four tokens save eight.
     three = [*rows, row([1, 2, 3, 4, 7, 7], [0.0, 0.0, 0.0, 0.0, 1.0, 1.0])]
-    assert grow(three, segment_tokens=5).lengths[0] == 4
+    assert build_tree(three, segment_tokens=5).lengths[0] == 4

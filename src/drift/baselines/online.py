@@ -22,9 +22,9 @@ from drift.environments.base import EnvironmentFactory, task_hash
 from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import fingerprint, load_model
+from drift.training.checkpoints import saving
 from drift.training.config import KIND
-from drift.training.fit import saving
-from drift.training.ranks import only_one
+from drift.training.distributed import locked
 from drift.training.run import SPEC, is_finished
 
 ROUNDS = "rounds.jsonl"
@@ -72,11 +72,11 @@ def train_online(
     check_arguments(config)
     config = config.resolved(model)
     tasks = factory.tasks("train", config.tasks, seed)
-    with only_one(out):
+    with locked(out):
         loaded, tokenizer = load_model(model_path(model), dtype="float32", device=device)
         TemplateChat(tokenizer, source=model)
         spec = {
-            "base": fingerprint(loaded, tokenizer),
+            "model": fingerprint(loaded, tokenizer),
             "environment": dict(environment),
             "task_hash": task_hash(tasks),
             "config": config.to_dict(),
@@ -93,7 +93,7 @@ def train_online(
             train_and_save(trainer, out, tokenizer)
         content = {
             "spec": spec,
-            "base": model,
+            "model": model,
             "objective": "grpo",
             "trl": library,
             "counts": {key: live.counts[key] for key in ("conversations", "failed", "successes")},

@@ -18,7 +18,7 @@ from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import fingerprint, load_model
 from drift.training.config import KIND
-from drift.training.ranks import only_one
+from drift.training.distributed import locked
 from drift.training.run import SPEC, check_policy, is_finished
 
 ROWS = "rows.jsonl"
@@ -63,19 +63,19 @@ def train_preference(
     check_arguments(config)
     config = config.resolved(model)
     source = read_manifest(data, TRAJECTORIES)
-    with only_one(out):
+    with locked(out):
         loaded, tokenizer = load_model(model_path(model), dtype="float32", device=device)
         TemplateChat(tokenizer, source=model)
         own = fingerprint(loaded, tokenizer)
         if not any_policy:
             check_policy(own, source["spec"].get("policy", ""), data, model)
-        spec = {"base": own, "config": config.to_dict(), "seed": seed, "dataset_hash": source["dataset_hash"]}
+        spec = {"model": own, "config": config.to_dict(), "seed": seed, "dataset_hash": source["dataset_hash"]}
         if is_finished(out, spec):
             return read_manifest(out, KIND)
         made = export_dataset(data, out / ROWS, config.rows, tokenizer=tokenizer)
         _require_ids(data, made["counts"], config)
         write_json(out / SPEC, spec)
-        head = {"spec": spec, "base": model, "objective": "kto" if config.format == "kto" else "dpo", "trl": library}
+        head = {"spec": spec, "model": model, "objective": "kto" if config.format == "kto" else "dpo", "trl": library}
         reference, _ = load_model(model_path(model), dtype="float32", device=device)
         arguments = trl_arguments(config, out, seed=seed, device=device)
         result = _train(out, loaded, reference, tokenizer, config, arguments, made["counts"])

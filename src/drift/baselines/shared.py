@@ -20,7 +20,7 @@ from drift.baselines.config import DEFAULT_ARGUMENTS, SET_BY_TRAINING, TrlConfig
 from drift.errors import ConfigError, Interrupted, TrainingError, unknown_name
 from drift.manifest import write_atomic
 from drift.progress import Progress
-from drift.training.fit import saving
+from drift.training.checkpoints import saving
 
 METRICS = "metrics.jsonl"
 TESTED = "1.16"

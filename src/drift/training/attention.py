@@ -82,7 +82,7 @@ def tree_attention(
     repeats = query.shape[1] // key.shape[1]
     # One split and not N slices: the gradient of a slice is a tensor as long as the whole.
     queries, keys, values = (torch.split(part, tree.lengths, dim=2) for part in (query, key, value))
-    found = []
+    outputs = []
     for segment, above in enumerate(tree.ancestors):
         chain = [*above, segment]
         k, v = (torch.cat([part[i] for i in chain], dim=2) if above else part[segment] for part in (keys, values))
@@ -90,14 +90,14 @@ def tree_attention(
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
         mask = tree.mask(segment, sliding_window, query.device)
         if softcap is not None:
-            found.append(_capped(queries[segment], k, v, mask, scaling, dropout, softcap))
+            outputs.append(_capped(queries[segment], k, v, mask, scaling, dropout, softcap))
             continue
-        found.append(
+        outputs.append(
             torch.nn.functional.scaled_dot_product_attention(
                 queries[segment], k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling
             )
         )
-    return torch.cat(found, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
 def _capped(

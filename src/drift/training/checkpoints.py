@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from drift.checksums import damaged_files, write_sums
+from drift.manifest import writing
 
 FOLDER = "checkpoints"
 # Not named like a checkpoint: what lies here is half-written or half-removed.
@@ -16,12 +22,7 @@ UNFINISHED = "unfinished"
 
 def last_checkpoint(out: Path) -> Path | None:
     """The newest checkpoint of a training directory."""
-    return newest(out / FOLDER)
-
-
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint in a folder of checkpoints."""
-    return max(_all(folder), key=_step, default=None)
+    return max(_all(out / FOLDER), key=_step, default=None)
 
 
 def whole_checkpoint(out: Path) -> Path | None:
@@ -34,14 +35,14 @@ def whole_checkpoint(out: Path) -> Path | None:
     return None
 
 
-def begin(folder: Path) -> Path:
+def unfinished(folder: Path) -> Path:
     """Where a checkpoint of ``folder`` is written before it is whole."""
     return folder / UNFINISHED
 
 
 def publish(folder: Path, name: str, keep: int) -> None:
-    """Make the checkpoint ``name``, written below ``begin(folder)``, the newest, and remove all but ``keep``."""
-    written = begin(folder) / name
+    """Make the checkpoint ``name`` of ``unfinished(folder)`` the newest, and remove all but ``keep``."""
+    written = unfinished(folder) / name
     write_sums(written, [path for path in written.rglob("*") if path.is_file()])
     for path in (*written.rglob("*"), written):
         _sync(path)
@@ -51,16 +52,29 @@ def publish(folder: Path, name: str, keep: int) -> None:
     _sync(folder)
     for old in sorted(_all(folder), key=_step)[:-keep]:
         _remove(folder, old)
-    begin(folder).rmdir()
+    unfinished(folder).rmdir()
 
 
 def discard_unfinished(out: Path) -> None:
     """Remove what a killed run left half-written or half-removed."""
-    shutil.rmtree(begin(out / FOLDER), ignore_errors=True)
+    shutil.rmtree(unfinished(out / FOLDER), ignore_errors=True)
+
+
+@contextmanager
+def saving(out: Path) -> Iterator[None]:
+    """``writing``, for libraries that report a write which the disk refuses in words of their own."""
+    with writing(out):
+        try:
+            yield
+        except (RuntimeError, SafetensorError) as error:
+            signs = ("inline_container", "PytorchStreamWriter", "No space left", "(os error ")
+            if not any(sign in str(error) for sign in signs):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def _remove(folder: Path, checkpoint: Path) -> None:
-    away = begin(folder) / f"old-{checkpoint.name}"
+    away = unfinished(folder) / f"old-{checkpoint.name}"
     away.parent.mkdir(exist_ok=True)
     shutil.rmtree(away, ignore_errors=True)
     checkpoint.replace(away)
@@ -68,9 +82,9 @@ def _remove(folder: Path, checkpoint: Path) -> None:
 
 
 def _all(folder: Path) -> list[Path]:
-    found = folder.glob("checkpoint-*")
+    named = folder.glob("checkpoint-*")
     # Trainer writes its state last: a folder without it was copied here in part.
-    return [path for path in found if path.name.split("-")[1].isdigit() and (path / "trainer_state.json").is_file()]
+    return [path for path in named if path.name.split("-")[1].isdigit() and (path / "trainer_state.json").is_file()]
 
 
 def _step(checkpoint: Path) -> int:

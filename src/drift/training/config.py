@@ -13,31 +13,43 @@ ENGINES = ("ddp", "fsdp", "zero2", "zero3")
 PLANS = ("uniform", "balanced", "drawn")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """A LoRA adapter instead of full fine-tuning.
-
-    Args:
-        rank: rank r; 0 trains the whole model.
-        alpha: scale α; the adapter's output is multiplied by α/r.
-        dropout: dropout on the adapter's input.
-        targets: modules to adapt, or the string all-linear.
-        bits: 4 or 8 keep the base model's linear layers quantized in memory while the adapter is trained (QLoRA; extra
-            qlora). 0 keeps them as they are.
-    """
-
-    rank: int = 0
-    alpha: float = 32.0
-    dropout: float = 0.0
-    targets: str | list[str] = "all-linear"
-    bits: int = 0
-
-    def __post_init__(self) -> None:
-        require(self.rank >= 0, "training.lora.rank", self.rank, "a whole number ≥ 0 (0 is no LoRA)")
-        require(self.bits in (0, 4, 8), "training.lora.bits", self.bits, "0, 4 or 8")
-        require(
-            not self.bits or self.rank > 0, "training.lora.bits", self.bits, "0 without LoRA", "Give lora.rank too."
-        )
+# Where training differs from transformers: decay and clipping are DRIFT's published ones; a checkpoint takes the memory
+# of three models, so two are kept; nothing is sent to a tracker that was not asked for.
+DEFAULT_ARGUMENTS: dict[str, Any] = {
+    "weight_decay": 0.1,
+    "max_grad_norm": 1.0,
+    "save_total_limit": 2,
+    "logging_steps": 10,
+    "report_to": "none",
+}
+# What takes the place of the TrainingArguments that training sets itself.
+_INSTEAD = {
+    "training.batch_size and training.tokens_per_batch": (
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "auto_find_batch_size",
+    ),
+    "training.max_steps": ("max_steps",),
+    "training.epochs": ("num_train_epochs",),
+    "training.learning_rate": ("learning_rate",),
+    "training.schedule": ("lr_scheduler_type",),
+    "training.warmup": ("warmup_steps", "warmup_ratio"),
+    "training.dtype": ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"),
+    "training.max_length": ("max_length", "max_seq_length"),
+    "training.save_steps": ("save_steps", "save_strategy", "save_only_model", "save_on_each_node"),
+    "training.engine": ("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config"),
+    "training.num_processes": ("local_rank",),
+    "training.normalization": ("label_smoothing_factor", "average_tokens_across_devices"),
+    "logging_steps": ("logging_strategy", "logging_first_step", "logging_nan_inf_filter"),
+    "the argument out": ("output_dir",),
+    "the argument seed": ("seed", "data_seed"),
+    "the argument device": ("use_cpu",),
+    "the same command again, which goes on by itself": ("resume_from_checkpoint", "ignore_data_skip"),
+    "drift evaluate": ("do_eval", "do_predict", "eval_strategy", "eval_steps", "load_best_model_at_end"),
+    "hf upload once the model is trained": ("push_to_hub", "hub_token", "hub_model_id"),
+    "nothing: training does this itself": ("do_train", "disable_tqdm", "remove_unused_columns", "use_liger_kernel"),
+}
+SET_BY_TRAINING = {name: instead for instead, names in _INSTEAD.items() for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,104 +62,120 @@ class TrainingConfig:
         plan: which rows a step holds: uniform, as many each (as published); balanced, as equal a sum of weights as
             whole rows allow; drawn, rows drawn in proportion to their weight, which then count alike.
         tokens_per_batch: the most tokens of one forward pass, shared prefixes counted once; memory, not results.
-        share_prefixes: compute what conversations of a prompt have in common once; the gradients are the same.
-        attention: attention kernel, as transformers names it. auto and sdpa share prefixes; eager, flex_attention,
-            flash_attention_2 (library flash-attn) and flash_attention_3 compute each conversation for itself, the last
-            three on GPUs alone.
+        attention: auto computes what conversations of a prompt have in common once, where the model allows; the
+            gradients are the same. A kernel by transformers' name (sdpa, eager, and on GPUs flex_attention,
+            flash_attention_2 of the library flash-attn, flash_attention_3) computes each conversation for itself.
         rows_together: conversations of one prompt that follow one another and so share what they have in common; 1
             mixes all rows, more is faster and makes steps of fewer prompts.
         kl_limit: training ends at the last step measured at which the model is no farther from its base than this, in
             nats of KL(base ‖ model) per conversation; 0 measures nothing.
-        kl_steps: optimizer steps between measurements; each checkpoint and the last step are measured as well.
-        kl_prompts: prompts set aside to measure on, at most a tenth of them.
         max_steps: optimizer steps; the data are passed over as often as that takes.
         epochs: passes over the data, which above 0 take the place of max_steps.
         learning_rate: peak learning rate.
         schedule: name of a learning-rate schedule of transformers.
         warmup: share of the steps over which the rate rises; the first step has a rate above 0.
-        weight_decay: decoupled weight decay of AdamW.
-        max_grad_norm: gradients are scaled down to this norm.
         dtype: float32, or bfloat16 for mixed precision on float32 master weights.
-        gradient_checkpointing: recompute activations instead of keeping them.
         max_length: longest row in tokens; longer rows are skipped and counted. 0 takes the model's limit.
         save_steps: optimizer steps between checkpoints; 0 keeps none.
-        keep_checkpoints: the most checkpoints kept.
         num_processes: processes of this machine that share each step, a GPU each; the result is that of one.
         engine: ddp, a whole model on each process; fsdp, which shards it over them (FSDP2); or DeepSpeed's zero2, which
             shards gradients and optimizer state, and zero3, which shards the model too (extra deepspeed).
-        log_steps: optimizer steps between log lines.
-        trackers: where else to log, as transformers names them: tensorboard, wandb, trackio, …
-        lora: LoRA settings.
+        arguments: further settings of transformers.TrainingArguments by their own names, such as weight_decay,
+            gradient_checkpointing, optim, logging_steps or report_to. Those left out are transformers' own, but for
+            weight_decay 0.1, max_grad_norm 1, save_total_limit 2, logging_steps 10 and report_to none.
+        lora: settings of peft.LoraConfig by their own names, such as r, lora_alpha or target_modules (all-linear unless
+            given): an adapter is trained instead of the whole model, and saved merged as well. Also bits: 4 or 8 keep
+            the model's linear layers quantized in memory meanwhile (QLoRA; extra qlora).
     """
 
     normalization: Literal["sum", "mean"] = "sum"
     batch_size: int = 128
     plan: Literal["uniform", "balanced", "drawn"] = "drawn"
     tokens_per_batch: int = 8192
-    share_prefixes: bool = True
     attention: Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "auto"
     rows_together: int = 4
     kl_limit: float = 0.0
-    kl_steps: int = 10
-    kl_prompts: int = 8
     max_steps: int = 200
     epochs: float = 0.0
     learning_rate: float = 5e-6
     schedule: str = "constant_with_warmup"
     warmup: float = 0.1
-    weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
     max_length: int = 0
     save_steps: int = 50
-    keep_checkpoints: int = 2
     num_processes: int = 1
     engine: Literal["ddp", "fsdp", "zero2", "zero3"] = "ddp"
-    log_steps: int = 10
-    trackers: list[str] = field(default_factory=list)
-    lora: LoraSettings = field(default_factory=LoraSettings)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a weight while an adapter is trained on a quantized model; 0 where it is not quantized."""
+        bits: int = self.lora.get("bits", 0)
+        return bits
 
     def __post_init__(self) -> None:
-        require(self.plan in PLANS, "training.plan", self.plan, f"one of {', '.join(PLANS)}")
-        require(self.normalization in ("sum", "mean"), "training.normalization", self.normalization, "sum or mean")
-        require(self.batch_size >= 1, "training.batch_size", self.batch_size, "a whole number ≥ 1")
-        require(self.tokens_per_batch >= 1, "training.tokens_per_batch", self.tokens_per_batch, "a whole number ≥ 1")
-        require(self.attention in ATTENTIONS, "training.attention", self.attention, f"one of {', '.join(ATTENTIONS)}")
+        choices = {
+            "plan": PLANS,
+            "normalization": ("sum", "mean"),
+            "attention": ATTENTIONS,
+            "dtype": ("float32", "bfloat16"),
+            "engine": ENGINES,
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            require(value in allowed, f"training.{name}", value, f"one of {', '.join(allowed)}")
+        for name in ("batch_size", "tokens_per_batch", "rows_together", "num_processes"):
+            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a whole number ≥ 1")
+        for name in ("max_steps", "epochs", "max_length", "save_steps", "kl_limit"):
+            require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number ≥ 0")
+        require(self.max_steps > 0 or self.epochs > 0, "training.max_steps", self.max_steps, "≥ 1, or epochs > 0")
+        require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "a number > 0")
+        require(0 <= self.warmup <= 1, "training.warmup", self.warmup, "a share between 0 and 1")
         require(
             self.dtype == "bfloat16" or not self.attention.startswith("flash"),
             "training.dtype",
             self.dtype,
-            f"bfloat16 with attention {self.attention}, which knows no float32",
+            f"bfloat16 with attention {self.attention}, which has no float32",
         )
-        require(self.rows_together >= 1, "training.rows_together", self.rows_together, "a whole number ≥ 1")
-        for name in ("kl_steps", "kl_prompts"):
-            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a whole number ≥ 1")
         require(
             not self.kl_limit or self.engine == "ddp",
             "training.kl_limit",
             self.kl_limit,
-            f"0 with engine {self.engine}, whose ranks have no whole model to measure and keep",
+            f"0 with engine {self.engine}, which leaves no process a whole model to measure and keep",
             "Use engine ddp.",
         )
-        require(self.max_steps >= 0, "training.max_steps", self.max_steps, "a whole number ≥ 0")
-        require(self.epochs >= 0, "training.epochs", self.epochs, "a number ≥ 0")
-        require(self.max_steps > 0 or self.epochs > 0, "training.max_steps", self.max_steps, "≥ 1, or epochs > 0")
-        require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "a number > 0")
-        require(0 <= self.warmup <= 1, "training.warmup", self.warmup, "a share between 0 and 1")
-        require(self.dtype in ("float32", "bfloat16"), "training.dtype", self.dtype, "float32 or bfloat16")
-        for name in ("weight_decay", "max_grad_norm", "max_length", "save_steps", "kl_limit"):
-            require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number ≥ 0")
-        require(self.engine in ENGINES, "training.engine", self.engine, f"one of {', '.join(ENGINES)}")
+        self._check_mappings()
+
+    def _check_mappings(self) -> None:
+        for name, value in self.arguments.items():
+            require(
+                name not in SET_BY_TRAINING,
+                f"training.arguments.{name}",
+                value,
+                "no such setting, as training sets it itself",
+                f"Use {SET_BY_TRAINING.get(name)}.",
+            )
+        for name in ("logging_steps", "save_total_limit"):
+            value = {**DEFAULT_ARGUMENTS, **self.arguments}[name]
+            require(isinstance(value, int) and value >= 1, f"training.arguments.{name}", value, "a whole number ≥ 1")
+        rank = self.lora.get("r", 1)
+        require(rank >= 1, "training.lora.r", rank, "a whole number ≥ 1", "Leave lora empty to train the whole model.")
+        require(self.bits in (0, 4, 8), "training.lora.bits", self.bits, "0, 4 or 8")
         require(
-            self.engine == "ddp" or not self.lora.bits,
+            self.engine == "ddp" or not self.bits,
             "training.engine",
             self.engine,
             "ddp with lora.bits: a quantized model is not sharded",
         )
-        for name in ("keep_checkpoints", "log_steps", "num_processes"):
-            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a whole number ≥ 1")
+        start = self.lora.get("init_lora_weights", True)
+        require(
+            start in (True, False, "gaussian", "orthogonal"),
+            "training.lora.init_lora_weights",
+            start,
+            "true, false, gaussian or orthogonal: others change the model that the adapter is saved for",
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values, for manifests."""
-        return {**vars(self), "lora": dict(vars(self.lora))}
+        """The settings as plain values, the default ones of ``arguments`` among them, for manifests."""
+        return {**vars(self), "arguments": {**DEFAULT_ARGUMENTS, **self.arguments}, "lora": dict(self.lora)}

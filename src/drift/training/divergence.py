@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from drift.training.forward import padded_batch
+from drift.training.plan import pack_padded
 from drift.types import Example
 
 Floats = NDArray[np.float64]
@@ -26,12 +28,12 @@ def sampled_logprobs(model: Any, rows: Sequence[Example]) -> list[Floats]:
     Returns:
         For each row, ``(M,)`` natural logarithms in the order of its sampled tokens.
     """
-    found: list[Floats] = [np.empty(0)] * len(rows)
+    logprobs: list[Floats] = [np.empty(0)] * len(rows)
     for batch in _batches(rows, model):
         for at, logits_MV, targets_M in _predictions(model, rows, batch):
             picked = torch.log_softmax(logits_MV, dim=-1).gather(-1, targets_M.unsqueeze(-1)).squeeze(-1)
-            found[at] = picked.double().cpu().numpy()
-    return found
+            logprobs[at] = picked.double().cpu().numpy()
+    return logprobs
 
 
 def estimated_kl(base: Sequence[Floats], tuned: Sequence[Floats]) -> float:
@@ -73,32 +75,19 @@ def exact_kl(first: Any, second: Any, rows: Sequence[Example]) -> tuple[Floats, 
     return kl_R, tokens_R
 
 
-def _batches(rows: Sequence[Example], model: Any) -> Iterator[list[int]]:
-    """Rows of like length together, as many as the budget of logits holds, by their place."""
-    most = BUDGET // int(model.config.get_text_config().vocab_size)
-    order = sorted(range(len(rows)), key=lambda at: -len(rows[at].token_ids))
-    batch: list[int] = []
-    for at in order:
-        if batch and (len(batch) + 1) * len(rows[batch[0]].token_ids) > most:
-            yield batch
-            batch = []
-        batch.append(at)
-    if batch:
-        yield batch
+def _batches(rows: Sequence[Example], model: Any) -> list[list[int]]:
+    """Places of rows of like length, as many together as the budget of logits allows."""
+    return pack_padded(rows, BUDGET // int(model.config.get_text_config().vocab_size))
 
 
 @torch.no_grad()
 def _predictions(model: Any, rows: Sequence[Example], batch: list[int]) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
     """For each row its place, and for its M sampled tokens the ``(M, V)`` logits before them and their ids."""
-    device = next(model.parameters()).device
-    ids = [torch.tensor(rows[at].token_ids, device=device) for at in batch]
-    pad = torch.nn.utils.rnn.pad_sequence
-    mask = pad([torch.ones_like(row) for row in ids], batch_first=True)
-    logits_BTV = model(input_ids=pad(ids, batch_first=True), attention_mask=mask, use_cache=False).logits
-    found = []
-    for place, at in enumerate(batch):
-        sampled_T = torch.tensor(rows[at].sampled, device=device)
-        sampled_T[:1] = False
-        before = sampled_T.nonzero().squeeze(-1) - 1
-        found.append((at, logits_BTV[place, before].float(), ids[place][sampled_T]))
-    return found
+    padded = padded_batch([rows[at] for at in batch]).to(next(model.parameters()).device)
+    logits_BTV = model(input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False).logits
+    predictions = []
+    for row, at in enumerate(batch):
+        places_M = [place for place, sampled in enumerate(rows[at].sampled) if sampled and place]
+        before_M = [place - 1 for place in places_M]
+        predictions.append((at, logits_BTV[row, before_M].float(), padded.input_ids[row, places_M]))
+    return predictions

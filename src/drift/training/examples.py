@@ -88,9 +88,9 @@ def build_examples(
                 "expected one for each reply. Make the weights again from this data set."
             )
         rows = rows_of(trajectory, given, normalization=normalization)
-        fitting = [row for row in rows if max_length is None or len(row.token_ids) <= max_length]
+        kept = [row for row in rows if max_length is None or len(row.token_ids) <= max_length]
         counts["skipped_zero_weight"] += not rows
-        counts["skipped_too_long"] += len(rows) - len(fitting)
-        counts["conversations"] += bool(fitting) or not rows
-        counts["rows"] += len(fitting)
-        yield from fitting
+        counts["skipped_too_long"] += len(rows) - len(kept)
+        counts["conversations"] += bool(kept) or not rows
+        counts["rows"] += len(kept)
+        yield from kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from drift.training.attention import NAME, Layout
 from drift.training.loss import weighted_loss, weighted_nll
-from drift.training.tree import Tree, grow
+from drift.training.tree import Tree, build_tree
 from drift.types import Example
 
 # How far log-likelihoods of the two paths may be apart, by the size of the type's rounding.
@@ -37,8 +37,10 @@ class TreeBatch:
 
     def to(self, device: torch.device) -> TreeBatch:
         """The same on ``device``."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return TreeBatch(**{**vars(self), **moved})
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ def padded_batch(rows: list[Example]) -> PaddedBatch:
     )
 
 
-def teach(model: Any) -> None:
+def use_weighted_loss(model: Any) -> None:
     """Let ``model(batch=…)`` return the weighted loss of a batch, summed over its rows, in nats.
 
     The whole of it happens inside the model's own ``forward``, so that what wraps the model (DDP, FSDP, autocast)
@@ -100,10 +102,10 @@ def teach(model: Any) -> None:
         return weighted_loss(logits, batch.input_ids, batch.weight, 1)
 
     model.forward = MethodType(forward, model)
-    _teach_head(_causal_lm(model))
+    _use_weighted_head(_causal_lm(model))
 
 
-def _teach_head(lm: Any) -> None:
+def _use_weighted_head(lm: Any) -> None:
     """Let the LM head, given a batch, return its loss: FSDP has the head's weight whole inside its forward alone."""
     head = lm.get_output_embeddings()
     # Another kind of head has more to it than its weight; ``why_not_trees`` refuses it.
@@ -118,8 +120,8 @@ def _teach_head(lm: Any) -> None:
             return logits
         return weighted_nll(hidden, self.weight, batch.targets, batch.weights, bias_V=self.bias, softcap=softcap)
 
-    taught: Any = head
-    taught.forward = MethodType(forward, head)
+    replaced: Any = head
+    replaced.forward = MethodType(forward, head)
 
 
 def use_trees(model: Any, on: bool) -> None:
@@ -156,7 +158,7 @@ def why_not_trees(model: Any) -> str:
             device = next(model.parameters()).device
             separate = sum(model(batch=padded_batch([row]).to(device)).double() for row in rows)
             use_trees(model, True)
-            together = model(batch=tree_batch(grow(rows, segment_tokens=1)).to(device)).double()
+            together = model(batch=tree_batch(build_tree(rows, segment_tokens=1)).to(device)).double()
     except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
         return f"its forward pass does not take one ({type(error).__name__}: {str(error)[:120]})"
     finally:

@@ -18,7 +18,7 @@ from typing import Any
 from drift import errors
 from drift.errors import DriftError, Interrupted, TrainingError, require
 from drift.training.config import TrainingConfig
-from drift.training.ranks import launched
+from drift.training.distributed import is_launched
 
 
 def needs_launch(config: TrainingConfig) -> bool:
@@ -27,7 +27,7 @@ def needs_launch(config: TrainingConfig) -> bool:
     Raises:
         ConfigError: it started another number of them.
     """
-    if not launched():
+    if not is_launched():
         return config.num_processes > 1 or config.engine != "ddp"
     started = int(os.environ["WORLD_SIZE"])
     require(
@@ -41,7 +41,7 @@ def needs_launch(config: TrainingConfig) -> bool:
 
 
 def train_in_processes(request: Mapping[str, Any], processes: int) -> None:
-    """Run ``drift.training.rank`` on so many local ranks and wait for them.
+    """Run ``drift.training.worker_process`` on so many local ranks and wait for them.
 
     The ranks are new Python processes, not forks: nothing of the caller's program runs in them, so it needs no
     ``if __name__ == "__main__"``.
@@ -59,10 +59,10 @@ def train_in_processes(request: Mapping[str, Any], processes: int) -> None:
         report = Path(folder) / "report.json"
         path = Path(folder) / "request.json"
         path.write_text(json.dumps({**request, "report": str(report)}))
-        failure = _run(["-m", "drift.training.rank", str(path)], processes, Path(folder))
+        failure = _run(["-m", "drift.training.worker_process", str(path)], processes, Path(folder))
         if failure is None:
             return
-        raise _told(report) or failure
+        raise _reported_error(report) or failure
 
 
 def _run(arguments: list[str], processes: int, folder: Path) -> DriftError | None:
@@ -98,12 +98,12 @@ def _run(arguments: list[str], processes: int, folder: Path) -> DriftError | Non
     return None
 
 
-def _told(report: Path) -> DriftError | None:
+def _reported_error(report: Path) -> DriftError | None:
     if not report.is_file():
         return None
-    told = json.loads(report.read_text())
-    kind = getattr(errors, told["type"], None)
-    return kind(told["message"]) if isinstance(kind, type) and issubclass(kind, DriftError) else None
+    found = json.loads(report.read_text())
+    kind = getattr(errors, found["type"], None)
+    return kind(found["message"]) if isinstance(kind, type) and issubclass(kind, DriftError) else None
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def _signals_given_back() -> Iterator[None]:
 
 @contextmanager
 def _launcher_quiet() -> Iterator[None]:
-    """What goes wrong is told once, by us; the launcher's log would tell it twice more."""
+    """We say once what went wrong; the launcher's log would say it twice more."""
     loggers = [
         logging.getLogger(f"torch.distributed.elastic.{name}")
         for name in ("multiprocessing.api", "agent.server.api", "agent.server.local_elastic_agent", "rendezvous")

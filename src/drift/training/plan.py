@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drift.training.tree import Tree, grow, join
+from drift.training.tree import Tree, build_tree, join_trees
 from drift.types import Example
 
 Ints = NDArray[np.int64]
@@ -19,7 +19,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class OptimizerStep:
     """The rows of one optimizer step; its loss is ``(1/divisor) Σ_rows factor · Σ_t w_t · −log p``.
 
     Attributes:
@@ -80,7 +80,7 @@ def steps_per_pass(rows: Rows, options: PlanOptions) -> float:
     return max(1, round(exact)) if options.plan == "balanced" else exact
 
 
-def plan_steps(rows: Rows, steps: int, options: PlanOptions) -> list[Step]:
+def plan_steps(rows: Rows, steps: int, options: PlanOptions) -> list[OptimizerStep]:
     """The optimizer steps of a whole training run. The same arguments give the same plan, on every rank.
 
     Every step is an estimate of the gradient of ``L = (1/N) Σ_rows Σ_t w_t · −log p``, and every step computes rows::
@@ -115,7 +115,7 @@ def plan_steps(rows: Rows, steps: int, options: PlanOptions) -> list[Step]:
         shares = _share(rows, distinct, options.ranks)
         drawn_N = dict(zip(distinct.tolist(), (times * per_draw_N[distinct]).tolist(), strict=True))
         factors = tuple(np.array([drawn_N[row] for row in share.tolist()]) for share in shares)
-        planned.append(Step(ranks=shares, factors=factors, divisor=divisor))
+        planned.append(OptimizerStep(ranks=shares, factors=factors, divisor=divisor))
     return planned
 
 
@@ -212,15 +212,15 @@ def _share(rows: Rows, chosen: Ints, ranks: int) -> tuple[Ints, ...]:
 
 
 def pack(rows: Sequence[Example], tokens_per_batch: int) -> list[Tree]:
-    """Trees of at most ``tokens_per_batch`` tokens that hold all rows: what one rank computes, a pass at a time.
+    """Trees of at most ``tokens_per_batch`` tokens with all rows: what one rank computes, a pass at a time.
 
-    A prompt whose rows don't fit one pass is parted, and its prefix then computed once in each. A row longer than the
+    A prompt whose rows don't fit one pass is split, and its prefix then computed once in each. A row longer than the
     budget is a pass of its own.
     """
     groups: dict[str, list[Example]] = {}
     for row in rows:
         groups.setdefault(row.group_id, []).append(row)
-    trees = [tree for group in groups.values() for tree in _fitting(group, tokens_per_batch)]
+    trees = [tree for group in groups.values() for tree in _trees_within(group, tokens_per_batch)]
     # First fit, the largest first: few passes, little left over in each.
     passes: list[list[Tree]] = []
     free: list[int] = []
@@ -233,26 +233,25 @@ def pack(rows: Sequence[Example], tokens_per_batch: int) -> list[Tree]:
             place = len(passes) - 1
         passes[place].append(tree)
         free[place] -= size
-    return [join(trees) for trees in passes]
+    return [join_trees(trees) for trees in passes]
 
 
-def _fitting(rows: list[Example], tokens: int) -> list[Tree]:
-    tree = grow(rows)
+def _trees_within(rows: list[Example], tokens: int) -> list[Tree]:
+    tree = build_tree(rows)
     if len(tree.token_ids) <= tokens or len(rows) == 1:
         return [tree]
     # Neighbours in the order of their ids share most.
     ordered = sorted(rows, key=lambda row: row.token_ids)
     middle = len(ordered) // 2
-    return _fitting(ordered[:middle], tokens) + _fitting(ordered[middle:], tokens)
+    return _trees_within(ordered[:middle], tokens) + _trees_within(ordered[middle:], tokens)
 
 
-def pack_padded(rows: Sequence[Example], tokens_per_batch: int) -> list[list[Example]]:
-    """Rows of like length together, at most ``tokens_per_batch`` tokens with their padding: the plain way."""
-    passes: list[list[Example]] = []
-    for row in sorted(rows, key=lambda row: -len(row.token_ids)):
-        fits = passes and (len(passes[-1]) + 1) * len(passes[-1][0].token_ids) <= tokens_per_batch
-        if fits:
-            passes[-1].append(row)
+def pack_padded(rows: Sequence[Example], tokens_per_batch: int) -> list[list[int]]:
+    """Places of rows of like length, together at most ``tokens_per_batch`` tokens with their padding: the plain way."""
+    passes: list[list[int]] = []
+    for at in sorted(range(len(rows)), key=lambda at: -len(rows[at].token_ids)):
+        if passes and (len(passes[-1]) + 1) * len(rows[passes[-1][0]].token_ids) <= tokens_per_batch:
+            passes[-1].append(at)
         else:
-            passes.append([row])
+            passes.append([at])
     return passes

@@ -35,7 +35,7 @@ def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention:
     except (ImportError, RuntimeError) as error:
         raise ConfigError(
             f"training.lora.bits: bitsandbytes is missing or does not work here ({error}). "
-            "Run: pip install 'drift-rl[qlora]', or set lora.bits to 0."
+            "Run: pip install 'drift-rl[qlora]', or set training.lora.bits to 0."
         ) from error
     compute = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     settings = BitsAndBytesConfig(
@@ -59,7 +59,7 @@ def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise wants_code(model, error) or PolicyError(
-            f"model {model!r} can't be loaded in {bits} bits: {error}. Set lora.bits to 0."
+            f"model {model!r} can't be loaded in {bits} bits: {error}. Set training.lora.bits to 0."
         ) from error
     return prepare_model_for_kbit_training(loaded, use_gradient_checkpointing=False), tokenizer
 

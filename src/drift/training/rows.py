@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,8 @@ def write_rows(path: Path, examples: Iterable[Example]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as file:
-            batch: list[dict[str, Any]] = []
-            for example in examples:
-                batch.append({name: getattr(example, name) for name in _SCHEMA.names})
-                if len(batch) == _BATCH:
-                    file.write_batch(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
-                    batch = []
-            if batch:
+            values = ({name: getattr(example, name) for name in _SCHEMA.names} for example in examples)
+            while batch := list(islice(values, _BATCH)):
                 file.write_batch(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
 
 

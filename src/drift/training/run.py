@@ -22,17 +22,18 @@ from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, 
 from drift.policies import model_path
 from drift.policies.hf import check_attention, fingerprint, load_model
 from drift.policies.stored import StoredModel
+from drift.training.arguments import check_settings
 from drift.training.checkpoints import discard_unfinished
 from drift.training.config import KIND, TrainingConfig
+from drift.training.distributed import Ranks, locked, process_group
 from drift.training.examples import build_examples
-from drift.training.fit import fit, save
-from drift.training.limit import HeldOut, set_aside
+from drift.training.kl_limit import PROMPTS, HeldOut, set_aside
+from drift.training.optimize import optimize, save_model
 from drift.training.plan import PlanOptions, plan_steps, steps_per_pass
 from drift.training.quantized import load_quantized
-from drift.training.ranks import Ranks, joined, only_one
 from drift.training.rows import NAME as ROWS
 from drift.training.rows import RowFile, write_rows
-from drift.training.sharding import ready_engine
+from drift.training.sharding import prepare_engine
 from drift.weights.table import WeightTable, chain_of, read_weights
 
 SPEC = "training.json"
@@ -45,12 +46,12 @@ def train_model(
     config: TrainingConfig,
     out: Path,
     *,
-    base: str,
+    model: str,
     seed: int,
     device: str = "auto",
     any_policy: bool = False,
 ) -> dict[str, Any]:
-    """Fine-tune ``base`` on the weighted data set and save it, with its tokenizer and a manifest, to ``out``.
+    """Fine-tune ``model`` on the weighted data set and save it, with its tokenizer and a manifest, to ``out``.
 
     A run that was interrupted goes on from its last checkpoint; one that is finished is not run again.
 
@@ -59,78 +60,59 @@ def train_model(
         weights: directory of weights made from them.
         config: how to train.
         out: the model folder.
-        base: the model to start from: ``default``, a folder or a hub id.
+        model: the model to start from: ``default``, a folder or a hub id.
         seed: decides the order of the rows, and the LoRA initialisation.
         device: where to train.
-        any_policy: accept trajectories that another policy than ``base`` sampled.
+        any_policy: accept trajectories that another policy than ``model`` sampled.
 
     Raises:
-        DatasetError: data or weights are missing, damaged, incomplete, or don't belong together or to ``base``.
+        ConfigError: a setting that transformers, PEFT or torch does not know or can't follow here.
+        DatasetError: data or weights are missing, damaged, incomplete, or don't belong together or to ``model``.
         TrainingError: no rows are left to train on, or the loss stopped being finite.
         Interrupted: Ctrl-C.
     """
-    with joined(device) as ranks:
-        request = _Request(
-            data=data,
-            weights=weights,
-            config=config,
-            out=out,
-            base=base,
-            seed=seed,
-            device=device,
-            any_policy=any_policy,
-        )
-        with only_one(out) if ranks.leads else nullcontext():
+    with process_group(device) as ranks:
+        request = _Request(data, weights, config, out, model, seed, device, any_policy)
+        with locked(out) if ranks.is_first else nullcontext():
             _train(request, ranks)
-        ranks.lead(lambda: None)
+        ranks.wait()
         return read_manifest(out, KIND)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Request:
+    """The arguments of ``train_model``."""
+
     data: Path
     weights: Path
     config: TrainingConfig
     out: Path
-    base: str
+    model: str
     seed: int
     device: str
     any_policy: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """What the first rank found and wrote before training.
-
-    Attributes:
-        finished: nothing is left to do.
-        spec: everything that decides the result.
-        counts: of rows, by what became of them.
-    """
-
-    finished: bool
-    spec: dict[str, Any]
-    counts: dict[str, int]
-
-
 def _train(request: _Request, ranks: Ranks) -> None:
     config, out = request.config, request.out
-    ready_engine(config, request.device)
+    check_settings(config, request.device)
+    prepare_engine(config, request.device)
     # Before a model is loaded, and kept on the first rank.
     sources: list[tuple[dict[str, Any], WeightTable]] = []
-    ranks.lead(lambda: sources.append(_read(request)))
+    ranks.on_first_rank(lambda: sources.append(_read(request)))
     model, tokenizer = _load(request)
-    prepared = ranks.lead(lambda: _prepare(request, *sources.pop(), model, tokenizer))
+    prepared = ranks.on_first_rank(lambda: _prepare(request, *sources.pop(), model, tokenizer))
     # What the rows were made from is not needed again.
     pa.default_memory_pool().release_unused()
-    if prepared.finished:
+    if prepared is None:
         return
+    spec, counts = prepared
     start = time.monotonic()
     rows = RowFile(out / ROWS)
     options = PlanOptions(
         plan=config.plan,
         batch_size=config.batch_size,
-        conversations=prepared.counts["conversations"],
+        conversations=counts["conversations"],
         together=config.rows_together,
         ranks=ranks.count,
         seed=request.seed,
@@ -138,21 +120,21 @@ def _train(request: _Request, ranks: Ranks) -> None:
     count = math.ceil(config.epochs * steps_per_pass(rows.facts, options)) or config.max_steps
     steps = plan_steps(rows.facts, count, options)
     held_out = list(RowFile(out / HELD_OUT)) if config.kl_limit else []
-    trainer, limited = fit(
+    trainer, limited = optimize(
         model, rows, steps, config, out, seed=request.seed, device=request.device, ranks=ranks, held_out=held_out
     )
-    save(trainer, tokenizer, out, config, base=request.base, ranks=ranks)
-    if not ranks.leads:
+    save_model(trainer, tokenizer, out, config, model=model_path(request.model), ranks=ranks)
+    if not ranks.is_first:
         return
     taken = steps[: trainer.state.global_step]
     tokens = sum(int(rows.facts.length_N[share].sum()) for step in taken for share in step.ranks)
     content = {
-        "spec": prepared.spec,
-        "base": request.base,
+        "spec": spec,
+        "model": request.model,
         "weights": chain_of(request.weights),
         "normalization": config.normalization,
         "loss": {"plan": config.plan, "divisor": steps[0].divisor},
-        "counts": prepared.counts,
+        "counts": counts,
         **limited,
         "steps": limited["kl_limit"]["step"] if limited else trainer.state.global_step,
         "ranks": ranks.count,
@@ -165,44 +147,54 @@ def _train(request: _Request, ranks: Ranks) -> None:
 
 def _load(request: _Request) -> tuple[Any, Any]:
     """The model to be trained, and its tokenizer."""
-    config, base = request.config, model_path(request.base)
+    config, model = request.config, model_path(request.model)
     attention = None if config.attention == "auto" else config.attention
     if attention:
-        check_attention(base, attention, device=request.device)
+        check_attention(model, attention, device=request.device)
     # Whole on the CPU first, where each rank keeps a part of it on its GPU.
     device = "cpu" if config.engine != "ddp" else request.device
-    if config.lora.bits:
-        return load_quantized(base, bits=config.lora.bits, dtype=config.dtype, device=device, attention=attention)
-    return load_model(base, dtype="float32", device=device, attention=attention)
+    if config.bits:
+        return load_quantized(model, bits=config.bits, dtype=config.dtype, device=device, attention=attention)
+    return load_model(model, dtype="float32", device=device, attention=attention)
 
 
 def _read(request: _Request) -> tuple[dict[str, Any], WeightTable]:
     """The manifest of the data, and its weights."""
     manifest = read_manifest(request.data, TRAJECTORIES)
-    _check_ids(manifest["spec"], request.data, request.base)
+    if manifest["spec"].get("ids") == "none":
+        raise DatasetError(
+            f"{request.data} holds text alone: the policy returned no token ids, and training needs them. Tokenize it "
+            f"for the model to be trained: drift import {request.data} --format trajectories --model {request.model} "
+            "--out DIR. Then weigh DIR."
+        )
     return manifest, read_weights(request.weights, request.data)
 
 
-def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, model: Any, tokenizer: Any) -> _Prepared:
-    """Check that all belongs together, and write the rows and what the training is of."""
-    data, config, out = request.data, request.config, request.out
-    TemplateChat(tokenizer, source=request.base)
-    own = StoredModel(model_path(request.base)).fingerprint() if config.lora.bits else fingerprint(model, tokenizer)
+def _prepare(
+    request: _Request, manifest: dict[str, Any], table: WeightTable, model: Any, tokenizer: Any
+) -> tuple[dict[str, Any], dict[str, int]] | None:
+    """Check that all belongs together and write the rows: everything that decides the result, and how many rows.
+
+    Returns ``None`` where nothing is left to do.
+    """
+    config, out = request.config, request.out
+    TemplateChat(tokenizer, source=request.model)
+    own = StoredModel(model_path(request.model)).fingerprint() if config.bits else fingerprint(model, tokenizer)
     if not request.any_policy:
-        check_policy(own, manifest["spec"]["policy"], data, request.base)
+        check_policy(own, manifest["spec"]["policy"], request.data, request.model)
     # How many processes share a step changes neither its rows nor, but for rounding, its result.
     settings = {name: value for name, value in config.to_dict().items() if name != "num_processes"}
     spec = {
-        "base": own,
+        "model": own,
         "config": settings,
         "seed": request.seed,
         "dataset_hash": manifest["dataset_hash"],
         "weights_hash": table.hash,
     }
     if is_finished(out, spec):
-        return _Prepared(finished=True, spec=spec, counts={})
+        return None
     limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
-    counts = _write_rows(out, data, table, config, limit)
+    counts = _write_rows(out, request.data, table, config, limit)
     if not counts["rows"]:
         raise TrainingError(
             f"no rows to train on, which would leave the model as it is: {dict(counts)}. Look at the weights, or raise "
@@ -210,23 +202,15 @@ def _prepare(request: _Request, manifest: dict[str, Any], table: WeightTable, mo
         )
     write_json(out / SPEC, spec)
     discard_unfinished(out)
-    return _Prepared(finished=False, spec=spec, counts=dict(counts))
+    return spec, dict(counts)
 
 
-def _check_ids(spec: dict[str, Any], data: Path, base: str) -> None:
-    if spec.get("ids") == "none":
-        raise DatasetError(
-            f"{data} holds text alone: the policy told no token ids, and training needs them. Tokenize it for the "
-            f"model to be trained: drift import {data} --format trajectories --model {base} --out DIR. Then weigh DIR."
-        )
-
-
-def check_policy(own: str, made_by: str, data: Path, base: str) -> None:
+def check_policy(own: str, made_by: str, data: Path, model: str) -> None:
     """Refuse data that another policy sampled than the model to be trained."""
     if own != made_by:
         raise DatasetError(
-            f"{data} was sampled by another policy ({made_by}) than {base!r} ({own}). The weights assume that the "
-            "trajectories come from the model that is trained. Give that model as base, or say --any-policy true."
+            f"{data} was sampled by another policy ({made_by}) than {model!r} ({own}). The weights assume that the "
+            "trajectories come from the model that is trained. Train that one, or say --any-policy true."
         )
 
 
@@ -254,8 +238,8 @@ def _write_rows(out: Path, data: Path, table: WeightTable, config: TrainingConfi
     weights = table.by_id()
     batches = stream_columns(data, ["group_id"]) if config.kl_limit else iter(())
     groups = {name for batch in batches for name in batch.column(0).unique().to_pylist()}
-    held = HeldOut(set_aside(groups, config.kl_prompts) if config.kl_limit else (), limit)
-    trained = held.part(stream_trajectories(data))
+    held = HeldOut(set_aside(groups, PROMPTS) if config.kl_limit else (), limit)
+    trained = held.set_aside_from(stream_trajectories(data))
     examples = build_examples(trained, weights, counts, normalization=config.normalization, max_length=limit)
     write_rows(out / ROWS, examples)
     unknown = len(weights) - count_trajectories(data) + counts["skipped_unweighted"]

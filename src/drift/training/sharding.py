@@ -1,24 +1,22 @@
-"""Engines that part a model's state among ranks: torch's FSDP2, DeepSpeed's ZeRO. Each is set up by a file beside."""
+"""Engines that split a model's state among ranks: torch's FSDP2, DeepSpeed's ZeRO."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from drift.errors import ConfigError, TrainingError
-from drift.policies import model_path
 from drift.policies.hf import load_model
+from drift.training.arguments import with_lora
 from drift.training.config import TrainingConfig
-from drift.training.ranks import Ranks
+from drift.training.distributed import Ranks
 
 
 def uses_deepspeed(config: TrainingConfig) -> bool:
@@ -26,7 +24,7 @@ def uses_deepspeed(config: TrainingConfig) -> bool:
     return config.engine.startswith("zero")
 
 
-def ready_engine(config: TrainingConfig, device: str) -> None:
+def prepare_engine(config: TrainingConfig, device: str) -> None:
     """Look for the engine's library, and tell it where to train, before anything loads it.
 
     Raises:
@@ -46,68 +44,58 @@ def ready_engine(config: TrainingConfig, device: str) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
-def engine_arguments(config: TrainingConfig) -> dict[str, Any]:
-    """The engine in terms of transformers' ``TrainingArguments``."""
-    if config.engine == "ddp":
-        return {}
-    path = files("drift.training") / "engines" / f"{config.engine}.yaml"
-    settings: dict[str, Any] = yaml.safe_load(path.read_text())
-    if uses_deepspeed(config):
-        return {"deepspeed": settings}
-    return {"fsdp": True, "fsdp_config": {**settings, "activation_checkpointing": config.gradient_checkpointing}}
-
-
 def check_ranks(checkpoint: Path | None, config: TrainingConfig, ranks: Ranks) -> None:
-    """Refuse a checkpoint that DeepSpeed wrote on another number of ranks: it can't part it anew.
+    """Refuse a checkpoint that DeepSpeed wrote on another number of ranks: it can't split it anew.
 
     Raises:
         TrainingError: it is one.
     """
     if checkpoint is None or not uses_deepspeed(config):
         return
-    found = len(list(checkpoint.glob("unlogged-*.json")))
-    if found != ranks.count:
+    written = len(list(checkpoint.glob("unlogged-*.json")))
+    if written != ranks.count:
         raise TrainingError(
-            f"{checkpoint} was written by {found} processes and DeepSpeed can't go on from it with {ranks.count}. "
-            f"Set training.num_processes to {found}, or train into another directory."
+            f"{checkpoint} was written by {written} processes and DeepSpeed can't go on from it with {ranks.count}. "
+            f"Set training.num_processes to {written}, or train into another directory."
         )
 
 
-def whole_model(trainer: Any, prepare: Any, *, base: str, ranks: Ranks) -> Any:
+def gathered_model(trainer: Any, config: TrainingConfig, *, model: str, ranks: Ranks) -> Any:
     """The trained model put together in one that no engine has changed; ``None`` but on the first rank.
 
     Every rank must call it: each gives its part.
 
     Args:
         trainer: after training under an engine that shards.
-        prepare: makes of the base model what was trained: puts LoRA around it, or leaves it.
-        base: the model that training began with.
+        config: how it was trained.
+        model: the folder or hub id that training began with.
         ranks: this process among others.
     """
     if trainer.is_fsdp_enabled:
         parameters, strict = trainer.accelerator.get_state_dict(trainer.model), True
     else:
-        # What was not trained is the base's.
+        # What was not trained is as it was.
         parameters, strict = _trained(trainer.model_wrapped.module, ranks), False
-        # Models that are loaded while it is set are parted among all ranks.
+        # Models that are loaded while it is set are split among all ranks.
         unset_hf_deepspeed_config()
-    if not ranks.leads:
+    if not ranks.is_first:
         return None
-    loaded, _ = load_model(model_path(base), dtype="float32", device="cpu")
-    model = prepare(loaded)
-    found = model.load_state_dict(parameters, strict=strict)
-    assert not found.unexpected_keys
-    return model
+    whole, _ = load_model(model, dtype="float32", device="cpu")
+    if config.lora:
+        whole = with_lora(whole, config.lora)
+    unknown = whole.load_state_dict(parameters, strict=strict).unexpected_keys
+    assert not unknown
+    return whole
 
 
 def _trained(model: torch.nn.Module, ranks: Ranks) -> dict[str, torch.Tensor]:
     """What DeepSpeed trained, in the float32 it keeps it in, one parameter gathered at a time."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    found = {}
+    parameters = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             whole = safe_get_full_fp32_param(parameter)
-            if ranks.leads:
-                found[name] = whole.cpu()
-    return found
+            if ranks.is_first:
+                parameters[name] = whole.cpu()
+    return parameters

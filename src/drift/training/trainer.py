@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from drift.errors import TrainingError
-from drift.manifest import write_atomic
-from drift.training.checkpoints import begin, publish
-from drift.training.finite import finite, rows_without_a_loss, spoiled_parameters, stopped
+from drift.training.checkpoints import publish, unfinished
 from drift.training.forward import Batch, padded_batch, tree_batch
-from drift.training.plan import Step, pack, pack_padded
-from drift.training.tree import grow
+from drift.training.nonfinite import all_finite, nonfinite_error, nonfinite_parameters
+from drift.training.plan import OptimizerStep, pack, pack_padded
+from drift.training.tree import build_tree
 from drift.types import Example
 
 
@@ -50,7 +48,7 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
     """
 
     def __init__(
-        self, steps: Sequence[Step], rows: Sequence[Example], *, rank: int, tokens_per_batch: int, trees: bool
+        self, steps: Sequence[OptimizerStep], rows: Sequence[Example], *, rank: int, tokens_per_batch: int, trees: bool
     ) -> None:
         self._steps, self._rows, self._rank = steps, rows, rank
         self._tokens, self._trees = tokens_per_batch, trees
@@ -64,7 +62,7 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
         if self._trees:
             passes = [tree_batch(tree) for tree in pack(rows, self._tokens)]
         else:
-            passes = [padded_batch(fitting) for fitting in pack_padded(rows, self._tokens)]
+            passes = [padded_batch([rows[at] for at in places]) for places in pack_padded(rows, self._tokens)]
         return StepInputs(passes=passes, divisor=step.divisor)
 
     def rows_of(self, index: int) -> list[Example]:
@@ -75,9 +73,9 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
 
     def alone(self, row: Example) -> Batch:
         """A pass over one row."""
-        return tree_batch(grow([row])) if self._trees else padded_batch([row])
+        return tree_batch(build_tree([row])) if self._trees else padded_batch([row])
 
-    def nothing(self) -> Batch:
+    def empty(self) -> Batch:
         """A pass over two tokens of no weight, for a rank that has fewer rows than others."""
         row = Example(trajectory_id="", group_id="", token_ids=(0, 0), sampled=(False, False), weight=(0.0, 0.0))
         return self.alone(row)
@@ -92,7 +90,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
     """
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As ever; only that FSDP also runs on CPUs, where torch can do it and accelerate leaves it out."""
+        """Let FSDP run on CPUs too, where torch can do it and accelerate leaves it out."""
         state = PartialState()
         if self.args.fsdp_plugin_args is not None and state.distributed_type is DistributedType.MULTI_CPU:
             state.distributed_type = DistributedType.MULTI_GPU
@@ -101,7 +99,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train, or go on from a checkpoint with the losses it had not logged."""
         self._unlogged = torch.zeros((), device=self.args.device)
-        self._spoiled_before = set(spoiled_parameters(self.model))
+        self._nonfinite_before = set(nonfinite_parameters(self.model))
         if resume_from_checkpoint:
             self._unlogged += read_losses(Path(resume_from_checkpoint), self.args.process_index, self.args.world_size)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -117,11 +115,11 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The next step. ``Trainer`` is not told how many items it has: what its loss is divided by comes with it."""
+        """The next step. ``Trainer`` does not count its items: what its loss is divided by comes with it."""
         return [next(epoch_iterator)], None
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As ever; only that the rate rises from the first step on, which otherwise would have none."""
+        """Let the rate rise from the first step on, which otherwise would have none."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         rise_from_the_first_step(scheduler, self.args.get_warmup_steps(num_training_steps))
         return scheduler
@@ -134,7 +132,7 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
         device = self.args.device
         passes = [batch.to(device) for batch in inputs.passes]
         # Ranks of unequal load make as many passes: some engines wait for one another in each.
-        passes += [self.train_dataset.nothing().to(device)] * (self._most_passes(len(passes)) - len(passes))
+        passes += [self.train_dataset.empty().to(device)] * (self._most_passes(len(passes)) - len(passes))
         total = torch.zeros((), device=device)
         for at, batch in enumerate(passes):
             last = at == len(passes) - 1
@@ -144,36 +142,46 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
                     loss = model(batch=batch) / inputs.divisor * self.accelerator.num_processes
                 self.accelerator.backward(loss)
             total += loss.detach().float()
-        if not finite(total):
-            raise self._stopped(f"loss is {float(total)}", self._rows_without_a_loss(model))
+        if not all_finite(total):
+            rows = self._rows_without_a_loss(model)
+            raise self._nonfinite_error(self.state.global_step + 1, f"loss is {float(total)}", rows)
         self._unlogged += total
         return total
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         whole = torch.as_tensor(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if not finite(whole):
-            rows = self.train_dataset.rows_of(self.state.global_step)
-            raise self._stopped(f"grad_norm is {float(whole)}", [row.trajectory_id for row in rows])
+        if not all_finite(whole):
+            rows = [row.trajectory_id for row in self._step_rows()]
+            raise self._nonfinite_error(self.state.global_step + 1, f"grad_norm is {float(whole)}", rows)
         return norm
 
     def _rows_without_a_loss(self, model: torch.nn.Module) -> list[str]:
-        rows = self.train_dataset.rows_of(self.state.global_step)
-        if self.accelerator.num_processes > 1:
-            # A pass of one rank alone would wait for the others.
-            return [row.trajectory_id for row in rows]
-        passes = [self.train_dataset.alone(row).to(self.args.device) for row in rows]
-        return rows_without_a_loss(model, rows, passes)
+        """Ids of the step's rows whose own loss is not finite; all of them, where no row shows it alone."""
+        rows, alone = self._step_rows(), []
+        # With several ranks, a pass of one alone would wait for the others.
+        if self.accelerator.num_processes == 1:
+            with torch.no_grad():
+                losses = [model(batch=self.train_dataset.alone(row).to(self.args.device)) for row in rows]
+            alone = [row for row, loss in zip(rows, losses, strict=True) if not all_finite(loss)]
+        return [row.trajectory_id for row in alone or rows]
 
-    def _stopped(self, found: str, rows: Sequence[str] = ()) -> TrainingError:
-        return stopped(Path(self.args.output_dir), self.state.global_step + 1, found, rows)
+    def _step_rows(self) -> list[Example]:
+        return cast(StepDataset, self.train_dataset).rows_of(self.state.global_step)
+
+    def _nonfinite_error(self, step: int, what: str, rows: Sequence[str] = ()) -> TrainingError:
+        return nonfinite_error(self._checkpoints.parent, step, what, rows)
 
     def check_parameters(self) -> None:
         """Raise ``TrainingError`` where a trained parameter is no longer finite."""
-        spoiled = [name for name in spoiled_parameters(self.model) if name not in self._spoiled_before]
-        if spoiled:
-            step, more = self.state.global_step, f" and {len(spoiled) - 1} more" if len(spoiled) > 1 else ""
-            raise stopped(Path(self.args.output_dir), step, f"parameter {spoiled[0]}{more} is not finite", ())
+        names = [name for name in nonfinite_parameters(self.model) if name not in self._nonfinite_before]
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise self._nonfinite_error(self.state.global_step, f"parameter {names[0]}{more} is not finite")
+
+    @property
+    def _checkpoints(self) -> Path:
+        return Path(self.args.output_dir)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the mean loss of the steps since the last line, those before a resume included."""
@@ -185,22 +193,23 @@ class WeightedTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As ever; only that a checkpoint of DeepSpeed holds the parts of the model already."""
+        """Save the model, but not into a checkpoint of DeepSpeed, which holds its parts already."""
         if not (_internal_call and self.is_deepspeed_enabled):
             super().save_model(output_dir, _internal_call)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(begin(Path(self.args.output_dir)))
+        return str(unfinished(self._checkpoints))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.check_parameters()
         super()._save_checkpoint(model, trial)
         name = f"checkpoint-{self.state.global_step}"
-        written = begin(Path(self.args.output_dir)) / name
-        write_losses(written, float(self._unlogged), self.args.process_index, self.args.world_size)
+        write_losses(
+            unfinished(self._checkpoints) / name, float(self._unlogged), self.args.process_index, self.args.world_size
+        )
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            publish(Path(self.args.output_dir), name, self.args.save_total_limit)
+            publish(self._checkpoints, name, self.args.save_total_limit)
         # What is removed lies where the next checkpoint is written.
         self.accelerator.wait_for_everyone()
 
@@ -223,8 +232,8 @@ def rise_from_the_first_step(scheduler: Any, warmup: int) -> None:
         warmup: steps over which the rate rises.
     """
 
-    def risen(usual: Callable[[int], float]) -> Callable[[int], float]:
-        return lambda step: (step + 1) / (warmup + 1) if step < warmup else usual(step)
+    def risen(rate: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: (step + 1) / (warmup + 1) if step < warmup else rate(step)
 
     if warmup and isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
         scheduler.lr_lambdas = [risen(each) for each in scheduler.lr_lambdas]
@@ -254,43 +263,3 @@ def read_losses(checkpoint: Path, rank: int, ranks: int) -> float:
 
 def _only(items: list[StepInputs]) -> StepInputs:
     return items[0]
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        # Cut off while it was written, so it is past the checkpoint.
-        return math.inf
-
-
-class MetricsLog(TrainerCallback):  # type: ignore[misc]
-    """Appends what ``Trainer`` logs to a JSONL file; after a resume, lines past the checkpoint are written anew."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drop lines of steps that will be run again."""
-        if not state.is_world_process_zero:
-            return
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= state.global_step]
-        write_atomic(self._path, "".join(line + "\n" for line in kept).encode())
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Write one line; stop on a loss or gradient that is not finite."""
-        if not logs or "loss" not in logs:
-            return
-        names = ("loss", "grad_norm", "learning_rate")
-        row: dict[str, float] = {"step": state.global_step}
-        row.update((name, float(logs[name])) for name in names if name in logs)
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(row.get(name, 0.0)):
-                raise TrainingError(
-                    f"went wrong by step {state.global_step}: {name} is {row[name]}. The last checkpoint stays. "
-                    "Lower training.learning_rate, or look at the weights: negative or very large ones can do this."
-                )
-        if state.is_world_process_zero:
-            with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +24,8 @@ Ints = NDArray[np.int64]
 SEGMENT_TOKENS = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """A run of tokens that has no branch inside.
-
-    Attributes:
-        row: one of the rows that holds it.
-        start, end: where it lies in that row.
-        parent: index of the segment it continues; −1 if it begins a conversation.
-    """
+class _Segment(NamedTuple):
+    """Tokens ``start`` to ``end`` of a row, without a branch inside; ``parent`` is the segment before, or −1."""
 
     row: int
     start: int
@@ -70,7 +64,7 @@ class Tree:
     weights: NDArray[np.float64]
 
 
-def grow(rows: Sequence[Example], *, segment_tokens: int = SEGMENT_TOKENS) -> Tree:
+def build_tree(rows: Sequence[Example], *, segment_tokens: int = SEGMENT_TOKENS) -> Tree:
     """The tree of some rows; each distinct trained token of it carries the sum of the rows' weights.
 
     Args:
@@ -96,9 +90,9 @@ def grow(rows: Sequence[Example], *, segment_tokens: int = SEGMENT_TOKENS) -> Tr
     )
 
 
-def _segments(read: Sequence[Ints], segment_tokens: int) -> tuple[list[Segment], list[int]]:
+def _segments(read: Sequence[Ints], segment_tokens: int) -> tuple[list[_Segment], list[int]]:
     """The segments, parents first, and of each row the segment it ends in."""
-    made: list[Segment] = []
+    made: list[_Segment] = []
     path = [-1] * len(read)
     # Rows that agree up to ``start`` and continue segment ``parent`` there.
     open_sets = [(list(range(len(read))), 0, -1)]
@@ -112,7 +106,7 @@ def _segments(read: Sequence[Ints], segment_tokens: int) -> tuple[list[Segment],
                 open_sets += [(part, start, parent) for part in parts]
                 continue
         if shared > start:
-            made.append(Segment(row=members[0], start=start, end=shared, parent=parent))
+            made.append(_Segment(members[0], start, shared, parent))
             parent = len(made) - 1
         for member in members:
             if len(read[member]) == shared:
@@ -133,14 +127,14 @@ def _common(read: Sequence[Ints], members: Sequence[int], start: int) -> int:
 
 
 def _parts(read: Sequence[Ints], members: Sequence[int], at: int) -> list[list[int]]:
-    """``members`` parted by their token at ``at``; those that end there are a part of their own."""
+    """``members`` split by their token at ``at``; those that end there are a part of their own."""
     parts: dict[int, list[int]] = {}
     for member in members:
         parts.setdefault(int(read[member][at]) if len(read[member]) > at else -1, []).append(member)
     return list(parts.values())
 
 
-def _chain(segments: Sequence[Segment], last: int) -> tuple[int, ...]:
+def _chain(segments: Sequence[_Segment], last: int) -> tuple[int, ...]:
     chain: list[int] = []
     while last >= 0:
         chain.append(last)
@@ -148,7 +142,7 @@ def _chain(segments: Sequence[Segment], last: int) -> tuple[int, ...]:
     return tuple(reversed(chain))
 
 
-def _places(segments: Sequence[Segment], starts: Ints, last: int) -> Ints:
+def _places(segments: Sequence[_Segment], starts: Ints, last: int) -> Ints:
     """Where in the tree's sequence each token lies of the row that ends in segment ``last``."""
     return np.concatenate(
         [np.arange(starts[i], starts[i] + segments[i].end - segments[i].start) for i in _chain(segments, last)]
@@ -171,7 +165,7 @@ def _trained(
     return predictors, targets, np.bincount(inverse.ravel(), weights=each, minlength=len(predictors)).astype(float)
 
 
-def join(trees: Sequence[Tree]) -> Tree:
+def join_trees(trees: Sequence[Tree]) -> Tree:
     """Several trees side by side in one sequence; none sees another."""
     tokens = np.cumsum([0, *(len(tree.token_ids) for tree in trees)])
     segments = np.cumsum([0, *(len(tree.lengths) for tree in trees)])

@@ -13,17 +13,23 @@ import torch
 from transformers import TrainerCallback
 
 from drift.errors import TrainingError
-from drift.manifest import write_atomic, writing
+from drift.manifest import writing
 from drift.training.config import TrainingConfig
+from drift.training.distributed import Ranks
 from drift.training.divergence import estimated_kl, sampled_logprobs
 from drift.training.examples import rows_of
 from drift.training.forward import use_trees
-from drift.training.ranks import Ranks
+from drift.training.log import drop_lines_after
 from drift.types import Example, Trajectory
 
 NAME = "kl.jsonl"
 # More conversations of one prompt tell less than other prompts do.
 PER_PROMPT = 4
+# Steps between measurements, beside those at checkpoints: at the default rate a model moves little in ten steps, and a
+# measurement, a forward pass over at most 32 conversations, costs less than one step.
+STEPS = 10
+# Prompts to measure on: with four conversations each enough for a mean, and few to go without.
+PROMPTS = 8
 
 
 def set_aside(groups: Collection[str], prompts: int) -> set[str]:
@@ -54,9 +60,9 @@ class HeldOut:
 
     def __init__(self, groups: Collection[str], max_length: int | None) -> None:
         self._groups, self._longest = frozenset(groups), max_length
-        self._found: dict[str, dict[str, list[Example]]] = {}
+        self._kept_rows: dict[str, dict[str, list[Example]]] = {}
 
-    def part(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
+    def set_aside_from(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
         """The conversations to train on; every reply of some of the others is kept here."""
         for trajectory in trajectories:
             if trajectory.group_id not in self._groups:
@@ -65,7 +71,7 @@ class HeldOut:
             weights = [1.0] * len(trajectory.turns)
             rows = rows_of(trajectory, weights, normalization="sum") if trajectory.error is None else []
             if rows and all(self._longest is None or len(row.token_ids) <= self._longest for row in rows):
-                held = self._found.setdefault(trajectory.group_id, {})
+                held = self._kept_rows.setdefault(trajectory.group_id, {})
                 held[trajectory.id] = rows
                 if len(held) > PER_PROMPT:
                     # Whatever order they come in.
@@ -73,7 +79,7 @@ class HeldOut:
 
     def rows(self) -> list[Example]:
         """The rows that were kept, in the order of their ids."""
-        by_id = {name: rows for held in self._found.values() for name, rows in held.items()}
+        by_id = {name: rows for held in self._kept_rows.values() for name, rows in held.items()}
         return [row for name in sorted(by_id) for row in by_id[name]]
 
 
@@ -86,7 +92,7 @@ class KLLimit(TrainerCallback):  # type: ignore[misc]
     Args:
         model: the model as training begins, before a checkpoint is loaded; its replies are the base's.
         rows: to measure on.
-        config: ``kl_limit``, ``kl_steps``.
+        config: ``kl_limit``, ``dtype``.
         out: where ``kl.jsonl`` goes.
         ranks: this process among others; the first measures.
         trees: the model's attention is that of trees while it trains.
@@ -98,27 +104,25 @@ class KLLimit(TrainerCallback):  # type: ignore[misc]
         self._model, self._rows, self._config, self._path = model, rows, config, out / NAME
         self._ranks, self._trees = ranks, trees
         self._conversations = len({row.trajectory_id for row in rows})
-        self._base = ranks.lead(self._logprobs)
+        self._base = ranks.on_first_rank(self._logprobs)
         self._kept: dict[str, torch.Tensor] = {}
         self._kept_step, self._kept_kl = 0, 0.0
         self._stopped: tuple[int, float] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Go on from a checkpoint, which was within the limit when it was written."""
-        if self._ranks.leads:
-            lines = self._path.read_text().splitlines() if self._path.exists() else []
-            kept = [line for line in lines if _step_of(line) <= state.global_step]
-            write_atomic(self._path, "".join(line + "\n" for line in kept).encode())
+        if self._ranks.is_first:
+            drop_lines_after(self._path, state.global_step)
         if state.global_step:
-            self._keep(state.global_step, self._ranks.lead(self._measure))
+            self._keep(state.global_step, self._ranks.on_first_rank(self._measure))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure where it is time, and stop past the limit."""
         step = state.global_step
-        if step % self._config.kl_steps and not control.should_save and step < state.max_steps:
+        if step % STEPS and not control.should_save and step < state.max_steps:
             return
-        kl = self._ranks.lead(self._measure)
-        if self._ranks.leads:
+        kl = self._ranks.on_first_rank(self._measure)
+        if self._ranks.is_first:
             with writing(self._path), self._path.open("a") as file:
                 file.write(json.dumps({"step": step, "kl": _finite(kl)}) + "\n")
         if kl <= self._config.kl_limit:
@@ -141,7 +145,7 @@ class KLLimit(TrainerCallback):  # type: ignore[misc]
             raise TrainingError(
                 f"the first measurement, at step {step}, finds a KL of {kl:.3g} nats per conversation from the base, "
                 f"past training.kl_limit {self._config.kl_limit:g}: there is no step to go back to. "
-                "Lower training.learning_rate or training.kl_steps, or raise the limit."
+                "Lower training.learning_rate or training.save_steps, or raise the limit."
             )
         if self._kept:
             self._model.load_state_dict(self._kept, strict=False)
@@ -160,7 +164,7 @@ class KLLimit(TrainerCallback):  # type: ignore[misc]
     def _keep(self, step: int, kl: float) -> None:
         self._kept_step, self._kept_kl = step, kl
         # Only the first rank saves, and only what is trained can have changed.
-        if self._ranks.leads:
+        if self._ranks.is_first:
             trained = ((name, value) for name, value in self._model.named_parameters() if value.requires_grad)
             self._kept = {name: value.detach().cpu().clone() for name, value in trained}
 
@@ -188,10 +192,3 @@ class KLLimit(TrainerCallback):  # type: ignore[misc]
 def _finite(kl: float) -> float | None:
     """JSON knows no infinity: null is a model that gives a token of the base no chance, or has none left."""
     return kl if math.isfinite(kl) else None
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf

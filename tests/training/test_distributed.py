@@ -19,13 +19,13 @@ from drift.api import train
 from drift.errors import ConfigError, DatasetError, TrainingError
 from drift.manifest import read_manifest
 from drift.training.checkpoints import last_checkpoint
-from drift.training.config import LoraSettings, TrainingConfig
-from drift.training.ranks import only_one
+from drift.training.config import TrainingConfig
+from drift.training.distributed import locked
 
 
 def settings(**changes: Any) -> TrainingConfig:
     defaults = {"max_steps": 20, "batch_size": 12, "tokens_per_batch": 200, "learning_rate": 1e-3, "save_steps": 0}
-    return TrainingConfig(**{**defaults, "log_steps": 1, **changes})
+    return TrainingConfig(**{**defaults, "arguments": {"logging_steps": 1}, **changes})
 
 
 def losses(folder: Path) -> torch.Tensor:
@@ -54,9 +54,9 @@ def test_two_processes_train_as_one(uneven: tuple[Path, Path], tiny_model: Path,
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lora": LoraSettings(rank=2)},
-        {"gradient_checkpointing": True},
-        {"share_prefixes": False},
+        {"lora": {"r": 2, "lora_alpha": 32}},
+        {"arguments": {"gradient_checkpointing": True, "logging_steps": 1}},
+        {"attention": "sdpa"},
         {"dtype": "bfloat16"},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -90,7 +90,7 @@ def test_two_processes_train_as_one_whatever_is_trained(
 def test_accumulation_changes_nothing(uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, share: bool) -> None:
     runs = {}
     for tokens in (100_000, 900, 450, 1):
-        config = settings(tokens_per_batch=tokens, share_prefixes=share)
+        config = settings(tokens_per_batch=tokens, attention="auto" if share else "sdpa")
         runs[tokens] = train(*uneven, out=tmp_path / str(tokens), base=str(tiny_model), config=config)
     whole = losses(runs[100_000])
     for tokens, out in runs.items():
@@ -99,7 +99,8 @@ def test_accumulation_changes_nothing(uneven: tuple[Path, Path], tiny_model: Pat
 
 def command(uneven: tuple[Path, Path], model: Path, out: Path, **changes: Any) -> list[str]:
     """What comes after ``drift`` to train as ``settings`` say."""
-    given = {name: value for name, value in vars(settings(**changes)).items() if name not in ("lora", "trackers")}
+    given = {name: value for name, value in vars(settings(**changes)).items() if name not in ("lora", "arguments")}
+    given["arguments.logging_steps"] = 1
     options = [part for name, value in given.items() for part in (f"--{name}", str(value).lower())]
     return ["train", *map(str, uneven), "--out", str(out), "--base", str(model), "--device", "cpu", *options]
 
@@ -138,7 +139,7 @@ def test_an_error_of_a_rank_comes_back_as_it_was_raised(
     uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    config = settings(num_processes=2, learning_rate=1e30, warmup=0.0, max_grad_norm=0.0)
+    config = settings(num_processes=2, learning_rate=1e30, warmup=0.0, arguments={"max_grad_norm": 0.0})
     with pytest.raises(TrainingError, match=r"went wrong by step \d+: (loss|grad_norm) is (nan|inf)"):
         train(*uneven, out=tmp_path / "model", base=str(tiny_model), config=config, device="cpu")
     assert "Traceback" not in capfd.readouterr().err
@@ -201,6 +202,6 @@ def test_numbers_that_contradict_one_another_and_a_directory_in_use_are_refused(
     with pytest.raises(ConfigError, match=r"training\.num_processes: got 3, expected 2, which is what the launcher"):
         train(*uneven, out=tmp_path / "m", base=str(tiny_model), config=settings(num_processes=3), device="cpu")
     monkeypatch.undo()
-    monkeypatch.setattr("drift.training.ranks.LOCK_SECONDS", 0.2)
-    with only_one(tmp_path / "m"), pytest.raises(DatasetError, match=f"is being trained into by process {os.getpid()}"):
+    monkeypatch.setattr("drift.training.distributed.LOCK_SECONDS", 0.2)
+    with locked(tmp_path / "m"), pytest.raises(DatasetError, match=f"is being trained into by process {os.getpid()}"):
         train(*uneven, out=tmp_path / "m", base=str(tiny_model), config=settings(), device="cpu")

@@ -40,7 +40,8 @@ LONE = {
 
 
 def settings(**change: object) -> TrainingConfig:
-    small = {"max_steps": 40, "batch_size": 4, "save_steps": 1, "log_steps": 40, "warmup": 0.0, "rows_together": 1}
+    small: dict[str, object] = {"max_steps": 40, "batch_size": 4, "save_steps": 1, "warmup": 0.0, "rows_together": 1}
+    small["arguments"] = {"logging_steps": 40}
     return TrainingConfig(**{**small, "plan": "uniform", "learning_rate": 1e-3, **change})  # type: ignore[arg-type]
 
 
@@ -89,7 +90,7 @@ def test_a_loss_that_is_no_number_names_its_trajectory_and_spoils_no_checkpoint(
     data = stored(tmp_path / "data", made, poisoned)
     weights, out = weigh(data, scheme="sft", out=tmp_path / "weights"), tmp_path / "model"
     with pytest.raises(TrainingError) as caught:
-        train(data, weights, out=out, base=str(poisoned), config=settings(share_prefixes=share))
+        train(data, weights, out=out, base=str(poisoned), config=settings(attention="auto" if share else "sdpa"))
     said = re.fullmatch(
         r"went wrong by step (\d+): loss is nan, in the batch with t3#2\. "
         r"(The last checkpoint stays: checkpoint-(\d+)|There is no checkpoint yet)\. Lower training.learning_rate, .*",
@@ -118,7 +119,13 @@ def test_a_gradient_that_overflows_stops_before_the_step(
         with pytest.raises(
             TrainingError, match=r"^went wrong by step 1: grad_norm is (inf|nan), in the batch with t\d#\d"
         ):
-            train(data, weights, out=out, base=str(tiny_model), config=settings(max_grad_norm=norm))
+            train(
+                data,
+                weights,
+                out=out,
+                base=str(tiny_model),
+                config=settings(arguments={"logging_steps": 40, "max_grad_norm": norm}),
+            )
         assert not list((out / "checkpoints").glob("checkpoint-*"))
 
 

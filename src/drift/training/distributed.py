@@ -1,4 +1,4 @@
-"""The processes that train together: who leads, what the others wait for, how all of them leave."""
+"""The processes that train together: which one writes, what the others wait for, how all of them exit."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from drift.errors import DatasetError, DriftError, require
 T = TypeVar("T")
 
 # Longer than the first rank takes to write the rows of a very large data set.
-PATIENCE = timedelta(hours=12)
+TIMEOUT = timedelta(hours=12)
 LOCK_SECONDS = 20.0
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Whether torchrun, ``accelerate launch`` or the like started this process as one of several."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
 
@@ -42,25 +42,29 @@ class Ranks:
     count: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is the one that writes."""
         return self.index == 0
 
-    def lead(self, work: Callable[[], T]) -> T:
+    def on_first_rank(self, work: Callable[[], T]) -> T:
         """Do ``work`` on the first rank alone; the others wait for what it returns."""
         if self.count == 1:
             return work()
-        found = [work() if self.leads else None]
-        torch.distributed.broadcast_object_list(found, src=0)
-        return found[0]  # type: ignore[return-value]
+        result = [work() if self.is_first else None]
+        torch.distributed.broadcast_object_list(result, src=0)
+        return result[0]  # type: ignore[return-value]
+
+    def wait(self) -> None:
+        """Return once all ranks are here."""
+        self.on_first_rank(lambda: None)
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def process_group(device: str) -> Iterator[Ranks]:
     """The process group of a launched process, or one rank alone.
 
-    An error of any rank ends all of them. The first that fails tells it; the others, which fail of its leaving, exit
-    with its code and in silence.
+    An error of any rank ends all of them. The first that fails says so; the others, which fail as it exits, exit with
+    its code and say nothing.
 
     Args:
         device: where to train; ``cpu`` takes gloo, CUDA takes NCCL.
@@ -68,19 +72,19 @@ def joined(device: str) -> Iterator[Ranks]:
     Raises:
         ConfigError: more ranks on this machine than GPUs.
     """
-    if not launched():
+    if not is_launched():
         yield Ranks()
         return
     from accelerate import PartialState
 
-    _leave_with(os.getppid())
+    _exit_with_launcher(os.getppid())
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     try:
         if not on_cpu:
             local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
             require(local <= gpus, "training.num_processes", local, f"at most {gpus}, the GPUs of this machine")
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+        state = PartialState(cpu=on_cpu, timeout=TIMEOUT)
         yield Ranks(index=state.process_index, count=state.num_processes)
         # A rank that leaves while gloo's threads still talk to it is aborted now and then.
         torch.distributed.barrier()
@@ -122,7 +126,7 @@ def _code_of_the_first(own: int) -> int | None:
         return None
 
 
-def _leave_with(parent: int) -> None:
+def _exit_with_launcher(parent: int) -> None:
     """End this process soon after its launcher is gone: nobody else would, and it would go on writing."""
 
     def watch() -> None:
@@ -134,11 +138,11 @@ def _leave_with(parent: int) -> None:
 
 
 @contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Hold ``out`` for this process, so that two trainings never write into it at once.
+def locked(out: Path) -> Iterator[None]:
+    """Lock ``out`` for this process, so that two trainings never write into it at once.
 
     Raises:
-        DatasetError: another process holds it, and does not leave within seconds.
+        DatasetError: another process has locked it, and does not end within seconds.
     """
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out, os.O_RDONLY)
@@ -151,7 +155,7 @@ def only_one(out: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise DatasetError(
-                        f"{out} is being trained into by process {_holder(handle)}. "
+                        f"{out} is being trained into by process {_lock_holder(handle)}. "
                         "Wait for it, stop it, or give another directory."
                     ) from None
                 time.sleep(0.1)
@@ -166,8 +170,8 @@ def only_one(out: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _holder(handle: int) -> str:
-    """Id of the process that has locked what ``handle`` is open on, where the system tells (Linux)."""
+def _lock_holder(handle: int) -> str:
+    """Id of the process that has locked what ``handle`` is open on, where the system says so (Linux)."""
     inode = os.fstat(handle).st_ino
     with suppress(OSError):
         for line in Path("/proc/locks").read_text().splitlines():

@@ -19,13 +19,18 @@ from drift.training.checkpoints import last_checkpoint
 from drift.training.config import TrainingConfig
 from drift.training.divergence import sampled_logprobs
 from drift.training.examples import rows_of
-from drift.training.limit import PER_PROMPT, HeldOut, set_aside
+from drift.training.kl_limit import PER_PROMPT, HeldOut, set_aside
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
 from drift.weights.stage import weigh_dataset
 from drift.weights.table import read_weights
 
 Make = Callable[..., Trajectory]
+
+
+@pytest.fixture(autouse=True)
+def measured_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drift.training.kl_limit.STEPS", 2)
 
 
 @pytest.fixture
@@ -59,8 +64,6 @@ def settings(**changes: Any) -> dict[str, Any]:
     return {
         **defaults,
         "save_steps": 0,
-        "kl_steps": 2,
-        "kl_prompts": 2,
         "warmup": 0.0,
         **changes,
     }
@@ -131,12 +134,13 @@ def test_training_ends_at_the_last_measurement_within_the_limit(
 
 
 def test_measuring_changes_nothing_of_what_is_trained(
-    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    often, seldom = (
-        train(*weighed, out=tmp_path / str(steps), base=str(tiny_model), **settings(kl_limit=1e9, kl_steps=steps))
-        for steps in (1, 20)
-    )
+    runs = []
+    for steps in (1, 20):
+        monkeypatch.setattr("drift.training.kl_limit.STEPS", steps)
+        runs.append(train(*weighed, out=tmp_path / str(steps), base=str(tiny_model), **settings(kl_limit=1e9)))
+    often, seldom = runs
     assert same(often, seldom)
     assert (often / "metrics.jsonl").read_text() == (seldom / "metrics.jsonl").read_text()
     assert measured(often)[-1] == measured(seldom)[0]
@@ -156,10 +160,11 @@ def test_what_is_set_aside_is_not_trained_on(weighed: tuple[Path, Path], tiny_mo
 
 @pytest.mark.parametrize("checkpointed", [4, 12])
 def test_a_run_that_was_killed_ends_like_one_that_was_not(
-    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, checkpointed: int
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, checkpointed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Checkpoints every four steps, measurements every three: 3, 4, 6, 8, 9, 12, 15, 16 and so on.
-    given = settings(save_steps=4, kl_steps=3, keep_checkpoints=9)
+    monkeypatch.setattr("drift.training.kl_limit.STEPS", 3)
+    given = settings(save_steps=4, arguments={"save_total_limit": 9})
     course = measured(train(*weighed, out=tmp_path / "free", base=str(tiny_model), **given, kl_limit=1e9))
     assert [step for step, _ in course] == [3, 4, 6, 8, 9, 12, 15, 16, 18, 20]
     limit, at = crossing(course, 6)
@@ -196,9 +201,7 @@ def test_a_limit_that_is_passed_at_once_says_what_to_do(
 
 
 def test_a_lora_adapter_goes_back_too(weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
-    from drift.training.config import LoraSettings
-
-    given = settings(lora=LoraSettings(rank=4), learning_rate=1e-3)
+    given = settings(lora={"r": 4, "lora_alpha": 32}, learning_rate=1e-3)
     course = measured(train(*weighed, out=tmp_path / "free", base=str(tiny_model), **given, kl_limit=1e9))
     limit, at = crossing(course, 3)
     out = train(*weighed, out=tmp_path / "out", base=str(tiny_model), **given, kl_limit=limit)
@@ -216,7 +219,8 @@ def test_two_processes_stop_together_where_one_does(
         out=tmp_path / "two",
         base=str(tiny_model),
         device="cpu",
-        **settings(kl_limit=limit, num_processes=2),
+        # Measured before each checkpoint: what is set here does not reach the processes.
+        **settings(kl_limit=limit, num_processes=2, save_steps=2),
     )
     told = read_manifest(out, "model")
     steps = (told["kl_limit"]["step"], told["kl_limit"]["stopped_at"], told["ranks"])
@@ -241,21 +245,20 @@ def test_the_same_conversations_are_kept_whatever_order_they_come_in(make_trajec
     chosen = []
     for order in (made, made[::-1]):
         held = HeldOut({"a"}, 400)
-        assert [t.id for t in held.part(order)] == ["b#0"]
+        assert [t.id for t in held.set_aside_from(order)] == ["b#0"]
         chosen.append(held.rows())
     assert chosen[0] == chosen[1]
     assert sorted({row.trajectory_id for row in chosen[0]}) == [f"a#{k}" for k in range(PER_PROMPT)]
     long = HeldOut({"a"}, 10)
-    list(long.part(made))
+    list(long.set_aside_from(made))
     assert long.rows() == []
 
 
 def test_settings_that_can_not_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.kl_limit.*engine fsdp"):
         TrainingConfig(kl_limit=1.0, engine="fsdp")
-    for name, value in (("kl_limit", -1.0), ("kl_steps", 0), ("kl_prompts", 0)):
-        with pytest.raises(ConfigError, match=rf"training\.{name}"):
-            TrainingConfig(**{name: value})
+    with pytest.raises(ConfigError, match=r"training\.kl_limit"):
+        TrainingConfig(kl_limit=-1.0)
 
 
 def test_the_share_of_negative_weights_is_what_is_trained(
@@ -280,7 +283,18 @@ def test_the_share_of_negative_weights_is_what_is_trained(
         wanted = {"null": max(shares), "the default": 0.1}.get(share) or float(share)
         assert max(shares) == pytest.approx(wanted, rel=1e-9) and all(value <= wanted + 1e-9 for value in shares)
         line = ["train", str(data), str(weights), "--base", str(tiny_model), "--device", "cpu", "--out", str(out)]
-        line += ["--max-steps", "2", "--batch-size", "99", "--save-steps", "0", "--log-steps", "1", "--plan", "uniform"]
+        line += [
+            "--max-steps",
+            "2",
+            "--batch-size",
+            "99",
+            "--save-steps",
+            "0",
+            "--arguments.logging_steps",
+            "1",
+            "--plan",
+            "uniform",
+        ]
         assert main(line) == 0
         losses[share] = (out / "metrics.jsonl").read_text() + json.dumps(read_manifest(out, "model")["counts"])
     # Each step holds all rows. Only the prompt of which a conversation failed is past a share of 1.

@@ -1,4 +1,4 @@
-"""One rank of ``train_in_processes``: ``python -m drift.training.rank REQUEST``."""
+"""One rank of ``train_in_processes``: ``python -m drift.training.worker_process REQUEST``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from drift.errors import DriftError
 from drift.progress import leave
-from drift.training.config import LoraSettings, TrainingConfig
+from drift.training.config import TrainingConfig
 
 
 def main() -> int:
@@ -23,7 +23,6 @@ def main() -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     request = json.loads(Path(sys.argv[1]).read_text())
     report, config = Path(request.pop("report")), request.pop("config")
-    config["lora"] = LoraSettings(**config["lora"])
     try:
         from drift.training.run import train_model
 

@@ -1,0 +1,124 @@
+"""The optimizer steps themselves: ``transformers.Trainer`` set up, driven and saved, by one rank or several."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, set_seed
+
+from drift.checksums import write_sums
+from drift.errors import Interrupted
+from drift.training.arguments import training_arguments, with_lora
+from drift.training.checkpoints import last_checkpoint, saving, whole_checkpoint
+from drift.training.config import TrainingConfig
+from drift.training.distributed import Ranks
+from drift.training.forward import use_trees, use_weighted_loss, why_not_trees
+from drift.training.kl_limit import KLLimit
+from drift.training.log import MetricsLog
+from drift.training.plan import OptimizerStep
+from drift.training.quantized import merged_into
+from drift.training.sharding import check_ranks, gathered_model
+from drift.training.trainer import StepDataset, WeightedTrainer
+from drift.types import Example
+
+METRICS = "metrics.jsonl"
+_READ_BY_LOADERS = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja", "adapter/*")
+
+
+def optimize(
+    model: Any,
+    rows: Sequence[Example],
+    steps: Sequence[OptimizerStep],
+    config: TrainingConfig,
+    out: Path,
+    *,
+    seed: int,
+    device: str,
+    ranks: Ranks,
+    held_out: Sequence[Example] = (),
+) -> tuple[WeightedTrainer, dict[str, Any]]:
+    """Train ``model`` through ``steps``, from the last checkpoint in ``out`` if there is one.
+
+    Args:
+        model: a causal LM.
+        rows: the training rows.
+        steps: the plan.
+        config: how to train.
+        out: where checkpoints and metrics go.
+        seed: of what is random in the model.
+        device: where to train.
+        ranks: this process among others.
+        held_out: rows to measure ``kl_limit`` on.
+
+    Returns:
+        The trainer, and what the limit measured, for the manifest.
+
+    Raises:
+        ConfigError: a setting that transformers or PEFT refuses for this model.
+        Interrupted: Ctrl-C.
+        TrainingError: a loss, gradient or parameter is not finite; or the limit was passed at the first measurement.
+    """
+    set_seed(seed)
+    if config.lora:
+        model = with_lora(model, config.lora)
+    use_weighted_loss(model)
+    trees = config.attention == "auto" and _can_share(model, ranks)
+    use_trees(model, trees)
+    limit = KLLimit(model, held_out, config, out, ranks=ranks, trees=trees) if config.kl_limit else None
+    callbacks = [MetricsLog(out / METRICS)] if ranks.is_first else []
+    with saving(out):
+        trainer = WeightedTrainer(
+            model=model,
+            args=training_arguments(config, out, len(steps), seed, device),
+            train_dataset=StepDataset(
+                steps, rows, rank=ranks.index, tokens_per_batch=config.tokens_per_batch, trees=trees
+            ),
+            callbacks=[*callbacks, limit] if limit else callbacks,
+        )
+        # It writes dictionaries to stdout; they are in metrics.jsonl.
+        trainer.remove_callback(PrinterCallback)
+        checkpoint = whole_checkpoint(out)
+        check_ranks(checkpoint, config, ranks)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except KeyboardInterrupt as stop:
+            kept = last_checkpoint(out)
+            after = (
+                f"{kept.name} is kept. Run the same command again to go on from it." if kept else "no checkpoint yet."
+            )
+            raise Interrupted(f"stopped at step {trainer.state.global_step}; {after}") from stop
+    trainer.check_parameters()
+    if limit is None:
+        return trainer, {}
+    limit.settle()
+    return trainer, {"kl_limit": limit.report()}
+
+
+def _can_share(model: Any, ranks: Ranks) -> bool:
+    reason = why_not_trees(model)
+    if reason and ranks.is_first:
+        print(f"training: what conversations share is computed for each, as with this model {reason}", file=sys.stderr)
+    return not reason
+
+
+def save_model(
+    trainer: WeightedTrainer, tokenizer: Any, out: Path, config: TrainingConfig, *, model: str, ranks: Ranks
+) -> None:
+    """Save what ``model`` has become as an ordinary model folder, an adapter beside it. Every rank must call it."""
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if config.engine != "ddp":
+        trained = gathered_model(trainer, config, model=model, ranks=ranks)
+    if not ranks.is_first:
+        return
+    use_trees(trained, False)
+    with saving(out):
+        if config.lora:
+            trained.save_pretrained(out / "adapter")
+            # Weights of 4 or 8 bits would take the adapter's changes only roughly.
+            trained = merged_into(model, out / "adapter") if config.bits else trained.merge_and_unload()
+        trained.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        write_sums(out, [path for name in _READ_BY_LOADERS for path in out.glob(name) if path.is_file()])
