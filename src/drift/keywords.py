@@ -1,0 +1,106 @@
+"""Settings records given field by field: ``rollout(tasks=10)`` for ``rollout(config=RolloutConfig(tasks=10))``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from drift.errors import ConfigError, unknown_name
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def by_fields(**records: type) -> Callable[[Function], Function]:
+    """Let callers give the fields of a function's settings records as keywords.
+
+    The decorated function gets a whole record for each of ``records``; its callers may give the record, its fields, or
+    both, the fields then changing the record. Its signature and docstring show the fields. An unknown keyword is refused
+    with the nearest known one.
+
+    Args:
+        records: class of the record by the parameter that takes it.
+    """
+
+    def decorate(function: Function) -> Function:
+        signature = _spread(function, records)
+        takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            known = [*signature.parameters, *records]
+            for name in keywords:
+                if name not in known and not takes_any:
+                    raise unknown_name("argument", name, signature.parameters, where=f"drift.{function.__name__}")
+            for parameter, record in records.items():
+                names = [each.name for each in dataclasses.fields(record) if each.name not in records]
+                given = {name: keywords.pop(name) for name in names if name in keywords}
+                keywords[parameter] = make_record(record, given, keywords.get(parameter))
+            return function(*arguments, **keywords)
+
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        call.__doc__ = _told_together(function, records)
+        return typing.cast(Function, call)
+
+    return decorate
+
+
+def make_record(record: type, given: Mapping[str, Any], whole: Any = None) -> Any:
+    """``whole``, or the defaults, with the fields ``given``; raises ``ConfigError`` where they can't be."""
+    # YAML and the command line have no tuples.
+    values = {**given, **({"stop": tuple(given["stop"])} if isinstance(given.get("stop"), list) else {})}
+    try:
+        return record(**values) if whole is None else dataclasses.replace(whole, **values)
+    except TypeError as error:
+        raise ConfigError(f"{', '.join(f'{k}={v!r}' for k, v in given.items())} can't be used: {error}.") from error
+
+
+def fields_of(record: Any) -> dict[str, inspect.Parameter]:
+    """The fields of a record as keyword-only parameters, with their types and defaults."""
+    hints, found = typing.get_type_hints(record), {}
+    for each in dataclasses.fields(record):
+        factory = each.default_factory
+        default = each.default if factory is dataclasses.MISSING else factory()
+        kind = inspect.Parameter.KEYWORD_ONLY
+        found[each.name] = inspect.Parameter(each.name, kind, default=default, annotation=hints[each.name])
+    return found
+
+
+def descriptions_of(thing: Any) -> dict[str, str]:
+    """What the docstring of a function or record says of each argument."""
+    import docstring_parser
+
+    found = docstring_parser.parse(inspect.getdoc(thing) or "", docstring_parser.DocstringStyle.GOOGLE)
+    return {each.arg_name: " ".join((each.description or "").split()) for each in found.params}
+
+
+def _spread(function: Callable[..., Any], records: Mapping[str, type]) -> inspect.Signature:
+    hints, plain, fields = typing.get_type_hints(function), [], []
+    last = []
+    for each in inspect.signature(function).parameters.values():
+        each = each.replace(annotation=hints.get(each.name, Any))
+        if each.name in records:
+            fields += [field for name, field in fields_of(records[each.name]).items() if name not in records]
+        elif each.kind is each.VAR_KEYWORD:
+            last.append(each)
+        else:
+            plain.append(each)
+    return inspect.Signature([*plain, *fields, *last], return_annotation=hints.get("return", Any))
+
+
+def _told_together(function: Callable[..., Any], records: Mapping[str, type]) -> str:
+    """The docstring of a function, the arguments of its records among its own."""
+    text = inspect.getdoc(function) or ""
+    told = "".join(_arguments(inspect.getdoc(record) or "") for record in records.values())
+    return re.sub(
+        r"(\nArgs:\n(?:    .*\n?)+)", lambda own: own.group(1).rstrip("\n") + "\n" + told, text + "\n", count=1
+    )
+
+
+def _arguments(text: str) -> str:
+    found = re.search(r"\nArgs:\n((?:    .*(?:\n|$))+)", text)
+    return found.group(1).rstrip("\n") + "\n" if found else ""
