@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import signal
 import sys
 import types
@@ -29,6 +30,7 @@ class Verb:
     """A verb of the command line.
 
     Args:
+        summary: what it does, in a line.
         function: ``module:function`` that does it.
         example: a command that works.
         positional: arguments that are given without a name.
@@ -37,6 +39,7 @@ class Verb:
         shows: ``module:function`` that prints what came out, instead of the result's own sentences.
     """
 
+    summary: str
     function: str
     example: str
     positional: tuple[str, ...] = ()
@@ -54,6 +57,7 @@ _SAMPLE_FIRST = ("out", "model", "tasks", "samples", "max_new_tokens", "environm
 
 VERBS = {
     "quickstart": Verb(
+        summary="sample, weigh, fine-tune, measure and report on the built-in policy, in minutes",
         function="drift.pipeline:quickstart",
         example="drift quickstart",
         first=_RECIPE_FIRST,
@@ -61,6 +65,7 @@ VERBS = {
         shows="drift.reporting.console:print_summary",
     ),
     "run": Verb(
+        summary="run a whole recipe; finished stages are not run again",
         function="drift.pipeline:run",
         example="drift run quickstart --model ./my-model --sampling.max_new_tokens 64 --out runs/mine --dry_run",
         positional=("recipe",),
@@ -69,6 +74,7 @@ VERBS = {
         shows="drift.reporting.console:print_summary",
     ),
     "compare": Verb(
+        summary="run many methods and seeds on one recipe, and say which is better",
         function="drift.comparison.run:compare",
         example="drift compare quickstart --methods drift,sft,rft --seeds 1,2,3 --against sft",
         positional=("recipe",),
@@ -77,18 +83,21 @@ VERBS = {
         shows="drift.reporting.console:print_comparison",
     ),
     "rollout": Verb(
+        summary="hold K conversations for each task of an environment",
         function="drift.api:rollout",
         example="drift rollout guess --environment.width 20 --tasks 400 --max_new_tokens 16 --out run/rollouts",
         positional=("environment",),
         first=_SAMPLE_FIRST,
     ),
     "import": Verb(
+        summary="turn logged conversations with rewards into trajectories",
         function="drift.api:read_logs",
         example="drift import log.jsonl --columns.reward rating --model ./my-model --out run/logged",
         positional=("file",),
         shows="drift.reporting.console:print_import",
     ),
     "weigh": Verb(
+        summary="weigh conversations by their return",
         function="drift.api:weigh",
         example="drift weigh run/rollouts --scheme drift --beta 0.1 --steps '[drop_unsolved]' --out run/weights",
         positional=("data",),
@@ -96,6 +105,7 @@ VERBS = {
         record="drift.weights.config:WeightConfig",
     ),
     "train": Verb(
+        summary="fine-tune a model on weighted conversations",
         function="drift.api:train",
         example="drift train run/rollouts run/weights --max_steps 60 --learning_rate 1e-4 --out run/model",
         positional=("data", "weights"),
@@ -113,34 +123,44 @@ VERBS = {
             "num_processes",
             "seed",
         ),
-    ),  # fmt: skip
+    ),
     "train-preference": Verb(
+        summary="train with DPO or KTO on the same conversations, through TRL",
         function="drift.api:train_preference",
         example="drift train-preference run/rollouts --learning_rate 1e-5 --out run/dpo",
         positional=("data",),
         first=("out", "model"),
     ),
     "train-online": Verb(
+        summary="train with GRPO on conversations held meanwhile, through TRL",
         function="drift.api:train_online",
         example="drift train-online arithmetic --rounds 60 --prompts 16 --max_new_tokens 16 --out run/grpo",
         positional=("environment",),
-        first=("out", "model", "rounds", "prompts", "samples", "learning_rate"),
+        first=("out", "model", "rounds", "prompts", "samples"),
     ),
     "export": Verb(
+        summary="write conversations as pairs or labelled rows for preference trainers",
         function="drift.api:export",
         example="drift export run/rollouts --format kto --out run/kto.jsonl",
         positional=("data",),
         shows="drift.reporting.console:print_export",
     ),
     "evaluate": Verb(
+        summary="measure models on held-out tasks",
         function="drift.api:evaluate",
         example="drift evaluate arithmetic --models.base default --models.tuned run/model --seen run/rollouts",
         positional=("environment",),
-        first=("models", "seen", *_SAMPLE_FIRST),
+        first=("models", "out", "seen", "tasks", "samples", "max_new_tokens", "environment", "seed"),
         shows="drift.reporting.console:print_summary",
     ),
-    "report": Verb(function="drift.api:report", example="drift report run", positional=("run",)),
+    "report": Verb(
+        summary="write the report page of a run",
+        function="drift.api:report",
+        example="drift report run",
+        positional=("run",),
+    ),
     "check": Verb(
+        summary="put an environment through its protocol, or look for damage in a run directory",
         function="drift.audit:check",
         example="drift check arithmetic",
         positional=("what",),
@@ -344,32 +364,59 @@ def _positional_help(name: str, words: Mapping[str, str]) -> str:
     return f"{text} ({', '.join(sorted([*built_in_recipes(), *built_in_comparisons()]))})" if name == "recipe" else text
 
 
-def _top_level(given: list[str]) -> int:
-    parser = ArgumentParser(
-        prog="drift", description=drift.__doc__, version=drift.__version__, exit_on_error=False, allow_abbrev=False
-    )
-    commands = parser.add_subcommands(metavar="VERB")
-    for name, verb in VERBS.items():
-        summary = (inspect.getdoc(_load(verb.function)) or "").split("\n")[0].rstrip(".")
-        commands.add_subcommand(name, ArgumentParser(description=summary), help=summary)
-    try:
-        parser.parse_args(given or ["--help"])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    except ArgumentError as error:
-        raise ConfigError(f"{error}. See drift --help.") from error
+def _top_level(given: Sequence[str]) -> int:
+    if given and given[0] == "--version":
+        print(f"drift {drift.__version__}")
+        return 0
+    if given and given[0] not in ("-h", "--help"):
+        raise unknown_name("option", given[0], ["--help", "--version"], where="drift")
+    width = max(map(len, VERBS)) + 2
+    print(f"usage: drift VERB [options]\n\n{inspect.getdoc(drift)}\n\nverbs:")
+    print("\n".join(f"  {name:{width}}{verb.summary}" for name, verb in VERBS.items()))
+    print("\ndrift VERB --help tells a verb's options, drift --version the version.")
     return 0
 
 
 def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     """Parse a verb's arguments; ``-`` and ``_`` mean the same in options, unknown ones get the nearest known one."""
     options = {option.replace("-", "_"): option for option in parser._option_string_actions if option.startswith("--")}
-    given = [_as_declared(argument, options, parser.prog) for argument in arguments]
+    given = [_as_declared(argument, options, parser.prog) for argument in _named(arguments)]
     try:
         return parser.parse_args(given)
     except ArgumentError as error:
         message = " ".join(str(error).split()).rstrip(".")
+        wrong = re.match(r'Parser key "(\S+)"', message)
+        if wrong:
+            key, got = wrong.group(1), re.search(r"(?:Given value|Got value): (.*)$", message)
+            kind = _types_of(parser).get(key)
+            message = f"--{key}: got {got.group(1) if got else 'a value'}, expected {_expected(kind)}"
         raise ConfigError(f"{message}. See {parser.prog} --help.") from error
+
+
+def _types_of(parser: ArgumentParser) -> dict[str, Any]:
+    return {action.dest: getattr(action, "_typehint", action.type) for action in parser._actions}
+
+
+def _expected(kind: Any) -> str:
+    """A type in words."""
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(_expected(part) for part in typing.get_args(kind))
+    if kind is type(None):
+        return "null"
+    if typing.get_origin(kind) is list:
+        return "a list, such as [a, b]"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(kind, "keys and values, such as {key: value}")
+
+
+def _named(arguments: Sequence[str]) -> Iterator[str]:
+    """``arguments`` with ``--environment NAME`` as ``--environment.name NAME``, so that settings may stand beside it."""
+    for argument, value in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, own = argument.partition("=")
+        plain = not (own if equals else value).lstrip().startswith("{")
+        yield f"{name}.name{equals}{own}" if name == "--environment" and plain else argument
 
 
 def _as_declared(argument: str, options: Mapping[str, str], prog: str) -> str:

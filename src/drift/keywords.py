@@ -19,8 +19,8 @@ def by_fields(**records: type) -> Callable[[Function], Function]:
     """Let callers give the fields of a function's settings records as keywords.
 
     The decorated function gets a whole record for each of ``records``; its callers may give the record, its fields, or
-    both, the fields then changing the record. Its signature and docstring show the fields. An unknown keyword is refused
-    with the nearest known one.
+    both, the fields then changing the record. Its signature and docstring show the fields. An unknown keyword is
+    refused with the nearest known one.
 
     Args:
         records: class of the record by the parameter that takes it.

@@ -98,7 +98,7 @@ class Recipe:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
     return plain(value)
 
 
@@ -119,7 +119,7 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     parser.add_class_arguments(Recipe, as_group=False)
     try:
         parsed = parser.parse_object(nested({key: value for key, value in flat.items() if key not in objects}))
-        recipe = Recipe(**{name: value for name, value in vars(parser.instantiate(parsed)).items()})
+        recipe = Recipe(**vars(parser.instantiate(parsed)))
     except ArgumentError as error:
         raise ConfigError(f"recipe {where}: {' '.join(str(error).split())}.") from error
     changed: Recipe = change(recipe, objects)
@@ -235,8 +235,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     if not path.is_file():
-        known = ", ".join(sorted(built_in_recipes()))
-        raise ConfigError(f"recipe {str(path)!r}: no such file. Give a YAML file, or one of the built-in {known}.")
+        known = [*built_in_recipes(), *built_in_comparisons()]
+        raise unknown_name("recipe", str(path), known, where="the built-in ones, and there is no such file")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

@@ -64,7 +64,7 @@ class Registry:
         raise unknown_name(self.kind, name, self.names())
 
     def make(self, thing: Any, settings: Mapping[str, Any], *, where: str) -> Any:
-        """``thing`` called with ``settings``: a name, ``module:attribute``, a class or a function; or an object, as it is.
+        """``thing`` called with ``settings``: a name, ``module:attribute``, class or function; an object as it is.
 
         Raises:
             ConfigError: an unknown name or setting, with the nearest known one; or settings that it can't be made with.

@@ -65,9 +65,9 @@ def run_base(seed: Seed, policy: Any) -> None:
 @contextmanager
 def opened(recipe: Recipe, model: Any) -> Iterator[Any]:
     """The policy ``model``, or the cluster that samples it; an engine stays up for several collections."""
-    with sampler(recipe.cluster, replace(recipe.setup, model=model)) as policy:
-        with getattr(policy, "held_open", nullcontext)():
-            yield policy
+    opened = sampler(recipe.cluster, replace(recipe.setup, model=model))
+    with opened as policy, getattr(policy, "held_open", nullcontext)():
+        yield policy
 
 
 def run_method(comparison: Comparison, seed: Seed, name: str) -> None:

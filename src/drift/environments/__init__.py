@@ -31,8 +31,8 @@ def make_environment(environment: Any) -> EnvironmentFactory:
     """The environment that ``environment`` names or is.
 
     Args:
-        environment: a registered name; ``module:attribute``; either with settings, ``{"name": "guess", "width": 20}``; a
-            class; or an object that has ``tasks``, ``start`` and ``max_turns``.
+        environment: a registered name; ``module:attribute``; either with settings, ``{"name": "guess", "width": 20}``;
+            a class; or an object that has ``tasks``, ``start`` and ``max_turns``.
 
     Raises:
         ConfigError: an unknown name or setting, with the nearest known one; or something that is no environment.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from drift.errors import require, unknown_name
@@ -70,6 +72,8 @@ def kind_of(model: Any) -> tuple[Any, str | None]:
         return kind, model_path(argument) if kind in ("hf", "vllm") else argument
     if not kind.replace(".", "").replace("_", "").isalnum() or not argument.replace(".", "").isidentifier():
         raise unknown_name("policy", kind, POLICIES.names(), where="model")
+    if difflib.get_close_matches(kind, POLICIES.names(), cutoff=0.7) and find_spec(kind.partition(".")[0]) is None:
+        raise unknown_name("policy", kind, POLICIES.names(), where=f"model {model!r}")
     return model, None
 
 

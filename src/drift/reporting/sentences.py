@@ -102,7 +102,7 @@ def _conversations(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
     )
     low, high = float(data.reward_N.min()), float(data.reward_N.max())
     if not right and low < high:
-        yield f"NOTHING COUNTS AS A SUCCESS, but rewards go from {low:.3g} to {high:.3g}: weigh them with outcome reward."
+        yield f"NOTHING COUNTS AS A SUCCESS, but rewards go from {low:.3g} to {high:.3g}: weigh by outcome reward."
     elif not right:
         yield (
             "NOTHING SUCCEEDED: look at what the policy replies and how it is judged, take easier tasks, or longer "

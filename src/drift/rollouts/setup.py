@@ -1,4 +1,4 @@
-"""Who talks to whom: an environment and a policy, by names and settings that any machine can make the same things of."""
+"""Who talks to whom: an environment and a policy, by names and settings that any machine makes the same things of."""
 
 from __future__ import annotations
 
