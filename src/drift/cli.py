@@ -7,166 +7,112 @@ import os
 import re
 import signal
 import sys
-import types
 import typing
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 import drift
 from drift.errors import ConfigError, DriftError, unknown_name
-from drift.keywords import descriptions_of, fields_of
+from drift.keywords import Option, descriptions_of, in_words, metavar, option, options_of_record
 from drift.progress import leave
 from drift.secrets import scrubbed
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Verb:
     """A verb of the command line.
 
     Args:
         summary: what it does, in a line.
         function: ``module:function`` that does it.
-        example: a command that works.
         positional: arguments that are given without a name.
+        example: a command that works.
         first: options that help tells first, in this order.
         record: ``module:class`` whose fields are options too, of a function that takes any keyword.
-        shows: ``module:function`` that prints what came out, instead of the result's own sentences.
+        shows: function of ``reporting.console`` that prints what came out, instead of the result's own sentences.
     """
 
     summary: str
     function: str
-    example: str
     positional: tuple[str, ...] = ()
+    example: str = ""
     first: tuple[str, ...] = ()
     record: str = ""
     shows: str = ""
 
 
+# fmt: off
+_RECIPE = "drift.recipe:Recipe"
 _RECIPE_FIRST = (
     "out", "dry_run", "model", "environment", "seed", "sampling.max_new_tokens", "rollouts.tasks", "rollouts.samples",
     "weights.scheme", "weights.beta", "weights.steps", "training.max_steps", "training.learning_rate",
     "training.batch_size", "evaluation.tasks", "evaluation.samples",
-)  # fmt: skip
+)
 _SAMPLE_FIRST = ("out", "model", "tasks", "samples", "max_new_tokens", "environment", "temperature", "policy", "seed")
 
 VERBS = {
     "quickstart": Verb(
-        summary="sample, weigh, fine-tune, measure and report on the built-in policy, in minutes",
-        function="drift.pipeline:quickstart",
+        "sample, weigh, fine-tune, measure and report on the built-in policy, in minutes", "drift.pipeline:quickstart",
         example="drift quickstart",
-        first=_RECIPE_FIRST,
-        record="drift.recipe:Recipe",
-        shows="drift.reporting.console:print_summary",
-    ),
+        first=_RECIPE_FIRST, record=_RECIPE, shows="print_summary"),
     "run": Verb(
-        summary="run a whole recipe; finished stages are not run again",
-        function="drift.pipeline:run",
+        "run a whole recipe; finished stages are not run again", "drift.pipeline:run", ("recipe",),
         example="drift run quickstart --model ./my-model --sampling.max_new_tokens 64 --out runs/mine --dry_run",
-        positional=("recipe",),
-        first=_RECIPE_FIRST,
-        record="drift.recipe:Recipe",
-        shows="drift.reporting.console:print_summary",
-    ),
+        first=_RECIPE_FIRST, record=_RECIPE, shows="print_summary"),
     "compare": Verb(
-        summary="run many methods and seeds on one recipe, and say which is better",
-        function="drift.comparison.run:compare",
+        "run many methods and seeds on one recipe, and say which is better", "drift.comparison.run:compare",
+        ("recipe",),
         example="drift compare quickstart --methods drift,sft,rft --seeds 1,2,3 --against sft",
-        positional=("recipe",),
-        first=("methods", "seeds", "against", "jobs", *_RECIPE_FIRST),
-        record="drift.recipe:Recipe",
-        shows="drift.reporting.console:print_comparison",
-    ),
+        first=("methods", "seeds", "against", "jobs", *_RECIPE_FIRST), record=_RECIPE, shows="print_comparison"),
     "rollout": Verb(
-        summary="hold K conversations for each task of an environment",
-        function="drift.api:rollout",
+        "hold K conversations for each task of an environment", "drift.api:rollout", ("environment",),
         example="drift rollout guess --environment.width 20 --tasks 400 --max_new_tokens 16 --out run/rollouts",
-        positional=("environment",),
-        first=_SAMPLE_FIRST,
-    ),
+        first=_SAMPLE_FIRST),
     "import": Verb(
-        summary="turn logged conversations with rewards into trajectories",
-        function="drift.api:read_logs",
+        "turn logged conversations with rewards into trajectories", "drift.api:read_logs", ("file",),
         example="drift import log.jsonl --columns.reward rating --model ./my-model --out run/logged",
-        positional=("file",),
-        shows="drift.reporting.console:print_import",
-    ),
+        shows="print_import"),
     "weigh": Verb(
-        summary="weigh conversations by their return",
-        function="drift.api:weigh",
+        "weigh conversations by their return", "drift.api:weigh", ("data",),
         example="drift weigh run/rollouts --scheme drift --beta 0.1 --steps '[drop_unsolved]' --out run/weights",
-        positional=("data",),
-        first=("scheme", "beta", "steps", "outcome", "turns", "out"),
-        record="drift.weights.config:WeightConfig",
-    ),
+        first=("scheme", "beta", "steps", "outcome", "turns", "out"), record="drift.weights.config:WeightConfig"),
     "train": Verb(
-        summary="fine-tune a model on weighted conversations",
-        function="drift.api:train",
+        "fine-tune a model on weighted conversations", "drift.api:train", ("data", "weights"),
         example="drift train run/rollouts run/weights --max_steps 60 --learning_rate 1e-4 --out run/model",
-        positional=("data", "weights"),
-        first=(
-            "out",
-            "model",
-            "max_steps",
-            "epochs",
-            "batch_size",
-            "learning_rate",
-            "plan",
-            "tokens_per_batch",
-            "dtype",
-            "lora",
-            "num_processes",
-            "seed",
-        ),
-    ),
+        first=("out", "model", "max_steps", "epochs", "batch_size", "learning_rate", "plan", "tokens_per_batch",
+               "dtype", "lora", "num_processes", "seed")),
     "train-preference": Verb(
-        summary="train with DPO or KTO on the same conversations, through TRL",
-        function="drift.api:train_preference",
+        "train with DPO or KTO on the same conversations, through TRL", "drift.api:train_preference", ("data",),
         example="drift train-preference run/rollouts --learning_rate 1e-5 --out run/dpo",
-        positional=("data",),
-        first=("out", "model"),
-    ),
+        first=("out", "model")),
     "train-online": Verb(
-        summary="train with GRPO on conversations held meanwhile, through TRL",
-        function="drift.api:train_online",
+        "train with GRPO on conversations held meanwhile, through TRL", "drift.api:train_online", ("environment",),
         example="drift train-online arithmetic --rounds 60 --prompts 16 --max_new_tokens 16 --out run/grpo",
-        positional=("environment",),
-        first=("out", "model", "rounds", "prompts", "samples"),
-    ),
+        first=("out", "model", "rounds", "prompts", "samples")),
     "export": Verb(
-        summary="write conversations as pairs or labelled rows for preference trainers",
-        function="drift.api:export",
+        "write conversations as pairs or labelled rows for preference trainers", "drift.api:export", ("data",),
         example="drift export run/rollouts --format kto --out run/kto.jsonl",
-        positional=("data",),
-        shows="drift.reporting.console:print_export",
-    ),
+        shows="print_export"),
     "evaluate": Verb(
-        summary="measure models on held-out tasks",
-        function="drift.api:evaluate",
+        "measure models on held-out tasks", "drift.api:evaluate", ("environment",),
         example="drift evaluate arithmetic --models.base default --models.tuned run/model --seen run/rollouts",
-        positional=("environment",),
         first=("models", "out", "seen", "tasks", "samples", "max_new_tokens", "environment", "seed"),
-        shows="drift.reporting.console:print_summary",
-    ),
+        shows="print_summary"),
     "report": Verb(
-        summary="write the report page of a run",
-        function="drift.api:report",
-        example="drift report run",
-        positional=("run",),
-    ),
+        "write the report page of a run", "drift.api:report", ("run",),
+        example="drift report run"),
     "check": Verb(
-        summary="put an environment through its protocol, or look for damage in a run directory",
-        function="drift.audit:check",
+        "put an environment through its protocol, or look for damage in a run directory", "drift.audit:check",
+        ("what",),
         example="drift check arithmetic",
-        positional=("what",),
-        shows="drift.reporting.console:print_findings",
-    ),
+        shows="print_findings"),
 }
+# fmt: on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -199,20 +145,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(name: str, verb: Verb, arguments: Sequence[str]) -> int:
     function = _load(verb.function)
     parser = parser_of(name, arguments)
-    found = _as_dict(_parse(parser, arguments))
+    found = _as_dict(parse(parser, arguments))
     positional = [found.pop(each.upper()) for each in verb.positional]
     if "environment" in verb.positional:
         at = verb.positional.index("environment")
         settings = found.pop("environment", {})
         positional[at] = {"name": positional[at], **settings} if settings else positional[at]
     # Dotted keys of a recipe are the function's keywords; of other verbs they are the parts of one argument.
-    keywords = _dotted(found) if verb.record.endswith(":Recipe") else found
+    keywords = _dotted(found) if verb.record == _RECIPE else found
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = function(*positional, **keywords)
     if result is None or os.environ.get("RANK", "0") != "0":
         return 0
     if verb.shows:
-        return int(_load(verb.shows)(result) or 0)
+        return int(_load(f"drift.reporting.console:{verb.shows}")(result) or 0)
     for line in [str(result)] if not hasattr(result, "summary") else [f"{result}:", *result.summary()]:
         print(line)
     return 0
@@ -234,28 +180,19 @@ def parser_of(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
     )
     for each in verb.positional:
         parser.add_argument(each.upper(), type=str, help=_positional_help(each, words))
-    options = {option.name: option for option in _options(verb, function, arguments)}
+    options = {each.name: each for each in _options(verb, function, arguments)}
     first = parser.add_argument_group("options")
     for key in verb.first:
         _add(first, options.pop(key))
     groups: dict[str, Any] = {}
-    for option in list(options.values()):
+    for each in options.values():
         title = "further options" if verb.first else "options"
-        if verb.record.endswith(":Recipe") and "." in option.name:
-            title = f"further keys of {option.name.partition('.')[0]}"
-        group = first if title == "options" else groups.get(title) or parser.add_argument_group(title)
-        groups[title] = group
-        _add(group, option)
+        if verb.record == _RECIPE and "." in each.name:
+            title = f"further keys of {each.name.partition('.')[0]}"
+        if title not in groups:
+            groups[title] = first if title == "options" else parser.add_argument_group(title)
+        _add(groups[title], each)
     return parser
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """One option: its name, its type, and its help with the default."""
-
-    name: str
-    type: Any
-    help: str
 
 
 def _options(verb: Verb, function: Callable[..., Any], arguments: Sequence[str]) -> Iterator[Option]:
@@ -269,14 +206,14 @@ def _options(verb: Verb, function: Callable[..., Any], arguments: Sequence[str])
         hint = parameter.annotation if not isinstance(parameter.annotation, str) else hints[parameter.name]
         inner = next((each for each in (hint, *typing.get_args(hint)) if is_dataclass(each)), None)
         if inner is not None:
-            yield from _fields(inner, f"{parameter.name}.")
+            yield from options_of_record(inner, f"{parameter.name}.")
         elif parameter.name == "environment":
             text = "settings of the environment: --environment.KEY VALUE"
             yield Option(name="environment", type=dict[str, Any], help=text)
         else:
-            yield _option(parameter.name, hint, parameter.default, words.get(parameter.name, ""))
+            yield option(parameter.name, hint, parameter.default, words.get(parameter.name, ""))
     if verb.record:
-        yield from _fields(_load(verb.record))
+        yield from options_of_record(_load(verb.record))
     scheme = _peek(arguments, "--scheme") if verb.record.endswith(":WeightConfig") else ""
     if scheme and "{" not in scheme:
         from drift.registry import settings_of
@@ -285,64 +222,13 @@ def _options(verb: Verb, function: Callable[..., Any], arguments: Sequence[str])
         own = find_scheme(scheme).function
         for key, default in settings_of(own).items():
             if key != "beta":
-                yield _option(key, Any, default, descriptions_of(own).get(key) or f"setting of the scheme {scheme}")
-
-
-def _fields(record: Any, prefix: str = "") -> Iterator[Option]:
-    words = descriptions_of(record)
-    for name, parameter in fields_of(record).items():
-        if is_dataclass(parameter.annotation):
-            yield from _fields(parameter.annotation, f"{prefix}{name}.")
-        else:
-            yield _option(f"{prefix}{name}", parameter.annotation, parameter.default, words.get(name, ""))
-
-
-def _option(name: str, hint: Any, default: Any, words: str) -> Option:
-    shown = "" if default in (None, "", (), [], {}, inspect.Parameter.empty) or isinstance(default, dict) else default
-    text = words.replace("%", "%%") + (f" (default: {shown})" if shown != "" else "")
-    return Option(name=name, type=_type(name, hint), help=text)
-
-
-def _type(name: str, hint: Any) -> Any:
-    """What jsonargparse takes for a type: paths as text, mappings as dictionaries, anything as text or a mapping."""
-    if name == "models":
-        return dict[str, str]
-    if name in ("methods", "seeds") or hint in (str, os.PathLike[str], Path):
-        return str
-    if hint is Any or name == "scheme":
-        return str | dict[str, Any] if name in ("scheme", "environment", "model") else Any
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        kinds = [_type(name, part) for part in parts if part is not type(None)]
-        kinds = list(dict.fromkeys(kinds))
-        return (
-            typing.Union[(*kinds, *([type(None)] if type(None) in parts else []))]
-            if len(kinds) > 1
-            else _optional(kinds[0], parts)
-        )
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return dict[str, Any]
-    if origin is tuple:
-        return list[str]
-    return hint
-
-
-def _optional(kind: Any, parts: tuple[Any, ...]) -> Any:
-    return kind | None if type(None) in parts and kind not in (str, dict[str, Any]) else kind
+                yield option(key, Any, default, descriptions_of(own).get(key) or f"setting of the scheme {scheme}")
 
 
 def _add(group: Any, option: Option) -> None:
     flag = option.type is bool
-    more: dict[str, Any] = {"nargs": "?", "const": True} if flag else {"metavar": _metavar(option.type)}
+    more: dict[str, Any] = {"nargs": "?", "const": True} if flag else {"metavar": metavar(option.type)}
     group.add_argument(f"--{option.name}", type=option.type, default=SUPPRESS, help=option.help, **more)
-
-
-def _metavar(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return "|".join(map(str, typing.get_args(kind)))
-    names = {int: "N", float: "X", str: "TEXT", dict[str, Any]: "{KEY: VALUE}", dict[str, str]: "{NAME: MODEL}"}
-    parts = [part for part in typing.get_args(kind) if part is not type(None)] or [kind]
-    return names.get(kind) or names.get(parts[0], "VALUE")
 
 
 def _formatter() -> type:
@@ -377,10 +263,9 @@ def _top_level(given: Sequence[str]) -> int:
     return 0
 
 
-def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     """Parse a verb's arguments; ``-`` and ``_`` mean the same in options, unknown ones get the nearest known one."""
-    options = {option.replace("-", "_"): option for option in parser._option_string_actions if option.startswith("--")}
-    given = [_as_declared(argument, options, parser.prog) for argument in _named(arguments)]
+    given = [as_declared(parser, argument) for argument in _named(arguments)]
     try:
         return parser.parse_args(given)
     except ArgumentError as error:
@@ -389,7 +274,7 @@ def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         if wrong:
             key, got = wrong.group(1), re.search(r"(?:Given value|Got value): (.*)$", message)
             kind = _types_of(parser).get(key)
-            message = f"--{key}: got {got.group(1) if got else 'a value'}, expected {_expected(kind)}"
+            message = f"--{key}: got {got.group(1) if got else 'a value'}, expected {in_words(kind)}"
         raise ConfigError(f"{message}. See {parser.prog} --help.") from error
 
 
@@ -397,30 +282,17 @@ def _types_of(parser: ArgumentParser) -> dict[str, Any]:
     return {action.dest: getattr(action, "_typehint", action.type) for action in parser._actions}
 
 
-def _expected(kind: Any) -> str:
-    """A type in words."""
-    if typing.get_origin(kind) is Literal:
-        return " or ".join(map(str, typing.get_args(kind)))
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return " or ".join(_expected(part) for part in typing.get_args(kind))
-    if kind is type(None):
-        return "null"
-    if typing.get_origin(kind) is list:
-        return "a list, such as [a, b]"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(kind, "keys and values, such as {key: value}")
-
-
 def _named(arguments: Sequence[str]) -> Iterator[str]:
-    """``arguments`` with ``--environment NAME`` as ``--environment.name NAME``, so that settings may stand beside it."""
+    """``arguments`` with ``--environment NAME`` as ``--environment.name NAME``: settings may stand beside it."""
     for argument, value in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, own = argument.partition("=")
         plain = not (own if equals else value).lstrip().startswith("{")
         yield f"{name}.name{equals}{own}" if name == "--environment" and plain else argument
 
 
-def _as_declared(argument: str, options: Mapping[str, str], prog: str) -> str:
-    """``argument`` with its option as it was declared; ``options`` has each by its spelling with ``_`` alone."""
+def as_declared(parser: ArgumentParser, argument: str) -> str:
+    """``argument`` with its option as it was declared; raises ``ConfigError`` where there is no such option."""
+    options = {option.replace("-", "_"): option for option in parser._option_string_actions if option.startswith("--")}
     name, equals, value = argument.partition("=")
     if not name.startswith("--") or name == "--":
         return argument
@@ -437,7 +309,7 @@ def _as_declared(argument: str, options: Mapping[str, str], prog: str) -> str:
         return last[0] + equals + value
     if last:
         raise ConfigError(f"{name} may be {' or '.join(last)}. Say which.")
-    raise unknown_name("option", name, options.values(), where=prog)
+    raise unknown_name("option", name, options.values(), where=parser.prog)
 
 
 def _dotted(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,18 @@
-"""Settings records given field by field: ``rollout(tasks=10)`` for ``rollout(config=RolloutConfig(tasks=10))``."""
+"""The arguments of functions and the fields of settings records, as keywords in Python and options in a terminal."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
+import os
 import re
+import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from drift.errors import ConfigError, unknown_name
 
@@ -104,3 +108,80 @@ def _told_together(function: Callable[..., Any], records: Mapping[str, type]) ->
 def _arguments(text: str) -> str:
     found = re.search(r"\nArgs:\n((?:    .*(?:\n|$))+)", text)
     return found.group(1).rstrip("\n") + "\n" if found else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option: its name, its type, and its help with the default."""
+
+    name: str
+    type: Any
+    help: str
+
+
+def options_of_record(record: Any, prefix: str = "") -> Iterator[Option]:
+    """The fields of a record, and of the records in it by dotted names, as options."""
+    words = descriptions_of(record)
+    for name, parameter in fields_of(record).items():
+        if is_dataclass(parameter.annotation):
+            yield from options_of_record(parameter.annotation, f"{prefix}{name}.")
+        else:
+            yield option(f"{prefix}{name}", parameter.annotation, parameter.default, words.get(name, ""))
+
+
+def option(name: str, hint: Any, default: Any, words: str) -> Option:
+    """An argument as an option: its type, and its description with the default."""
+    shown = "" if default in (None, "", (), [], {}, inspect.Parameter.empty) or isinstance(default, dict) else default
+    text = words.replace("%", "%%") + (f" (default: {shown})" if shown != "" else "")
+    return Option(name=name, type=_type(name, hint), help=text)
+
+
+def _type(name: str, hint: Any) -> Any:
+    """What jsonargparse takes for a type: paths as text, mappings as dictionaries, anything as text or a mapping."""
+    if name == "models":
+        return dict[str, str]
+    if name in ("methods", "seeds") or hint in (str, os.PathLike[str], Path):
+        return str
+    if hint is Any or name == "scheme":
+        return str | dict[str, Any] if name in ("scheme", "environment", "model") else Any
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [_type(name, part) for part in parts if part is not type(None)]
+        kinds = list(dict.fromkeys(kinds))
+        return (
+            typing.Union[(*kinds, *([type(None)] if type(None) in parts else []))]
+            if len(kinds) > 1
+            else _optional(kinds[0], parts)
+        )
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        return dict[str, Any]
+    if origin is tuple:
+        return list[str]
+    return hint
+
+
+def _optional(kind: Any, parts: tuple[Any, ...]) -> Any:
+    return kind | None if type(None) in parts and kind not in (str, dict[str, Any]) else kind
+
+
+def metavar(kind: Any) -> str:
+    """What help shows for a value of a type."""
+    if typing.get_origin(kind) is Literal:
+        return "|".join(map(str, typing.get_args(kind)))
+    names = {int: "N", float: "X", str: "TEXT", dict[str, Any]: "{KEY: VALUE}", dict[str, str]: "{NAME: MODEL}"}
+    parts = [part for part in typing.get_args(kind) if part is not type(None)] or [kind]
+    return names.get(kind) or names.get(parts[0], "VALUE")
+
+
+def in_words(kind: Any) -> str:
+    """A type in words."""
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(in_words(part) for part in typing.get_args(kind))
+    if kind is type(None):
+        return "null"
+    if typing.get_origin(kind) is list:
+        return "a list, such as [a, b]"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(kind, "keys and values, such as {key: value}")
