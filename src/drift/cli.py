@@ -178,19 +178,18 @@ def parser_of(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
         allow_abbrev=False,
         formatter_class=_formatter(),
     )
-    for each in verb.positional:
-        parser.add_argument(each.upper(), type=str, help=_positional_help(each, words))
+    for argument in verb.positional:
+        parser.add_argument(argument.upper(), type=str, help=_positional_help(argument, words))
     options = {each.name: each for each in _options(verb, function, arguments)}
-    first = parser.add_argument_group("options")
     for key in verb.first:
-        _add(first, options.pop(key))
-    groups: dict[str, Any] = {}
+        _add(parser, options.pop(key))
+    groups: dict[str, Any] = {"": parser}
     for each in options.values():
-        title = "further options" if verb.first else "options"
+        title = "further options" if verb.first else ""
         if verb.record == _RECIPE and "." in each.name:
             title = f"further keys of {each.name.partition('.')[0]}"
         if title not in groups:
-            groups[title] = first if title == "options" else parser.add_argument_group(title)
+            groups[title] = parser.add_argument_group(title)
         _add(groups[title], each)
     return parser
 
