@@ -8,41 +8,57 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from drift.api import (
-        evaluate,
-        export,
-        import_conversations,
-        report,
-        rollout,
-        train,
-        train_online,
-        train_preference,
-        weigh,
-    )
-    from drift.comparison import compare
-    from drift.pipeline import run_recipe
+    from drift.api import evaluate, export, read_logs, report, rollout, train, train_online, train_preference, weigh
+    from drift.artifacts import Artifact, Page, Run
+    from drift.audit import check
+    from drift.comparison.run import compare
+    from drift.dataset.store import as_hf_dataset
+    from drift.environments.base import Environment, EnvironmentFactory
+    from drift.errors import DriftError
+    from drift.evaluation.config import EvaluationConfig
+    from drift.pipeline import run
+    from drift.policies.base import Policy, Sampling, TextPolicy
+    from drift.recipe import Recipe
+    from drift.rollouts.config import ClusterConfig, RolloutConfig
+    from drift.training.config import TrainingConfig
+    from drift.types import Completion, Message, Step, Task, Trajectory, Turn
+    from drift.weights.config import WeightConfig
 
 __version__ = "0.1.0"
-__all__ = [
-    "compare",
-    "evaluate",
-    "export",
-    "import_conversations",
-    "report",
-    "rollout",
-    "run_recipe",
-    "train",
-    "train_online",
-    "train_preference",
-    "weigh",
-]
-_ELSEWHERE = {"compare": "drift.comparison", "run_recipe": "drift.pipeline"}
+_FROM = {
+    "api": (
+        "evaluate", "export", "read_logs", "report", "rollout", "train", "train_online", "train_preference", "weigh",
+    ),
+    "artifacts": ("Artifact", "Page", "Run"),
+    "audit": ("check",),
+    "comparison.run": ("compare",),
+    "dataset.store": ("as_hf_dataset",),
+    "environments.base": ("Environment", "EnvironmentFactory"),
+    "errors": ("DriftError",),
+    "evaluation.config": ("EvaluationConfig",),
+    "pipeline": ("run",),
+    "policies.base": ("Policy", "Sampling", "TextPolicy"),
+    "recipe": ("Recipe",),
+    "rollouts.config": ("ClusterConfig", "RolloutConfig"),
+    "training.config": ("TrainingConfig",),
+    "types": ("Completion", "Message", "Step", "Task", "Trajectory", "Turn"),
+    "weights.config": ("WeightConfig",),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _FROM.items() for name in names}
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when first asked for, so that `import drift` and `drift --help` stay quick.
-    if name in __all__:
+    if name in _MODULE_OF:
         from importlib import import_module
 
-        return getattr(import_module(_ELSEWHERE.get(name, "drift.api")), name)
-    raise AttributeError(f"module 'drift' has no attribute {name!r}")
+        return getattr(import_module(f"drift.{_MODULE_OF[name]}"), name)
+    import difflib
+
+    near = difflib.get_close_matches(name, __all__, n=1)
+    raise AttributeError(f"module 'drift' has no attribute {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

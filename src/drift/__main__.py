@@ -1,5 +1,5 @@
 """``python -m drift``"""
 
-from drift.cli.main import entry
+from drift.cli import entry
 
 entry()

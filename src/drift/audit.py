@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,10 @@ from drift.checksums import damaged_files, sum_of
 from drift.dataset.schema import dataset_hash
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import check_shard, read_tasks, shards, stream_columns, stream_trajectories
+from drift.environments import ENVIRONMENTS, make_environment
 from drift.environments.base import task_hash
-from drift.errors import DatasetError, DriftError
+from drift.environments.conformance import check_environment
+from drift.errors import DatasetError, DriftError, require, unknown_name
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
 from drift.manifest import MANIFEST, differing_keys, read_manifest
@@ -44,6 +46,64 @@ class Finding:
     state: State
     detail: str
     removable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What ``check`` found, for people.
+
+    Attributes:
+        lines: one for each thing looked at, then a sum.
+        failed: how many were not in order.
+    """
+
+    lines: tuple[str, ...]
+    failed: int
+
+
+def check(what: str, *, tasks: int = 20, repair: bool = False, environment: Mapping[str, Any] | None = None) -> Checked:
+    """Put an environment through its protocol, or look for damage in a directory that drift wrote.
+
+    Args:
+        what: a registered environment, module:attribute, or a directory. Where a directory has an environment's name,
+            the environment is meant; ./NAME is the directory.
+        tasks: tasks per split of an environment to try.
+        repair: remove what is provably incomplete in a directory.
+        environment: settings of the environment.
+    """
+    if what in ENVIRONMENTS.names() or (":" in what and not Path(what).exists()):
+        return _check_environment(what, {"name": what, **(environment or {})}, tasks)
+    if not Path(what).is_dir():
+        if "/" in what or Path(what).exists():
+            raise DatasetError(f"{what}: no directory there. Give one that drift wrote, or an environment.")
+        raise unknown_name("environment", what, ENVIRONMENTS.names())
+    require(not environment, "environment", environment, f"no settings: {what} is a directory")
+    return _check_directory(Path(what), repairing=repair)
+
+
+def _check_environment(name: str, environment: Mapping[str, Any], tasks: int) -> Checked:
+    findings = check_environment(make_environment(environment), tasks=tasks)
+    lines = [
+        f"{'ok  ' if each.passed else 'FAIL'} {each.check}{': ' * bool(each.detail)}{each.detail}" for each in findings
+    ]
+    failed = sum(not each.passed for each in findings)
+    beside = f" (the environment; for the directory say ./{name})" if Path(name).is_dir() else ""
+    return Checked(
+        lines=(*lines, f"{name}{beside}: {len(findings) - failed} checks passed, {failed} failed"), failed=failed
+    )
+
+
+def _check_directory(root: Path, *, repairing: bool) -> Checked:
+    findings, lines = audit(root), []
+    if repairing and any(each.removable for each in findings):
+        lines += [f"removed    {path}" for path in remove_incomplete(findings)]
+        findings = audit(root)
+    lines += [f"{each.state:10s} {each.path}: {each.detail}" for each in findings]
+    if any(each.removable for each in findings):
+        lines.append("Run the same with --repair to remove what is provably incomplete.")
+    wrong = sum(each.state != "ok" for each in findings)
+    lines.append(f"{root}: {len(findings) - wrong} of {len(findings)} in order")
+    return Checked(lines=tuple(lines), failed=wrong)
 
 
 def audit(root: Path) -> list[Finding]:
@@ -76,7 +136,7 @@ def audit(root: Path) -> list[Finding]:
     return found
 
 
-def repair(findings: list[Finding]) -> list[Path]:
+def remove_incomplete(findings: list[Finding]) -> list[Path]:
     """Remove what is provably incomplete, and nothing else; returns what is gone."""
     removed = []
     for finding in findings:

@@ -7,6 +7,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# More names than these are not listed where one is near: nobody reads them.
+MOST_LISTED = 24
+
 
 class DriftError(Exception):
     """Base of every error that this project raises on purpose; the command line prints it without a traceback."""
@@ -65,10 +68,17 @@ def unknown_name(kind: str, got: str, known: Iterable[str], *, where: str = "") 
     near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     place = f" in {where}" if where else ""
-    return ConfigError(f"unknown {kind} {got!r}{place}.{hint} Known: {', '.join(names) or 'none'}.")
+    listed = "" if near and len(names) > MOST_LISTED else f" Known: {', '.join(names) or 'none'}."
+    return ConfigError(f"unknown {kind} {got!r}{place}.{hint}{listed}")
 
 
 def require(condition: bool, name: str, got: object, expected: str, remedy: str = "") -> None:
     """Raise a ``ConfigError`` that names the setting, what was got and what is expected, unless ``condition``."""
     if not condition:
         raise ConfigError(f"{name}: got {got!r}, expected {expected}.{' ' + remedy if remedy else ''}")
+
+
+def check_folder_name(name: str, where: str) -> None:
+    """Raise ``ConfigError`` unless ``name`` can name a folder: letters, digits, ``-``, ``_`` and dots within."""
+    sound = bool(name) and name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name[0] != "."
+    require(sound, where, name, "a name of letters, digits, -, _ and dots, which a folder gets")

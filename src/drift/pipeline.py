@@ -8,15 +8,59 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from drift.api import evaluate, report, rollout, train, weigh
+from drift.api import train
+from drift.artifacts import Run
 from drift.environments import make_environment
 from drift.errors import ConfigError, require
+from drift.evaluation.run import evaluate_policies, held_out_tasks
+from drift.policies import kind_of
 from drift.policies.base import derive_seed
-from drift.recipe import Recipe, to_dict
+from drift.recipe import SECTIONS, Recipe, make_recipe, override, recipe_values
+from drift.rollouts.config import TASKS
+from drift.rollouts.run import draw_tasks, roll_out
 from drift.training.config import TrainingConfig
+from drift.weights.stage import weigh_dataset
 
 
-def run_recipe(recipe: Recipe, out: str | Path) -> Path:
+def run(
+    recipe: Any = "quickstart", *, out: str | os.PathLike[str] | None = None, dry_run: bool = False, **keys: Any
+) -> Run | None:
+    """Run a whole recipe: sample, weigh, fine-tune, measure, report; finished stages are not run again.
+
+    Args:
+        recipe: a built-in recipe, a YAML file, a mapping, or a Recipe.
+        out: directory of the run; runs/NAME unless given.
+        dry_run: print the resolved recipe, check it, and stop.
+        keys: any key of a recipe, dotted ({"weights.beta": 0.3}) or by its last part where no other key has it (beta).
+
+    Raises:
+        ConfigError: a key or value that can't be, with the nearest known one; or out was begun with another recipe.
+    """
+    import yaml
+
+    named = isinstance(recipe, str | os.PathLike)
+    resolved = make_recipe(override(recipe_values(recipe), keys, "run"), str(recipe) if named else "given")
+    if dry_run:
+        print(yaml.safe_dump(resolved.to_dict(), sort_keys=False, allow_unicode=True), end="")
+        check_recipe(resolved)
+        return None
+    place = Path(out or f"runs/{Path(recipe).stem if named else 'run'}")
+    run_recipe(resolved, place)
+    return Run(place)
+
+
+def quickstart(*, out: str | os.PathLike[str] | None = None, dry_run: bool = False, **keys: Any) -> Run | None:
+    """Sample, weigh, fine-tune, measure and report on the built-in policy, in minutes.
+
+    Args:
+        out: directory of the run; runs/quickstart unless given.
+        dry_run: print the resolved recipe, check it, and stop.
+        keys: any key of a recipe.
+    """
+    return run("quickstart", out=out, dry_run=dry_run, **keys)
+
+
+def run_recipe(recipe: Recipe, out: Path) -> None:
     """Run every stage of ``recipe`` into ``out``; stages that are finished are not run again.
 
     Writes ``recipe.yaml`` (resolved), ``rollouts/``, ``weights/``, ``model/``, ``evaluation/`` and ``report.html``.
@@ -26,27 +70,25 @@ def run_recipe(recipe: Recipe, out: str | Path) -> Path:
     Raises:
         ConfigError: ``out`` was begun with another recipe, or torchrun started this process as one of several.
     """
+    from drift.reporting.page import write_report
+
     one_process()
-    out = Path(out)
     check_recipe(recipe)
-    claim(to_dict(recipe), out)
-    environment, choice = recipe.environment, recipe.policy
-    data = roll_out(recipe, out / "rollouts")
-    model = tune(recipe, data, out)
-    evaluate(
-        environment.name,
-        policies={"base": choice.model, "tuned": str(model)},
-        out=out / "evaluation",
-        settings=recipe.evaluation,
-        sampling=recipe.rollouts.sampling,
-        environment_settings=environment.settings,
-        policy=choice,
-        cluster=recipe.rollouts.cluster,
-        seen=data,
+    claim(recipe.to_dict(), out)
+    sample(recipe, out / "rollouts")
+    model = tune(recipe, out / "rollouts", out)
+    evaluate_policies(
+        recipe.setup,
+        {"base": recipe.model, "tuned": str(model)},
+        recipe.evaluation,
+        recipe.sampling,
+        out / "evaluation",
         seed=recipe.seed,
+        seen=out / "rollouts",
+        concurrency=recipe.concurrency,
+        cluster=recipe.cluster,
     )
-    report(out)
-    return out
+    write_report(out, out / "report.html")
 
 
 def one_process() -> None:
@@ -60,7 +102,7 @@ def one_process() -> None:
     )
 
 
-def roll_out(recipe: Recipe, out: Path, *, model: str = "", round: int = 1, source: Any = None) -> Path:
+def sample(recipe: Recipe, out: Path, *, model: Any = None, round: int = 1, source: Any = None) -> None:
     """Sample the conversations of one round of ``recipe`` into ``out``.
 
     Args:
@@ -68,16 +110,17 @@ def roll_out(recipe: Recipe, out: Path, *, model: str = "", round: int = 1, sour
         out: directory of the trajectories.
         model: whose replies; the recipe's unless given.
         round: from 1. Every round has the same tasks; samples are seeded apart.
-        source: see ``rollout``.
+        source: see ``roll_out``.
     """
-    return rollout(
-        recipe.environment.name,
-        out=out,
-        policy=replace(recipe.policy, model=model or recipe.policy.model),
-        settings=recipe.rollouts,
-        environment_settings=recipe.environment.settings,
+    roll_out(
+        recipe.setup if model is None else replace(recipe.setup, model=model),
+        recipe.rollouts,
+        recipe.sampling,
+        out,
         seed=recipe.seed,
         sample_seed=derive_seed(recipe.seed, "round", round) if round > 1 else None,
+        concurrency=recipe.concurrency,
+        cluster=recipe.cluster,
         source=source,
     )
 
@@ -92,23 +135,16 @@ def tune(recipe: Recipe, data: Path, out: Path) -> Path:
         data: conversations of the recipe's own model, for the first round.
         out: where to.
     """
-    model = recipe.policy.model
+    model: Any = recipe.model
     for number, config in enumerate(split_steps(recipe.training, recipe.rounds), 1):
         folder = stage_folder(out, number, recipe.rounds)
         if number > 1:
-            data = roll_out(recipe, folder / "rollouts", model=model, round=number)
-        weights = weigh(data, out=folder / "weights", config=recipe.weights)
-        model = str(
-            train(
-                data,
-                weights,
-                out=folder / "model",
-                base=model,
-                config=config,
-                seed=recipe.seed,
-                device=recipe.policy.device,
-            )
-        )
+            data = folder / "rollouts"
+            sample(recipe, data, model=str(model), round=number)
+        weigh_dataset(data, recipe.weights, folder / "weights")
+        more: dict[str, Any] = {"config": config, "seed": recipe.seed, "device": recipe.device}
+        train(data, folder / "weights", out=folder / "model", model=model, **more)
+        model = folder / "model"
     return Path(model)
 
 
@@ -127,16 +163,15 @@ def split_steps(config: TrainingConfig, rounds: int) -> list[TrainingConfig]:
 
 def check_recipe(recipe: Recipe) -> None:
     """Find what can be found wrong without long work: the environment, its tasks of both splits, the model folder."""
-    from drift.policies import DEFAULT_MODEL
-
-    factory = make_environment(recipe.environment.name, recipe.environment.settings)
-    factory.tasks("train", recipe.rollouts.tasks, recipe.seed)
-    factory.tasks("test", recipe.evaluation.tasks, recipe.seed)
-    model = recipe.policy.model
-    require(bool(model) and ":" not in model, "policy.model", model, "default, a model folder, or a hub id")
-    folder = DEFAULT_MODEL if model == "default" else Path(model).expanduser()
-    if (model == "default" or model.startswith((".", "/", "~"))) and not (folder / "config.json").is_file():
-        raise ConfigError(f"policy.model: no model in {folder}. Give a folder that holds config.json, or a hub id.")
+    factory = make_environment(recipe.environment)
+    draw_tasks(factory, "train", recipe.rollouts.tasks, recipe.seed, default=TASKS)
+    held_out_tasks(factory, recipe.evaluation, recipe.seed)
+    kind, model = kind_of(recipe.model)
+    sound = kind == "hf" and model is not None
+    require(sound, "model", recipe.model, "default, a model folder, or a hub id: what can be trained")
+    folder = Path(str(model)).expanduser()
+    if str(model).startswith((".", "/", "~")) and not (folder / "config.json").is_file():
+        raise ConfigError(f"model: no model in {folder}. Give a folder that holds config.json, or a hub id.")
 
 
 def claim(values: Mapping[str, Any], out: Path) -> None:
@@ -163,9 +198,9 @@ def check_claim(values: Mapping[str, Any], out: Path) -> None:
         return
     changed = [
         key
-        for key in differing_keys(_filled(yaml.safe_load(path.read_text()) or {}, to_dict(Recipe())), values)
+        for key in differing_keys(_filled(yaml.safe_load(path.read_text()) or {}), values)
         # Where conversations are held changes none of them, nor do several processes change what is trained.
-        if not key.startswith(("rollouts.cluster", "training.num_processes"))
+        if not key.startswith(("cluster", "concurrency", "training.num_processes"))
     ]
     if changed:
         raise ConfigError(
@@ -174,11 +209,8 @@ def check_claim(values: Mapping[str, Any], out: Path) -> None:
         )
 
 
-def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` and, where they lack a key, the default, at every level; settings of others' choice stay whole."""
-    filled = {**defaults, **values}
-    for key, value in values.items():
-        inner = defaults.get(key)
-        if key not in ("settings", "turns") and isinstance(value, Mapping) and isinstance(inner, Mapping):
-            filled[key] = _filled(value, inner)
-    return filled
+def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` and, where a section lacks a key, the default."""
+    defaults = Recipe().to_dict()
+    inner = {name: {**defaults[name], **values.get(name, {})} for name in SECTIONS}
+    return {**defaults, **values, **inner}

@@ -3,106 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from drift.environments import environment_record, split_settings
 from drift.errors import ConfigError, require, unknown_name
-from drift.evaluation.config import QualitySettings
+from drift.evaluation.config import EvaluationConfig
+from drift.policies import model_name
 from drift.policies.base import Sampling
-from drift.registry import plain
-from drift.rollouts.config import ClusterSettings
+from drift.registry import is_plain, plain
+from drift.rollouts.config import CONCURRENCY, ClusterConfig, RolloutConfig
+from drift.rollouts.setup import Setup
 from drift.secrets import refuse_secrets
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class EnvironmentChoice:
-    """Which environment.
-
-    Args:
-        name: a registered environment.
-        settings: its own settings.
-    """
-
-    name: str = "arithmetic"
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        refuse_secrets(self.settings, "environment.settings")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyChoice:
-    """Which policy is sampled, trained and measured against.
-
-    Args:
-        model: default (the small one that comes with drift), a model folder, or a hub id.
-        dtype: auto, float32, bfloat16 or float16.
-        device: auto, cpu, cuda, …
-        batch_size: the most requests in one batch of generation.
-        settings: settings of another kind of policy, for a model given as NAME:ARGUMENT, such as openai:NAME.
-    """
-
-    model: str = "default"
-    dtype: str = "auto"
-    device: str = "auto"
-    batch_size: int = 128
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        refuse_secrets(self.settings, "policy.settings")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutSettings:
-    """What is sampled to learn from.
-
-    Args:
-        tasks: number of tasks of the train split.
-        samples: K, conversations per task.
-        first: adaptive sampling: so many conversations of every task first, the rest only for prompts that these leave
-            undecided (neither all right nor all wrong); weights correct for it. 0 samples every prompt K times.
-        sampling: how replies are drawn.
-        concurrency: the most conversations open at once; with a cluster, on each worker.
-        cluster: workers on many machines that hold the conversations, here and in the evaluation.
-    """
-
-    tasks: int = 1800
-    samples: int = 16
-    first: int = 0
-    sampling: Sampling = field(default_factory=Sampling)
-    concurrency: int = 512
-    cluster: ClusterSettings = field(default_factory=ClusterSettings)
-
-    def __post_init__(self) -> None:
-        require(self.tasks >= 1, "rollouts.tasks", self.tasks, "a whole number ≥ 1")
-        require(self.samples >= 1, "rollouts.samples", self.samples, "a whole number ≥ 1")
-        require(self.concurrency >= 1, "rollouts.concurrency", self.concurrency, "a whole number ≥ 1")
-        sound = self.first == 0 or 2 <= self.first <= self.samples
-        require(sound, "rollouts.first", self.first, f"0, or a whole number from 2 to samples ({self.samples})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """What the result is measured on. Replies are drawn as in the rollouts, and greedily.
-
-    Args:
-        tasks: number of held-out tasks, of the test split.
-        samples: sampled conversations per task; 0 measures greedy alone.
-        quality: what of the replies' language is measured beyond what is counted anyway.
-    """
-
-    tasks: int = 500
-    samples: int = 4
-    quality: QualitySettings = field(default_factory=QualitySettings)
-
-    def __post_init__(self) -> None:
-        require(self.tasks >= 1, "evaluation.tasks", self.tasks, "a whole number ≥ 1")
-        require(self.samples >= 0, "evaluation.samples", self.samples, "a whole number ≥ 0")
+# Keys of a recipe that are records themselves.
+SECTIONS = ("sampling", "cluster", "rollouts", "weights", "training", "evaluation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,41 +34,188 @@ class Recipe:
         seed: every random choice of the run derives from it.
         rounds: how often to roll out and train: the steps are shared among the rounds, and each after the first rolls
             out the same tasks again with the model of the one before (DRIFT App. D.5).
-        environment: who the policy talks to.
-        policy: the model.
-        rollouts: what is sampled.
-        weights: how it is weighed.
+        model: the model that is sampled, trained and measured against: default (the small one that comes with drift), a
+            model folder, or a hub id.
+        device: where it computes: auto, cpu, cuda, …
+        policy: settings of the policy that samples, such as dtype and batch_size.
+        environment: who the policy talks to, by name, as {name: guess, width: 20} with its own settings.
+        concurrency: the most conversations open at once; with a cluster, on each worker.
+        sampling: how replies are drawn, in the rollouts and in the evaluation.
+        cluster: workers on many machines that hold the conversations.
+        rollouts: how many conversations are sampled.
+        weights: how they are weighed.
         training: how the model is fine-tuned.
         evaluation: what the result is measured on.
     """
 
     seed: int = 1
     rounds: int = 1
-    environment: EnvironmentChoice = field(default_factory=EnvironmentChoice)
-    policy: PolicyChoice = field(default_factory=PolicyChoice)
-    rollouts: RolloutSettings = field(default_factory=RolloutSettings)
+    model: Any = "default"
+    device: str = "auto"
+    policy: dict[str, Any] = field(default_factory=dict)
+    environment: Any = field(default_factory=lambda: {"name": "arithmetic"})
+    concurrency: int = CONCURRENCY
+    sampling: Sampling = field(default_factory=Sampling)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     weights: WeightConfig = field(default_factory=WeightConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        refuse_secrets(split_settings(self.environment)[1], "environment")
+        refuse_secrets(self.policy, "policy")
         require(self.rounds >= 1, "rounds", self.rounds, "a whole number ≥ 1")
+        require(self.concurrency >= 1, "concurrency", self.concurrency, "a whole number ≥ 1")
         steps, epochs = self.training.max_steps, self.training.epochs
         require(bool(epochs) or steps >= self.rounds, "rounds", self.rounds, f"at most the {steps} steps of training")
         self.weights.check_adaptive(self.rollouts.first)
-        if self.weights.chain.scheme.grouped:
+        scheme = self.weights.chain.scheme
+        if scheme.grouped:
             require(
                 self.rollouts.samples >= 2,
                 "rollouts.samples",
                 self.rollouts.samples,
-                f"at least 2 with the scheme {self.weights.scheme!r}, which compares conversations of one prompt",
+                f"at least 2 with the scheme {scheme.name!r}, which compares conversations of one prompt",
                 "16 is the published value.",
             )
 
+    @property
+    def setup(self) -> Setup:
+        """Who talks to whom."""
+        return Setup(environment=self.environment, model=self.model, policy=self.policy, device=self.device)
 
-def to_dict(recipe: Any) -> dict[str, Any]:
-    """A recipe as plain nested values."""
-    values: dict[str, Any] = plain(dataclasses.asdict(recipe))
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain nested values; what is an object by the name of its class."""
+        environment = environment_record(self.environment)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values |= {
+            "model": model_name(self.model),
+            "environment": {"name": environment["name"], **environment["settings"]},
+        }
+        return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    return plain(value)
+
+
+def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe of nested ``values``, checked by their types; objects stay what they are.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, or a recipe that makes no sense; names the key.
+    """
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser
+
+    check_keys(values, Recipe, where)
+    flat = flatten(values)
+    objects = {key: value for key, value in flat.items() if not is_plain(value)}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, as_group=False)
+    try:
+        parsed = parser.parse_object(nested({key: value for key, value in flat.items() if key not in objects}))
+        recipe = Recipe(**vars(parser.instantiate(parsed)))
+    except ArgumentError as error:
+        raise ConfigError(f"recipe {where}: {' '.join(str(error).split())}.") from error
+    changed: Recipe = change(recipe, objects)
+    return changed
+
+
+def recipe_values(recipe: Any) -> dict[str, Any]:
+    """Nested values of what ``run`` takes as a recipe: a built-in name, a YAML file, a mapping, or a ``Recipe``."""
+    if isinstance(recipe, Recipe):
+        return {each.name: getattr(recipe, each.name) for each in fields(recipe)}
+    if isinstance(recipe, Mapping):
+        check_keys(recipe, Recipe, "recipe")
+        return dict(recipe)
+    return load_values(find_recipe(os.fspath(recipe)))
+
+
+def override(values: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``values`` with the keys in ``given`` changed.
+
+    Args:
+        values: nested values of a recipe.
+        given: by key: dotted (``weights.beta``), nested, or the last part of a key that is the only one of its name
+            (``beta``).
+        where: what the keys are of, for messages.
+
+    Raises:
+        ConfigError: a key that no recipe has, or a last part that several keys have; names the nearest known one.
+    """
+    known = keys_of(Recipe)
+    flat = flatten(values)
+    if "environment" in given or "environment.name" in flatten(given):
+        # Settings belong to their own environment.
+        flat = {key: value for key, value in flat.items() if not key.startswith("environment.")}
+    for key, value in given.items():
+        whole = [name for name in known if name == key or name.endswith(f".{key}")]
+        if key in Recipe.__dataclass_fields__ or "." in key:
+            flat |= flatten(nested({key: value}))
+        elif len(whole) == 1:
+            flat[whole[0]] = value
+        elif whole:
+            raise ConfigError(f"{where}: {key} may be {' or '.join(whole)}. Say which.")
+        else:
+            raise unknown_name("key", key, known, where=where)
+    return nested(flat)
+
+
+def change(record: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a frozen record with dotted keys changed, all of them at once; raises ``ConfigError`` as it does."""
+    own: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        if rest:
+            inner.setdefault(head, {})[rest] = value
+        else:
+            own[head] = value
+    for head, values in inner.items():
+        old = getattr(record, head)
+        own[head] = {**old, **values} if isinstance(old, Mapping) else change(old, values)
+    return dataclasses.replace(record, **own) if own else record
+
+
+def keys_of(record: type, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a settings record, and its type; mappings of others' settings are one key."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(record).items():
+        inner = dataclasses.is_dataclass(hint)
+        found |= keys_of(typing.cast(type, hint), f"{prefix}{name}.") if inner else {f"{prefix}{name}": hint}
+    return found
+
+
+def flatten(values: Mapping[str, Any], sections: Sequence[str] = ()) -> dict[str, Any]:
+    """Nested values as dotted keys: those of sections, the environment and the policy; other mappings stay whole."""
+    sections = sections or SECTIONS
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type) and key in sections:
+            value = {each.name: getattr(value, each.name) for each in fields(value)}
+        if key == "environment" and isinstance(value, str):
+            value = {"name": value}
+        if key in (*sections, "environment", "policy") and isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": item for name, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested values."""
+    values: dict[str, Any] = {}
+    for key, value in flat.items():
+        at = values
+        *heads, last = key.split(".")
+        for head in heads:
+            at = at.setdefault(head, {})
+        at[last] = value
     return values
 
 
@@ -167,8 +235,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     if not path.is_file():
-        known = ", ".join(sorted(built_in_recipes()))
-        raise ConfigError(f"recipe {str(path)!r}: no such file. Give a YAML file, or one of the built-in {known}.")
+        known = [*built_in_recipes(), *built_in_comparisons()]
+        raise unknown_name("recipe", str(path), known, where="the built-in ones, and there is no such file")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

@@ -63,9 +63,21 @@ class Registry:
                 return loaded
         raise unknown_name(self.kind, name, self.names())
 
-    def make(self, name: str, settings: Mapping[str, Any], *, where: str) -> Any:
-        """Call the constructor with ``settings``; unknown settings are refused with the nearest known one."""
-        constructor = self.get(name)
+    def make(self, thing: Any, settings: Mapping[str, Any], *, where: str) -> Any:
+        """``thing`` called with ``settings``: a name, ``module:attribute``, class or function; an object as it is.
+
+        Raises:
+            ConfigError: an unknown name or setting, with the nearest known one; or settings that it can't be made with.
+        """
+        constructor = thing
+        if isinstance(thing, str):
+            constructor = load_attribute(thing, self.kind) if ":" in thing else self.get(thing)
+        name = thing if isinstance(thing, str) else path_of(thing)
+        if not callable(constructor):
+            require(
+                not settings, where, dict(settings), f"no settings: {self.kind} {name!r} is an object, made already"
+            )
+            return constructor
         refuse_secrets(settings, where)
         parameters = inspect.signature(constructor).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -109,6 +121,20 @@ def path_of(thing: Any) -> str:
     """``module:name`` of a function or class, for the record; of what has no name, that of its class."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}:{named.__qualname__}"
+
+
+def settings_of_object(thing: Any) -> dict[str, Any]:
+    """What an object says of itself, for the record: its public attributes that are plain values."""
+    return {name: plain(value) for name, value in vars(thing).items() if not name.startswith("_") and is_plain(value)}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON could hold ``value``, tuples taken for lists."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(is_plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float)
 
 
 def check_settings(function: Callable[..., Any], settings: Collection[str], *, where: str) -> None:

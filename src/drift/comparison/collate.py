@@ -19,10 +19,9 @@ from drift.evaluation.comparisons import TwoLevel, holm, two_level
 from drift.evaluation.estimates import further_metrics
 from drift.evaluation.intervals import ratio_value
 from drift.evaluation.metrics import Ratio, Runs, metrics
-from drift.evaluation.run import on_common_prompts
+from drift.evaluation.run import held_out_tasks, on_common_prompts
 from drift.evaluation.seeds import draw_together
 from drift.manifest import SCHEMA_VERSION, package_versions, read_manifest
-from drift.recipe import to_dict
 from drift.reporting.comparison import COMPARISON as COMPARISON
 
 KIND = "comparison"
@@ -41,7 +40,7 @@ def collate(
     A method that failed with any seed has no estimates: a mean over other seeds could not be compared.
     """
     recipe = comparison.recipe
-    factory = make_environment(recipe.environment.name, recipe.environment.settings)
+    factory = make_environment(recipe.environment)
     max_turns = factory.max_turns
     names = [BASE, *(name for name in comparison.methods if name not in failed)]
     modes = ["greedy", *(["sampled"] if recipe.evaluation.samples else [])]
@@ -55,7 +54,7 @@ def collate(
         "kind": KIND,
         "packages": package_versions(),
         "command": command,
-        "recipe": {key: value for key, value in to_dict(recipe).items() if key != "seed"},
+        "recipe": _recipe(comparison, out, len(options[comparison.seeds[0]])),
         "methods": {
             name: {"summary": method.summary, "trainer": method.trainer, "overrides": dict(method.overrides)}
             for name, method in comparison.methods.items()
@@ -76,8 +75,17 @@ def collate(
     }
 
 
+def _recipe(comparison: Comparison, out: Path, held_out: int) -> dict[str, Any]:
+    """What all have in common, with the numbers of tasks that were drawn."""
+    values = {key: value for key, value in comparison.recipe.to_dict().items() if key != "seed"}
+    drawn = read_manifest(out / f"seed-{comparison.seeds[0]}" / "rollouts", "trajectories")["spec"]["tasks"]
+    values["rollouts"] = {**values["rollouts"], "tasks": drawn}
+    values["evaluation"] = {**values["evaluation"], "tasks": held_out}
+    return values
+
+
 def _options(comparison: Comparison, factory: EnvironmentFactory, seed: int) -> dict[str, int | None]:
-    tasks = factory.tasks("test", comparison.recipe.evaluation.tasks, seed)
+    tasks = held_out_tasks(factory, comparison.recipe.evaluation, seed)
     return {task.id: options_of(factory, task) for task in tasks}
 
 

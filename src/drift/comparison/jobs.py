@@ -228,7 +228,7 @@ def _do(comparison: Comparison, out: Path, number: int, name: str) -> dict[str, 
     seed = Seed.of(comparison, number, out)
     try:
         if name == BASE:
-            with opened(seed.recipe, seed.recipe.policy.model) as policy:
+            with opened(seed.recipe, seed.recipe.model) as policy:
                 run_base(seed, policy)
         else:
             run_method(comparison, seed, name)

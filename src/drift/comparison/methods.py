@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from drift.baselines.config import OnlineConfig, PreferenceConfig
-from drift.errors import ConfigError, require, unknown_name
-from drift.recipe import Recipe
+from drift.errors import ConfigError, check_folder_name, require, unknown_name
+from drift.recipe import SECTIONS, Recipe, flatten, keys_of
 
 BASE = "base"
 WEIGHTED, PREFERENCE, ONLINE = "weighted", "preference", "online"
@@ -20,8 +18,6 @@ OPEN = {
     PREFERENCE: (PREFERENCE,),
     ONLINE: (ONLINE,),
 }
-# Settings that are mappings themselves.
-WHOLE = ("weights.turns", "weights.settings", "training.arguments", "preference.arguments", "online.arguments")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +91,10 @@ def own_methods(given: Mapping[str, Any], where: str) -> dict[str, Method]:
         place = f"{where}, method {name!r}"
         if name == BASE or name in METHODS:
             raise ConfigError(f"{place}: there is a method of that name already. Give it another.")
-        if not str(name).replace("-", "").replace("_", "").replace(".", "").isalnum() or str(name).startswith("."):
-            raise ConfigError(f"{place}: got a name that can't be a folder's, expected letters, digits, -, _ and dots.")
+        check_folder_name(str(name), place)
         if not isinstance(overrides, Mapping):
             raise ConfigError(f"{place}: got {overrides!r}, expected recipe keys and values, like weights.beta: 0.3.")
-        flat = _flatten(overrides)
+        flat = flatten(overrides, (*SECTIONS, PREFERENCE, ONLINE))
         trainer = flat.pop("trainer", WEIGHTED)
         require(trainer in OPEN, f"{place}: trainer", trainer, ", ".join(OPEN))
         checked = _checked(flat, place, OPEN[trainer])
@@ -117,35 +112,9 @@ def find_methods(names: Iterable[str], own: Mapping[str, Method]) -> dict[str, M
     return {name: known[name] for name in names}
 
 
-def apply_overrides(record: Any, overrides: Mapping[str, Any], prefix: str = "") -> Any:
-    """A copy of a frozen record with the dotted keys that start with ``prefix`` changed, all of them at once.
-
-    Raises:
-        ConfigError: the outcome makes no sense.
-    """
-    changes: dict[str, Any] = {}
-    inner: dict[str, dict[str, Any]] = {}
-    for key, value in overrides.items():
-        if key.startswith(prefix):
-            head, _, rest = key.removeprefix(prefix).partition(".")
-            if rest:
-                inner.setdefault(head, {})[rest] = value
-            else:
-                changes[head] = value
-    for head, values in inner.items():
-        old = getattr(record, head)
-        changes[head] = {**old, **values} if isinstance(old, Mapping) else apply_overrides(old, values)
-    return dataclasses.replace(record, **changes)
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and f"{prefix}{key}" not in WHOLE:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def own_overrides(method: Method, prefix: str) -> dict[str, Any]:
+    """What a method changes of another trainer's settings, without the prefix of their keys."""
+    return {key.removeprefix(f"{prefix}."): value for key, value in method.overrides.items()}
 
 
 def _checked(flat: Mapping[str, Any], where: str, open_: tuple[str, ...]) -> dict[str, Any]:
@@ -154,11 +123,11 @@ def _checked(flat: Mapping[str, Any], where: str, open_: tuple[str, ...]) -> dic
 
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe, as_group=False)
-    parser.add_class_arguments(PreferenceConfig, PREFERENCE)
-    parser.add_class_arguments(OnlineConfig, ONLINE)
-    known = [*_keys(Recipe), *_keys(PreferenceConfig, f"{PREFERENCE}."), *_keys(OnlineConfig, f"{ONLINE}.")]
+    known = {
+        **keys_of(Recipe),
+        **keys_of(PreferenceConfig, f"{PREFERENCE}."),
+        **keys_of(OnlineConfig, f"{ONLINE}."),
+    }
     found = {}
     for key, value in flat.items():
         if key not in known:
@@ -168,16 +137,10 @@ def _checked(flat: Mapping[str, Any], where: str, open_: tuple[str, ...]) -> dic
                 f"{where}: got {key}, expected keys of {', '.join(open_)}: the rest is shared by all methods, "
                 "or belongs to another trainer."
             )
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--value", type=known[key])
         try:
-            found[key] = value if key in WHOLE else parser.parse_object({key: value})[key]
+            found[key] = parser.parse_object({"value": value}).value
         except ArgumentError as error:
-            raise ConfigError(f"{where}: {' '.join(str(error).split())}.") from error
-    return found
-
-
-def _keys(record: type, prefix: str = "") -> list[str]:
-    found = []
-    for name, hint in typing.get_type_hints(record).items():
-        inner = dataclasses.is_dataclass(hint)
-        found += _keys(typing.cast(type, hint), f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+            raise ConfigError(f"{where}: {key}: {' '.join(str(error).split())}.") from error
     return found

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drift.api import train_online, train_preference
 from drift.baselines.config import BUILT_IN, BUILT_IN_RATE, OnlineConfig, PreferenceConfig
-from drift.comparison.methods import ONLINE, PREFERENCE, Method, apply_overrides
+from drift.comparison.methods import ONLINE, PREFERENCE, Method, own_overrides
 from drift.manifest import read_manifest
 from drift.pipeline import stage_folder, tune
-from drift.recipe import Recipe, to_dict
+from drift.recipe import Recipe, change
 from drift.registry import settings_of
+from drift.rollouts.config import TASKS
 from drift.weights.schemes import SCHEMES, find_scheme
 
 # The most rows of one forward pass of TRL's trainers.
@@ -37,7 +39,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the record."""
-        values = to_dict(self.recipe)
+        values = self.recipe.to_dict()
         if self.settings is not None:
             key = PREFERENCE if isinstance(self.settings, PreferenceConfig) else ONLINE
             values[key] = self.settings.to_dict()
@@ -45,21 +47,15 @@ class Plan:
 
     def train(self, data: Path, out: Path) -> Path:
         """Make the model from the shared rollouts, or from conversations of its own; go on where it was stopped."""
-        recipe, model = self.recipe, self.recipe.policy
+        recipe, model = self.recipe, out / "model"
+        more: dict[str, Any] = {"model": recipe.model, "seed": recipe.seed, "device": recipe.device, "out": model}
         if isinstance(self.settings, PreferenceConfig):
-            more: dict[str, Any] = {"base": model.model, "seed": recipe.seed, "device": model.device}
-            return train_preference(data, out=out / "model", config=self.settings, **more)
-        if isinstance(self.settings, OnlineConfig):
-            return train_online(
-                recipe.environment.name,
-                out=out / "model",
-                start=model.model,
-                config=self.settings,
-                environment_settings=recipe.environment.settings,
-                seed=recipe.seed,
-                device=model.device,
-            )
-        return tune(recipe, data, out)
+            train_preference(data, config=self.settings, **more)
+        elif isinstance(self.settings, OnlineConfig):
+            train_online(recipe.environment, config=self.settings, sampling=self.settings.sampling, **more)
+        else:
+            model = tune(recipe, data, out)
+        return model
 
     def costs(self, out: Path) -> dict[str, Any]:
         """Steps, and tokens beside those of the shared rollouts; null where a trainer counted none."""
@@ -94,19 +90,20 @@ def plan_of(recipe: Recipe, method: Method, seed: int) -> Plan:
     recipe = dataclasses.replace(recipe, seed=seed)
     if method.trainer == PREFERENCE:
         usual: Any = _preference(recipe, method.overrides.get("preference.format", "dpo"))
-        return Plan(recipe=recipe, settings=apply_overrides(usual, method.overrides, "preference."))
+        return Plan(recipe=recipe, settings=change(usual, own_overrides(method, PREFERENCE)))
     if method.trainer == ONLINE:
-        return Plan(recipe=recipe, settings=apply_overrides(_online(recipe), method.overrides, "online."))
-    return Plan(recipe=apply_overrides(recipe, {**_own_to(recipe, method), **method.overrides}))
+        return Plan(recipe=recipe, settings=change(_online(recipe), own_overrides(method, ONLINE)))
+    return Plan(recipe=change(recipe, {**_own_to(recipe, method), **method.overrides}))
 
 
 def _own_to(recipe: Recipe, method: Method) -> dict[str, Any]:
     """What of the recipe's weights belongs to its own scheme, and does not go with the scheme of ``method``."""
-    scheme = method.overrides.get("weights.scheme", recipe.weights.scheme)
-    if scheme == recipe.weights.scheme:
+    given = method.overrides.get("weights.scheme", recipe.weights.scheme)
+    if given == recipe.weights.scheme:
         return {}
-    takes_beta = "beta" in settings_of(find_scheme(scheme).function) and recipe.weights.beta != "auto"
-    return {"weights.settings": {}, "weights.turns": None, **({} if takes_beta else {"weights.beta": None})}
+    scheme = find_scheme(next(iter(given)) if isinstance(given, Mapping) else given)
+    takes_beta = "beta" in settings_of(scheme.function) and not recipe.weights.beta_is_found
+    return {"weights.turns": None, **({} if takes_beta else {"weights.beta": None})}
 
 
 def _shared(recipe: Recipe) -> dict[str, Any]:
@@ -117,7 +114,7 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
         "schedule": training.schedule,
         "warmup": training.warmup,
         "dtype": training.dtype,
-        "arguments": getattr(training, "arguments", {}),
+        "arguments": training.arguments,
         "outcome": weights.outcome,
         "gamma": SCHEMES["drift"].gamma if weights.gamma is None else weights.gamma,
         "repetition": SCHEMES["drift"].repetition if weights.repetition is None else weights.repetition,
@@ -140,16 +137,16 @@ def _preference(recipe: Recipe, format: Any) -> PreferenceConfig:
 
 def _online(recipe: Recipe) -> OnlineConfig:
     rollouts, shared = recipe.rollouts, _shared(recipe)
-    prompts = min(rollouts.tasks, PROMPTS)
-    if recipe.policy.model == BUILT_IN:
+    tasks = rollouts.tasks or TASKS
+    prompts = min(tasks, PROMPTS)
+    if recipe.model == BUILT_IN:
         shared["learning_rate"] = BUILT_IN_RATE
     return OnlineConfig(
-        tasks=rollouts.tasks,
-        rounds=max(1, round(rollouts.tasks * rollouts.samples / (prompts * GROUP))),
+        tasks=tasks,
+        rounds=max(1, round(tasks * rollouts.samples / (prompts * GROUP))),
         prompts=prompts,
         samples=GROUP,
         micro_batch_size=math.gcd(prompts * GROUP, MICRO),
-        sampling=rollouts.sampling,
-        generation_batch=recipe.policy.batch_size,
+        sampling=recipe.sampling,
         **shared,
     )

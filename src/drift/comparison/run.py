@@ -2,21 +2,90 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from drift.artifacts import COMPARISON as KIND
+from drift.artifacts import Artifact
 from drift.comparison.collate import COMPARISON, collate
 from drift.comparison.jobs import FAILURES, FATAL, Failed, reason, run_in_processes
-from drift.comparison.methods import BASE, WEIGHTED
-from drift.comparison.settings import Comparison
+from drift.comparison.methods import BASE, WEIGHTED, find_methods
+from drift.comparison.settings import Comparison, load_comparison
 from drift.comparison.work import Seed, opened, run_base, run_method
 from drift.errors import Interrupted, require
 from drift.manifest import write_json
 from drift.pipeline import check_claim, check_recipe, one_process
+from drift.recipe import make_recipe, override
+from drift.registry import plain
 from drift.reporting.page import write_comparison_page
 
 
-def compare(comparison: Comparison, out: str | Path, *, jobs: int = 1, command: str = "") -> Path:
+def compare(
+    recipe: Any = "quickstart",
+    *,
+    methods: Sequence[str] | str = (),
+    seeds: Sequence[int] | int = (),
+    against: str = "",
+    jobs: int = 1,
+    out: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    **keys: Any,
+) -> Artifact | None:
+    """Run many methods and seeds on one recipe, and say which is better.
+
+    Args:
+        recipe: a built-in recipe or comparison, or a YAML file of either.
+        methods: names of methods, such as [drift, sft, rft].
+        seeds: whole numbers, each of which decides tasks, samples and the order of rows; 1, 2 and 3 unless given.
+        against: what the others are compared with: a method, or base.
+        jobs: how many methods run at a time.
+        out: directory of the comparison; runs/compare-NAME unless given.
+        dry_run: check everything, print what would run, and stop.
+        keys: any key of a recipe.
+    """
+    given = load_comparison(os.fspath(recipe))
+    values = override(given.recipe, keys, "compare")
+    names = tuple(_several(methods)) or given.methods
+    comparison = Comparison(
+        recipe=make_recipe(values, str(recipe)),
+        methods=find_methods(names, given.own),
+        seeds=tuple(_several(seeds)) or given.seeds,
+        against=against or given.against_among(names),
+    )
+    place = Path(out or f"runs/compare-{Path(recipe).stem}")
+    if dry_run:
+        check_comparison(comparison, place)
+        for name, method in comparison.methods.items():
+            print(f"{name}: {method.summary}")
+        print(f"seeds {', '.join(map(str, comparison.seeds))}, compared with {comparison.against}")
+        return None
+    run_comparison(comparison, place, jobs=jobs, command=_command(recipe, methods, seeds, against, keys))
+    return Artifact(place, KIND)
+
+
+def _several(given: Any) -> list[Any]:
+    """One thing or several as a list."""
+    if isinstance(given, str):
+        return [part.strip() for part in given.split(",") if part.strip()]
+    return [given] if isinstance(given, int) else list(given)
+
+
+def _command(recipe: Any, methods: Any, seeds: Any, against: str, keys: Mapping[str, Any]) -> str:
+    """The command line that asks for what decides the result: where it goes, and how many at a time, does not."""
+    words = ["drift", "compare", os.fspath(recipe)]
+    several = {"methods": _several(methods), "seeds": _several(seeds)}
+    words += [f"--{name}={','.join(map(str, value))}" for name, value in several.items() if value]
+    words += [f"--against={against}"] if against else []
+    words += [f"--{key}={value if isinstance(value, str) else json.dumps(plain(value))}" for key, value in keys.items()]
+    return shlex.join(words)
+
+
+def run_comparison(comparison: Comparison, out: str | Path, *, jobs: int = 1, command: str = "") -> Path:
     """Run every method with every seed into ``out`` and write ``comparison.json`` and ``report.html``.
 
     What is finished is not run again, so the same call goes on where an earlier one stopped, and one with more methods
@@ -53,10 +122,10 @@ def check_comparison(comparison: Comparison, out: Path) -> None:
         from drift.baselines.shared import trl_version
 
         trl_version()
-    quality = comparison.recipe.evaluation.quality
+    config = comparison.recipe.evaluation
     require(
-        not quality.kl and not quality.judge,
-        "evaluation.quality",
+        not config.kl and not config.judge,
+        "evaluation",
         "kl or a judge",
         "neither in a comparison",
         "Measure its models with drift evaluate: they lie in seed-N/methods/NAME/model.",
@@ -74,7 +143,7 @@ def _run_here(comparison: Comparison, out: Path) -> Failed:
     seeds = [Seed.of(comparison, number, out) for number in comparison.seeds]
     if not all(seed.finished(BASE) for seed in seeds):
         # One policy for all seeds: an engine may take a minute to start.
-        with opened(comparison.recipe, comparison.recipe.policy.model) as policy:
+        with opened(comparison.recipe, comparison.recipe.model) as policy:
             for seed in seeds:
                 if not seed.finished(BASE):
                     _say(f"seed {seed.number}: rollouts and {BASE}")

@@ -12,13 +12,11 @@ from typing import Any
 
 from drift.comparison.methods import BASE
 from drift.comparison.settings import Comparison
-from drift.environments import make_environment
-from drift.evaluation.run import EvaluationConfig, check_unseen, hold_modes, modes_of
+from drift.evaluation.run import check_unseen, held_out_tasks, hold_modes, modes_of
 from drift.manifest import MANIFEST, write_json, write_manifest
-from drift.pipeline import claim, roll_out
+from drift.pipeline import claim, sample
 from drift.recipe import Recipe
 from drift.rollouts.cluster import sampler
-from drift.rollouts.worker import Making
 
 KIND = "method"
 SPENT = "seconds.json"
@@ -59,19 +57,16 @@ class Seed:
 
 def run_base(seed: Seed, policy: Any) -> None:
     """Hold the conversations that all methods of a seed share, and measure the model that held them."""
-    roll_out(seed.recipe, seed.rollouts, source=policy)
+    sample(seed.recipe, seed.rollouts, source=policy)
     _measure(seed, BASE, policy)
     _finish(seed, BASE, {})
 
 
 @contextmanager
-def opened(recipe: Recipe, model: str) -> Iterator[Any]:
+def opened(recipe: Recipe, model: Any) -> Iterator[Any]:
     """The policy ``model``, or the cluster that samples it; an engine stays up for several collections."""
-    choice = recipe.policy
-    environment = {"name": recipe.environment.name, "settings": dict(recipe.environment.settings)}
-    usual = {"dtype": choice.dtype, "device": choice.device, "batch_size": choice.batch_size}
-    making = Making(environment=environment, model=model, settings=choice.settings, usual=usual)
-    with sampler(recipe.rollouts.cluster, making) as policy, getattr(policy, "keep_running", nullcontext)():
+    opened = sampler(recipe.cluster, replace(recipe.setup, model=model))
+    with opened as policy, getattr(policy, "keep_running", nullcontext)():
         yield policy
 
 
@@ -87,13 +82,13 @@ def run_method(comparison: Comparison, seed: Seed, name: str) -> None:
 
 
 def _measure(seed: Seed, name: str, policy: Any) -> None:
-    recipe, config = seed.recipe, evaluation_of(seed.recipe)
-    factory = make_environment(recipe.environment.name, recipe.environment.settings)
-    tasks = factory.tasks(config.split, config.tasks, seed.number)
+    recipe, setup = seed.recipe, seed.recipe.setup
+    factory, modes = setup.make_environment(), modes_of(recipe.evaluation, recipe.sampling)
+    tasks = held_out_tasks(factory, recipe.evaluation, seed.number)
     check_unseen(tasks, seed.rollouts)
-    places = {mode: seed.method(name) / mode for mode in modes_of(config)}
-    environment = {"name": recipe.environment.name, "settings": dict(recipe.environment.settings)}
-    hold_modes(tasks, factory, policy, config, places, environment, seed=seed.number, label=name)
+    places = {mode: seed.method(name) / mode for mode in modes}
+    more: dict[str, Any] = {"seed": seed.number, "concurrency": recipe.concurrency, "label": name}
+    hold_modes(tasks, factory, policy, modes, places, setup.record, **more)
 
 
 def _finish(seed: Seed, name: str, costs: Mapping[str, Any]) -> None:
@@ -115,10 +110,3 @@ def _clock(folder: Path) -> Iterator[None]:
 def _spent(folder: Path) -> float:
     path = folder / SPENT
     return float(json.loads(path.read_text())["seconds"]) if path.is_file() else 0.0
-
-
-def evaluation_of(recipe: Recipe) -> EvaluationConfig:
-    """How methods are measured."""
-    return EvaluationConfig(
-        tasks=recipe.evaluation.tasks, samples=recipe.evaluation.samples, sampling=recipe.rollouts.sampling
-    )

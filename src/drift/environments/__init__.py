@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from drift.environments.base import Environment, EnvironmentFactory
-from drift.registry import Registry
+from drift.errors import require
+from drift.registry import Registry, path_of, plain, settings_of_object
 
 ENVIRONMENTS = Registry(
     "environment",
@@ -26,10 +27,45 @@ ENVIRONMENTS = Registry(
 )
 
 
-def make_environment(name: str, settings: Mapping[str, Any] | None = None) -> EnvironmentFactory:
-    """The environment registered under ``name``, with its settings; raises ``ConfigError`` for either's mistakes."""
-    made: EnvironmentFactory = ENVIRONMENTS.make(name, settings or {}, where="environment.settings")
-    return made
+def make_environment(environment: Any) -> EnvironmentFactory:
+    """The environment that ``environment`` names or is.
+
+    Args:
+        environment: a registered name; ``module:attribute``; either with settings, ``{"name": "guess", "width": 20}``;
+            a class; or an object that has ``tasks``, ``start`` and ``max_turns``.
+
+    Raises:
+        ConfigError: an unknown name or setting, with the nearest known one; or something that is no environment.
+    """
+    name, settings = split_settings(environment)
+    made = ENVIRONMENTS.make(name, settings, where="environment")
+    lacks = [part for part in ("tasks", "start", "max_turns") if not hasattr(made, part)]
+    require(not lacks, "environment", environment, f"an object with {', '.join(lacks)} (see CONTRIBUTING.md)")
+    return made  # type: ignore[no-any-return]
 
 
-__all__ = ["ENVIRONMENTS", "Environment", "EnvironmentFactory", "make_environment"]
+def split_settings(environment: Any) -> tuple[Any, dict[str, Any]]:
+    """The name (or the class or object itself) and the settings in what ``make_environment`` takes."""
+    if not isinstance(environment, Mapping):
+        return environment, {}
+    name = environment.get("name")
+    require(bool(name), "environment.name", name, f"one of {', '.join(ENVIRONMENTS.names())}, or module:attribute")
+    return name, {key: value for key, value in environment.items() if key != "name"}
+
+
+def environment_record(environment: Any) -> dict[str, Any]:
+    """``name`` and ``settings`` of what ``make_environment`` takes, as plain values for manifests."""
+    name, settings = split_settings(environment)
+    if isinstance(name, str):
+        return {"name": name, "settings": settings}
+    return {"name": path_of(name), "settings": plain(settings) if callable(name) else settings_of_object(name)}
+
+
+__all__ = [
+    "ENVIRONMENTS",
+    "Environment",
+    "EnvironmentFactory",
+    "environment_record",
+    "make_environment",
+    "split_settings",
+]

@@ -43,14 +43,14 @@ class Arithmetic:
     false_negative: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.max_turns >= 1, "environment.settings.max_turns", self.max_turns, "a whole number ≥ 1")
-        require(1 <= self.digits <= 8, "environment.settings.digits", self.digits, "a whole number from 1 to 8")
-        require(bool(self.kinds), "environment.settings.kinds", self.kinds, f"some of {', '.join(KINDS)}")
+        require(self.max_turns >= 1, "environment.max_turns", self.max_turns, "a whole number ≥ 1")
+        require(1 <= self.digits <= 8, "environment.digits", self.digits, "a whole number from 1 to 8")
+        require(bool(self.kinds), "environment.kinds", self.kinds, f"some of {', '.join(KINDS)}")
         for kind in self.kinds:
-            require(kind in KINDS, "environment.settings.kinds", kind, f"one of {', '.join(KINDS)}")
+            require(kind in KINDS, "environment.kinds", kind, f"one of {', '.join(KINDS)}")
         for name in ("false_positive", "false_negative"):
             rate = getattr(self, name)
-            require(0 <= rate < 1, f"environment.settings.{name}", rate, "a chance of at least 0 and below 1")
+            require(0 <= rate < 1, f"environment.{name}", rate, "a chance of at least 0 and below 1")
 
     def tasks(self, split: str, count: int, seed: int) -> list[Task]:
         """Distinct problems; a problem's split depends on its operands alone, so no seed can mix the splits."""

@@ -42,7 +42,7 @@ class EnvironmentFactory(Protocol):
     """A kind of environment: its settings, its tasks, and how to start an episode of one.
 
     Register a class (or a function returning one) under the entry-point group ``drift.environments``. Its keyword
-    arguments are the settings a recipe may give under ``environment.settings``. One that reads its tasks from elsewhere
+    arguments are the settings a recipe may give under ``environment``. One that reads its tasks from elsewhere
     may have ``source_counts(split) -> dict[str, int]``, which ``drift check`` and the manifest show.
 
     One whose tasks have a finite number of answers may have ``options(task) -> int | None``, how many there are, so

@@ -66,7 +66,7 @@ class Clarify(FixedLengthConversation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        where = "environment.settings"
+        where = "environment"
         require(self.max_turns >= 2, f"{where}.max_turns", self.max_turns, "a whole number ≥ 2")
         require(self.decoys >= 1, f"{where}.decoys", self.decoys, "a whole number ≥ 1")
         sampling = read_sampling(self.user_sampling, f"{where}.user_sampling", max_new_tokens=128)

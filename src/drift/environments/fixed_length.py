@@ -33,7 +33,7 @@ class FixedLengthConversation(QuestionSource, ABC):
     _judge: Judge | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        require(bool(self.final), "environment.settings.final", self.final, "a text")
+        require(bool(self.final), "environment.final", self.final, "a text")
         super().__post_init__()
         if self.judge:
             rubric = {} if "rubric" in self.judge else {"rubric": CONVERSATION_RUBRIC, "criteria": CRITERIA}
@@ -82,7 +82,7 @@ class FixedLengthConversation(QuestionSource, ABC):
         if judged.score is None:
             raise EnvironmentFault(
                 f"the judge gave no score ({judged.reason}), expected <score>N</score>. "
-                "Use a stronger judge, a shorter rubric or more retries (environment.settings.judge)."
+                "Use a stronger judge, a shorter rubric or more retries (environment.judge)."
             )
         return judged.score / HIGHEST, {"score": judged.score, "scores": dict(judged.scores)}
 
@@ -156,7 +156,7 @@ class Reasoning(FixedLengthConversation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(all(self.followups), "environment.settings.followups", self.followups, "texts that are not empty")
+        require(all(self.followups), "environment.followups", self.followups, "texts that are not empty")
 
     @property
     def max_turns(self) -> int:

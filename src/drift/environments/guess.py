@@ -30,8 +30,8 @@ class Guess:
     width: int = 20
 
     def __post_init__(self) -> None:
-        require(self.max_turns >= 1, "environment.settings.max_turns", self.max_turns, "a whole number ≥ 1")
-        require(2 <= self.width <= LARGEST, "environment.settings.width", self.width, f"2 to {LARGEST}")
+        require(self.max_turns >= 1, "environment.max_turns", self.max_turns, "a whole number ≥ 1")
+        require(2 <= self.width <= LARGEST, "environment.width", self.width, f"2 to {LARGEST}")
 
     def tasks(self, split: str, count: int, seed: int) -> list[Task]:
         """Distinct (range, secret) pairs; the split depends on the pair alone."""
@@ -40,7 +40,7 @@ class Guess:
         if count > len(every):
             raise ConfigError(
                 f"guess with width {self.width} has {len(every)} {split} tasks; {count} were asked for. "
-                f"Ask for at most {len(every)}, or change environment.settings.width."
+                f"Ask for at most {len(every)}, or change environment.width."
             )
         return random.Random(f"guess/{split}/{seed}").sample(every, count)
 

@@ -38,7 +38,7 @@ class QuestionSource:
     default_verifier: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        where = "environment.settings"
+        where = "environment"
         require("{question}" in self.prompt, f"{where}.prompt", self.prompt, "a text that holds {question}")
         for split in SPLITS:
             get_problem_set(getattr(self, split))
@@ -144,7 +144,7 @@ class MathQuestions(QuestionSource):
     default_verifier = "math"
 
     def __post_init__(self) -> None:
-        where = "environment.settings"
+        where = "environment"
         require(self.max_turns >= 1, f"{where}.max_turns", self.max_turns, "a whole number ≥ 1")
         for name in ("feedback", "format_feedback"):
             require(bool(getattr(self, name)), f"{where}.{name}", getattr(self, name), "a text")

@@ -74,7 +74,7 @@ class Tools:
     )
 
     def __post_init__(self) -> None:
-        where = "environment.settings"
+        where = "environment"
         known = f"some of {', '.join(SCENES)}"
         require(bool(self.scenes) and set(self.scenes) <= set(SCENES), f"{where}.scenes", self.scenes, known)
         require(not isinstance(self.files, str), f"{where}.files", self.files, "a list of files")
@@ -102,7 +102,7 @@ class Tools:
         if count > len(usable):
             raise ConfigError(
                 f"tools has {len(usable)} {split} dialogues; {count} were asked for. Ask for at most {len(usable)}, or "
-                f"change environment.settings.scenes, test_share (now {self.test_share}) or max_turns "
+                f"change environment.scenes, test_share (now {self.test_share}) or max_turns "
                 f"(now {self.max_turns}). Their source: {describe(self.source_counts(split))}."
             )
         drawn = random.Random(f"tools/{split}/{seed}").sample(usable, count)

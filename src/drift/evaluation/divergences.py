@@ -10,19 +10,17 @@ import numpy as np
 
 from drift.environments.base import stable_unit
 from drift.errors import ConfigError, require
-from drift.evaluation.config import QualitySettings
+from drift.evaluation.config import EvaluationConfig
 from drift.evaluation.estimates import Measured
 from drift.evaluation.metrics import Ratio, has_outcome
-from drift.policies import model_path
+from drift.policies import kind_of
 from drift.policies.base import Sampling
 from drift.types import Trajectory
 
-WHERE = "evaluation.quality.kl"
+WHERE = "evaluation.kl"
 
 
-def check_divergence(
-    policies: Mapping[str, str], settings: QualitySettings, sampling: Sampling, samples: int
-) -> dict[str, str]:
+def check_divergence(models: Mapping[str, Any], config: EvaluationConfig, sampling: Sampling) -> dict[str, str]:
     """Where the model of each policy lies; found wrong before anything is sampled.
 
     Raises:
@@ -30,16 +28,21 @@ def check_divergence(
             that are not drawn from the policies' own distribution.
     """
     paths = {}
-    for name, model in policies.items():
-        kind, colon, argument = model.partition(":")
-        if colon and kind not in ("hf", "vllm"):
+    for name, model in models.items():
+        kind, argument = kind_of(model)
+        if kind not in ("hf", "vllm") or argument is None:
             raise ConfigError(
                 f"{WHERE}: policy {name!r} is {model!r}, whose probabilities over the vocabulary can't be had. "
                 "Give model folders or hub ids, or leave the KL out."
             )
-        paths[name] = model_path(argument if colon else model)
-    require(len(policies) > 1, WHERE, settings.kl, "0 with one policy alone", "It is measured from the first policy.")
-    require(samples >= 1, "evaluation.samples", samples, f"at least 1 with {WHERE}, which is of sampled conversations")
+        paths[name] = argument
+    require(len(models) > 1, WHERE, config.kl, "0 with one policy alone", "It is measured from the first policy.")
+    require(
+        config.samples >= 1,
+        "evaluation.samples",
+        config.samples,
+        f"at least 1 with {WHERE}, which is of sampled conversations",
+    )
     plain = sampling.temperature == 1 and sampling.top_p == 1
     drawn = f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}"
     require(plain, "sampling", drawn, f"temperature 1 and top_p 1 with {WHERE}: the policies' own distribution")
@@ -49,7 +52,7 @@ def check_divergence(
 def measure_divergence(
     held: Mapping[str, Sequence[Trajectory]],
     paths: Mapping[str, str],
-    settings: QualitySettings,
+    config: EvaluationConfig,
     *,
     dtype: str,
     device: str,
@@ -63,7 +66,7 @@ def measure_divergence(
     Args:
         held: sampled conversations by policy, the base first.
         paths: where the model of each lies.
-        settings: how many conversations.
+        config: how many conversations.
         dtype: see ``load_model``.
         device: see ``load_model``.
 
@@ -71,13 +74,13 @@ def measure_divergence(
         What was measured of each policy but the first, and for the manifest: ``conversations`` and ``seconds``.
 
     Raises:
-        ConfigError: two policies don't share a vocabulary, or told no token ids.
+        ConfigError: two policies don't share a vocabulary, or returned no token ids.
     """
     from drift.policies.hf import load_model
 
     start, (base, *others) = time.monotonic(), held
     model, tokenizer = load_model(paths[base], dtype=dtype, device=device)
-    chosen = {name: _choose(found, settings.kl, name) for name, found in held.items()}
+    chosen = {name: _choose(found, config.kl, name) for name, found in held.items()}
     measured = []
     for name in others:
         other, its_tokenizer = load_model(paths[name], dtype=dtype, device=device)
@@ -98,7 +101,7 @@ def _choose(found: Sequence[Trajectory], count: int, name: str) -> list[Trajecto
     """At most ``count`` conversations, of as many tasks as there are."""
     usable = [t for t in found if has_outcome(t)]
     if any(t.text_only for t in usable):
-        raise ConfigError(f"{WHERE}: policy {name!r} told no token ids. Leave the KL out.")
+        raise ConfigError(f"{WHERE}: policy {name!r} returned no token ids. Leave the KL out.")
     ordered = sorted(usable, key=lambda t: (t.sample, stable_unit("kl", t.task_id)))
     return sorted(ordered[:count], key=lambda t: (t.task_id, t.sample))
 

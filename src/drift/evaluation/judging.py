@@ -14,7 +14,7 @@ import numpy as np
 
 from drift.environments.base import stable_unit
 from drift.errors import EnvironmentFault, require
-from drift.evaluation.config import QualitySettings
+from drift.evaluation.config import EvaluationConfig
 from drift.evaluation.estimates import Measured
 from drift.evaluation.metrics import Ratio, has_outcome
 from drift.event_loop import run_to_end
@@ -31,17 +31,18 @@ OVERALL = "overall"
 OPEN = 32
 
 
-def make_judge(settings: QualitySettings) -> Judge:
+def make_judge(config: EvaluationConfig) -> Judge:
     """The judge, with the rubric of whole conversations and its criteria unless the settings name others."""
-    made = make_verifier("judge", {"rubric": CONVERSATION_RUBRIC, "criteria": CRITERIA, **settings.judge})
+    settings = {name: value for name, value in config.judge.items() if name != "tasks"}
+    made = make_verifier("judge", {"rubric": CONVERSATION_RUBRIC, "criteria": CRITERIA, **settings})
     assert isinstance(made, Judge)
-    where = "evaluation.quality.judge.criteria"
+    where = "evaluation.judge.criteria"
     require(OVERALL not in made.criteria, where, made.criteria, f"no {OVERALL}: it is the name of the whole score")
     return made
 
 
 def judge_policies(
-    held: Mapping[str, Sequence[Trajectory]], references: Mapping[str, str], settings: QualitySettings, out: Path
+    held: Mapping[str, Sequence[Trajectory]], references: Mapping[str, str], config: EvaluationConfig, out: Path
 ) -> tuple[list[Measured], dict[str, Any]]:
     """Let the judge grade conversations of every policy on the same tasks; scores go to ``out/judge/<policy>.jsonl``.
 
@@ -51,7 +52,7 @@ def judge_policies(
     Args:
         held: conversations by policy, one for each task.
         references: the right answer by task id, for the judge.
-        settings: which judge, and how many tasks.
+        config: which judge, and how many tasks.
         out: the evaluation.
 
     Returns:
@@ -60,11 +61,11 @@ def judge_policies(
     Raises:
         EnvironmentFault: the judge gave no score that could be read.
     """
-    start, judge = time.monotonic(), make_judge(settings)
+    start, judge = time.monotonic(), make_judge(config)
     by_task = {name: {t.task_id: t for t in found if has_outcome(t)} for name, found in held.items()}
     common = set.intersection(*(set(found) for found in by_task.values()))
     # The same ones for the same tasks, whatever they are sorted by.
-    tasks = sorted(sorted(common, key=lambda task: stable_unit("judge", task))[: settings.judge_tasks])
+    tasks = sorted(sorted(common, key=lambda task: stable_unit("judge", task))[: config.judge_tasks])
     scores = run_to_end(_judge_all(judge, by_task, tasks, references, out / FOLDER))
     names = (*judge.criteria, OVERALL)
     known = {name: [all(name in scores[p][task] for p in by_task) for task in tasks] for name in names}
@@ -72,7 +73,7 @@ def judge_policies(
         counts = ", ".join(f"{key} {count}" for key, count in sorted(judge.counts.items()))
         raise EnvironmentFault(
             f"the judge scored no task for every policy ({counts}), expected <score>N</score>. "
-            "Use a stronger judge, or more retries (evaluation.quality.judge)."
+            "Use a stronger judge, or more retries (evaluation.judge)."
         )
     measured = []
     for policy in by_task:

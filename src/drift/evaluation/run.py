@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +12,24 @@ from drift.checksums import sum_of
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.store import read_tasks, read_trajectories
 from drift.environments.base import EnvironmentFactory, content_hash, options_of, reference_of, task_hash
-from drift.errors import ConfigError, EnvironmentFault, require
-from drift.evaluation.config import QualitySettings
+from drift.errors import ConfigError, EnvironmentFault, check_folder_name, require
+from drift.evaluation.config import SPLIT, TASKS, EvaluationConfig
 from drift.evaluation.divergences import check_divergence, measure_divergence
 from drift.evaluation.estimates import GREEDY, SAMPLED, estimate_all, estimate_measured
 from drift.evaluation.judging import judge_policies, make_judge
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
 from drift.manifest import write_json, write_manifest
+from drift.policies import model_name
 from drift.policies.base import AnyPolicy, Sampling
 from drift.rollouts.cluster import sampler
-from drift.rollouts.collect import Collection, Executor, collect
-from drift.rollouts.config import ClusterSettings
-from drift.rollouts.worker import Making
+from drift.rollouts.collect import Executor, collect
+from drift.rollouts.config import CONCURRENCY, ClusterConfig
+from drift.rollouts.run import draw_tasks
+from drift.rollouts.setup import Setup
 from drift.types import Estimate, Task, Trajectory
 
 KIND = "evaluation"
 ESTIMATES = "estimates.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """How policies are measured.
-
-    Args:
-        tasks: number of held-out tasks.
-        split: which split they come from.
-        samples: conversations per task under sampling; 0 measures greedy alone. Greedy is always measured.
-        sampling: how replies are drawn in the sampled mode; greedy uses its length and stop strings.
-        concurrency: the most conversations open at once.
-        quality: what of the replies' language is measured beyond what is counted anyway.
-    """
-
-    tasks: int = 500
-    split: str = "test"
-    samples: int = 1
-    sampling: Sampling
-    concurrency: int = 512
-    quality: QualitySettings = field(default_factory=QualitySettings)
-
-    def __post_init__(self) -> None:
-        require(self.tasks >= 1, "evaluation.tasks", self.tasks, "a whole number ≥ 1")
-        require(self.samples >= 0, "evaluation.samples", self.samples, "a whole number ≥ 0")
 
 
 def check_unseen(tasks: Sequence[Task], seen: Path) -> dict[str, int]:
@@ -91,21 +68,27 @@ def _contents(tasks: Sequence[Task]) -> dict[str, str]:
     return {content: min(of) for content, of in ids.items() if content is not None and len(of) == 1}
 
 
-def modes_of(config: EvaluationConfig) -> dict[str, tuple[int, Sampling]]:
-    """Conversations per task and how replies are drawn, by mode."""
-    modes = {GREEDY: (1, replace(config.sampling, temperature=0.0, top_p=1.0))}
-    return {**modes, SAMPLED: (config.samples, config.sampling)} if config.samples else modes
+def modes_of(config: EvaluationConfig, sampling: Sampling) -> dict[str, tuple[int, Sampling]]:
+    """Conversations per task and how replies are drawn, by mode; greedy takes its length and stop strings."""
+    modes = {GREEDY: (1, replace(sampling, temperature=0.0, top_p=1.0))}
+    return {**modes, SAMPLED: (config.samples, sampling)} if config.samples else modes
+
+
+def held_out_tasks(factory: EnvironmentFactory, config: EvaluationConfig, seed: int) -> list[Task]:
+    """The tasks that policies are measured on."""
+    return draw_tasks(factory, SPLIT, config.tasks, seed, default=TASKS)
 
 
 def hold_modes(
     tasks: Sequence[Task],
     factory: EnvironmentFactory,
     policy: AnyPolicy | Executor,
-    config: EvaluationConfig,
+    modes: Mapping[str, tuple[int, Sampling]],
     places: Mapping[str, Path],
     environment: Mapping[str, Any],
     *,
     seed: int,
+    concurrency: int,
     label: str,
 ) -> dict[str, dict[str, Any]]:
     """Hold the conversations of every mode with one policy; returns what each cost.
@@ -114,84 +97,91 @@ def hold_modes(
         tasks: the held-out tasks.
         factory: the environment.
         policy: what replies.
-        config: how to measure.
+        modes: as ``modes_of`` has them.
         places: directory of the conversations by mode.
         environment: name and settings, for the record.
         seed: decides the samples.
+        concurrency: the most conversations open at once.
         label: of the policy, shown while it runs.
     """
     costs = {}
-    for mode, (samples, sampling) in modes_of(config).items():
-        collection = Collection(
-            environment=dict(environment),
+    for mode, (samples, sampling) in modes.items():
+        manifest = collect(
+            tasks,
+            factory,
+            policy,
+            places[mode],
+            environment=environment,
             samples=samples,
             seed=seed,
             sampling=sampling,
-            concurrency=config.concurrency,
+            concurrency=concurrency,
             label=f"{label}, {mode}",
         )
-        costs[mode] = collect(tasks, factory, policy, collection, places[mode])["cost"]
+        costs[mode] = manifest["cost"]
     return costs
 
 
 def evaluate_policies(
-    environment: Mapping[str, Any],
-    factory: EnvironmentFactory,
-    policies: Mapping[str, str],
+    setup: Setup,
+    models: Mapping[str, Any],
     config: EvaluationConfig,
+    sampling: Sampling,
     out: Path,
     *,
     seed: int,
     seen: Path | None = None,
-    cluster: ClusterSettings | None = None,
-    settings: Mapping[str, Any] | None = None,
-    **usual: Any,
+    concurrency: int = CONCURRENCY,
+    cluster: ClusterConfig | None = None,
 ) -> dict[str, Any]:
     """Measure each policy on the same tasks and write ``estimates.json`` and a manifest to ``out``.
 
     Args:
-        environment: name and settings, for the record.
-        factory: the environment.
-        policies: model by name; the first is the baseline of the paired differences.
-        config: how to measure.
+        setup: the environment, and settings of the policies; its own model is not looked at.
+        models: as for ``make_policy``, by name; the first is the baseline of the paired differences.
+        config: what to measure on.
+        sampling: how replies are drawn in the sampled mode.
         out: where; conversations go to ``out/<mode>/<name>``.
         seed: decides tasks, samples and bootstrap.
         seen: rollouts whose tasks must not be measured on.
+        concurrency: the most conversations open at once.
         cluster: workers on many machines that hold the conversations.
-        settings: of the policies, for ``make_policy``.
-        usual: what else ``make_policy`` takes.
 
     Raises:
         ConfigError: no policies, or tasks that were rolled out for training.
         DatasetError: another process writes to ``out``, or it holds another evaluation.
     """
-    require(bool(policies), "policies", dict(policies), "at least one model by name, like base=default")
-    tasks = factory.tasks(config.split, config.tasks, seed)
-    check_quality(policies, config)
+    require(bool(models), "models", dict(models), "at least one model by name, like base=default")
+    for name in models:
+        check_folder_name(name, "models")
+    factory, modes = setup.make_environment(), modes_of(config, sampling)
+    tasks = held_out_tasks(factory, config, seed)
+    check_quality(models, config, sampling)
     unseen = {"unseen": check_unseen(tasks, seen)} if seen is not None else {}
     # A second process would open again what this one is about to read.
     with DirectoryLock(out):
         costs: dict[str, dict[str, Any]] = {}
-        for name, model in policies.items():
-            making = Making(environment=environment, model=model, settings=settings or {}, usual=usual)
+        for name, model in models.items():
             # An engine that takes a minute to start serves all modes.
-            with sampler(cluster, making) as policy, getattr(policy, "keep_running", nullcontext)():
-                places = {mode: out / mode / name for mode in modes_of(config)}
-                found = hold_modes(tasks, factory, policy, config, places, environment, seed=seed, label=name)
+            opened = sampler(cluster or ClusterConfig(), replace(setup, model=model))
+            with opened as policy, getattr(policy, "keep_running", nullcontext)():
+                places = {mode: out / mode / name for mode in modes}
+                more: dict[str, Any] = {"seed": seed, "concurrency": concurrency, "label": name}
+                found = hold_modes(tasks, factory, policy, modes, places, setup.record, **more)
                 costs |= {f"{mode}/{name}": cost for mode, cost in found.items()}
-        rows = _estimates(tasks, factory, list(policies), config, out, seed=seed)
-        references = {task.id: reference_of(factory, task) for task in tasks} if config.quality.judge else {}
-        better, quality = measure_quality(policies, config, out, references=references, seed=seed, **usual)
+        rows = _estimates(tasks, factory, list(models), list(modes), out, seed=seed)
+        references = {task.id: reference_of(factory, task) for task in tasks} if config.judge else {}
+        better, quality = measure_quality(models, config, sampling, out, setup, references=references, seed=seed)
         rows += better
         write_json(out / ESTIMATES, [asdict(row) for row in rows])
         content = {
-            "environment": dict(environment),
-            "policies": dict(policies),
-            "modes": list(modes_of(config)),
+            "environment": setup.record,
+            "policies": {name: model_name(model) for name, model in models.items()},
+            "modes": list(modes),
             "max_turns": factory.max_turns,
             "tasks": len(tasks),
             "task_hash": task_hash(tasks),
-            "split": config.split,
+            "split": SPLIT,
             "seed": seed,
             "estimates_sum": sum_of(out / ESTIMATES),
             "cost": costs,
@@ -206,7 +196,7 @@ def _estimates(
     tasks: Sequence[Task],
     factory: EnvironmentFactory,
     names: Sequence[str],
-    config: EvaluationConfig,
+    modes: Sequence[str],
     out: Path,
     *,
     seed: int,
@@ -215,7 +205,7 @@ def _estimates(
     options = {task.id: options_of(factory, task) for task in tasks}
     return [
         estimate
-        for mode in modes_of(config)
+        for mode in modes
         for estimate in estimate_all(
             on_common_prompts({name: read_trajectories(out / mode / name) for name in names}, options),
             mode=mode,
@@ -226,24 +216,23 @@ def _estimates(
     ]
 
 
-def check_quality(policies: Mapping[str, str], config: EvaluationConfig) -> None:
-    """Find settings of ``config.quality`` that can't be, before anything is sampled."""
-    if config.quality.kl:
-        check_divergence(policies, config.quality, config.sampling, config.samples)
-    if config.quality.judge:
-        make_judge(config.quality)
+def check_quality(models: Mapping[str, Any], config: EvaluationConfig, sampling: Sampling) -> None:
+    """Find wrong what of ``kl`` and ``judge`` can't be, before anything is sampled."""
+    if config.kl:
+        check_divergence(models, config, sampling)
+    if config.judge:
+        make_judge(config)
 
 
 def measure_quality(
-    policies: Mapping[str, str],
+    models: Mapping[str, Any],
     config: EvaluationConfig,
+    sampling: Sampling,
     out: Path,
+    setup: Setup,
     *,
     references: Mapping[str, str],
     seed: int,
-    dtype: str = "auto",
-    device: str = "auto",
-    **_: Any,
 ) -> tuple[list[Estimate], dict[str, Any]]:
     """Divergence from the first policy and a judge's grades, from the conversations in ``out``, as far as asked for.
 
@@ -252,16 +241,15 @@ def measure_quality(
     """
     rows: list[Estimate] = []
     facts: dict[str, Any] = {}
-    quality = config.quality
-    if quality.kl:
-        paths = check_divergence(policies, quality, config.sampling, config.samples)
-        held = {name: read_trajectories(out / SAMPLED / name) for name in policies}
-        measured, facts["kl"] = measure_divergence(held, paths, quality, dtype=dtype, device=device)
+    if config.kl:
+        paths, dtype = check_divergence(models, config, sampling), str(setup.policy.get("dtype", "auto"))
+        held = {name: read_trajectories(out / SAMPLED / name) for name in models}
+        measured, facts["kl"] = measure_divergence(held, paths, config, dtype=dtype, device=setup.device)
         rows += estimate_measured(measured, mode=SAMPLED, seed=seed, baseline=None)
-    if quality.judge:
-        held = {name: read_trajectories(out / GREEDY / name) for name in policies}
-        measured, facts["judge"] = judge_policies(held, references, quality, out)
-        rows += estimate_measured(measured, mode=GREEDY, seed=seed, baseline=next(iter(policies)))
+    if config.judge:
+        held = {name: read_trajectories(out / GREEDY / name) for name in models}
+        measured, facts["judge"] = judge_policies(held, references, config, out)
+        rows += estimate_measured(measured, mode=GREEDY, seed=seed, baseline=next(iter(models)))
     return rows, facts
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
+from drift.errors import require, unknown_name
 from drift.policies.base import DEFAULT_MODEL, AnyPolicy, Policy, Sampling, TextPolicy, derive_seed
-from drift.registry import Registry
+from drift.registry import Registry, path_of
 
 POLICIES = Registry(
     "policy",
@@ -21,36 +26,65 @@ POLICIES = Registry(
 )
 
 
-def make_policy(model: str, settings: Mapping[str, Any] | None = None, **usual: Any) -> AnyPolicy:
-    """The policy that ``model`` names.
+def make_policy(model: Any, settings: Mapping[str, Any] | None = None, *, device: str = "auto") -> AnyPolicy:
+    """The policy that ``model`` names or is.
 
     Args:
-        model: ``default`` for the small one that comes with the package, a model folder, a hub id, or
-            ``NAME:ARGUMENT`` for a registered kind of policy, ``ARGUMENT`` being its first argument.
-        settings: settings of a kind named so, each of which it must know.
-        usual: settings that a kind takes if it knows them, for example ``batch_size`` and ``dtype`` for ``hf``.
+        model: ``default`` for the small one that comes with the package, a model folder, a hub id, ``NAME:ARGUMENT``
+            for a registered kind of policy, ``ARGUMENT`` being its first argument; ``module:attribute``; a class; or an
+            object with ``complete`` or ``reply``.
+        settings: of that kind of policy, each of which it must know.
+        device: where it computes, if it computes here.
+
+    Raises:
+        ConfigError: an unknown name or setting, with the nearest known one; or something that is no policy.
     """
+    kind, argument = kind_of(model)
+    where, given = "policy", dict(settings or {})
+    if argument is None:
+        made = POLICIES.make(kind, given, where=where)
+        sound = hasattr(made, "complete") or hasattr(made, "reply")
+        require(sound, "model", model, "a policy: an object with complete, or with reply (see CONTRIBUTING.md)")
+        return made  # type: ignore[no-any-return]
+    parameters = list(inspect.signature(POLICIES.get(kind)).parameters)
+    first: object = tuple(argument.split("|")) if kind == "scripted" else argument
+    if "device" in parameters and device != "auto":
+        given.setdefault("device", device)
+    made = POLICIES.make(kind, {parameters[0]: first, **given}, where=where)
+    return made  # type: ignore[no-any-return]
+
+
+def kind_of(model: Any) -> tuple[Any, str | None]:
+    """Which kind of policy ``model`` is and that kind's first argument; of one's own, itself and ``None``.
+
+    Raises:
+        ConfigError: no model at all.
+    """
+    if isinstance(model, os.PathLike):
+        model = os.fspath(model)
+    if not isinstance(model, str):
+        return model, None
+    require(bool(model), "model", model, "default, a model folder, a hub id, NAME:ARGUMENT or module:attribute")
     kind, colon, argument = model.partition(":")
     if not colon:
-        kind, argument, settings = "hf", model_path(model), None
-    elif kind in ("hf", "vllm"):
-        argument = model_path(argument)
-    key = next(iter(_parameters(kind)))
-    value: object = tuple(argument.split("|")) if kind == "scripted" else argument
-    accepted = {k: v for k, v in usual.items() if k in _parameters(kind)}
-    made: AnyPolicy = POLICIES.make(kind, {key: value, **accepted, **(settings or {})}, where="policy.settings")
-    return made
+        return "hf", model_path(model)
+    if kind in POLICIES.names():
+        return kind, model_path(argument) if kind in ("hf", "vllm") else argument
+    if not kind.replace(".", "").replace("_", "").isalnum() or not argument.replace(".", "").isidentifier():
+        raise unknown_name("policy", kind, POLICIES.names(), where="model")
+    if difflib.get_close_matches(kind, POLICIES.names(), cutoff=0.7) and find_spec(kind.partition(".")[0]) is None:
+        raise unknown_name("policy", kind, POLICIES.names(), where=f"model {model!r}")
+    return model, None
 
 
-def model_path(model: str) -> str:
+def model_name(model: Any) -> str:
+    """``model`` as manifests name it: as it was given, or ``module:name`` of a class or object of one's own."""
+    return os.fspath(model) if isinstance(model, str | os.PathLike) else path_of(model)
+
+
+def model_path(model: str | os.PathLike[str]) -> str:
     """``model``, with ``default`` resolved to the folder of the policy that comes with the package."""
-    return str(DEFAULT_MODEL) if model == "default" else model
-
-
-def _parameters(kind: str) -> list[str]:
-    import inspect
-
-    return list(inspect.signature(POLICIES.get(kind)).parameters)
+    return str(DEFAULT_MODEL) if model == "default" else os.fspath(model)
 
 
 __all__ = [
@@ -61,6 +95,8 @@ __all__ = [
     "Sampling",
     "TextPolicy",
     "derive_seed",
+    "kind_of",
     "make_policy",
+    "model_name",
     "model_path",
 ]

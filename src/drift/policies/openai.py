@@ -31,7 +31,7 @@ class _ServerPolicy:
     """
 
     def __init__(self, model: str, url: str, concurrency: int, deadline: float, retries: int, key_env: str) -> None:
-        where = "policy.settings"
+        where = "policy"
         require(concurrency >= 1, f"{where}.concurrency", concurrency, "a whole number ≥ 1")
         require(deadline > 0, f"{where}.deadline", deadline, "seconds above 0")
         require(retries >= 0, f"{where}.retries", retries, "a whole number ≥ 0")
@@ -51,7 +51,7 @@ class _ServerPolicy:
         except (openai.OpenAIError, ValueError) as error:
             raise PolicyError(
                 f"no server that speaks OpenAI's interface at {self._url}: {self._clean(str(error))}. "
-                "Start it, or give its address as policy.settings.url (with /v1)."
+                "Start it, or give its address as policy.url (with /v1)."
             ) from None
         finally:
             client.close()
@@ -199,7 +199,7 @@ class OpenAIPolicy(_ServerPolicy):
         if seen is not None and tuple(seen) != prompt_ids:
             raise PolicyError(
                 f"the server at {self._url} changed the prompt ({len(prompt_ids)} ids sent, {len(seen)} seen). "
-                "Check that policy.settings.tokenizer belongs to the model it serves."
+                "Check that policy.tokenizer belongs to the model it serves."
             )
         logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
         if logprobs is not None and len(logprobs) != len(token_ids):
@@ -279,7 +279,7 @@ def _load_tokenizer(source: str) -> Any:
 
         raise wants_code(source, error) or PolicyError(
             f"the tokenizer {source!r} can't be loaded: {error}. "
-            "Give the folder or hub id of the served model's tokenizer as policy.settings.tokenizer."
+            "Give the folder or hub id of the served model's tokenizer as policy.tokenizer."
         ) from error
 
 

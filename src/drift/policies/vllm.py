@@ -25,12 +25,12 @@ _FIXED_ARGUMENTS = {
     "logprobs_mode": "raw_logprobs, the policy at temperature 1 without truncation",
     "generation_config": "vllm: the model folder's top-k and penalties would bend what is sampled",
     "dtype": "policy.dtype",
-    "enable_lora": "policy.settings.adapter",
-    "max_lora_rank": "policy.settings.adapter",
-    "tensor_parallel_size": "policy.settings.tensor_parallel_size",
-    "gpu_memory_utilization": "policy.settings.gpu_memory_utilization",
-    "max_model_len": "policy.settings.max_model_len",
-    "max_num_seqs": "policy.settings.max_num_seqs",
+    "enable_lora": "policy.adapter",
+    "max_lora_rank": "policy.adapter",
+    "tensor_parallel_size": "policy.tensor_parallel_size",
+    "gpu_memory_utilization": "policy.gpu_memory_utilization",
+    "max_model_len": "policy.max_model_len",
+    "max_num_seqs": "policy.max_num_seqs",
 }
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _SMALLEST_TEMPERATURE = 0.01
@@ -75,7 +75,7 @@ class VLLMPolicy:
         max_num_seqs: int = 256,
         engine: Mapping[str, Any] | None = None,
     ) -> None:
-        where = "policy.settings"
+        where = "policy"
         require(dtype in _DTYPES, "policy.dtype", dtype, f"one of {', '.join(_DTYPES)}")
         require(tensor_parallel_size >= 1, f"{where}.tensor_parallel_size", tensor_parallel_size, "a whole number ≥ 1")
         require(0 <= gpu_memory_utilization <= 1, f"{where}.gpu_memory_utilization", gpu_memory_utilization, "0 to 1")

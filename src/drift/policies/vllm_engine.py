@@ -24,7 +24,7 @@ from drift.policies.background import LoopThread
 
 ATTEMPTS = 3
 _START_REMEDY = (
-    "Its own messages above say why. If memory is short, lower policy.settings.gpu_memory_utilization, max_num_seqs or "
+    "Its own messages above say why. If memory is short, lower policy.gpu_memory_utilization, max_num_seqs or "
     "max_model_len, or spread the model with tensor_parallel_size."
 )
 # Ends the processes given to it once its standard input ends, that is when this process is gone, even if it was killed.

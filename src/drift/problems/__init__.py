@@ -30,7 +30,7 @@ PROBLEM_SETS = Registry(
 
 def get_problem_set(name: str) -> ProblemSet:
     """The problem set registered under ``name``; raises ``ConfigError`` with the nearest known name."""
-    problem_set: ProblemSet = PROBLEM_SETS.make(name, {}, where="environment.settings")
+    problem_set: ProblemSet = PROBLEM_SETS.make(name, {}, where="environment")
     return problem_set
 
 

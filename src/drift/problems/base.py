@@ -94,7 +94,7 @@ def load_split(problem_set: ProblemSet, split: str, file: str = "") -> Loaded:
     if not file and split not in problem_set.splits:
         raise ConfigError(
             f"{problem_set.hub} has no {split} split, only {', '.join(problem_set.splits)}. "
-            f"Name another set for it, or give a local file as environment.settings.{split}_file."
+            f"Name another set for it, or give a local file as environment.{split}_file."
         )
     if file:
         rows: Iterable[Row] = local_rows(Path(file).expanduser())
@@ -174,6 +174,6 @@ def _hub_rows(problem_set: ProblemSet, split: str) -> Iterator[Row]:
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"{problem_set.hub} can't be read from the hub: {error}. "
-                f"Check the connection, or give a local file as environment.settings.{split}_file."
+                f"Check the connection, or give a local file as environment.{split}_file."
             ) from error
         yield from rows

@@ -122,7 +122,7 @@ def load_dialogues(scenes: Sequence[str], files: Sequence[str] = ()) -> tuple[li
     if not found:
         raise ConfigError(
             f"{', '.join(map(str, paths))}: no dialogue of the scenes {', '.join(scenes)}. "
-            "Name other files, or other environment.settings.scenes."
+            "Name other files, or other environment.scenes."
         )
     kept = {"rows": counts.pop("rows"), "dialogues": len(found)}
     return list(found.values()), kept | dict(sorted((+counts).items()))
@@ -227,5 +227,5 @@ def _from_hub(scene: str) -> Path:
     except Exception as error:  # its errors are of half a dozen families, those of the HTTP client among them
         raise ConfigError(
             f"{HUB} can't be read from the hub: {type(error).__name__}: {str(error).rstrip('.')}. "
-            "Check the connection, or give local files as environment.settings.files."
+            "Check the connection, or give local files as environment.files."
         ) from error

@@ -160,7 +160,7 @@ def subtitle(found: Found) -> str:
     """What was compared, on what, and what intervals are over."""
     recipe, seeds = found.values["recipe"], found.values["seeds"]
     return (
-        f"{recipe['environment']['name']}, {recipe['policy']['model']}: {recipe['rollouts']['tasks']} tasks × "
+        f"{recipe['environment']['name']}, {recipe['model']}: {recipe['rollouts']['tasks']} tasks × "
         f"{recipe['rollouts']['samples']} conversations, {recipe['evaluation']['tasks']} held-out tasks, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
-from drift.reporting.facts import read_facts, table, verdict
+from drift.reporting.facts import read_facts, table, verdict, warnings_of
 
 
-def print_summary(run: Path) -> None:
-    """Print what an evaluation in ``run`` found, with 95 % intervals."""
+def print_summary(place: os.PathLike[str]) -> None:
+    """Print what an evaluation in ``place`` found, with 95 % intervals."""
+    run = Path(place)
     facts = read_facts(run, conversations=0)
     console = Console(highlight=False)
     for mode in facts.evaluation["modes"]:
@@ -34,13 +38,42 @@ def print_summary(run: Path) -> None:
             texts = (f"{value} {span}".rstrip() for (value, _), span in zip(cells, ranges, strict=True))
             shown.add_row(row["metric"], *texts)
         console.print(shown)
+    for line in warnings_of(facts):
+        console.print(line, markup=False)
     console.print(verdict(facts))
     if (run / "report.html").is_file():
         console.print(f"report: {run / 'report.html'}")
 
 
-def print_comparison(out: Path) -> None:
-    """Print tables and verdicts of the comparison in ``out``: what decides first, then how, then at what cost."""
+def print_findings(checked: Any) -> int:
+    """Print what a check found; returns the exit code, 1 if anything was not in order."""
+    print("\n".join(checked.lines))
+    return 1 if checked.failed else 0
+
+
+def print_import(data: Any) -> None:
+    """Print what of a log came in, and what did not and why."""
+    from drift.dataset.imports.run import listing, read_rejected
+
+    manifest = data.manifest
+    if manifest["excluded"]:
+        print(listing(read_rejected(data.path)), file=sys.stderr)
+        counts = ", ".join(f"{reason} {count}" for reason, count in manifest["excluded"].items())
+        print(f"left out {sum(manifest['excluded'].values()):,} of {manifest['rows']:,} rows: {counts}")
+    print("\n".join([f"{data}:", *data.summary()]))
+
+
+def print_export(manifest: Mapping[str, Any]) -> None:
+    """Print what was made of the conversations."""
+    print(", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in manifest["counts"].items()))
+    if manifest["rendered"]:
+        counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in manifest["rendered"].items() if value)
+        print(f"rendered again: {counts}")
+
+
+def print_comparison(place: os.PathLike[str]) -> None:
+    """Print tables and verdicts of the comparison in ``place``: what decides first, then how, then at what cost."""
+    out = Path(place)
     found, console = read_comparison(out), Console(highlight=False)
     final = f"multi@{found.max_turns}"
     console.print(f"{subtitle(found)}; {level(found)}, p by Holm", markup=False)

@@ -114,6 +114,20 @@ def _pairs(folder: Path, policies: list[str], count: int) -> list[tuple[Trajecto
     return chosen[:count]
 
 
+def warnings_of(facts: Facts) -> list[str]:
+    """What makes an evaluation worth little, aloud; empty where nothing does."""
+    metric = f"multi@{facts.evaluation['max_turns']}"
+    rows = [
+        facts.rows.get((policy, f"{mode}/{metric}")) for policy in facts.policies for mode in facts.evaluation["modes"]
+    ]
+    values = [row["value"] for row in rows if row and row["value"] is not None]
+    if values and max(values) == 0:
+        return ["NOTHING SUCCEEDED, by any policy: look at what they reply, and how it is judged (drift report)."]
+    if values and min(values) == 1:
+        return ["EVERYTHING SUCCEEDED, by every policy: these tasks tell nothing apart. Take harder ones."]
+    return []
+
+
 def verdict(facts: Facts) -> str:
     """One sentence on whether the last policy beats the baseline, by how much, and how sure that is."""
     base, last = facts.policies[0], facts.policies[-1]

@@ -1,9 +1,12 @@
-"""Weights in words: how they were made, and what they will do."""
+"""What stages wrote, in plain sentences with rounded figures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def chain_line(record: Mapping[str, Any]) -> str:
@@ -57,3 +60,64 @@ def sentences(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"{_link(step['step'])} {verb} {share:.1%} of the weight{lost}."
     kept = count - report["zero_weights"]
     yield f"{kept:,} conversations have a weight; they count like {report['ess']:,.0f} of equal weight."
+
+
+def summary_of(kind: str, manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
+    """What a person wants to know of what a stage wrote to ``path``."""
+    if kind == "trajectories":
+        yield from _conversations(manifest, path)
+    elif kind == "weights":
+        yield from sentences(manifest["diagnostics"])
+    elif kind == "model":
+        yield from _training(manifest)
+    elif kind == "evaluation":
+        from drift.reporting.facts import read_facts, verdict, warnings_of
+
+        facts = read_facts(path, conversations=0)
+        yield from (*warnings_of(facts), verdict(facts))
+    else:
+        yield f"{len(manifest['methods'])} methods, seeds {', '.join(map(str, manifest['seeds']))}."
+
+
+def _conversations(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
+    from drift.dataset.outcomes import read_outcomes
+
+    counts = manifest["counts"]
+    failed = counts.get("stop_error", 0)
+    if failed:
+        yield f"{failed:,} of {counts['trajectories']:,} conversations failed in the environment (see their error)."
+    data = read_outcomes(path)
+    count = len(data.success_N)
+    if not count:
+        return
+    names, group_N = np.unique(np.asarray(data.groups, dtype=object).astype(str), return_inverse=True)
+    groups = len(names)
+    right_G = np.bincount(group_N, weights=data.success_N, minlength=groups)
+    size_G = np.bincount(group_N, minlength=groups)
+    right, mixed = int(right_G.sum()), int(((right_G > 0) & (right_G < size_G)).sum())
+    yield f"{count:,} conversations of {groups:,} prompts; {right:,} succeeded ({right / count:.0%})."
+    yield (
+        f"{mixed:,} of {groups:,} prompts hold both successes and failures ({mixed / groups:.0%}); "
+        f"{int((right_G == 0).sum()):,} without any success."
+    )
+    low, high = float(data.reward_N.min()), float(data.reward_N.max())
+    if not right and low < high:
+        yield f"NOTHING COUNTS AS A SUCCESS, but rewards go from {low:.3g} to {high:.3g}: weigh by outcome reward."
+    elif not right:
+        yield (
+            "NOTHING SUCCEEDED: look at what the policy replies and how it is judged, take easier tasks, or longer "
+            "replies (max_new_tokens)."
+        )
+    elif not mixed and groups < count:
+        yield "NO PROMPT IS MIXED: weights can't tell better from worse within one. Take other tasks, or more samples."
+
+
+def _training(manifest: Mapping[str, Any]) -> Iterator[str]:
+    counts = manifest["counts"]
+    rows = counts.get("rows") or counts.get("pairs") or 0
+    yield f"{manifest.get('steps', manifest.get('rounds', 0)):,} steps on {rows:,} rows."
+    skipped = {
+        key.removeprefix("skipped_").replace("_", " "): n for key, n in counts.items() if key.startswith("skipped")
+    }
+    if any(skipped.values()):
+        yield "Left out: " + ", ".join(f"{n:,} {key}" for key, n in skipped.items() if n) + "."

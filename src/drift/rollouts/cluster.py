@@ -8,22 +8,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from drift.errors import ClusterError, PolicyError
-from drift.policies.base import AnyPolicy
-from drift.rollouts.config import ClusterSettings
+from drift.policies.base import AnyPolicy, Sampling
+from drift.rollouts.config import ClusterConfig
 from drift.rollouts.episode import Assignment, Counts
 from drift.rollouts.fleet import Answer, Fleet, Gone, Member
 from drift.rollouts.ledger import Ledger
-from drift.rollouts.worker import Failure, Making, Orders, Ready, Report
+from drift.rollouts.setup import Setup
+from drift.rollouts.worker import Failure, Orders, Ready, Report
 from drift.types import Trajectory
-
-if TYPE_CHECKING:
-    from drift.rollouts.collect import Collection
 
 WAIT_SECONDS = 0.5
 SAY_SECONDS = 15.0
+# A cluster without any worker for so long is given up: longer than it takes to replace a machine.
+PATIENCE_SECONDS = 600.0
 # So many workers may fail in a row, or one for each if there are more, before the run is given up.
 FAILURES = 3
 
@@ -35,16 +35,16 @@ class Cluster:
     as there is room. Nodes that join are used. What a worker raises is tried on others, but not for ever.
 
     Args:
-        settings: which cluster, and how many workers of which size.
-        making: what each worker makes.
+        config: which cluster, and how many workers of which size.
+        setup: what each worker makes.
 
     Raises:
-        ClusterError: no such cluster; no worker for longer than ``settings.patience``; workers that fail over and over.
+        ClusterError: no such cluster; no worker for ``PATIENCE_SECONDS``; workers that fail over and over.
         PolicyError: Ray is missing; the policy can't be made on any node; two nodes have different ones.
     """
 
-    def __init__(self, settings: ClusterSettings, making: Making) -> None:
-        self._settings, self._making = settings, making
+    def __init__(self, config: ClusterConfig, setup: Setup) -> None:
+        self._config, self._setup = config, setup
         self._fingerprint = ""
         self._text_only = False
         self._first: Member | None = None
@@ -58,7 +58,7 @@ class Cluster:
         self._quiet = redirect_stdout(sys.stderr)
         self._quiet.__enter__()
         try:
-            self._fleet = Fleet(self._settings, self._making)
+            self._fleet = Fleet(self._config, self._setup)
         except BaseException:
             self._quiet.__exit__(None, None, None)
             raise
@@ -77,7 +77,7 @@ class Cluster:
     def fingerprint(self) -> str:
         """The policy's, told by the first worker that has made it; waits for that."""
         while not self._fingerprint:
-            self._turn(Ledger([]), None, lambda trajectory: None)
+            self._turn(Ledger([]), lambda trajectory: None)
         return self._fingerprint
 
     @property
@@ -85,12 +85,20 @@ class Cluster:
         """Whether the policy tells no token ids, told in the same way."""
         return self._text_only if self.fingerprint else False
 
-    def hold(self, todo: Sequence[Assignment], collection: Collection, deliver: Callable[[Trajectory], None]) -> None:
+    def hold(
+        self,
+        todo: Sequence[Assignment],
+        deliver: Callable[[Trajectory], None],
+        *,
+        sampling: Sampling,
+        concurrency: int,
+    ) -> None:
         """Have every conversation held and ``deliver`` each once, in the order in which they arrive."""
         ledger = Ledger(todo)
         self._round += 1
+        self._sampling, self._concurrency = sampling, concurrency
         while ledger.left:
-            self._turn(ledger, collection, deliver)
+            self._turn(ledger, deliver)
         self._record["requeued"] += ledger.requeued
         self._record["duplicates"] += ledger.duplicates
 
@@ -106,19 +114,19 @@ class Cluster:
             "cluster": {"workers": self._fleet.started, **events},
         }
 
-    def _turn(self, ledger: Ledger, collection: Collection | None, deliver: Callable[[Trajectory], None]) -> None:
+    def _turn(self, ledger: Ledger, deliver: Callable[[Trajectory], None]) -> None:
         """Hand out, wait for answers, take them in."""
-        self._fleet.grow()
+        self._fleet.fill()
         members = list(self._fleet.members.values())
         serving = [member for member in members if member.state != "pending"]
-        if collection is not None:
+        if ledger.left:
             for member in serving:
                 if member.state == "ready" and member.call is None:
-                    room = ledger.room(member.key, concurrency=collection.concurrency, workers=len(serving))
+                    room = ledger.room(member.key, concurrency=self._concurrency, workers=len(serving))
                     orders = Orders(
                         round=self._round,
-                        sampling=collection.sampling,
-                        concurrency=collection.concurrency,
+                        sampling=self._sampling,
+                        concurrency=self._concurrency,
                         assignments=tuple(ledger.take(member.key, room)),
                     )
                     self._fleet.send(member, orders)
@@ -173,7 +181,7 @@ class Cluster:
             raise PolicyError(f"on {member.where}: {failure.message}")
         raise ClusterError(
             f"{self._failures} workers in a row failed, the last on {member.where}: {failure.message}\n"
-            "Mend the cause, then run the same command again: it goes on where it was."
+            "Fix the cause, then run the same command again: it goes on where it was."
         )
 
     def _compare(self, member: Member, ready: Ready) -> None:
@@ -183,7 +191,7 @@ class Cluster:
         if fingerprint != self._fingerprint:
             assert self._first is not None
             raise PolicyError(
-                f"the policy {self._making.model!r} is {self._fingerprint} on {self._first.where} and {fingerprint} on "
+                f"the policy {self._setup.model!r} is {self._fingerprint} on {self._first.where} and {fingerprint} on "
                 f"{member.where}. Give every machine the same model files, then run the same command again."
             )
 
@@ -191,10 +199,10 @@ class Cluster:
         now = time.monotonic()
         if served:
             self._served = self._said = now
-        elif now - self._served > self._settings.patience:
+        elif now - self._served > PATIENCE_SECONDS:
             raise ClusterError(
-                f"no worker for {self._settings.patience:g} seconds: {self._fleet.describe()}. "
-                "What was finished is on disk. Add nodes, or set rollouts.cluster.gpus, cpus or workers to fit, then "
+                f"no worker for {PATIENCE_SECONDS:g} seconds: {self._fleet.describe()}. "
+                "What was finished is on disk. Add nodes, or set cluster.gpus, cpus or workers to fit, then "
                 "run the same command again."
             )
         elif now - self._said > SAY_SECONDS:
@@ -203,12 +211,12 @@ class Cluster:
 
 
 @contextmanager
-def sampler(settings: ClusterSettings | None, making: Making) -> Iterator[AnyPolicy | Cluster]:
+def sampler(config: ClusterConfig, setup: Setup) -> Iterator[AnyPolicy | Cluster]:
     """What ``collect`` samples from: a policy made in this process, or workers of a cluster that make it."""
-    if settings is None or not settings.address:
-        yield making.policy()
+    if not config.address:
+        yield setup.make_policy()
     else:
-        with Cluster(settings, making) as cluster:
+        with Cluster(config, setup) as cluster:
             yield cluster
 
 

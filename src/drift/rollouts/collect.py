@@ -4,50 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from drift.dataset.store import TrajectoryWriter
 from drift.environments.base import EnvironmentFactory, source_of, task_hash
-from drift.errors import ConfigError, EnvironmentFault, Interrupted, require
+from drift.errors import ConfigError, EnvironmentFault, Interrupted
 from drift.event_loop import run_to_end
 from drift.policies.base import AnyPolicy, Sampling, derive_seed, is_text_only
 from drift.progress import Progress
 from drift.rollouts.adaptive import undecided
+from drift.rollouts.config import CONCURRENCY
 from drift.rollouts.episode import Assignment, Counts, counts_of, episode
 from drift.types import Task, Trajectory
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collection:
-    """What to collect.
-
-    Args:
-        environment: name and settings of the environment, for the record.
-        samples: K, conversations per task.
-        seed: the run's seed; a trajectory's own is ``derive_seed(seed, task id, sample)``.
-        sampling: how replies are drawn.
-        concurrency: the most conversations open at once.
-        first: conversations per task that come first; the rest are held only for prompts whose first ones hold both
-            successes and failures. 0 holds all of them for every prompt.
-        label: shown while it runs.
-    """
-
-    environment: dict[str, Any]
-    samples: int
-    seed: int
-    sampling: Sampling
-    concurrency: int = 512
-    first: int = 0
-    label: str = "rollouts"
-
-    def __post_init__(self) -> None:
-        require(self.samples >= 1, "rollouts.samples", self.samples, "a whole number ≥ 1")
-        require(self.concurrency >= 1, "rollouts.concurrency", self.concurrency, "a whole number ≥ 1")
-        sound = self.first == 0 or 2 <= self.first <= self.samples
-        require(sound, "rollouts.first", self.first, f"0, or a whole number from 2 to samples ({self.samples})")
 
 
 @runtime_checkable
@@ -64,7 +35,14 @@ class Executor(Protocol):
         """Whether the policy tells no token ids."""
         ...
 
-    def hold(self, todo: Sequence[Assignment], collection: Collection, deliver: Callable[[Trajectory], None]) -> None:
+    def hold(
+        self,
+        todo: Sequence[Assignment],
+        deliver: Callable[[Trajectory], None],
+        *,
+        sampling: Sampling,
+        concurrency: int,
+    ) -> None:
         """Have every conversation held and ``deliver`` each once."""
         ...
 
@@ -74,7 +52,18 @@ class Executor(Protocol):
 
 
 def collect(
-    tasks: Sequence[Task], factory: EnvironmentFactory, policy: AnyPolicy | Executor, collection: Collection, out: Path
+    tasks: Sequence[Task],
+    factory: EnvironmentFactory,
+    policy: AnyPolicy | Executor,
+    out: Path,
+    *,
+    environment: Mapping[str, Any],
+    samples: int,
+    seed: int,
+    sampling: Sampling,
+    first: int = 0,
+    concurrency: int = CONCURRENCY,
+    label: str = "rollouts",
 ) -> dict[str, Any]:
     """Hold every conversation that ``out`` does not hold yet, and return the manifest.
 
@@ -82,8 +71,15 @@ def collect(
         tasks: the tasks.
         factory: starts an episode of each, unless ``policy`` is an executor, whose workers have their own.
         policy: what replies, or an executor.
-        collection: what to collect.
         out: where; its ``spec`` doesn't tell where conversations were held, so either way can go on with the other's.
+        environment: name and settings of the environment, for the record.
+        samples: K, conversations per task.
+        seed: the run's seed; a trajectory's own is ``derive_seed(seed, task id, sample)``.
+        sampling: how replies are drawn.
+        first: conversations per task that come first; the rest are held only for prompts whose first ones hold both
+            successes and failures. 0 holds all of them for every prompt.
+        concurrency: the most conversations open at once.
+        label: shown while it runs.
 
     Raises:
         ConfigError: no tasks, or two tasks with one id.
@@ -96,13 +92,28 @@ def collect(
     if not tasks:
         raise ConfigError("there are no tasks to roll out. Ask for at least one.")
     if len({task.id for task in tasks}) != len(tasks):
-        raise ConfigError("two tasks have the same id; ids must be unique. Mend the environment's tasks().")
-    planned = len(tasks) * collection.samples
-    spec = _spec_of(tasks, factory, policy, collection)
+        raise ConfigError("two tasks have the same id; ids must be unique. Fix the environment's tasks().")
+    planned = len(tasks) * samples
+    spec = {
+        "environment": dict(environment),
+        "tasks": len(tasks),
+        "task_hash": task_hash(tasks),
+        "samples": samples,
+        "trajectories": planned,
+        "seed": seed,
+        "sampling": {**asdict(sampling), "stop": list(sampling.stop)},
+        "policy": policy.fingerprint,
+        "ids": "none" if _text_only(policy) else "sampled",
+    }
+    if first:
+        spec["first"] = first
+    # A judge or a simulated user decides the data as much as the policy does.
+    if asked := getattr(factory, "fingerprints", None):
+        spec["environment_policies"] = dict(asked)
     before = counts_of(policy, factory)
     with TrajectoryWriter(out, spec, tasks) as writer:
-        rounds = _Rounds(tasks, collection, out, writer)
-        with Progress(collection.label, planned, done=len(writer.done), unit="conversations") as progress:
+        rounds = _Rounds(tasks, samples, first, seed, out, writer)
+        with Progress(label, planned, done=len(writer.done), unit="conversations") as progress:
 
             def deliver(trajectory: Trajectory) -> None:
                 writer.append(trajectory)
@@ -111,12 +122,12 @@ def collect(
             try:
                 if isinstance(policy, Executor):
                     for todo in rounds:
-                        policy.hold(todo, collection, deliver)
+                        policy.hold(todo, deliver, sampling=sampling, concurrency=concurrency)
                 else:
-                    run_to_end(_hold_all(rounds, factory, policy, collection, deliver))
+                    run_to_end(_hold_all(rounds, factory, policy, deliver, sampling, concurrency))
             except KeyboardInterrupt as stop:
                 writer.flush()
-                most = "at most " if collection.first else ""
+                most = "at most " if first else ""
                 raise Interrupted(
                     f"stopped: {writer.count} of {most}{planned} conversations are in {out}. "
                     "Run the same command again to go on."
@@ -124,7 +135,7 @@ def collect(
         record = policy.record() if isinstance(policy, Executor) else _since(before, counts_of(policy, factory))
         manifest = writer.finish({**record, **rounds.record(), **source_of(factory, tasks)})
     if manifest["counts"].get("stop_error", 0) == manifest["counts"]["trajectories"]:
-        name = collection.environment.get("name")
+        name = environment.get("name")
         told = ", ".join(f"{kind} {count}" for kind, count in manifest.get("environment_counts", {}).items())
         raise EnvironmentFault(
             f"every conversation failed in the environment {name!r}{f' ({told})' if told else ''}; "
@@ -133,57 +144,34 @@ def collect(
     return manifest
 
 
-def _spec_of(
-    tasks: Sequence[Task], factory: EnvironmentFactory, policy: AnyPolicy | Executor, collection: Collection
-) -> dict[str, Any]:
-    """What decides the conversations: a directory begun with another one is refused."""
-    spec: dict[str, Any] = {
-        "environment": collection.environment,
-        "tasks": len(tasks),
-        "task_hash": task_hash(tasks),
-        "samples": collection.samples,
-        "trajectories": len(tasks) * collection.samples,
-        "seed": collection.seed,
-        "sampling": {**asdict(collection.sampling), "stop": list(collection.sampling.stop)},
-        "policy": policy.fingerprint,
-        "ids": "none" if _text_only(policy) else "sampled",
-    }
-    if collection.first:
-        spec["first"] = collection.first
-    # A judge or a simulated user decides the data as much as the policy does.
-    asked = getattr(factory, "fingerprints", None)
-    if asked:
-        spec["environment_policies"] = dict(asked)
-    return spec
-
-
 class _Rounds:
     """The conversations that are still to be held, a round at a time: the second is known when the first is on disk."""
 
-    def __init__(self, tasks: Sequence[Task], collection: Collection, out: Path, writer: TrajectoryWriter) -> None:
-        self._tasks, self._collection, self._out, self._writer = tasks, collection, out, writer
+    def __init__(
+        self, tasks: Sequence[Task], samples: int, first: int, seed: int, out: Path, writer: TrajectoryWriter
+    ) -> None:
+        self._tasks, self._samples, self._first, self._seed = tasks, samples, first, seed
+        self._out, self._writer = out, writer
         self._undecided: Sequence[Task] = tasks
 
     def __iter__(self) -> Iterator[list[Assignment]]:
-        first, samples = self._collection.first, self._collection.samples
-        yield self._missing(self._tasks, range(first or samples))
-        if first:
+        yield self._missing(self._tasks, range(self._first or self._samples))
+        if self._first:
             self._writer.flush()
-            self._undecided = undecided(self._out, self._tasks, first)
-            yield self._missing(self._undecided, range(first, samples))
+            self._undecided = undecided(self._out, self._tasks, self._first)
+            yield self._missing(self._undecided, range(self._first, self._samples))
 
     def record(self) -> dict[str, Any]:
         """What the manifest says: tasks by what became of them, and conversations that were not held."""
-        collection, count = self._collection, len(self._undecided)
-        if not collection.first:
+        if not self._first:
             return {}
-        saved = (len(self._tasks) - count) * (collection.samples - collection.first)
+        count = len(self._undecided)
+        saved = (len(self._tasks) - count) * (self._samples - self._first)
         return {"adaptive": {"decided": len(self._tasks) - count, "undecided": count, "saved": saved}}
 
     def _missing(self, tasks: Sequence[Task], samples: range) -> list[Assignment]:
-        seed = self._collection.seed
         wanted = (
-            Assignment(task=task, sample=sample, seed=derive_seed(seed, task.id, sample))
+            Assignment(task=task, sample=sample, seed=derive_seed(self._seed, task.id, sample))
             for task in tasks
             for sample in samples
         )
@@ -203,20 +191,21 @@ async def _hold_all(
     rounds: Iterable[Sequence[Assignment]],
     factory: EnvironmentFactory,
     policy: AnyPolicy,
-    collection: Collection,
     deliver: Callable[[Trajectory], None],
+    sampling: Sampling,
+    concurrency: int,
 ) -> None:
     """Keep up to ``concurrency`` conversations open; each goes to its next turn as soon as its reply is there."""
 
     async def work(queue: Iterator[Assignment]) -> None:
         for assignment in queue:
-            deliver(await episode(assignment, factory, policy, collection.sampling))
+            deliver(await episode(assignment, factory, policy, sampling))
 
     try:
         for todo in rounds:
             queue = iter(todo)
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(collection.concurrency, len(todo))):
+                for _ in range(min(concurrency, len(todo))):
                     group.create_task(work(queue))
     except BaseExceptionGroup as failures:
         # One cause stops all conversations at once; the first is the one to tell the user.

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from drift.errors import ClusterError, PolicyError
-from drift.rollouts.config import ClusterSettings
-from drift.rollouts.worker import Failure, Making, Orders, Place, Ready, Report, Worker
+from drift.rollouts.config import ClusterConfig
+from drift.rollouts.setup import Setup
+from drift.rollouts.worker import Failure, Orders, Place, Ready, Report, Worker
 
 # How often the cluster is asked which nodes it has.
 NODES_SECONDS = 1.0
@@ -54,25 +55,25 @@ class Gone:
 Answer = Ready | Report | Failure | Gone
 
 
-def slots(nodes: Iterable[Mapping[str, Any]], settings: ClusterSettings) -> list[Slot]:
+def slots(nodes: Iterable[Mapping[str, Any]], config: ClusterConfig) -> list[Slot]:
     """Where workers should be, given what ``ray.nodes()`` says."""
-    if settings.workers != "auto":
-        return [("", number) for number in range(settings.workers)]
+    if config.workers != "auto":
+        return [("", number) for number in range(config.workers)]
     alive = [node for node in nodes if node["Alive"]]
-    gpus = gpus_of_worker(alive, settings)
+    gpus = gpus_of_worker(alive, config)
     found = []
     for node in alive:
         has = node["Resources"]
-        by_cpu = int(has.get("CPU", 0) // settings.cpus) if settings.cpus else None
+        by_cpu = int(has.get("CPU", 0) // config.cpus) if config.cpus else None
         count = int(has.get("GPU", 0) / gpus + 1e-9) if gpus else 1
         found += [(node["NodeID"], number) for number in range(count if by_cpu is None else min(count, by_cpu))]
     return found
 
 
-def gpus_of_worker(nodes: Iterable[Mapping[str, Any]], settings: ClusterSettings) -> float:
+def gpus_of_worker(nodes: Iterable[Mapping[str, Any]], config: ClusterConfig) -> float:
     """GPUs of one worker: as set, or 1 where any live node has one."""
-    if settings.gpus != "auto":
-        return settings.gpus
+    if config.gpus != "auto":
+        return config.gpus
     return float(any(node["Alive"] and node["Resources"].get("GPU", 0) >= 1 for node in nodes))
 
 
@@ -80,17 +81,17 @@ class Fleet:
     """Starts workers wherever there is a slot, replaces those that are lost, and passes on what they answer.
 
     Args:
-        settings: which cluster, and how many workers of which size.
-        making: what each worker makes.
+        config: which cluster, and how many workers of which size.
+        setup: what each worker makes.
 
     Raises:
         PolicyError: Ray is not installed.
         ClusterError: no such cluster.
     """
 
-    def __init__(self, settings: ClusterSettings, making: Making) -> None:
-        self._settings, self._making = settings, making
-        self._ray, self._connected = connect(settings.address)
+    def __init__(self, config: ClusterConfig, setup: Setup) -> None:
+        self._config, self._setup = config, setup
+        self._ray, self._connected = connect(config.address)
         self.members: dict[Slot, Member] = {}
         self.closed: set[Slot] = set()
         self._numbers = itertools.count()
@@ -105,13 +106,13 @@ class Fleet:
             self._nodes, self._looked = self._ray.nodes(), time.monotonic()
         return self._nodes
 
-    def grow(self) -> None:
+    def fill(self) -> None:
         """Start a worker in every slot that has none."""
         nodes = self.nodes()
-        for slot in slots(nodes, self._settings):
+        for slot in slots(nodes, self._config):
             due, _ = self._pauses.get(slot, (0.0, 0.0))
             if slot not in self.members and slot not in self.closed and time.monotonic() >= due:
-                self.members[slot] = self._start(slot, gpus_of_worker(nodes, self._settings))
+                self.members[slot] = self._start(slot, gpus_of_worker(nodes, self._config))
 
     def _start(self, slot: Slot, gpus: float) -> Member:
         strategy: Any = "SPREAD"
@@ -120,8 +121,8 @@ class Fleet:
 
             strategy = NodeAffinitySchedulingStrategy(node_id=slot[0], soft=False)
         # Ray must not restart it: the conversations it had open have to be known lost.
-        options = {"num_cpus": self._settings.cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
-        actor = self._ray.remote(Worker).options(scheduling_strategy=strategy, **options).remote(self._making)
+        options = {"num_cpus": self._config.cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+        actor = self._ray.remote(Worker).options(scheduling_strategy=strategy, **options).remote(self._setup)
         return Member(key=f"worker {next(self._numbers)}", slot=slot, actor=actor, call=actor.place.remote())
 
     def send(self, member: Member, orders: Orders) -> None:
@@ -177,7 +178,7 @@ class Fleet:
 
     def hopeless(self) -> bool:
         """Whether nobody is there and every slot is closed."""
-        return not self.members and bool(self.closed) and self.closed >= set(slots(self.nodes(), self._settings))
+        return not self.members and bool(self.closed) and self.closed >= set(slots(self.nodes(), self._config))
 
     def describe(self) -> str:
         """The live nodes and what a worker asks of them, for messages."""
@@ -187,7 +188,7 @@ class Fleet:
             f"{node['Resources'].get('GPU', 0):g} GPUs)"
             for node in nodes
         )
-        asks = f"{self._settings.cpus:g} CPUs and {gpus_of_worker(nodes, self._settings):g} GPUs"
+        asks = f"{self._config.cpus:g} CPUs and {gpus_of_worker(nodes, self._config):g} GPUs"
         return f"a worker asks for {asks}; the cluster has {has or 'no live node'}"
 
     def close(self, *, orderly: bool) -> None:
@@ -213,7 +214,7 @@ def connect(address: str) -> tuple[Any, bool]:
     try:
         import ray
     except ImportError as error:
-        raise PolicyError("rollouts.cluster: the ray package is missing. Run: pip install 'drift-rl[ray]'.") from error
+        raise PolicyError("cluster: the ray package is missing. Run: pip install 'drift-rl[ray]'.") from error
     if ray.is_initialized():
         return ray, False
     _check_port(address)
@@ -243,7 +244,7 @@ def _check_port(address: str) -> None:
 
 def _no_cluster(address: str, error: Exception) -> ClusterError:
     return ClusterError(
-        f"rollouts.cluster.address: no Ray cluster can be joined at {address!r}: {_last_lines(str(error))}. "
+        f"cluster.address: no Ray cluster can be joined at {address!r}: {_last_lines(str(error))}. "
         "Start one with `ray start --head`, and `ray start --address HOST:PORT` on every other machine."
     )
 

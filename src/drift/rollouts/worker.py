@@ -7,17 +7,14 @@ import os
 import socket
 import traceback
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from drift import __version__
-from drift.environments import make_environment
 from drift.environments.base import EnvironmentFactory
 from drift.errors import DriftError
-from drift.policies import make_policy
 from drift.policies.base import AnyPolicy, Sampling, is_text_only
 from drift.rollouts.episode import Assignment, Counts, counts_of, episode
+from drift.rollouts.setup import Setup
 from drift.types import Trajectory
 
 # A call returns after this long even if nothing is finished, so that assignments set free elsewhere find a worker.
@@ -25,33 +22,6 @@ POLL_SECONDS = 1.0
 # Conversations that finish together travel together.
 GATHER_SECONDS = 0.01
 LARGEST_REPORT = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class Making:
-    """What a worker makes: names and settings, which every machine can make the same things of.
-
-    Args:
-        environment: ``name`` and ``settings`` of a registered environment.
-        model: as for ``make_policy``.
-        settings: of the policy.
-        usual: what else ``make_policy`` takes, such as ``dtype``.
-        version: of drift, which must be the same everywhere.
-    """
-
-    environment: Mapping[str, Any]
-    model: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    usual: Mapping[str, Any] = field(default_factory=dict)
-    version: str = __version__
-
-    def policy(self) -> AnyPolicy:
-        """Make the policy."""
-        return make_policy(self.model, self.settings, **self.usual)
-
-    def factory(self) -> EnvironmentFactory:
-        """Make the environment."""
-        return make_environment(self.environment["name"], self.environment.get("settings"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +77,8 @@ class Worker:
     An actor on one event loop. ``make`` comes first and says whether it worked; then ``exchange`` over and over.
     """
 
-    def __init__(self, making: Making) -> None:
-        self._making = making
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
         self._policy: AnyPolicy | None = None
         self._factory: EnvironmentFactory | None = None
         self._round = -1
@@ -126,14 +96,14 @@ class Worker:
 
     async def make(self) -> Ready | Failure:
         """Make policy and environment."""
-        if self._making.version != __version__:
-            text = f"drift {__version__} is installed there and {self._making.version} here. Install the same version."
+        if self._setup.version != __version__:
+            text = f"drift {__version__} is installed there and {self._setup.version} here. Install the same version."
             return Failure(message=text, ours=True)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
-            self._factory = self._making.factory()
-            self._policy = self._making.policy()
+            self._factory = self._setup.make_environment()
+            self._policy = self._setup.make_policy()
         except Exception as error:
             return _failure(error)
         return Ready(fingerprint=self._policy.fingerprint, text_only=is_text_only(self._policy))

@@ -65,11 +65,10 @@ class WeightConfig:
 
     Args:
         scheme: drift, drift_averaged, bolt, sft, rft, star, star_gate, refit, swift, group_relative, rwr, awr, one that
-            another package declares, or module:function.
+            another package declares, or module:function; {awr: {w_max: 20}} with its settings.
         beta: temperature β of drift, bolt, rwr and awr, which divides the return; null is 0.1. auto, for drift and
-            bolt, finds it.
-        ess_target: with auto, the effective sample size of a prompt's weights as a share of K, in (0, 1); or success,
-            the share that succeeds, so that as many count as rejection sampling would keep.
+            bolt, finds it, so that as many conversations of a prompt count as succeed; {auto: 0.3} so that the
+            effective sample size of its weights is that share of K.
         outcome: what counts: success (1 or 0), or reward (the sum of the environment's rewards).
         gamma: discount γ per turn; null is 0.9 for drift and 1 for the others.
         repetition: λ, what repeating oneself costs; null is 0.5 for drift and 0 for the others.
@@ -81,12 +80,10 @@ class WeightConfig:
             skip_small come last unless named; {skip_small: null} leaves one out.
         group_by: what a prompt is: a task, or whatever opens alike for the policy (opening), so that tasks that differ
             only in what the policy can't see are weighed together.
-        settings: further settings of the scheme (w_max of awr, shift of refit, those of your own).
     """
 
-    scheme: str = "drift"
-    beta: float | Literal["auto"] | None = None
-    ess_target: float | Literal["success"] = "success"
+    scheme: str | dict[str, Any] = "drift"
+    beta: float | Literal["auto"] | dict[str, float] | None = None
     outcome: Literal["success", "reward"] = "success"
     gamma: float | None = None
     repetition: float | None = None
@@ -94,14 +91,14 @@ class WeightConfig:
     turns: str | dict[str, Any] | None = None
     steps: list[str | dict[str, Any]] = field(default_factory=list)
     group_by: GroupBy = "task"
-    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        beta, gamma, share = self.beta, self.gamma, self.ess_target
-        sound = beta in (None, "auto") or (isinstance(beta, float | int) and beta > 0)
+        beta, gamma = self.beta, self.gamma
+        sound = self.beta_is_found or beta is None or (isinstance(beta, float | int) and beta > 0)
         require(sound, "weights.beta", beta, "a number > 0, or auto", "β divides the return; 0.1 is published.")
+        share = self.ess_target
         sound = share == "success" or (isinstance(share, float | int) and 0 < share < 1)
-        require(sound, "weights.ess_target", share, "success, or a share above 0 and below 1")
+        require(sound, "weights.beta.auto", share, "a share above 0 and below 1")
         require(gamma is None or 0 < gamma <= 1, "weights.gamma", gamma, "a number in (0, 1]")
         require(self.repetition is None or self.repetition >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
         require(self.format_failure >= 0, "weights.format_failure", self.format_failure, "a number ≥ 0")
@@ -109,10 +106,21 @@ class WeightConfig:
         require(self.group_by in ("task", "opening"), "weights.group_by", self.group_by, "task or opening")
         self.chain  # noqa: B018 - found wrong here, if it is
 
+    @property
+    def beta_is_found(self) -> bool:
+        """Whether β is found from the returns."""
+        return self.beta == "auto" or (isinstance(self.beta, Mapping) and list(self.beta) == ["auto"])
+
+    @property
+    def ess_target(self) -> float | Literal["success"]:
+        """At which β is found: an effective sample size as a share of K, or ``success``, the share that succeeds."""
+        return self.beta["auto"] if isinstance(self.beta, Mapping) else "success"
+
     @cached_property
     def chain(self) -> Chain:
         """The configuration with nothing left to default; raises ``ConfigError`` where it makes no sense."""
-        scheme = find_scheme(self.scheme)
+        name, given = self.named_scheme
+        scheme = find_scheme(name)
         turns = link(self.turns or scheme.turns, TURNS, "weights.turns")
         fits = not scheme.first_turn or turns.name == "first"
         require(fits, "weights.turns", turns.name, "first", f"The weights of {scheme.name} judge first replies alone.")
@@ -120,7 +128,7 @@ class WeightConfig:
         signed = scheme.signed or not is_own(turns.function) or bool(turns.settings.get("rejected"))
         chain = Chain(
             scheme=scheme,
-            settings=self._scheme_settings(scheme),
+            settings=self._scheme_settings(scheme, given),
             gamma=scheme.gamma if self.gamma is None else self.gamma,
             repetition=scheme.repetition if self.repetition is None else self.repetition,
             turns=turns,
@@ -129,16 +137,27 @@ class WeightConfig:
         chain.try_settings()
         return chain
 
-    def _scheme_settings(self, scheme: Scheme) -> dict[str, Any]:
+    @property
+    def named_scheme(self) -> tuple[Any, dict[str, Any]]:
+        """The scheme's name (or function), and the settings given to it."""
+        if not isinstance(self.scheme, Mapping):
+            return self.scheme, {}
+        one = len(self.scheme) == 1 and isinstance(next(iter(self.scheme.values())), Mapping)
+        require(one, "weights.scheme", dict(self.scheme), "one scheme with its settings, such as {awr: {w_max: 20}}")
+        name, settings = next(iter(self.scheme.items()))
+        return name, dict(settings)
+
+    def _scheme_settings(self, scheme: Scheme, settings: Mapping[str, Any]) -> dict[str, Any]:
         known = settings_of(scheme.function)
         if self.beta is not None and "beta" not in known:
             raise ConfigError(f"weights.beta: got {self.beta!r}, and the scheme {scheme.name} has no β. Leave it out.")
-        fits = self.beta != "auto" or scheme.partitioned
+        fits = not self.beta_is_found or scheme.partitioned
         require(fits, "weights.beta", "auto", f"a number with the scheme {scheme.name}", "auto is for drift and bolt.")
-        require("beta" not in self.settings, "weights.settings.beta", self.settings.get("beta"), "weights.beta instead")
-        check_settings(scheme.function, self.settings, where=f"weights.settings of the scheme {scheme.name}")
-        given = {**known, **({} if self.beta is None else {"beta": self.beta}), **self.settings}
-        return complete(given, f"weights.settings: the scheme {scheme.name}")
+        where = f"weights.scheme.{scheme.name}"
+        require("beta" not in settings, f"{where}.beta", settings.get("beta"), "weights.beta instead")
+        check_settings(scheme.function, settings, where=where)
+        beta = {} if self.beta is None else {"beta": "auto" if self.beta_is_found else self.beta}
+        return complete({**known, **beta, **settings}, where)
 
     def _links(self, signed: bool) -> tuple[Link, ...]:
         require(not isinstance(self.steps, str), "weights.steps", self.steps, "a list, [drop_unsolved] say")
@@ -155,7 +174,7 @@ class WeightConfig:
     def check_adaptive(self, first: int) -> None:
         """Raise ``ConfigError`` where sampling ``first`` conversations before the rest can't be undone; 0 is none."""
         fits = not first or (self.group_by == "task" and not self.chain.told_apart)
-        expected = f"0 with weights.group_by {self.group_by} and weights.scheme {self.scheme}"
+        expected = f"0 with weights.group_by {self.group_by} and weights.scheme {self.chain.scheme.name}"
         advice = "Adaptive sampling can't be undone with them; sample every prompt alike."
         require(fits, "rollouts.first", first, expected, advice)
 

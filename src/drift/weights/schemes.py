@@ -183,7 +183,7 @@ def shared_partition(returns_N: Floats, beta: float | Floats) -> tuple[float, fl
 def awr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float = 0.1, w_max: float = 20.0) -> Floats:
     """Advantage-weighted regression: ``w = min(e^{A/β}, w_max)``, ``A = r − μ̂`` of the prompt (arXiv 1910.00177)."""
     _check_beta(beta)
-    require(w_max > 0, "weights.settings.w_max", w_max, "a number > 0")
+    require(w_max > 0, "weights.scheme.awr.w_max", w_max, "a number > 0")
     returns = np.asarray(returns_N, float)
     index_N, groups = index_groups(group_N)
     with np.errstate(over="ignore"):

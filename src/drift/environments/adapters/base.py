@@ -46,7 +46,7 @@ class ActionEnvironment(ABC):
     seeds: int = 1_000_000
 
     def __post_init__(self) -> None:
-        where = "environment.settings"
+        where = "environment"
         require(self.max_turns >= 1, f"{where}.max_turns", self.max_turns, "a whole number ≥ 1")
         require(self.action in ACTIONS, f"{where}.action", self.action, f"one of {', '.join(ACTIONS)}")
         expected = "a regular expression with action: pattern, and nothing otherwise"
@@ -75,7 +75,7 @@ class ActionEnvironment(ABC):
         if len(usable) < count:
             raise ConfigError(
                 f"{name} has {len(usable)} {split} tasks among {self.seeds} seeds; {count} were asked for. "
-                "Ask for fewer tasks, or raise environment.settings.seeds."
+                "Ask for fewer tasks, or raise environment.seeds."
             )
         return [
             Task(id=f"{name}-{at}", group_id=f"{name}-{at}", split=split, payload={"seed": at}) for at in usable[:count]
@@ -189,9 +189,7 @@ def part_of(value: Any, path: str) -> Any:
         try:
             value = value[int(part)] if isinstance(value, list | tuple) else value[part]
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"environment.settings.observation: there is no {path!r} in the observation {value!r}"
-            ) from error
+            raise ValueError(f"environment.observation: there is no {path!r} in the observation {value!r}") from error
     return value
 
 

@@ -55,9 +55,9 @@ class Gymnasium(ActionEnvironment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.threads >= 1, "environment.settings.threads", self.threads, "a whole number ≥ 1")
+        require(self.threads >= 1, "environment.threads", self.threads, "a whole number ≥ 1")
         names = [action.casefold() for action in self.actions]
-        require(len(set(names)) == len(names), "environment.settings.actions", self.actions, "names that differ")
+        require(len(set(names)) == len(names), "environment.actions", self.actions, "names that differ")
         self.name()
         self.maker()
 
@@ -69,13 +69,13 @@ class Gymnasium(ActionEnvironment):
     def maker(self) -> Callable[[], Any]:
         """A function that makes one environment; raises ``ConfigError`` if there is no such environment."""
         if ":" in self.id:
-            return functools.partial(load_attribute(self.id, "environment.settings.id"), **self.arguments)
+            return functools.partial(load_attribute(self.id, "environment.id"), **self.arguments)
         gymnasium = load("gymnasium", "gymnasium")
         try:
             gymnasium.spec(self.id)
         except gymnasium.error.Error as error:
             raise ConfigError(
-                f"environment.settings.id: {error} Give a registered id, or module:function for one that is not."
+                f"environment.id: {error} Give a registered id, or module:function for one that is not."
             ) from error
         return functools.partial(gymnasium.make, self.id, **self.arguments)
 
@@ -148,7 +148,7 @@ class GymnasiumEpisode(ActionEpisode):
         if kind != "Discrete":
             raise ConfigError(
                 f"{self._settings.id} has the action space {space}; a reply can be an action of a Discrete or a Text "
-                "space. Wrap the environment, and give the function that makes it as environment.settings.id."
+                "space. Wrap the environment, and give the function that makes it as environment.id."
             )
         names, first = [name.casefold() for name in self._settings.actions], int(space.start)
         number = first + names.index(text.casefold()) if text.casefold() in names else parse_whole_number(text)

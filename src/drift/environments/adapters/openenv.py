@@ -61,7 +61,7 @@ class OpenEnv(ActionEnvironment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        where = "environment.settings"
+        where = "environment"
         parts = urlsplit(self.url)
         require(
             parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None,
@@ -98,15 +98,13 @@ def _only_field(url: str, deadline_s: float) -> dict[str, Any]:
         with urllib.request.urlopen(f"{url.rstrip('/')}/schema", timeout=deadline_s) as answer:
             schema = json.load(answer)["action"]
     except (OSError, urllib.error.URLError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"environment.settings.url: {url}/schema can't be read: {error}. Is the server up?"
-        ) from error
+        raise ConfigError(f"environment.url: {url}/schema can't be read: {error}. Is the server up?") from error
     required = schema.get("required", [])
     kinds = {"string": ACTION, "integer": NUMBER}
     kind = schema["properties"][required[0]].get("type") if len(required) == 1 else None
     if kind not in kinds:
         raise ConfigError(
-            f"environment.settings.payload: an action at {url} has the required fields {required}; which of them a "
+            f"environment.payload: an action at {url} has the required fields {required}; which of them a "
             "reply goes into can't be guessed. Give it, for example {tool_name: submit, arguments: {text: '{action}'}}."
         )
     return {required[0]: kinds[kind]}

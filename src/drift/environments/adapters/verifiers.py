@@ -51,7 +51,7 @@ class Verifiers:
     pool: int = 1000
 
     def __post_init__(self) -> None:
-        where = "environment.settings"
+        where = "environment"
         require(self.max_turns >= 1, f"{where}.max_turns", self.max_turns, "a whole number ≥ 1")
         require(self.answer in ANSWERS, f"{where}.answer", self.answer, f"one of {', '.join(ANSWERS)}")
         require(self.pool >= 1, f"{where}.pool", self.pool, "a whole number ≥ 1")
@@ -72,7 +72,7 @@ class Verifiers:
         if count > len(usable):
             raise ConfigError(
                 f"{self.id} has {len(usable)} {split} tasks; {count} were asked for. Ask for at most {len(usable)}, "
-                "or raise environment.settings.pool if the taskset is endless."
+                "or raise environment.pool if the taskset is endless."
             )
         drawn = random.Random(f"verifiers/{split}/{seed}").sample(usable, count)
         return [
@@ -118,7 +118,7 @@ def _loaded(configuration: str) -> Any:
     }
     for reason, holds in lacking.items():
         if holds:
-            raise ConfigError(f"environment.settings.id: {name!r} can't be played here: {reason}.")
+            raise ConfigError(f"environment.id: {name!r} can't be played here: {reason}.")
     return environment
 
 

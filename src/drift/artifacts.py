@@ -1,0 +1,162 @@
+"""What a stage returns: a handle on the directory it wrote, with its manifest, a table of it, and what it says."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drift.manifest import read_manifest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Kinds of directories, as their manifests name them.
+TRAJECTORIES, WEIGHTS, MODEL = "trajectories", "weights", "model"
+EVALUATION, COMPARISON = "evaluation", "comparison"
+
+
+class Artifact(os.PathLike[str]):
+    """A directory that a stage wrote. It can be given wherever a path can.
+
+    Args:
+        path: the directory.
+        kind: what is in it: trajectories, weights, model or evaluation.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
+        self.path, self.kind = Path(path), kind
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, os.PathLike | str) and self.path == Path(other)
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"{self.kind} in {self.path}", *self.summary()])
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """How it was made: settings, versions, hashes, counts (docs/artifacts.md)."""
+        if self.kind == COMPARISON:
+            return json.loads((self.path / "comparison.json").read_text())  # type: ignore[no-any-return]
+        return read_manifest(self.path, self.kind)
+
+    def summary(self) -> list[str]:
+        """What a person wants to know of it, in plain sentences."""
+        from drift.reporting.sentences import summary_of
+
+        return list(summary_of(self.kind, self.manifest, self.path))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each conversation, weight, logged training step, or estimate; needs the package pandas."""
+        import pandas as pd
+        import pyarrow.parquet as pq
+
+        if self.kind == WEIGHTS:
+            return pq.read_table(self.path / "weights.parquet").to_pandas()
+        if self.kind == TRAJECTORIES:
+            return pd.DataFrame(_conversations(self.path))
+        if self.kind == COMPARISON:
+            return pd.DataFrame(self.manifest["rows"])
+        if self.kind == EVALUATION:
+            return pd.DataFrame(json.loads((self.path / "estimates.json").read_text()))
+        return pd.read_json(self.path / "metrics.jsonl", lines=True)
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary())
+        return f"<p><b>{html.escape(self.kind)}</b> in <code>{html.escape(str(self.path))}</code></p><ul>{lines}</ul>"
+
+
+class Run(Artifact):
+    """The directory of a whole run, one handle for each of its stages."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path, EVALUATION)
+
+    @property
+    def rollouts(self) -> Artifact:
+        """The conversations that were sampled to learn from."""
+        return Artifact(self.path / "rollouts", TRAJECTORIES)
+
+    @property
+    def weights(self) -> Artifact:
+        """Their weights, of the last round where there are several."""
+        return Artifact(self._last() / "weights", WEIGHTS)
+
+    @property
+    def model(self) -> Artifact:
+        """The tuned model, of the last round where there are several."""
+        return Artifact(self._last() / "model", MODEL)
+
+    @property
+    def evaluation(self) -> Artifact:
+        """What was measured."""
+        return Artifact(self.path / "evaluation", EVALUATION)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of the evaluation."""
+        return self.evaluation.manifest
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each estimate."""
+        return self.evaluation.to_pandas()
+
+    def _last(self) -> Path:
+        rounds = sorted(self.path.glob("round-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        return rounds[-1] if rounds else self.path
+
+
+class Page(os.PathLike[str]):
+    """A self-contained HTML page."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"page {self.path}"
+
+    def _repr_html_(self) -> str:
+        page = html.escape(self.path.read_text(encoding="utf-8"), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40em; border: 0" title="report"></iframe>'
+
+
+def _conversations(path: Path) -> list[Mapping[str, Any]]:
+    from drift.dataset.store import stream_trajectories
+
+    return [
+        {
+            "id": each.id,
+            "task_id": each.task_id,
+            "group_id": each.group_id,
+            "sample": each.sample,
+            "turns": len(each.turns),
+            "success": each.success,
+            "reward": sum(turn.step.reward for turn in each.turns),
+            "stop_reason": each.stop_reason,
+            "tokens": each.tokens_sampled,
+            "error": each.error,
+            "messages": list(each.messages),
+        }
+        for each in stream_trajectories(path)
+    ]

@@ -1,0 +1,125 @@
+"""What the README, the documentation and the notebook show is run, or at least understood by the command line."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from drift import cli
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "LOG.md", ROOT / "docs" / "results.md"})]
+
+
+def blocks(path: Path) -> list[tuple[str, str]]:
+    """Language and text of the fenced blocks of a document."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(path: Path) -> list[str]:
+    """The ``drift`` commands that a document shows, in blocks and in the text."""
+    text = path.read_text(encoding="utf-8")
+    shown = []
+    for language, block in blocks(path):
+        if language in ("", "bash", "sh"):
+            lines = re.sub(r"\\\n\s*", " ", block)
+            # A quoted setting may go over several lines.
+            lines = re.sub(r"'[^']*'", lambda quoted: " ".join(quoted.group().split()), lines)
+            shown += [line for line in lines.splitlines() if line.startswith("drift ")]
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    shown += [
+        code for code in re.findall(r"`(drift [^`]+)`", outside) if "…" not in code and not re.search(r"[A-Z]{2}", code)
+    ]
+    return shown
+
+
+SHOWN = [(path.relative_to(ROOT).as_posix(), command) for path in DOCUMENTS for command in commands(path)]
+
+
+def test_documents_show_commands() -> None:
+    assert {name for name, _ in SHOWN} >= {"README.md", "docs/guide.md", "docs/rollouts.md"} and len(SHOWN) > 30
+
+
+@pytest.mark.parametrize(("where", "command"), SHOWN, ids=[f"{where}: {command[:60]}" for where, command in SHOWN])
+def test_a_shown_command_is_one_that_there_is(where: str, command: str) -> None:
+    verb, *arguments = shlex.split(command, comments=True)[1:]
+    if verb.startswith("-") or "--help" in arguments:
+        return
+    assert verb in cli.VERBS, where
+    parser = cli.parser_of(verb, arguments)
+    needed = len(cli.VERBS[verb].positional)
+    given = [word for word in arguments if not word.startswith("-")]
+    if len(given) >= needed:
+        cli.parse(parser, arguments)
+    for word in arguments:
+        if word.startswith("--"):
+            cli.as_declared(parser, word)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return tmp_path
+
+
+def shrunk(text: str) -> str:
+    """The text with sizes that take seconds."""
+    for name, size in (("tasks", "12"), ("samples", "4"), ("max_steps", "2")):
+        text = re.sub(rf"\b({name}[= ])\d+", rf"\g<1>{size}", text)
+    return text
+
+
+def test_the_readme_runs_as_it_stands(elsewhere: Path) -> None:
+    python = [block for language, block in blocks(ROOT / "README.md") if language == "python"]
+    stages, environment = python
+    # What evaluate leaves at its defaults is as many tasks as there are.
+    exec(
+        compile(
+            shrunk(stages).replace("max_new_tokens=16, seen", "tasks=6, samples=1, max_new_tokens=16, seen"),
+            "README.md",
+            "exec",
+        ),
+        {},
+    )
+    assert (elsewhere / "run" / "report.html").is_file()
+    (elsewhere / "my_env.py").write_text(environment)
+    assert cli.main(["check", "my_env:Count"]) == 0
+    (elsewhere / "log.jsonl").write_text(
+        "".join(
+            f'{{"messages": [{{"role": "user", "content": "{n} + 1 = ?"}}, {{"role": "assistant", "content": '
+            f'"{n + 1}"}}], "rating": {n % 3}, "prompt_id": "p{n % 4}"}}\n'
+            for n in range(24)
+        )
+    )
+    for command in commands(ROOT / "README.md"):
+        words = shlex.split(shrunk(command))[1:]
+        if words[0] in ("import", "weigh", "train", "rollout") and len(words) > 2:
+            assert cli.main(words) == 0, command
+    assert cli.main(["rollout", "my_env:Count", "--samples", "2", "--max_new_tokens", "8", "--out", "count"]) == 0
+
+
+def test_the_guide_runs_stage_by_stage(elsewhere: Path) -> None:
+    stages = [command for command in commands(ROOT / "docs" / "guide.md")[:7]]
+    assert [shlex.split(command)[1] for command in stages] == [
+        "check", "rollout", "weigh", "train", "evaluate", "report", "check",
+    ]  # fmt: skip
+    for command in stages:
+        words = shlex.split(shrunk(command))[1:]
+        more = ["--tasks", "6", "--samples", "1"] if words[0] == "evaluate" else []
+        assert cli.main([*words, *more]) == 0, command
+
+
+def test_the_notebook_runs(elsewhere: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells)
+    os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
+    done = NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
+    told = "".join(str(output) for cell in done.cells for output in cell.get("outputs", []))
+    assert "__main__:Double" in told and "__main__:Guesser" in told and "report" in told
