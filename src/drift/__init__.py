@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"drift.{_MODULE_OF[name]}"), name)
     import difflib
 
-    near = difflib.get_close_matches(name, __all__, n=1)
+    near = [known for known in __all__ if name.startswith(known)] or difflib.get_close_matches(name, __all__, n=1)
     raise AttributeError(f"module 'drift' has no attribute {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
 
 

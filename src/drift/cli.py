@@ -179,7 +179,7 @@ def parser_of(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
         formatter_class=_formatter(),
     )
     for argument in verb.positional:
-        parser.add_argument(argument.upper(), type=str, help=_positional_help(argument, words))
+        parser.add_argument(argument.upper(), type=str, help=_positional_help(argument, words, name))
     options = {each.name: each for each in _options(verb, function, arguments)}
     for key in verb.first:
         _add(parser, options.pop(key))
@@ -242,11 +242,12 @@ def _formatter() -> type:
     return Formatter
 
 
-def _positional_help(name: str, words: Mapping[str, str]) -> str:
+def _positional_help(argument: str, words: Mapping[str, str], verb: str) -> str:
     from drift.recipe import built_in_comparisons, built_in_recipes
 
-    text = words.get(name, "").replace("%", "%%")
-    return f"{text} ({', '.join(sorted([*built_in_recipes(), *built_in_comparisons()]))})" if name == "recipe" else text
+    text = words.get(argument, "").replace("%", "%%").rstrip(".")
+    known = [*built_in_recipes(), *(built_in_comparisons() if verb == "compare" else [])]
+    return f"{text}; built in: {', '.join(sorted(known))}." if argument == "recipe" else text
 
 
 def _top_level(given: Sequence[str]) -> int:

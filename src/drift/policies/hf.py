@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging
 
 from drift.chat import Chat, TemplateChat
 from drift.checksums import damaged_files
@@ -136,12 +138,26 @@ def wants_code(model: str, error: Exception) -> PolicyError | None:
 def loading(model: str) -> Iterator[None]:
     """A context in which what transformers raises for a model or tokenizer becomes a ``PolicyError`` that names it."""
     try:
-        yield
+        with without_bars():
+            yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise wants_code(model, error) or PolicyError(
             f"model {model!r} can't be loaded as a causal language model: {error}. "
             "Check the name, that the files are whole, and that the hub can be reached if it is not a folder."
         ) from error
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """A context in which transformers draws no progress bars: of weights that load in a second they tell nothing."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        # The hub's library warns where bars are switched on against its variable.
+        if shown and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+            logging.enable_progress_bar()
 
 
 def fingerprint(model: Any, tokenizer: Any) -> str:

@@ -63,9 +63,12 @@ def discard_unfinished(out: Path) -> None:
 @contextmanager
 def saving(out: Path) -> Iterator[None]:
     """``writing``, for libraries that report a write which the disk refuses in words of their own."""
+    from drift.policies.hf import without_bars
+
     with writing(out):
         try:
-            yield
+            with without_bars():
+                yield
         except (RuntimeError, SafetensorError) as error:
             signs = ("inline_container", "PytorchStreamWriter", "No space left", "(os error ")
             if not any(sign in str(error) for sign in signs):
