@@ -34,7 +34,8 @@ TRAIN = (
     "idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; start = time.perf_counter()\n"
     "data, weights, out, settings = sys.argv[1:]\n"
     "config = TrainingConfig(**json.loads(settings))\n"
-    "train_model(Path(data), Path(weights), config, Path(out), model='default', seed=1, device='cpu', any_policy=True)\n"
+    "train_model(Path(data), Path(weights), config, Path(out), model='default', seed=1, device='cpu',\n"
+    "    any_policy=True)\n"
     "seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
     "print(json.dumps({'seconds': seconds, 'peak_mib': peak / 1024, 'imports_mib': idle / 1024}))\n"
 )

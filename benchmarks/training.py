@@ -1,15 +1,19 @@
 """What each idea of the training path is worth, alone and together, beside plain rows and TRL's SFTTrainer.
 
-    python benchmarks/training.py [ROUNDS]
+    python benchmarks/training.py [ROUNDS] [--data run/rollouts --model ./my-model [--conversations 32]]
 
 Every variant computes the same weighted rows (TRL: the same trained tokens, without weights) forward and backward on
 the same stock model. They take turns within each round; ratios are of medians. The last line is JSON with every figure.
+Rows are of the published run's shape, scaled down, and random ids; or, with --data, conversations of a data set, every
+reply at weight 1, and the model is the one that they are to train.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+import itertools
 import json
 import statistics
 import sys
@@ -17,12 +21,16 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from shapes import Shape, machine, make_model, make_rows
 
+from drift.dataset.store import stream_trajectories
+from drift.policies.hf import load_model
+from drift.training.examples import rows_of
 from drift.training.forward import padded_batch, tree_batch, use_trees, use_weighted_loss
 from drift.training.loss import weighted_nll
 from drift.training.plan import pack
@@ -243,10 +251,9 @@ def operations(model: Any, trees: Sequence[Tree]) -> float:
     return 3 * total
 
 
-def rate_reached() -> dict[str, float]:
-    """Share of the machine's matrix-product rate that a training step of a wider model reaches."""
-    rows = make_rows(Shape(), scope="all")
-    model = make_model(vocabulary=32_000, hidden=512)
+def rate_reached(model: Any, rows: list[Example] | None) -> dict[str, float]:
+    """Share of the machine's matrix-product rate that a training step reaches."""
+    rows = rows or make_rows(Shape(), scope="all")
     variants = Variants(model, rows)
     shares = []
     for _ in range(3):
@@ -259,12 +266,27 @@ def rate_reached() -> dict[str, float]:
     return {"share": statistics.median(shares), "matrix_gflops": rate / 1e9}
 
 
+def real_rows(data: Path, count: int) -> list[Example]:
+    """Rows of the first conversations of a data set, every reply trained alike."""
+    rows: list[Example] = []
+    for trajectory in itertools.islice(stream_trajectories(data), count):
+        rows += rows_of(trajectory, [1.0] * len(trajectory.turns), normalization="sum")
+    return rows
+
+
 def main() -> None:
     """Measure, print ratios, and one line of JSON."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    shape = Shape()
-    rows = make_rows(shape)
-    model = make_model(vocabulary=shape.vocabulary)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rounds", type=int, nargs="?", default=5)
+    parser.add_argument("--data", type=Path, help="directory of trajectories")
+    parser.add_argument("--model", type=str, help="the model that they are of")
+    parser.add_argument("--conversations", type=int, default=32, help="how many of them")
+    given = parser.parse_args()
+    rounds, shape = given.rounds, Shape()
+    if given.data:
+        rows, model = real_rows(given.data, given.conversations), load_model(given.model, dtype="float32")[0]
+    else:
+        rows, model = make_rows(shape), make_model(vocabulary=shape.vocabulary)
     variants = Variants(model, rows)
     runs: dict[str, Callable[[], float]] = {
         "plain": variants.plain,
@@ -275,7 +297,7 @@ def main() -> None:
         "drift, nothing skipped": variants.drift_exact,
         "drift, runs of 4": variants.drift_runs_of_4,
         "drift": variants.drift,
-        **trl_variants(rows, shape.vocabulary),
+        **({} if given.data else trl_variants(rows, shape.vocabulary)),
     }
     exact = check_equal(variants)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -294,14 +316,17 @@ def main() -> None:
     print(f"{len(rows)} trajectories, {tokens} tokens ({computed} computed by drift), {rounds} rounds, medians")
     for name, value in median.items():
         print(f"{name:28s} {len(rows) / value:8.1f} trajectories/s   {median['plain'] / value:5.2f} x plain")
-    reached = rate_reached()
-    print(f"share of the matrix-product rate reached by a step (hidden 512): {reached['share']:.0%}")
+    reached = rate_reached(
+        model if given.data else make_model(vocabulary=32_000, hidden=512), rows if given.data else None
+    )
+    what = "" if given.data else " (hidden 512)"
+    print(f"share of the matrix-product rate reached by a step{what}: {reached['share']:.0%}")
     print(
         json.dumps(
             {
                 "benchmark": "training",
                 "machine": machine(),
-                "shape": vars(shape),
+                "shape": {"data": str(given.data), "model": given.model} if given.data else vars(shape),
                 "rounds": rounds,
                 "seconds": median,
                 "times_plain": {name: median["plain"] / value for name, value in median.items()},
