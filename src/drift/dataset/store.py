@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from drift.checksums import sum_of, sum_of_bytes
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.schema import SCHEMA, dataset_hash, from_row, to_row
 from drift.errors import DatasetError
+from drift.keywords import by_fields
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_atomic, write_manifest, writing
 from drift.types import Task, Trajectory
 
@@ -325,9 +327,10 @@ def read_tasks(directory: Path) -> list[Task]:
         raise DatasetError(f"{path} can't be read: {error}. Run the same rollout command again.") from error
 
 
-def as_hf_dataset(directory: Path) -> Any:
+@by_fields()
+def as_hf_dataset(directory: str | os.PathLike[str]) -> Any:
     """The data set as ``datasets.Dataset``, with the ``messages`` column that chat tooling expects."""
     from datasets import Dataset
 
-    read_manifest(directory, KIND)
-    return Dataset.from_parquet([str(path) for path in shards(directory)])
+    read_manifest(Path(directory), KIND)
+    return Dataset.from_parquet([str(path) for path in shards(Path(directory))])
