@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drift.environments import make_environment
 from drift.policies.base import Sampling
 from drift.rollouts.cluster import sampler
-from drift.rollouts.collect import Collection, collect
-from drift.rollouts.config import ClusterSettings
-from drift.rollouts.worker import Making
+from drift.rollouts.collect import collect
+from drift.rollouts.config import ClusterConfig
+from drift.rollouts.setup import Setup
 
 REPEATS = 3
 REPLIES = "scripted:<answer>40</answer>|<answer>41</answer>|what?|<answer>55</answer>"
@@ -32,35 +31,36 @@ class Timed:
 
     def __init__(self, source: Any) -> None:
         self._source = source
-        self.fingerprint = source.fingerprint
+        self.fingerprint, self.text_only = source.fingerprint, source.text_only
         self.record = source.record
 
-    def hold(self, todo: Sequence[Any], collection: Collection, deliver: Any) -> None:
+    def hold(self, todo: Sequence[Any], deliver: Any, *, sampling: Sampling, concurrency: int) -> None:
         """As the source does."""
         begun = time.perf_counter()
-        self._source.hold(todo, collection, deliver)
+        self._source.hold(todo, deliver, sampling=sampling, concurrency=concurrency)
         self.seconds = time.perf_counter() - begun
 
 
-def rate(model: str, count: int, cluster: ClusterSettings | None, out: Path) -> tuple[float, str]:
+def rate(model: str, count: int, cluster: ClusterConfig, out: Path) -> tuple[float, str]:
     """Trajectories per second, and the dataset hash."""
-    environment = {"name": "guess"}
-    factory = make_environment("guess")
+    policy = {"batch_size": 128} if model == "default" else {}
+    setup = Setup(environment="guess", model=model, policy=policy)
+    factory = setup.make_environment()
     tasks = factory.tasks("train", count // 16, 0)
-    collection = Collection(environment=environment, samples=16, seed=1, sampling=Sampling(max_new_tokens=32))
-    making = Making(environment=environment, model=model, usual={"batch_size": 128})
-    with sampler(cluster, making) as source:
-        if cluster is None:
+    plan: dict[str, Any] = {"environment": setup.record, "samples": 16, "seed": 1}
+    plan["sampling"] = Sampling(max_new_tokens=32)
+    with sampler(cluster, setup) as source:
+        if not cluster.address:
             begun = time.perf_counter()
-            manifest = collect(tasks, factory, source, collection, out)
+            manifest = collect(tasks, factory, source, out, **plan)
             # The hash at the end is read back from disk on both ways; a second call does that alone.
             whole = time.perf_counter() - begun
             begun = time.perf_counter()
-            collect(tasks, factory, source, collection, out)
+            collect(tasks, factory, source, out, **plan)
             seconds = whole - (time.perf_counter() - begun)
         else:
             timed = Timed(source)
-            manifest = collect(tasks, factory, timed, collection, out)
+            manifest = collect(tasks, factory, timed, out, **plan)
             seconds = timed.seconds
     return len(tasks) * 16 / seconds, manifest["dataset_hash"]
 
@@ -73,7 +73,7 @@ def main() -> None:
         rates: dict[str, list[float]] = {"alone": [], "cluster": []}
         hashes = set()
         for _ in range(REPEATS):
-            for way, cluster in (("alone", None), ("cluster", ClusterSettings(address="local", workers=1))):
+            for way, cluster in (("alone", ClusterConfig()), ("cluster", ClusterConfig(address="local", workers=1))):
                 with tempfile.TemporaryDirectory() as folder:
                     found, digest = rate(model, count, cluster, Path(folder))
                 rates[way].append(found)

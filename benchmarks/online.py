@@ -24,10 +24,8 @@ from typing import Any
 import drift
 from drift.baselines.config import OnlineConfig
 from drift.environments import make_environment
-from drift.evaluation.run import EvaluationConfig, evaluate_policies
 from drift.manifest import read_manifest
 from drift.policies.base import DEFAULT_MODEL, Sampling
-from drift.recipe import PolicyChoice, RolloutSettings
 from drift.training.config import TrainingConfig
 
 SHORT = Sampling(max_new_tokens=16)
@@ -61,8 +59,10 @@ def offline(environment: str, seed: int, size: tuple[int, int], out: Path, confi
     drift.rollout(
         environment,
         out=out / "rollouts",
-        policy=PolicyChoice(batch_size=BATCH),
-        settings=RolloutSettings(tasks=size[0], samples=size[1], sampling=SHORT),
+        policy={"batch_size": BATCH},
+        tasks=size[0],
+        samples=size[1],
+        sampling=SHORT,
         seed=seed,
     )
     drift.weigh(out / "rollouts", out=out / "weights", scheme="drift", beta=0.1)
@@ -88,7 +88,7 @@ def offline(environment: str, seed: int, size: tuple[int, int], out: Path, confi
 
 def online(environment: str, seed: int, config: OnlineConfig, out: Path, start: str = "default") -> list[Point]:
     """GRPO: a point for each saved round."""
-    drift.train_online(environment, out=out, start=start, config=config, seed=seed)
+    drift.train_online(environment, out=out, model=start, config=config, seed=seed)
     rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
     return [
         Point(
@@ -104,18 +104,17 @@ def online(environment: str, seed: int, config: OnlineConfig, out: Path, start: 
 
 def measured(environment: str, points: list[Point], out: Path, tasks: int) -> list[Point]:
     """The points with greedy multi@T on held-out tasks, the same for all."""
-    factory = make_environment(environment, {})
-    evaluate_policies(
-        {"name": environment, "settings": {}},
-        factory,
+    drift.evaluate(
+        environment,
         {f"p{at}": point.model for at, point in enumerate(points)},
-        EvaluationConfig(tasks=tasks, samples=0, sampling=SHORT),
-        out,
-        seed=1,
-        batch_size=BATCH,
+        out=out,
+        tasks=tasks,
+        samples=0,
+        sampling=SHORT,
+        policy={"batch_size": BATCH},
     )
     rows = {(row["policy"], row["metric"]): row["value"] for row in json.loads((out / "estimates.json").read_text())}
-    metric = f"greedy/multi@{factory.max_turns}"
+    metric = f"greedy/multi@{make_environment(environment).max_turns}"
     return [replace(point, value=rows[f"p{at}", metric]) for at, point in enumerate(points)]
 
 

@@ -45,7 +45,7 @@ from drift.environments import make_environment
 from drift.environments.base import EnvironmentFactory
 from drift.policies.base import Policy, Sampling, derive_seed
 from drift.policies.vllm import VLLMPolicy
-from drift.rollouts.collect import Collection, collect
+from drift.rollouts.collect import collect
 from drift.rollouts.episode import Assignment, episode
 from drift.types import Completion, Task, Trajectory
 
@@ -145,14 +145,17 @@ class Setting:
 
 def ours(setting: Setting, out: Path) -> None:
     """All conversations through drift's own collection."""
-    plan = Collection(
+    collect(
+        setting.tasks,
+        setting.factory,
+        setting.policy,
+        out,
         environment={"name": "arithmetic"},
         samples=SAMPLES,
         seed=setting.seed,
         sampling=SAMPLING,
         label="ours",
     )
-    collect(setting.tasks, setting.factory, setting.policy, plan, out)
 
 
 def turn_by_turn(setting: Setting, out: Path, batch: int) -> None:
@@ -282,7 +285,7 @@ def measure(setting: Setting, folder: Path, conversations: int, rounds: int) -> 
 def with_room(room: int, conversations: int, sigmas: Sequence[float], rounds: int) -> dict[str, Any]:
     """One engine with room for ``room`` replies: the measurements of each sigma."""
     policy = DrawnLengths("default", max_num_seqs=room)
-    factory = make_environment("arithmetic", {"max_turns": 5})
+    factory = make_environment({"name": "arithmetic", "max_turns": 5})
     tasks = factory.tasks("train", conversations // SAMPLES, 1)
     setting = Setting(policy=policy, factory=factory, tasks=tasks, seed=1, room=room)
     print(f"{conversations} conversations, room for {room} at once, {len(os.sched_getaffinity(0))} cores")

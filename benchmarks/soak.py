@@ -21,12 +21,10 @@ import psutil
 
 import drift
 from drift.dataset.store import shards
-from drift.policies.base import Sampling
-from drift.recipe import EvaluationSettings, RolloutSettings
 
 SAMPLES = 16
 SHARD = 2048
-SETTINGS = {"digits": 6, "max_turns": 2}
+ENVIRONMENT = {"name": "arithmetic", "digits": 6, "max_turns": 2}
 
 
 class Watch(threading.Thread):
@@ -62,20 +60,19 @@ def main() -> int:
         watch = Watch()
         watch.start()
         # Imports are not what is measured.
-        few = RolloutSettings(tasks=2, samples=2)
-        drift.rollout(policy="scripted:5", settings=few, out=folder / "few")
+        drift.rollout(model="scripted:5", tasks=2, samples=2, out=folder / "few")
         found: dict[str, Any] = {"benchmark": "soak", "conversations": arguments.conversations}
         began = time.time()
         data = drift.rollout(
-            "arithmetic",
-            policy="scripted:<answer>5</answer>|no idea",
-            settings=RolloutSettings(tasks=arguments.conversations // SAMPLES, samples=SAMPLES),
-            environment_settings=SETTINGS,
+            ENVIRONMENT,
+            model="scripted:<answer>5</answer>|no idea",
+            tasks=arguments.conversations // SAMPLES,
+            samples=SAMPLES,
             out=folder / "rollouts",
         )
         found["rollout_seconds"] = time.time() - began
         # A full shard tells when its conversations were done.
-        times_S = np.array([began, *(path.stat().st_mtime for path in shards(data)[:-1])])
+        times_S = np.array([began, *(path.stat().st_mtime for path in shards(data.path)[:-1])])
         started = time.time()
         drift.weigh(data, out=folder / "weights", scheme="sft")
         found["weigh_seconds"] = time.time() - started
@@ -93,16 +90,16 @@ def measure_and_report(folder: Path) -> dict[str, float]:
     """Evaluate two policies on 25,000 tasks and write the page; seconds and bytes."""
     began = time.time()
     evaluated = drift.evaluate(
-        "arithmetic",
-        policies={"base": "scripted:<answer>5</answer>", "other": "scripted:<answer>7</answer>|<answer>8</answer>"},
+        ENVIRONMENT,
+        {"base": "scripted:<answer>5</answer>", "other": "scripted:<answer>7</answer>|<answer>8</answer>"},
         out=folder / "evaluation",
-        settings=EvaluationSettings(tasks=25_000, samples=0),
-        sampling=Sampling(max_new_tokens=16),
-        environment_settings=SETTINGS,
+        tasks=25_000,
+        samples=0,
+        max_new_tokens=16,
     )
     ended = time.time()
     page = drift.report(evaluated, out=folder / "report.html")
-    size = page.stat().st_size
+    size = page.path.stat().st_size
     return {"evaluate_seconds": ended - began, "report_seconds": time.time() - ended, "report_bytes": size}
 
 

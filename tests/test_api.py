@@ -8,7 +8,6 @@ import pytest
 import drift
 from drift.dataset.store import TrajectoryWriter
 from drift.errors import ConfigError
-from drift.manifest import read_manifest
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
 
@@ -35,7 +34,7 @@ quick.turns = "all"  # type: ignore[attr-defined]
 quick.signed = False  # type: ignore[attr-defined]
 
 
-def weights(folder: Path) -> list[list[float]]:
+def weights(folder: drift.Artifact) -> list[list[float]]:
     return [row["weights"] for row in pq.read_table(folder / "weights.parquet").to_pylist()]
 
 
@@ -43,7 +42,7 @@ def test_a_function_is_weighed_with_as_any_scheme_and_told_by_where_it_is(data: 
     out = drift.weigh(data, quick, out=tmp_path / "out", power=2, gamma=0.5, steps=["drop_unsolved"])
     # All replies of a conversation alike, as the function says of itself.
     assert weights(out) == [[1 / turns**2 * solved] * turns for turns, solved in HELD.values()]
-    chain = read_manifest(out, "weights")["chain"]
+    chain = out.manifest["chain"]
     assert (chain["scheme"], chain["gamma"], chain["turns"]) == (f"{__name__}:quick", 0.5, "all")
     assert chain["settings"] == {"power": 2, "scale": 1.0}
     assert chain["steps"] == ["drop_unsolved", {"skip_small": {"share": 0.001}}]
@@ -52,23 +51,26 @@ def test_a_function_is_weighed_with_as_any_scheme_and_told_by_where_it_is(data: 
 
 
 def test_settings_by_keyword_are_those_of_a_config(data: Path, tmp_path: Path) -> None:
-    config = WeightConfig(scheme="awr", beta=0.3, steps=["drop_unsolved"], settings={"w_max": 1.5})
+    config = WeightConfig(scheme={"awr": {"w_max": 1.5}}, beta=0.3, steps=["drop_unsolved"])
     one = drift.weigh(data, config=config, out=tmp_path / "one")
     two = drift.weigh(data, "awr", beta=0.3, steps=["drop_unsolved"], w_max=1.5, out=tmp_path / "two")
-    first, second = (read_manifest(folder, "weights") for folder in (one, two))
+    first, second = one.manifest, two.manifest
     assert first["config"] == second["config"] and first["weights_hash"] == second["weights_hash"]
     assert 0 < max(map(max, weights(one))) <= 1.5
+    # And keywords beside a config change it.
+    three = drift.weigh(data, config=WeightConfig(scheme="awr", beta=0.2, steps=["drop_unsolved"]), beta=0.3, w_max=1.5)
+    assert three == data.parent / "weights" and three.manifest["weights_hash"] == first["weights_hash"]
 
 
 @pytest.mark.parametrize(
     ("scheme", "settings", "message"),
     [
-        ("awr", {"w_mx": 3}, r"unknown setting 'w_mx' in weigh with the scheme 'awr'\. Did you mean 'w_max'\?"),
-        ("drift", {"stps": ["drop_unsolved"]}, r"unknown setting 'stps' .*Did you mean 'steps'\?"),
+        ("awr", {"w_mx": 3}, r"unknown argument 'w_mx' in drift.weigh with the scheme 'awr'\. Did you mean 'w_max'\?"),
+        ("drift", {"stps": ["drop_unsolved"]}, r"unknown argument 'stps' .*Did you mean 'steps'\?"),
         ("drift", {"steps": ["drop_unsolvd"]}, r"unknown step 'drop_unsolvd'\. Did you mean 'drop_unsolved'\?"),
         ("drft", {}, r"unknown scheme 'drft'\. Did you mean 'drift'\?"),
-        (quick, {"powr": 2}, r"unknown setting 'powr' .*Did you mean 'power'\?"),
-        (quick, {"turns_N": [1]}, r"unknown setting 'turns_N'"),
+        (quick, {"powr": 2}, r"unknown argument 'powr' in .*:quick'\. Did you mean 'power'\?"),
+        (quick, {"turns_N": [1]}, r"unknown argument 'turns_N'"),
         (quick, {}, r"quick needs power"),
         (quick, {"power": 2, "beta": 0.1}, r"weights\.beta: got 0\.1, and the scheme .*:quick has no β"),
     ],

@@ -8,28 +8,33 @@ from pathlib import Path
 import pytest
 import yaml
 
-from drift.audit import audit, repair
-from drift.cli.main import main
+from drift.audit import audit, remove_incomplete
+from drift.cli import main
 from drift.dataset.store import shards
 from drift.errors import DatasetError, PolicyError
+from drift.evaluation.config import EvaluationConfig
 from drift.manifest import read_manifest
 from drift.pipeline import run_recipe
 from drift.policies.base import Sampling
 from drift.policies.hf import load_model
-from drift.recipe import EvaluationSettings, Recipe, RolloutSettings
+from drift.recipe import Recipe
+from drift.rollouts.config import RolloutConfig
 from drift.training.checkpoints import whole_checkpoint
 from drift.training.config import TrainingConfig
 
 RECIPE = Recipe(
-    rollouts=RolloutSettings(tasks=6, samples=4, sampling=Sampling(max_new_tokens=16)),
+    sampling=Sampling(max_new_tokens=16),
+    rollouts=RolloutConfig(tasks=6, samples=4),
     training=TrainingConfig(max_steps=4, batch_size=8, save_steps=2, learning_rate=1e-4),
-    evaluation=EvaluationSettings(tasks=4, samples=0),
+    evaluation=EvaluationConfig(tasks=4, samples=0),
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_recipe(RECIPE, tmp_path_factory.mktemp("audit") / "run")
+    out = tmp_path_factory.mktemp("audit") / "run"
+    run_recipe(RECIPE, out)
+    return out
 
 
 @pytest.fixture
@@ -113,7 +118,7 @@ def test_each_kind_of_damage_is_found_where_it_is(
     assert [row for row in found if row[0].startswith(path) and row[1] == state and detail in row[2]], found
     # Nothing of this is provably incomplete.
     before = sorted(run.rglob("*"))
-    assert repair(audit(run)) == [] and sorted(run.rglob("*")) == before
+    assert remove_incomplete(audit(run)) == [] and sorted(run.rglob("*")) == before
     assert main(["check", str(run), "--repair", "true"]) == 1
 
 
@@ -125,8 +130,8 @@ def test_what_is_incomplete_is_removed_and_the_same_command_makes_it_again(
     (run / "weights" / ".weights.parquet.tmp").write_bytes(b"half")
     (run / "model" / "checkpoints" / "unfinished").mkdir()
     assert main(["check", str(run)]) == 1
-    assert "Run the same with --repair true" in capsys.readouterr().out
-    assert main(["check", str(run), "--repair", "true"]) == 1, "a shard is still missing"
+    assert "Run the same with --repair to" in capsys.readouterr().out
+    assert main(["check", "--repair", str(run)]) == 1, "a shard is still missing"
     assert capsys.readouterr().out.count("removed    ") == 3
     run_recipe(RECIPE, run)
     assert wrong(run) == []

@@ -19,12 +19,14 @@ from tools.default_policy.config import Flaws
 from tools.default_policy.pretrain import make_tokenizer
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from drift.api import import_conversations
+from drift.api import read_logs
 from drift.chat import TemplateChat
 from drift.dataset.store import read_trajectories
 from drift.errors import PolicyError
-from drift.evaluation.run import EvaluationConfig, evaluate_policies
+from drift.evaluation.config import EvaluationConfig
+from drift.evaluation.run import evaluate_policies
 from drift.policies.base import Sampling
+from drift.rollouts.setup import Setup
 from drift.types import Completion, Message, Step, Task, Trajectory, Turn
 
 # Takes words out of what is said, as some published templates do, so that what stands around them grows together.
@@ -195,7 +197,7 @@ def test_imported_logs_hold_no_control_token_that_someone_wrote(
             rows.append({"messages": messages, "reward": 1, "id": f"{place} {len(rows)}"})
     log = tmp_path / "log.jsonl"
     log.write_text("\n".join(map(json.dumps, rows)))
-    found = read_trajectories(import_conversations(log, out=tmp_path / "out", model=str(folders[name])))
+    found = read_trajectories(read_logs(log, out=tmp_path / "out", model=str(folders[name])).path)
     harmless: dict[str, list[list[int]]] = {}
     by_line = sorted(found, key=lambda t: int(t.turns[-1].step.info["line"]))
     for trajectory in by_line:
@@ -240,8 +242,8 @@ def test_what_an_environment_says_in_an_evaluation_makes_no_control_token(
     controls = Controls(AutoTokenizer.from_pretrained(folders[name]))
     texts = payloads(controls.tokenizer)[::7]
     factory = Hostile(texts, ALL[name].system)
-    config = EvaluationConfig(tasks=len(texts), samples=1, sampling=Sampling(max_new_tokens=3))
-    evaluate_policies({"name": "hostile"}, factory, {"base": str(folders[name])}, config, tmp_path, seed=1)
+    config, sampling = EvaluationConfig(tasks=len(texts), samples=1), Sampling(max_new_tokens=3)
+    evaluate_policies(Setup(environment=factory), {"base": str(folders[name])}, config, sampling, tmp_path, seed=1)
     for mode in ("greedy", "sampled"):
         found = read_trajectories(tmp_path / mode / "base")
         assert len(found) == len(texts) >= 30 and all(len(t.turns) == 3 for t in found)

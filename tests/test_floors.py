@@ -11,7 +11,7 @@ PACKAGE = Path(drift.__file__).parent
 FLOORS = [
     {"types", "errors", "event_loop"},
     {"secrets"},
-    {"manifest", "progress", "registry"},
+    {"keywords", "manifest", "progress", "registry"},
     {"checksums"},
     {"chat", "problems"},
     {"policies"},
@@ -22,7 +22,7 @@ FLOORS = [
     {"rollouts", "training", "exports"},
     {"evaluation", "baselines"},
     {"reporting"},
-    {"recipe", "api"},
+    {"api", "artifacts", "recipe"},
     {"pipeline"},
     {"audit", "comparison"},
     {"cli", "__main__"},
@@ -101,6 +101,7 @@ def test_imports_run_down_the_floors(name):
         ("verifiers", "from drift.environments.answers import extract_answer", False),
         ("training", "def f():\n    from drift.rollouts import episode", False),  # inside a function too
         ("evaluation", "from drift.rollouts.collect import collect", True),
+        ("evaluation", "from drift.keywords import by_fields", True),
         ("dataset", "from drift import evaluation", False),
         ("dataset", "from drift import train", False),  # the API through the package
         ("dataset", "from drift import __version__", True),
@@ -145,8 +146,8 @@ HEAVY = ("torch", "transformers", "numpy", "pyarrow", "matplotlib", "accelerate"
     ("code", "said"),
     [
         ("import drift", ""),
-        ("from drift.cli.main import main; assert main(['--help']) == 0", "quickstart"),
-        ("from drift.cli.main import main; assert main(['--version']) == 0", drift.__version__),
+        ("from drift.cli import main; assert main(['--help']) == 0", "quickstart"),
+        ("from drift.cli import main; assert main(['--version']) == 0", drift.__version__),
     ],
     ids=["import drift", "drift --help", "drift --version"],
 )
@@ -160,7 +161,7 @@ def test_loading_the_package_and_its_help_load_nothing_heavy(code, said):
 def test_the_help_of_no_command_loads_torch():
     script = (
         "import sys\n"
-        "from drift.cli.main import VERBS, main\n"
+        "from drift.cli import VERBS, main\n"
         "for verb in VERBS:\n"
         "    try:\n"
         "        main([verb, '--help'])\n"

@@ -12,8 +12,6 @@ import pytest
 
 import drift
 from drift.api import rollout, weigh
-from drift.policies.base import Sampling
-from drift.recipe import RolloutSettings
 
 PACKAGE = Path(drift.__file__).parent
 SERVING = {"bind", "listen", "start_server", "create_server", "serve_forever", "HTTPServer", "ThreadingHTTPServer"}
@@ -22,8 +20,7 @@ SERVING = {"bind", "listen", "start_server", "create_server", "serve_forever", "
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data")
-    settings = RolloutSettings(tasks=6, samples=4, sampling=Sampling(max_new_tokens=8))
-    weigh(rollout(settings=settings, out=out / "rollouts"), scheme="sft", out=out / "weights")
+    weigh(rollout(tasks=6, samples=4, max_new_tokens=8, out=out / "rollouts"), scheme="sft", out=out / "weights")
     return out
 
 
@@ -62,7 +59,7 @@ def test_no_module_opens_a_socket_to_serve() -> None:
 
 @pytest.mark.slow
 def test_stages_listen_nowhere(data: Path) -> None:
-    small = ["--sampling.max-new-tokens", "8", "--tasks", "4", "--samples", "1"]
+    small = ["--max-new-tokens", "8", "--tasks", "4", "--samples", "1"]
     assert heard(["rollout", "arithmetic", *small, "--out", "again"], data) == set()
     assert heard(["train", "rollouts", "weights", "--max-steps", "2", "--out", "model"], data) == set()
 

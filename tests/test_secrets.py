@@ -5,21 +5,22 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from tests.policies.servers import FaultProxy, PolicyServer
 
 from drift.api import rollout
-from drift.cli.main import main
+from drift.cli import main
 from drift.dataset.store import read_trajectories
 from drift.environments.guess import Guess
 from drift.errors import ConfigError, PolicyError
 from drift.policies import make_policy
 from drift.policies.base import DEFAULT_MODEL, Sampling
 from drift.policies.hf import HFPolicy
-from drift.recipe import EnvironmentChoice, PolicyChoice, RolloutSettings
-from drift.rollouts.collect import Collection, collect
+from drift.recipe import Recipe
+from drift.rollouts.collect import collect
 from drift.secrets import refuse_secrets, scrubbed
 from drift.types import Message, Step
 
@@ -86,14 +87,14 @@ def drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     return run
 
 
-SHORT = ["--sampling.max-new-tokens", "12"]
+SHORT = ["--max-new-tokens", "12"]
 
 
 @pytest.mark.timeout(600)
 def test_a_planted_key_is_nowhere_after_a_whole_run_with_failures(
     proxy: Echoing, drift: Callable[..., str], tmp_path: Path
 ) -> None:
-    served = ["--policy.model", "openai:served", "--policy.settings"]
+    served = ["--model", "openai:served", "--policy"]
     settings = {"url": proxy.url, "tokenizer": "default", "retries": 6}
     said = drift(
         *("rollout", "arithmetic", "--tasks", "12", "--samples", "4", *SHORT, "--out", "rollouts", *served),
@@ -101,12 +102,12 @@ def test_a_planted_key_is_nowhere_after_a_whole_run_with_failures(
     )
     assert f"bearer {KEY}" in proxy.keys and proxy.injected.total() >= 10
     said += drift("weigh", "rollouts", "--out", "weights")
-    small = ["--max-steps", "3", "--batch-size", "8", "--save-steps", "1", "--any-policy", "true"]
+    small = ["--max-steps", "3", "--batch-size", "8", "--save-steps", "1", "--any-policy"]
     said += drift("train", "rollouts", "weights", "--out", "model", *small)
-    policies = json.dumps({"base": "default", "tuned": "model", "served": "openai:served"})
+    models = json.dumps({"base": "default", "tuned": "model", "served": "openai:served"})
     said += drift(
-        *("evaluate", "arithmetic", "--policies", policies, "--tasks", "8", "--samples", "1", *SHORT),
-        *("--policy.settings", json.dumps({**settings, "key_env": "OTHER_KEY"}), "--out", "evaluation"),
+        *("evaluate", "arithmetic", "--models", models, "--tasks", "8", "--samples", "1", *SHORT),
+        *("--policy", json.dumps({**settings, "key_env": "OTHER_KEY"}), "--out", "evaluation"),
     )
     said += drift("report", ".", "--out", "report.html")
     said += drift("check", ".")
@@ -130,15 +131,15 @@ def test_an_address_with_a_password_is_refused_before_anything_is_written(
     proxy: Echoing, drift: Callable[..., str], tmp_path: Path
 ) -> None:
     url = f"http://me:{PASSWORD}@127.0.0.1:{proxy.port}/v1"
-    served = ["--policy.model", "openai:served", "--policy.settings", json.dumps({"url": url, "tokenizer": "default"})]
+    served = ["--model", "openai:served", "--policy.url", url, "--policy.tokenizer", "default"]
     said = drift("rollout", "arithmetic", "--tasks", "2", "--samples", "2", "--out", "r", *served, code=2)
-    assert "policy.settings.url: got 'http://***@127.0.0.1:" in said and "without a user name and password" in said
+    assert "policy.url: got 'http://***@127.0.0.1:" in said and "without a user name and password" in said
     recipe = tmp_path / "elsewhere.yaml"
-    recipe.write_text(f"policy: {{model: 'openai:served', settings: {{url: '{url}'}}}}\n")
+    recipe.write_text(f"model: openai:served\npolicy: {{url: '{url}'}}\n")
     said += drift("run", str(recipe), "--out", "run", code=2)
     recipe.unlink()
     # What can't even be parsed is repeated in the message.
-    said += drift("rollout", "arithmetic", "--out", "r", "--policy.settings", f"{{url: {url}", code=2)
+    said += drift("rollout", "arithmetic", "--out", "r", "--policy", f"{{url: {url}", code=2)
     assert not traces(said) and search(tmp_path)[0] == []
 
 
@@ -150,10 +151,10 @@ def test_an_address_with_a_password_is_refused_before_anything_is_written(
         {"judge": {"policy": "openai:x", "settings": {"url": f"https://{PASSWORD}@there/v1"}}},
     ],
 )
-def test_secrets_in_settings_are_refused_wherever_settings_are_read(settings: dict[str, object]) -> None:
+def test_secrets_in_settings_are_refused_wherever_settings_are_read(settings: dict[str, Any]) -> None:
     for make in (
-        lambda: PolicyChoice(settings=settings),
-        lambda: EnvironmentChoice(settings=settings),
+        lambda: Recipe(policy=settings),
+        lambda: Recipe(environment={"name": "guess", **settings}),
         lambda: make_policy("openai-chat:served", settings),
         lambda: refuse_secrets(settings, "x"),
     ):
@@ -185,9 +186,10 @@ def test_what_an_environment_says_when_it_fails_is_stored_without_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_SERVICE_TOKEN", KEY)
-    plan = Collection(environment={"name": "telling"}, samples=1, seed=1, sampling=Sampling(max_new_tokens=4))
+    plan: dict[str, Any] = {"environment": {"name": "telling"}, "samples": 1, "seed": 1}
+    plan["sampling"] = Sampling(max_new_tokens=4)
     with pytest.raises(Exception, match="every conversation failed"):
-        collect(Guess().tasks("train", 2, 1), Telling(), make_policy("scripted:a"), plan, tmp_path)
+        collect(Guess().tasks("train", 2, 1), Telling(), make_policy("scripted:a"), tmp_path, **plan)
     errors = {str(t.error) for t in read_trajectories(tmp_path)}
     assert errors == {"environment.step raised OSError: https://***@there answered 403 to the key ***"}
     assert search(tmp_path)[0] == []
@@ -195,7 +197,7 @@ def test_what_an_environment_says_when_it_fails_is_stored_without_secrets(
 
 def test_a_server_that_is_not_there_is_told_without_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    choice = PolicyChoice(model="openai-chat:served", settings={"url": "http://127.0.0.1:9/v1"})
+    served: dict[str, Any] = {"model": "openai-chat:served", "policy": {"url": "http://127.0.0.1:9/v1"}}
     with pytest.raises(PolicyError) as refused:
-        rollout(policy=choice, settings=RolloutSettings(tasks=1, samples=1), out=tmp_path / "r")
+        rollout(**served, tasks=1, samples=1, out=tmp_path / "r")
     assert not traces(str(refused.value))

@@ -29,8 +29,8 @@ def main(command: str, path: str = "constraints.txt") -> int:
         return 0
     for one in known:
         for flaw in one["vulns"]:
-            mended = ", ".join(flaw.get("fix_versions", [])) or "no version yet"
-            print(f"audit: {one['name']} {one['version']}: {flaw['id']}, mended in {mended}")
+            fixed = ", ".join(flaw.get("fix_versions", [])) or "no version yet"
+            print(f"audit: {one['name']} {one['version']}: {flaw['id']}, fixed in {fixed}")
     flawed = sum(bool(one["vulns"]) for one in known)
     print(f"audit: {len(known)} packages looked up, {flawed} with a known vulnerability.")
     if unknown:

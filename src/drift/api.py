@@ -14,9 +14,9 @@ from drift.errors import ConfigError, unknown_name
 from drift.evaluation.config import EvaluationConfig
 from drift.exports.config import ExportConfig
 from drift.keywords import by_fields, make_record
-from drift.policies import model_path
+from drift.policies import kind_of, model_path
 from drift.policies.base import Sampling
-from drift.registry import settings_of
+from drift.registry import name_of, settings_of
 from drift.rollouts.config import CONCURRENCY, ClusterConfig, RolloutConfig
 from drift.rollouts.setup import Setup
 from drift.training.config import TrainingConfig
@@ -68,6 +68,7 @@ def rollout(
     return Artifact(place, TRAJECTORIES)
 
 
+@by_fields()
 def read_logs(
     file: Place,
     *,
@@ -122,7 +123,7 @@ def weigh(
         data: directory of trajectories.
         scheme: name of a scheme, module:function, or a function (returns_N, group_N, *, …) -> weights_N.
         out: directory of the weights; weights beside data unless given.
-        config: how to weigh, instead of scheme and settings.
+        config: how to weigh, instead of scheme; settings change it.
         settings: fields of WeightConfig (beta=0.1, steps=["drop_unsolved"]) and settings of the scheme (w_max=9).
 
     Raises:
@@ -131,12 +132,13 @@ def weigh(
     from drift.weights.stage import weigh_dataset
 
     place = Path(out or Path(data).parent / "weights")
-    weigh_dataset(Path(data), config or weight_config(scheme, settings), place)
+    weigh_dataset(Path(data), weight_config(scheme, settings, config), place)
     return Artifact(place, WEIGHTS)
 
 
-def weight_config(scheme: str | Mapping[str, Any] | Callable[..., Any], settings: Mapping[str, Any]) -> WeightConfig:
-    """Settings by keyword as a ``WeightConfig``: what is none of its fields is the scheme's own."""
+def weight_config(scheme: Any, settings: Mapping[str, Any], config: WeightConfig | None = None) -> WeightConfig:
+    """Settings by keyword as a ``WeightConfig``, or as changes of ``config``: what is no field is the scheme's own."""
+    scheme = scheme if config is None else config.scheme
     known = {each.name for each in fields(WeightConfig)} - {"scheme"}
     own = {key: value for key, value in settings.items() if key not in known}
     if own:
@@ -145,10 +147,11 @@ def weight_config(scheme: str | Mapping[str, Any] | Callable[..., Any], settings
         theirs = settings_of(find_scheme(name).function)
         for key in own:
             if key not in theirs:
-                raise unknown_name("argument", key, [*known, *theirs], where=f"drift.weigh with the scheme {name!r}")
+                where = f"drift.weigh with the scheme {name_of(name)!r}"
+                raise unknown_name("argument", key, [*known, *theirs, "out", "config"], where=where)
         scheme = {name: {**more, **own}}
     given = {key: value for key, value in settings.items() if key in known}
-    return make_record(WeightConfig, {"scheme": scheme, **given})  # type: ignore[no-any-return]
+    return make_record(WeightConfig, {"scheme": scheme, **given}, config)  # type: ignore[no-any-return]
 
 
 @by_fields(config=TrainingConfig)
@@ -229,7 +232,7 @@ def evaluate(
     named = models if isinstance(models, Mapping) else {"model": models}
     setup = Setup(environment=environment, policy=policy or {}, device=device)
     last = list(named.values())[-1] if named else "default"
-    beside = isinstance(last, str | os.PathLike) and Path(last).is_dir()
+    beside = isinstance(last, str | os.PathLike) and kind_of(last)[0] == "hf" and Path(last).is_dir()
     place = Path(out or (Path(last).parent if beside else Path("runs") / _folder_name(setup)) / "evaluation")
     evaluate_policies(
         setup,
@@ -245,6 +248,7 @@ def evaluate(
     return Artifact(place, EVALUATION)
 
 
+@by_fields()
 def report(run: Place, *, out: Place | None = None) -> Page:
     """Write one self-contained HTML page about a run.
 
@@ -259,7 +263,7 @@ def report(run: Place, *, out: Place | None = None) -> Page:
 
 @by_fields(config=ExportConfig)
 def export(data: Place, *, out: Place, model: str = "", config: ExportConfig) -> dict[str, Any]:
-    """Write conversations as rows for preference trainers (DPO, KTO); returns the rows' manifest.
+    """Write conversations as rows for preference trainers (DPO, KTO); returns the rows' manifest and their ``file``.
 
     Args:
         data: directory of trajectories.
@@ -273,7 +277,7 @@ def export(data: Place, *, out: Place, model: str = "", config: ExportConfig) ->
         from drift.policies.hf import load_tokenizer
 
         tokenizer = load_tokenizer(model_path(model))
-    return export_dataset(Path(data), Path(out), config, tokenizer=tokenizer)
+    return {"file": os.fspath(out), **export_dataset(Path(data), Path(out), config, tokenizer=tokenizer)}
 
 
 @by_fields(config=PreferenceConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,9 @@ from drift.environments.conformance import check_environment
 from drift.errors import DatasetError, DriftError, require, unknown_name
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
+from drift.keywords import by_fields
 from drift.manifest import MANIFEST, differing_keys, read_manifest
+from drift.registry import path_of
 from drift.training.checkpoints import FOLDER, unfinished
 from drift.training.config import KIND as MODEL
 from drift.weights.table import KIND as WEIGHTS
@@ -61,18 +64,22 @@ class Checked:
     failed: int
 
 
-def check(what: str, *, tasks: int = 20, repair: bool = False, environment: Mapping[str, Any] | None = None) -> Checked:
+@by_fields()
+def check(what: Any, *, tasks: int = 20, repair: bool = False, environment: Mapping[str, Any] | None = None) -> Checked:
     """Put an environment through its protocol, or look for damage in a directory that drift wrote.
 
     Args:
-        what: a registered environment, module:attribute, or a directory. Where a directory has an environment's name,
-            the environment is meant; ./NAME is the directory.
+        what: a registered environment, module:attribute, an object, or a directory. Where a directory has an
+            environment's name, the environment is meant; ./NAME is the directory.
         tasks: tasks per split of an environment to try.
         repair: remove what is provably incomplete in a directory.
         environment: settings of the environment.
     """
-    if what in ENVIRONMENTS.names() or (":" in what and not Path(what).exists()):
-        return _check_environment(what, {"name": what, **(environment or {})}, tasks)
+    if isinstance(what, os.PathLike):
+        what = os.path.join(os.curdir, what)
+    if not isinstance(what, str) or what in ENVIRONMENTS.names() or (":" in what and not Path(what).exists()):
+        name = what if isinstance(what, str) else path_of(what)
+        return _check_environment(name, {"name": what, **(environment or {})}, tasks)
     if not Path(what).is_dir():
         if "/" in what or Path(what).exists():
             raise DatasetError(f"{what}: no directory there. Give one that drift wrote, or an environment.")

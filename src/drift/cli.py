@@ -179,18 +179,19 @@ def parser_of(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
         formatter_class=_formatter(),
     )
     for argument in verb.positional:
-        parser.add_argument(argument.upper(), type=str, help=_positional_help(argument, words, name))
-    options = {each.name: each for each in _options(verb, function, arguments)}
+        parser.add_argument(argument.upper(), type=str, help=_positional_help(name, argument, words))
+    options = {found.name: found for found in _options(verb, function, arguments)}
     for key in verb.first:
-        _add(parser, options.pop(key))
+        for each in [each for each in options if each == key or each.startswith(f"{key}.")]:
+            _add(parser, options.pop(each), brief=verb.record == _RECIPE)
     groups: dict[str, Any] = {"": parser}
-    for each in options.values():
+    for rest in options.values():
         title = "further options" if verb.first else ""
-        if verb.record == _RECIPE and "." in each.name:
-            title = f"further keys of {each.name.partition('.')[0]}"
+        if verb.record == _RECIPE and "." in rest.name:
+            title = f"further keys of {rest.name.partition('.')[0]}"
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        _add(groups[title], each)
+        _add(groups[title], rest)
     return parser
 
 
@@ -224,10 +225,12 @@ def _options(verb: Verb, function: Callable[..., Any], arguments: Sequence[str])
                 yield option(key, Any, default, descriptions_of(own).get(key) or f"setting of the scheme {scheme}")
 
 
-def _add(group: Any, option: Option) -> None:
+def _add(group: Any, option: Option, *, brief: bool = False) -> None:
+    """Add an option; its stage's own verb tells in full what ``brief`` leaves out: all but the first sentence."""
     flag = option.type is bool
     more: dict[str, Any] = {"nargs": "?", "const": True} if flag else {"metavar": metavar(option.type)}
-    group.add_argument(f"--{option.name}", type=option.type, default=SUPPRESS, help=option.help, **more)
+    words = re.sub(r"\.(?: .*?)??(?=$| \(default: )", ".", option.help, count=1) if brief else option.help
+    group.add_argument(f"--{option.name}", type=option.type, default=SUPPRESS, help=words, **more)
 
 
 def _formatter() -> type:
@@ -237,17 +240,23 @@ def _formatter() -> type:
         """Help in which a description is as wide as the terminal and options have room."""
 
         def __init__(self, prog: str, **more: Any) -> None:
-            super().__init__(prog, max_help_position=34, **more)
+            super().__init__(prog, max_help_position=32, **more)
+
+        def _format_action_invocation(self, action: Any) -> str:
+            # Lists have a second option that appends, of which the first one's line is enough.
+            return re.sub(r", --\S+\+ \S+$", "", super()._format_action_invocation(action))
 
     return Formatter
 
 
-def _positional_help(argument: str, words: Mapping[str, str], verb: str) -> str:
+def _positional_help(verb: str, name: str, words: Mapping[str, str]) -> str:
     from drift.recipe import built_in_comparisons, built_in_recipes
 
-    text = words.get(argument, "").replace("%", "%%").rstrip(".")
+    text = words.get(name, "").replace("%", "%%").rstrip(".")
+    if name != "recipe":
+        return text
     known = [*built_in_recipes(), *(built_in_comparisons() if verb == "compare" else [])]
-    return f"{text}; built in: {', '.join(sorted(known))}." if argument == "recipe" else text
+    return f"{text}; built in: {', '.join(sorted(known))}."
 
 
 def _top_level(given: Sequence[str]) -> int:
@@ -265,7 +274,7 @@ def _top_level(given: Sequence[str]) -> int:
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     """Parse a verb's arguments; ``-`` and ``_`` mean the same in options, unknown ones get the nearest known one."""
-    given = [as_declared(parser, argument) for argument in _named(arguments)]
+    given = list(_switched_on(parser, [as_declared(parser, argument) for argument in _named(arguments)]))
     try:
         return parser.parse_args(given)
     except ArgumentError as error:
@@ -288,6 +297,13 @@ def _named(arguments: Sequence[str]) -> Iterator[str]:
         name, equals, own = argument.partition("=")
         plain = not (own if equals else value).lstrip().startswith("{")
         yield f"{name}.name{equals}{own}" if name == "--environment" and plain else argument
+
+
+def _switched_on(parser: ArgumentParser, given: Sequence[str]) -> Iterator[str]:
+    """``given`` with ``--flag`` as ``--flag=true``, so that it doesn't take what follows for its value."""
+    flags = {name for action in parser._actions if action.nargs == "?" for name in action.option_strings}
+    for word, value in zip(given, [*given[1:], ""], strict=False):
+        yield f"{word}=true" if word in flags and value.lower() not in ("true", "false") else word
 
 
 def as_declared(parser: ArgumentParser, argument: str) -> str:

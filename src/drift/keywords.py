@@ -54,9 +54,19 @@ def by_fields(**records: type) -> Callable[[Function], Function]:
 
 
 def make_record(record: type, given: Mapping[str, Any], whole: Any = None) -> Any:
-    """``whole``, or the defaults, with the fields ``given``; raises ``ConfigError`` where they can't be."""
-    # YAML and the command line have no tuples.
-    values = {**given, **({"stop": tuple(given["stop"])} if isinstance(given.get("stop"), list) else {})}
+    """``whole``, or the defaults, with the fields ``given``; a record in it may be given as a mapping of its fields.
+
+    Raises:
+        ConfigError: a field that there isn't, with the nearest known one; or a value that can't be.
+    """
+    hints, values = typing.get_type_hints(record), {}
+    for name, value in given.items():
+        if name not in hints:
+            raise unknown_name("setting", name, hints, where=record.__name__)
+        if is_dataclass(hints[name]) and isinstance(value, Mapping):
+            value = make_record(typing.cast(type, hints[name]), value, getattr(whole, name, None))
+        # YAML and the command line have no tuples.
+        values[name] = tuple(value) if name == "stop" and isinstance(value, list) else value
     try:
         return record(**values) if whole is None else dataclasses.replace(whole, **values)
     except TypeError as error:
@@ -135,9 +145,9 @@ def options_of_record(record: Any, prefix: str = "") -> Iterator[Option]:
 
 def option(name: str, hint: Any, default: Any, words: str) -> Option:
     """An argument as an option: its type, and its description with the default."""
-    shown = "" if default in (None, "", (), [], {}, inspect.Parameter.empty) or isinstance(default, dict) else default
-    text = words.replace("%", "%%") + (f" (default: {shown})" if shown != "" else "")
-    return Option(name=name, type=_type(name, hint), help=text)
+    empty = default is False or default in (None, "", (), [], {}, "default", inspect.Parameter.empty)
+    shown = "" if empty or isinstance(default, dict) else f" (default: {default})"
+    return Option(name=name, type=_type(name, hint), help=words.replace("%", "%%") + shown)
 
 
 def _type(name: str, hint: Any) -> Any:

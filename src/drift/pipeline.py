@@ -39,7 +39,8 @@ def run(
     import yaml
 
     named = isinstance(recipe, str | os.PathLike)
-    resolved = make_recipe(override(recipe_values(recipe), keys, "run"), str(recipe) if named else "given")
+    values = override(recipe_values(recipe), keys, "run", ("recipe", "out", "dry_run"))
+    resolved = make_recipe(values, str(recipe) if named else "given")
     if dry_run:
         print(yaml.safe_dump(resolved.to_dict(), sort_keys=False, allow_unicode=True), end="")
         check_recipe(resolved)

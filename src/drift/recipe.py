@@ -35,7 +35,7 @@ class Recipe:
         rounds: how often to roll out and train: the steps are shared among the rounds, and each after the first rolls
             out the same tasks again with the model of the one before (DRIFT App. D.5).
         model: the model that is sampled, trained and measured against: default (the small one that comes with drift), a
-            model folder, or a hub id.
+            folder, or a hub id.
         device: where it computes: auto, cpu, cuda, …
         policy: settings of the policy that samples, such as dtype and batch_size.
         environment: who the policy talks to, by name, as {name: guess, width: 20} with its own settings.
@@ -136,7 +136,9 @@ def recipe_values(recipe: Any) -> dict[str, Any]:
     return load_values(find_recipe(os.fspath(recipe)))
 
 
-def override(values: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+def override(
+    values: Mapping[str, Any], given: Mapping[str, Any], where: str, arguments: Sequence[str] = ()
+) -> dict[str, Any]:
     """``values`` with the keys in ``given`` changed.
 
     Args:
@@ -144,6 +146,7 @@ def override(values: Mapping[str, Any], given: Mapping[str, Any], where: str) ->
         given: by key: dotted (``weights.beta``), nested, or the last part of a key that is the only one of its name
             (``beta``).
         where: what the keys are of, for messages.
+        arguments: what may be given beside the keys, for messages.
 
     Raises:
         ConfigError: a key that no recipe has, or a last part that several keys have; names the nearest known one.
@@ -162,7 +165,9 @@ def override(values: Mapping[str, Any], given: Mapping[str, Any], where: str) ->
         elif whole:
             raise ConfigError(f"{where}: {key} may be {' or '.join(whole)}. Say which.")
         else:
-            raise unknown_name("key", key, known, where=where)
+            raise unknown_name(
+                "key", key, {*arguments, *known, *(name.rpartition(".")[2] for name in known)}, where=where
+            )
     return nested(flat)
 
 

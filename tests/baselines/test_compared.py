@@ -2,12 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from drift.comparison import Comparison, compare
+from drift.comparison import Comparison, run_comparison
 from drift.comparison.methods import find_methods
+from drift.evaluation.config import EvaluationConfig
 from drift.manifest import read_manifest
 from drift.policies.base import Sampling
-from drift.recipe import EvaluationSettings, Recipe, RolloutSettings
+from drift.recipe import Recipe
 from drift.reporting.comparison import read_comparison
+from drift.rollouts.config import RolloutConfig
 from drift.training.config import TrainingConfig
 
 pytestmark = [pytest.mark.trl, pytest.mark.timeout(600)]
@@ -15,12 +17,13 @@ pytestmark = [pytest.mark.trl, pytest.mark.timeout(600)]
 
 def test_methods_of_trl_stand_beside_weightings(tmp_path: Path) -> None:
     recipe = Recipe(
-        rollouts=RolloutSettings(tasks=16, samples=4, sampling=Sampling(max_new_tokens=16)),
+        sampling=Sampling(max_new_tokens=16),
+        rollouts=RolloutConfig(tasks=16, samples=4),
         training=TrainingConfig(max_steps=3, batch_size=8, learning_rate=1e-3),
-        evaluation=EvaluationSettings(tasks=12, samples=0),
+        evaluation=EvaluationConfig(tasks=12, samples=0),
     )
     methods = find_methods(["sft", "dpo", "kto", "grpo"], {})
-    compare(Comparison(recipe=recipe, methods=methods, seeds=(1,)), tmp_path)
+    run_comparison(Comparison(recipe=recipe, methods=methods, seeds=(1,)), tmp_path)
     found = read_comparison(tmp_path)
     assert found.values["failed"] == {} and {"dpo", "kto", "grpo"} <= set(found.methods)
     folder = tmp_path / "seed-1"
@@ -38,5 +41,5 @@ def test_methods_of_trl_stand_beside_weightings(tmp_path: Path) -> None:
     assert all(costs[name]["tokens_trained"] > 0 for name in methods)
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "methods").rglob("*") if path.is_file()}
-    compare(Comparison(recipe=recipe, methods=methods, seeds=(1,)), tmp_path)
+    run_comparison(Comparison(recipe=recipe, methods=methods, seeds=(1,)), tmp_path)
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -15,7 +15,7 @@ from drift.baselines.config import OnlineConfig, PreferenceConfig
 from drift.baselines.live import Live
 from drift.baselines.online import train_online
 from drift.baselines.preference import train_preference
-from drift.cli.main import main
+from drift.cli import main
 from drift.dataset.store import read_trajectories
 from drift.environments.arithmetic import Arithmetic
 from drift.errors import DatasetError, TrainingError
@@ -24,7 +24,6 @@ from drift.manifest import read_manifest
 from drift.policies import DEFAULT_MODEL
 from drift.policies.base import Sampling
 from drift.policies.hf import load_model
-from drift.recipe import RolloutSettings
 
 pytest.importorskip("trl")
 pytestmark = [pytest.mark.trl, pytest.mark.timeout(600)]
@@ -41,7 +40,7 @@ ONE = {**FAST, "schedule": "constant", "arguments": {**FAST["arguments"], "max_g
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight conversations of each of eight problems, by the built-in policy."""
     out = tmp_path_factory.mktemp("data")
-    return drift.rollout(settings=RolloutSettings(tasks=8, samples=8, sampling=SHORT), out=out / "rollouts")
+    return drift.rollout(tasks=8, samples=8, max_new_tokens=16, out=out / "rollouts").path
 
 
 def log(out: Path) -> list[dict[str, float]]:
@@ -240,11 +239,11 @@ def test_the_command_line_trains_both_ways(data: Path, tmp_path: Path, capsys: p
         "--learning_rate", "1e-5",
     ]  # fmt: skip
     assert main(preference) == 0
-    assert "1 steps; rows " in capsys.readouterr().out
+    assert "1 steps on " in capsys.readouterr().out
     online = [
         "train-online", "arithmetic", "--out", str(tmp_path / "grpo"), "--tasks", "2", "--prompts", "2", "--samples",
-        "2", "--rounds", "1", "--sampling.max_new_tokens", "16", "--start", str(tmp_path / "dpo"),
+        "2", "--rounds", "1", "--sampling.max_new_tokens", "16", "--model", str(tmp_path / "dpo"),
     ]  # fmt: skip
     assert main(online) == 0
-    assert "1 rounds; conversations 4, failed 0" in capsys.readouterr().out
+    assert "1 rounds of 4 conversations in all, 1 steps." in capsys.readouterr().out
     assert read_manifest(tmp_path / "grpo", "model")["base"] == str(tmp_path / "dpo")

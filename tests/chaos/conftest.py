@@ -46,14 +46,14 @@ def stages(place: Path) -> dict[str, Stage]:
         lines.append(json.dumps({"messages": messages, "reward": at % 3, "group_id": str(at // 3)}))
     log.write_text("\n".join(lines))
     data, weights, model = (str(place / "whole" / name) for name in ("rollout", "weigh", "train"))
-    short = ["--sampling.max-new-tokens", "16"]
+    short = ["--max-new-tokens", "16"]
     commands = {
         "rollout": ["rollout", "arithmetic", "--tasks", "30", "--samples", "6", *short],
         "import": ["import", str(log)],
         "weigh": ["weigh", data],
         "train": ["train", data, weights, "--max-steps", "16", "--batch-size", "16", "--save-steps", "3"],
         "evaluate": [
-            *("evaluate", "arithmetic", "--policies", json.dumps({"base": "default", "tuned": model})),
+            *("evaluate", "arithmetic", "--models", json.dumps({"base": "default", "tuned": model})),
             *("--tasks", "30", "--samples", "1", *short),
         ],
     }

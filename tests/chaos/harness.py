@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from drift.checksums import sum_of
-from drift.cli.main import main
+from drift.cli import main
 from drift.dataset import store
 from drift.manifest import read_manifest
 

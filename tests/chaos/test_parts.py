@@ -20,7 +20,7 @@ from drift.environments.arithmetic import Arithmetic
 from drift.errors import PolicyError
 from drift.policies import make_policy
 from drift.policies.base import Sampling
-from drift.rollouts.collect import Collection, collect
+from drift.rollouts.collect import collect
 from drift.types import Message, Step, Task, Trajectory
 from drift.verifiers import math_pool
 
@@ -53,8 +53,8 @@ def verified(place: Path) -> Stage:
     settings = {"train": "math", "train_file": str(file), "max_turns": 3}
     settings["verifier_settings"] = {"workers": 1, "deadline": 4}
     replies = "|".join(rf"\boxed{{\frac{{{at}}}{{7}}}}" for at in range(1, 61, 6))
-    command = ["rollout", "math", "--tasks", "60", "--samples", "3", "--policy.model", f"scripted:{replies}"]
-    return run_once(place, "verify", [*command, "--environment_settings", json.dumps(settings)])
+    command = ["rollout", "math", "--tasks", "60", "--samples", "3", "--model", f"scripted:{replies}"]
+    return run_once(place, "verify", [*command, "--environment", json.dumps(settings)])
 
 
 def short_starts() -> None:
@@ -102,11 +102,10 @@ def served(place: Path) -> Iterator[tuple[Stage, int]]:
     port = free_port()
     pid = serve(port)
     settings = {"url": f"http://127.0.0.1:{port}/v1", "tokenizer": "default", "retries": 3, "deadline": 30}
-    command = ["rollout", "arithmetic", "--tasks", "24", "--samples", "4", "--sampling.max-new-tokens", "12"]
+    command = ["rollout", "arithmetic", "--tasks", "24", "--samples", "4", "--max-new-tokens", "12"]
     try:
-        stage = run_once(
-            place, "engine", [*command, "--policy.model", "openai:served", "--policy.settings", json.dumps(settings)]
-        )
+        command += ["--model", "openai:served", "--policy", json.dumps(settings)]
+        stage = run_once(place, "engine", command)
     finally:
         kill(pid)
     yield stage, port
@@ -198,8 +197,9 @@ def test_an_environment_that_raises_or_returns_nonsense(place: Path, tally: Tall
     rng = random.Random(f"{SEED}/{kind}")
 
     def held(factory: Any, out: Path) -> dict[str, Trajectory]:
-        plan = Collection(environment={"name": kind}, samples=2, seed=1, sampling=Sampling(max_new_tokens=30))
-        collect(tasks, factory, make_policy("scripted:<answer>5</answer>|no idea"), plan, out)
+        more: dict[str, Any] = {"environment": {"name": kind}, "samples": 2, "seed": 1}
+        policy = make_policy("scripted:<answer>5</answer>|no idea")
+        collect(tasks, factory, policy, out, sampling=Sampling(max_new_tokens=30), **more)
         return {t.id: t for t in read_trajectories(out)}
 
     whole = held(inner, place / f"whole-{kind}")
@@ -222,7 +222,7 @@ def test_an_environment_that_raises_or_returns_nonsense(place: Path, tally: Tall
 READERS: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     "weigh": (lambda whole, out: ["train", str(whole / "rollout"), str(out)], "weights.parquet"),
     "train": (
-        lambda whole, out: ["evaluate", "arithmetic", "--policies", json.dumps({"base": str(out)}), "--tasks", "4"],
+        lambda whole, out: ["evaluate", "arithmetic", "--models", json.dumps({"base": str(out)}), "--tasks", "4"],
         "model.safetensors",
     ),
     "evaluate": (lambda whole, out: ["report", str(out)], "estimates.json"),

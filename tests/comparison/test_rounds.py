@@ -1,11 +1,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+from drift.evaluation.config import EvaluationConfig
 from drift.manifest import read_manifest
 from drift.pipeline import run_recipe
 from drift.policies.base import Sampling
-from drift.recipe import EvaluationSettings, Recipe, RolloutSettings
+from drift.recipe import Recipe
 from drift.reporting.facts import costs, read_facts
+from drift.rollouts.config import RolloutConfig
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 
@@ -13,10 +15,11 @@ from drift.weights.config import WeightConfig
 def test_a_recipe_of_two_rounds_goes_on_and_its_report_counts_both(tmp_path: Path) -> None:
     recipe = Recipe(
         rounds=2,
-        rollouts=RolloutSettings(tasks=8, samples=4, sampling=Sampling(max_new_tokens=16)),
+        sampling=Sampling(max_new_tokens=16),
+        rollouts=RolloutConfig(tasks=8, samples=4),
         weights=WeightConfig(scheme="sft"),
         training=TrainingConfig(max_steps=5, batch_size=8, learning_rate=1e-3, arguments={"logging_steps": 1}),
-        evaluation=EvaluationSettings(tasks=8, samples=0),
+        evaluation=EvaluationConfig(tasks=8, samples=0),
     )
     run_recipe(recipe, tmp_path)
     rounds = [tmp_path / "round-1", tmp_path / "round-2"]
@@ -43,5 +46,6 @@ def test_a_recipe_of_two_rounds_goes_on_and_its_report_counts_both(tmp_path: Pat
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     run_recipe(recipe, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
-    single = run_recipe(replace(recipe, rounds=1, training=replace(recipe.training, max_steps=2)), tmp_path / "one")
+    single = tmp_path / "one"
+    run_recipe(replace(recipe, rounds=1, training=replace(recipe.training, max_steps=2)), single)
     assert (single / "model" / "config.json").is_file() and not (single / "round-1").exists()

@@ -12,24 +12,27 @@ from typing import Any
 import pytest
 import yaml
 
-from drift.comparison import Comparison, compare, work
+from drift.comparison import Comparison, run_comparison, work
 from drift.comparison import run as comparing
 from drift.comparison.methods import find_methods
 from drift.dataset.store import read_trajectories
 from drift.errors import ConfigError, Interrupted
+from drift.evaluation.config import EvaluationConfig
 from drift.manifest import read_manifest
 from drift.pipeline import check_claim, claim, split_steps
 from drift.policies.base import Sampling
-from drift.recipe import EvaluationSettings, Recipe, RolloutSettings, to_dict
+from drift.recipe import Recipe
+from drift.rollouts.config import RolloutConfig
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 
 RECIPE = Recipe(
-    rollouts=RolloutSettings(tasks=16, samples=4, sampling=Sampling(max_new_tokens=16)),
+    sampling=Sampling(max_new_tokens=16),
+    rollouts=RolloutConfig(tasks=16, samples=4),
     # Returns can be negative with this λ, which refit refuses; β is as quickstart has it.
     weights=WeightConfig(beta=0.1, repetition=0.5),
     training=TrainingConfig(max_steps=3, batch_size=8, learning_rate=1e-3, save_steps=1, rows_together=1),
-    evaluation=EvaluationSettings(tasks=16, samples=1),
+    evaluation=EvaluationConfig(tasks=16, samples=1),
 )
 NAMES = ("sft", "drift-refresh", "refit")
 ARGUMENTS = [
@@ -62,7 +65,7 @@ def children(process: int) -> list[str]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Never interrupted."""
-    return compare(comparison(), tmp_path_factory.mktemp("whole"))
+    return run_comparison(comparison(), tmp_path_factory.mktemp("whole"))
 
 
 def test_the_table_is_what_the_conversations_say(whole: Path) -> None:
@@ -156,7 +159,7 @@ def test_killed_and_stopped_and_begun_with_less_it_ends_the_same(
     kept = times(tmp_path / "seed-1" / "rollouts")
 
     # One seed and one method, then Ctrl-C between the stages of another.
-    compare(comparison(("sft",), (1,)), tmp_path)
+    run_comparison(comparison(("sft",), (1,)), tmp_path)
     finished = times(tmp_path / "seed-1" / "methods" / "sft")
 
     def stop(*arguments: Any, **more: Any) -> None:
@@ -165,18 +168,18 @@ def test_killed_and_stopped_and_begun_with_less_it_ends_the_same(
     with monkeypatch.context() as patched:
         patched.setattr(work, "_measure", stop)
         with pytest.raises(Interrupted, match="go on"):
-            compare(comparison(("sft", "drift-refresh"), (1,)), tmp_path)
+            run_comparison(comparison(("sft", "drift-refresh"), (1,)), tmp_path)
     assert (tmp_path / "seed-1/methods/drift-refresh/round-2/model/manifest.json").is_file()
 
     # The rest in two processes.
-    compare(comparison(), tmp_path, jobs=2)
+    run_comparison(comparison(), tmp_path, jobs=2)
     assert told(tmp_path) == told(whole)
     assert times(tmp_path / "seed-1" / "methods" / "sft") == finished
     assert kept.items() <= times(tmp_path / "seed-1" / "rollouts").items()
     # All is there: nothing is sampled or trained, and nothing loads a model.
     monkeypatch.setattr(work, "sampler", stop)
     monkeypatch.setattr(comparing, "run_method", lambda *arguments: pytest.fail("trained again"))
-    compare(comparison(("sft", "drift-refresh")), tmp_path)
+    run_comparison(comparison(("sft", "drift-refresh")), tmp_path)
     assert "failed" not in (tmp_path / "report.html").read_text()
 
 
@@ -184,12 +187,12 @@ def test_another_recipe_or_method_of_the_same_name_is_refused_before_any_work(wh
     before = times(whole)
     other = replace(RECIPE, training=replace(RECIPE.training, max_steps=5))
     with pytest.raises(ConfigError, match=r"methods/sft was begun with another recipe: training.max_steps: 3 -> 5"):
-        compare(replace(comparison(), recipe=other), whole)
+        run_comparison(replace(comparison(), recipe=other), whole)
     assert times(whole) == before
 
 
 def test_a_recipe_from_before_a_setting_was_there_is_read_with_its_default(tmp_path: Path) -> None:
-    values = to_dict(RECIPE)
+    values = RECIPE.to_dict()
     claim(values, tmp_path)
     path = tmp_path / "recipe.yaml"
     older = yaml.safe_load(path.read_text())
@@ -197,7 +200,7 @@ def test_a_recipe_from_before_a_setting_was_there_is_read_with_its_default(tmp_p
     path.write_text(yaml.safe_dump(older))
     check_claim(values, tmp_path)
     with pytest.raises(ConfigError, match=r"recipe: weights.gamma: None -> 0.8\. "):
-        check_claim(to_dict(replace(RECIPE, weights=replace(RECIPE.weights, gamma=0.8))), tmp_path)
+        check_claim(replace(RECIPE, weights=replace(RECIPE.weights, gamma=0.8)).to_dict(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,7 @@ def test_rounds_share_the_epochs_where_they_are_given() -> None:
 def test_the_command_prints_the_table_and_says_how_it_was_asked(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from drift.cli.main import main
+    from drift.cli import main
 
     # The directory of the module's own comparison holds all that this asks for.
     seeds = [*ARGUMENTS[:-4], "--seeds", "1,2", "--methods", "sft,drift-refresh", "--against", "base"]
@@ -228,5 +231,6 @@ def test_the_command_prints_the_table_and_says_how_it_was_asked(
         and "tokens generated" in shown
     )
     command = json.loads((whole / "comparison.json").read_text())["command"]
-    assert command.startswith("drift compare quickstart --rollouts.tasks 16") and "--out" not in command
+    assert command.startswith("drift compare quickstart --methods=sft,drift-refresh --seeds=1,2 --against=base ")
+    assert "--rollouts.tasks=16 --rollouts.samples=4" in command and "--out" not in command
     assert str(whole) not in command

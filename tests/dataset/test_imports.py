@@ -44,7 +44,7 @@ def imported(tmp_path: Path) -> Import:
         file = tmp_path / "log.jsonl"
         lines = (text if isinstance(text, str) else json.dumps(text) for text in rows)
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return drift.import_conversations(file, out=options.pop("out", tmp_path / "data"), **options)
+        return drift.read_logs(file, out=options.pop("out", tmp_path / "data"), **options)
 
     return do
 
@@ -183,7 +183,7 @@ def test_bytes_that_are_not_utf8_are_a_bad_row(tmp_path: Path) -> None:
     file = tmp_path / "log.jsonl"
     good = json.dumps(row()).encode()
     file.write_bytes(b"\xef\xbb\xbf" + good + b'\r\n{"messages": "\xff"}\r\n' + good)
-    out = drift.import_conversations(file, out=tmp_path / "data")
+    out = drift.read_logs(file, out=tmp_path / "data")
     assert [bad["line"] for bad in rejected(out)] == [2]
     assert len(read_trajectories(out)) == 2
 
@@ -227,15 +227,15 @@ def test_a_file_without_a_usable_row_is_refused_with_the_reasons(imported: Impor
 
 def test_what_can_not_be_read_or_does_not_exist_is_named(imported: Import, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"none\.jsonl can't be read: No such file"):
-        drift.import_conversations(tmp_path / "none.jsonl", out=tmp_path / "data")
+        drift.read_logs(tmp_path / "none.jsonl", out=tmp_path / "data")
     with pytest.raises(ConfigError, match=r"unknown format 'message'\. Did you mean 'messages'\?"):
         imported([row()], format="message")
     with pytest.raises(ConfigError, match=r"unknown setting 'rewards' in settings of format 'messages'"):
-        imported([row()], settings={"rewards": "score"})
+        imported([row()], columns={"rewards": "score"})
     broken = tmp_path / "log.parquet"
     broken.write_bytes(b"PAR1 and no more")
     with pytest.raises(DatasetError, match=r"log\.parquet can't be read"):
-        drift.import_conversations(broken, out=tmp_path / "data")
+        drift.read_logs(broken, out=tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
@@ -248,7 +248,7 @@ def test_another_log_does_not_go_into_the_same_directory(imported: Import, tmp_p
 
 
 def test_the_reward_may_have_another_name(imported: Import) -> None:
-    out = imported([{"messages": said("q", "a"), "score": 3}], settings={"reward": "score"})
+    out = imported([{"messages": said("q", "a"), "score": 3}], columns={"reward": "score"})
     assert read_trajectories(out)[0].turns[0].step.reward == 3.0
 
 
@@ -257,7 +257,7 @@ def test_parquet_gives_what_json_lines_give(imported: Import, tmp_path: Path) ->
     rows[100]["reward"] = None
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet", row_group_size=40)
     one = imported(rows)
-    other = drift.import_conversations(tmp_path / "log.parquet", out=tmp_path / "other")
+    other = drift.read_logs(tmp_path / "log.parquet", out=tmp_path / "other")
     assert read_trajectories(other) == read_trajectories(one)
     assert rejected(other) == rejected(one) and rejected(one)[0]["line"] == 101
     assert read_manifest(other, "trajectories")["dataset_hash"] == read_manifest(one, "trajectories")["dataset_hash"]
@@ -404,13 +404,13 @@ def test_an_import_that_was_killed_ends_with_the_data_it_would_have_had(imported
         "    flush(self)\n"
         "    os._exit(9)\n"
         "TrajectoryWriter.flush = dying\n"
-        "drift.import_conversations(sys.argv[1], out=sys.argv[2])\n"
+        "drift.read_logs(sys.argv[1], out=sys.argv[2])\n"
     )
     log, part = tmp_path / "log.jsonl", tmp_path / "part"
     assert subprocess.run([sys.executable, "-c", script, str(log), str(part)]).returncode == 9
     with pytest.raises(DatasetError, match="incomplete: 256 of"):
         read_trajectories(part)
-    drift.import_conversations(log, out=part)
+    drift.read_logs(log, out=part)
     first, second = (read_manifest(folder, "trajectories") for folder in (whole, part))
     assert second["dataset_hash"] == first["dataset_hash"] and second["excluded"] == {"not_json": 1}
     assert rejected(part) == rejected(whole)
@@ -445,7 +445,7 @@ def test_another_package_adds_a_format(imported: Import, tmp_path: Path, monkeyp
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: extra-formats\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[drift.imports]\npairs = extra_formats:pairs\n")
     monkeypatch.syspath_prepend(tmp_path)
-    (found,) = read_trajectories(imported([{"u": "1?", "a": "1"}], format="pairs", settings={"good": 2.0}))
+    (found,) = read_trajectories(imported([{"u": "1?", "a": "1"}], format="pairs", columns={"good": 2.0}))
     assert (found.turns[0].step.reward, found.turns[0].step.answer, found.success) == (2.0, "1", True)
 
 

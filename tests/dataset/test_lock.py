@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from drift.api import evaluate, import_conversations
+from drift.api import evaluate, read_logs
 from drift.dataset.lock import NAME, DirectoryLock
 from drift.errors import DatasetError
 from drift.manifest import read_manifest
-from drift.recipe import EvaluationSettings
 
 
 @contextmanager
@@ -69,10 +68,10 @@ def test_an_import_that_comes_second_leaves_what_the_first_is_writing(tmp_path: 
     with elsewhere(HOLD, out) as pid:
         rejected.write_text("of the first")
         with pytest.raises(DatasetError, match=f"is being written by process {pid}\\."):
-            import_conversations(log, out=out)
+            read_logs(log, out=out)
         assert rejected.read_text() == "of the first"
         assert sorted(path.name for path in out.iterdir()) == [NAME, rejected.name]
-    import_conversations(log, out=out)
+    read_logs(log, out=out)
     found = read_manifest(out, "trajectories")
     assert found["counts"]["trajectories"] == 1 and found["excluded"] == {"not_json": 1}
     assert len((out / "rejected.jsonl").read_text().splitlines()) == 1 and not rejected.exists()
@@ -80,7 +79,5 @@ def test_an_import_that_comes_second_leaves_what_the_first_is_writing(tmp_path: 
 
 def test_one_evaluation_at_a_time_in_a_directory(tmp_path: Path) -> None:
     with elsewhere(HOLD, tmp_path) as pid, pytest.raises(DatasetError, match=f"is being written by process {pid}\\."):
-        evaluate(
-            "guess", policies={"base": "scripted:a"}, out=tmp_path, settings=EvaluationSettings(tasks=2, samples=0)
-        )
+        evaluate("guess", {"base": "scripted:a"}, out=tmp_path, tasks=2, samples=0)
     assert [path.name for path in tmp_path.iterdir()] == [NAME]

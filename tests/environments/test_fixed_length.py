@@ -23,7 +23,7 @@ from drift.errors import ConfigError, DatasetError, EnvironmentFault, PolicyErro
 from drift.manifest import read_manifest
 from drift.policies.base import Sampling
 from drift.policies.scripted import ScriptedPolicy
-from drift.rollouts.collect import Collection, collect
+from drift.rollouts.collect import collect
 from drift.types import Completion, Task
 from drift.verifiers.judge import CRITERIA
 from drift.weights.config import WeightConfig
@@ -80,15 +80,20 @@ def task_with(environment: FixedLengthConversation, gold: str) -> Task:
     return next(task for task in environment.tasks("train", 30, 0) if task.payload["gold"] == gold)
 
 
-def plan(environment: str = "clarify", samples: int = 2) -> Collection:
-    return Collection(environment={"name": environment}, samples=samples, seed=1, sampling=Sampling(max_new_tokens=64))
+def plan(environment: str = "clarify", samples: int = 2) -> dict[str, Any]:
+    return {
+        "environment": {"name": environment},
+        "samples": samples,
+        "seed": 1,
+        "sampling": Sampling(max_new_tokens=64),
+    }
 
 
 @pytest.mark.parametrize("name", ["clarify", "reasoning"])
 @pytest.mark.parametrize("judge", [{}, {"policy": "scripted:<score>4</score>"}], ids=["verifier", "judge"])
 def test_both_pass_the_conformance_check(files: dict, open_files: dict, name: str, judge: dict) -> None:
     for source in (files, open_files):
-        findings = check_environment(make_environment(name, {**source, "judge": judge}), tasks=5)
+        findings = check_environment(make_environment({"name": name, **source, "judge": judge}), tasks=5)
         assert [f for f in findings if not f.passed] == [], name
 
 
@@ -116,7 +121,7 @@ def test_a_clarifying_conversation_word_for_word(files: dict) -> None:
 
 
 def test_a_lesson_word_for_word(files: dict) -> None:
-    environment = make_environment("reasoning", {**files, "followups": ["Why?", "Sure?"], "final": "Now?"})
+    environment = make_environment({"name": "reasoning", **files, "followups": ["Why?", "Sure?"], "final": "Now?"})
     assert environment.max_turns == 4
     task = task_with(environment, "B")
     steps = play(environment, task, ["<answer>B</answer>", "Because.", "Hm.", "<answer>D</answer>"])
@@ -165,7 +170,7 @@ def test_the_judge_sees_the_whole_conversation_and_the_right_answer(files: dict)
 def test_what_a_judge_can_not_score_has_an_error_and_no_reward_and_is_counted(files: dict, tmp_path: Path) -> None:
     environment = Reasoning(**files, judge={**JUDGE, "rubric": "Right?", "retries": 1})
     tasks = environment.tasks("train", 30, 0)
-    manifest = collect(tasks, environment, ScriptedPolicy(REPLIES), plan("reasoning", 4), tmp_path / "data")
+    manifest = collect(tasks, environment, ScriptedPolicy(REPLIES), tmp_path / "data", **plan("reasoning", 4))
     found = read_trajectories(tmp_path / "data")
     failed = [t for t in found if t.error is not None]
     counts = manifest["environment_counts"]
@@ -182,7 +187,7 @@ def test_what_a_judge_can_not_score_has_an_error_and_no_reward_and_is_counted(fi
 def test_a_judge_that_never_scores_fails_the_run_with_its_counts_on_disk(files: dict, tmp_path: Path) -> None:
     environment = Clarify(**files, judge={"policy": "scripted:fine", "retries": 0})
     with pytest.raises(EnvironmentFault, match="every conversation failed"):
-        collect(environment.tasks("train", 5, 0), environment, ScriptedPolicy(REPLIES), plan(), tmp_path)
+        collect(environment.tasks("train", 5, 0), environment, ScriptedPolicy(REPLIES), tmp_path, **plan())
     counts = read_manifest(tmp_path, "trajectories")["environment_counts"]
     assert counts == {"judge_calls": 10, "judge_no_score": 10, "judge_unscored": 10}
 
@@ -191,7 +196,7 @@ def test_counts_are_of_one_collection_and_the_judge_can_be_used_again(files: dic
     environment = Clarify(**files, judge={"policy": "scripted:<score>5</score>"})
     tasks = environment.tasks("test", 10, 0)
     for name in ("a", "b"):
-        manifest = collect(tasks, environment, ScriptedPolicy(REPLIES), plan(), tmp_path / name)
+        manifest = collect(tasks, environment, ScriptedPolicy(REPLIES), tmp_path / name, **plan())
         assert manifest["environment_counts"] == {"judge_calls": 20, **no_criteria(20)}
 
 
@@ -201,7 +206,7 @@ def no_criteria(count: int) -> dict[str, int]:
 
 def test_questions_are_neither_repeated_answers_nor_format_failures(files: dict, tmp_path: Path) -> None:
     environment = Clarify(**files)
-    collect(environment.tasks("train", 30, 0), environment, ScriptedPolicy(REPLIES), plan(samples=4), tmp_path)
+    collect(environment.tasks("train", 30, 0), environment, ScriptedPolicy(REPLIES), tmp_path, **plan(samples=4))
     found = read_trajectories(tmp_path)
     made = outcomes(found)
     assert set(made.turns_N.tolist()) == {3} and set(made.graded_N.tolist()) == {1}
@@ -240,7 +245,7 @@ def test_a_model_as_user_that_says_everything_never_gets_through(files: dict, tm
         for what in ("A", "(b).", "C", "oak", "Granite", "IRON")
     )
     environment = Clarify(**files, user=f"scripted:{blabber}", user_sampling={"temperature": 1.0}, max_turns=4)
-    manifest = collect(environment.tasks("train", 40, 0), environment, ScriptedPolicy(["Hm?"]), plan(), tmp_path)
+    manifest = collect(environment.tasks("train", 40, 0), environment, ScriptedPolicy(["Hm?"]), tmp_path, **plan())
     golds = {task.id: task.payload["gold"] for task in environment.tasks("train", 40, 0)}
     passed = 0
     for trajectory in read_trajectories(tmp_path):
@@ -257,7 +262,7 @@ def test_a_model_as_user_that_says_everything_never_gets_through(files: dict, tm
 def test_another_judge_is_another_data_set(files: dict, tmp_path: Path) -> None:
     def held_by(scores: str) -> Any:
         environment = Clarify(**files, judge={"policy": scores})
-        return collect(environment.tasks("train", 5, 0), environment, ScriptedPolicy(REPLIES), plan(), tmp_path)
+        return collect(environment.tasks("train", 5, 0), environment, ScriptedPolicy(REPLIES), tmp_path, **plan())
 
     held_by("scripted:<score>5</score>")
     with pytest.raises(DatasetError, match="environment_policies"):
@@ -275,10 +280,10 @@ def test_a_judge_that_is_gone_stops_the_run_and_spoils_no_conversation(files: di
     tasks = environment.tasks("train", 5, 0)
     environment._judge._model._policy = gone
     with pytest.raises(PolicyError, match="the server is gone"):
-        collect(tasks, environment, ScriptedPolicy(REPLIES), plan(), tmp_path)
+        collect(tasks, environment, ScriptedPolicy(REPLIES), tmp_path, **plan())
     assert read_trajectories(tmp_path, complete_only=False) == []
     environment._judge._model._policy = ScriptedPolicy(["<score>5</score>"])
-    assert collect(tasks, environment, ScriptedPolicy(REPLIES), plan(), tmp_path)["counts"]["trajectories"] == 10
+    assert collect(tasks, environment, ScriptedPolicy(REPLIES), tmp_path, **plan())["counts"]["trajectories"] == 10
 
 
 def test_a_model_is_closed_with_the_collection(files: dict, tmp_path: Path) -> None:
@@ -293,7 +298,7 @@ def test_a_model_is_closed_with_the_collection(files: dict, tmp_path: Path) -> N
     environment._judge._model._policy = Closing(["<score>5</score>"])
     environment._user._policy = Closing(["Think of its colour."])
     tasks = environment.tasks("train", 5, 0)
-    collect(tasks, environment, ScriptedPolicy(["What can you say?"]), plan(), tmp_path)
+    collect(tasks, environment, ScriptedPolicy(["What can you say?"]), tmp_path, **plan())
     assert len(closed) == 2 and environment._user._loop is None and environment._judge._model._loop is None
 
 
@@ -306,7 +311,7 @@ def test_killed_and_started_again_it_ends_with_the_same_data(files: dict, tmp_pa
         from drift.environments.clarify import Clarify
         from drift.policies.base import Sampling
         from drift.policies.scripted import ScriptedPolicy
-        from drift.rollouts.collect import Collection, collect
+        from drift.rollouts.collect import collect
 
         class Slow(ScriptedPolicy):
             async def complete(self, *args, **kwargs):
@@ -315,10 +320,10 @@ def test_killed_and_started_again_it_ends_with_the_same_data(files: dict, tmp_pa
 
         store.FLUSH_SECONDS = 0.02
         factory = Clarify(**json.loads(sys.argv[2]))
-        plan = Collection(environment={"name": "clarify"}, samples=8, seed=3, sampling=Sampling(), concurrency=4)
+        plan = dict(environment={"name": "clarify"}, samples=8, seed=3, sampling=Sampling(), concurrency=4)
         print("ready", flush=True)
         policy = Slow(json.loads(sys.argv[3]))
-        print(collect(factory.tasks("train", 40, 0), factory, policy, plan, Path(sys.argv[1]))["dataset_hash"])
+        print(collect(factory.tasks("train", 40, 0), factory, policy, Path(sys.argv[1]), **plan)["dataset_hash"])
         """
     )
     user = {"user": "scripted:It shines.|Think of C.|It is heavy.", "user_sampling": {"temperature": 1.0}}
@@ -362,7 +367,7 @@ def test_killed_and_started_again_it_ends_with_the_same_data(files: dict, tmp_pa
 )
 def test_bad_settings_are_refused(name: str, settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_environment(name, settings)
+        make_environment({"name": name, **settings})
 
 
 def test_settings_that_the_verifier_refuses_are_found_before_the_first_conversation(files: dict) -> None:

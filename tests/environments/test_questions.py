@@ -47,7 +47,7 @@ def test_both_environments_pass_the_conformance_check(
     math_settings: dict[str, str], choice_settings: dict[str, str]
 ) -> None:
     for name, settings in (("math", math_settings), ("choice", choice_settings)):
-        findings = check_environment(make_environment(name, settings), tasks=8)
+        findings = check_environment(make_environment({"name": name, **settings}), tasks=8)
         assert [f for f in findings if not f.passed] == [], name
 
 

@@ -11,7 +11,7 @@ from drift.environments.tools import Tools
 from drift.errors import ConfigError
 from drift.policies.base import Sampling
 from drift.policies.scripted import ScriptedPolicy
-from drift.rollouts.collect import Collection, collect
+from drift.rollouts.collect import collect
 from drift.rollouts.episode import Assignment, episode
 from drift.types import Step, Task, Trajectory
 
@@ -248,9 +248,9 @@ def test_policies_play_whole_conversations(alarm: dict[str, Any]) -> None:
 def test_collected_trajectories_tell_where_their_tasks_come_from(many: dict[str, Any], tmp_path: Path) -> None:
     environment = Tools(**many)
     tasks = environment.tasks("train", 5, 0)
-    collection = Collection(environment={"name": "tools"}, samples=2, seed=3, sampling=Sampling(max_new_tokens=500))
+    collection = {"environment": {"name": "tools"}, "samples": 2, "seed": 3, "sampling": Sampling(max_new_tokens=500)}
     replies = [SET, LIST, "In words.", HALF]
-    manifest = collect(tasks, environment, ScriptedPolicy(replies), collection, tmp_path / "out")
+    manifest = collect(tasks, environment, ScriptedPolicy(replies), tmp_path / "out", **collection)
     assert manifest["counts"]["trajectories"] == 10
     assert manifest["source"] == environment.source_counts("train")
     assert manifest["source"]["rows"] == 120 and manifest["source"]["dialogues"] == 40

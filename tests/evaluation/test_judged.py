@@ -6,11 +6,12 @@ import pytest
 
 from drift.api import report
 from drift.dataset.store import read_trajectories
-from drift.environments.fixed_length import Reasoning
 from drift.errors import EnvironmentFault
-from drift.evaluation.run import EvaluationConfig, evaluate_policies, on_common_prompts
+from drift.evaluation.config import EvaluationConfig
+from drift.evaluation.run import evaluate_policies, on_common_prompts
 from drift.policies.base import Sampling
 from drift.reporting.facts import read_facts, table
+from drift.rollouts.setup import Setup
 from drift.types import Trajectory
 
 POLICIES = {
@@ -38,10 +39,9 @@ def files(tmp_path: Path) -> dict[str, str]:
 
 
 def evaluated(files: dict[str, str], judge: dict, out: Path) -> dict:
-    config = EvaluationConfig(tasks=40, samples=1, sampling=Sampling(max_new_tokens=64))
-    evaluate_policies(
-        {"name": "reasoning", "settings": {}}, Reasoning(**files, judge=judge), POLICIES, config, out, seed=1
-    )
+    setup = Setup(environment={"name": "reasoning", **files, "judge": judge})
+    config = EvaluationConfig(tasks=40, samples=1)
+    evaluate_policies(setup, POLICIES, config, Sampling(max_new_tokens=64), out, seed=1)
     rows = json.loads((out / "estimates.json").read_text())
     return {(row["policy"], row["metric"]): row for row in rows}
 
@@ -77,7 +77,7 @@ def test_a_report_of_conversations_that_are_asked_for_an_answer_once(files: dict
         assert found["base", f"greedy/multi@{k}"]["value"] is None
         assert found["base", f"greedy/accuracy@{k}"]["value"] is None
     assert found["base", "greedy/multi@3"]["value"] == 0.5
-    page = report(tmp_path).read_text()
+    page = report(tmp_path).path.read_text()
     assert "multi@3" in page and "reward × 100" in page
     rows = {row["metric"]: row for row in table(read_facts(tmp_path), "greedy")}
     assert rows["reward × 100"]["main"] and rows["reward × 100"]["cells"][0][0] == "60.0"

@@ -10,16 +10,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from drift.api import report
-from drift.cli.main import main
+from drift.cli import main
 from drift.dataset.store import read_trajectories
 from drift.environments.arithmetic import Arithmetic
 from drift.errors import ConfigError, EnvironmentFault
-from drift.evaluation.config import QualitySettings
+from drift.evaluation.config import EvaluationConfig
 from drift.evaluation.divergences import measure_divergence
-from drift.evaluation.run import EvaluationConfig, evaluate_policies
+from drift.evaluation.run import evaluate_policies
 from drift.manifest import read_manifest
 from drift.policies.base import DEFAULT_MODEL, Sampling
 from drift.reporting.facts import read_facts, table
+from drift.rollouts.setup import Setup
 from drift.types import Trajectory
 from drift.verifiers.judge import CRITERIA
 
@@ -28,9 +29,9 @@ SCRIPTED = {"base": "scripted:<answer>1</answer>|<answer>22</answer>", "tuned": 
 
 
 def evaluated(out: Path, policies: dict[str, str], **changes) -> dict:
-    settings = {"tasks": 12, "samples": 2, "sampling": Sampling(max_new_tokens=16), **changes}
-    config = EvaluationConfig(**settings)
-    evaluate_policies({"name": "arithmetic", "settings": {}}, Arithmetic(), policies, config, out, seed=1)
+    sampling = changes.pop("sampling", Sampling(max_new_tokens=16))
+    config = EvaluationConfig(**{"tasks": 12, "samples": 2, **changes})
+    evaluate_policies(Setup(environment="arithmetic"), policies, config, sampling, out, seed=1)
     return {(row["policy"], row["metric"]): row for row in json.loads((out / "estimates.json").read_text())}
 
 
@@ -52,7 +53,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(noisy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     out = tmp_path_factory.mktemp("run") / "evaluation"
     policies = {"base": "default", "tuned": str(noisy), "copy": "default"}
-    return evaluated(out, policies, quality=QualitySettings(kl=20)), out
+    return evaluated(out, policies, kl=20), out
 
 
 def naive_kl(first: Any, second: Any, trajectory: Trajectory) -> tuple[float, int]:
@@ -101,7 +102,7 @@ def test_both_divergences_are_those_of_a_loop_over_prefixes(measured: tuple[dict
 def test_all_conversations_match_the_loop_exactly(measured: tuple[dict, Path], noisy: Path, looped: dict) -> None:
     held = {name: read_trajectories(measured[1] / "sampled" / name) for name in ("base", "tuned")}
     found, facts = measure_divergence(
-        held, {"base": str(DEFAULT_MODEL), "tuned": str(noisy)}, QualitySettings(kl=99), dtype="float32", device="cpu"
+        held, {"base": str(DEFAULT_MODEL), "tuned": str(noisy)}, EvaluationConfig(kl=99), dtype="float32", device="cpu"
     )
     assert facts["conversations"] == {"base": 24, "tuned": 24}
     for metric, each in looped.items():
@@ -116,7 +117,7 @@ def test_the_divergence_is_shown_without_a_row_of_the_base(measured: tuple[dict,
     shown = {row["metric"]: row for row in table(read_facts(run), "sampled")}
     row = shown["kl base tuned"]
     assert row["main"] and row["cells"][0] == ("", "") and float(row["cells"][1][0]) > 0
-    assert "kl base tuned" in report(run).read_text()
+    assert "kl base tuned" in report(run).path.read_text()
     assert read_manifest(measured[1], "evaluation")["quality"]["kl"]["conversations"]["base"] == 20
 
 
@@ -133,13 +134,13 @@ def test_a_divergence_that_can_not_be_had_is_refused_before_anything_is_sampled(
     tmp_path: Path, policies: dict, changes: dict, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        evaluated(tmp_path, policies, quality=QualitySettings(kl=5), **changes)
+        evaluated(tmp_path, policies, kl=5, **changes)
     assert not list(tmp_path.iterdir())
 
 
 def test_models_of_other_vocabularies_are_not_compared(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="different vocabularies"):
-        evaluated(tmp_path, {"base": "default", "tuned": str(tiny_model)}, tasks=2, quality=QualitySettings(kl=2))
+        evaluated(tmp_path, {"base": "default", "tuned": str(tiny_model)}, tasks=2, kl=2)
 
 
 def judge(reply: str, **more) -> dict:
@@ -154,8 +155,8 @@ def scores_of(out: Path, policy: str) -> dict[str, dict]:
 def test_six_scores_of_each_policy_and_their_differences(tmp_path: Path) -> None:
     # The scripted judge's reply hangs on the seed, which is that of the text: some texts get an 8, some a 2.
     sampled = {"sampling": {"temperature": 1.0}}
-    quality = QualitySettings(judge=judge(f"{SCORES}<score>8</score>|{SCORES}<score>2</score>", **sampled))
-    rows = evaluated(tmp_path, SCRIPTED, quality=quality)
+    texts = f"{SCORES}<score>8</score>|{SCORES}<score>2</score>"
+    rows = evaluated(tmp_path, SCRIPTED, judge=judge(texts, **sampled))
     found = {name: scores_of(tmp_path, name) for name in SCRIPTED}
     for name in SCRIPTED:
         assert len(found[name]) == 12
@@ -176,7 +177,7 @@ def test_six_scores_of_each_policy_and_their_differences(tmp_path: Path) -> None
 def test_what_one_policy_has_no_score_for_counts_for_none(tmp_path: Path) -> None:
     sampled = {"sampling": {"temperature": 1.0}}
     texts = f"{SCORES}<score>8</score>|hm|<pedagogy>1</pedagogy><score>4</score>"
-    rows = evaluated(tmp_path, SCRIPTED, tasks=40, quality=QualitySettings(judge=judge(texts, **sampled)))
+    rows = evaluated(tmp_path, SCRIPTED, tasks=40, judge=judge(texts, **sampled))
     kept = defaultdict(list)
     base, tuned = (scores_of(tmp_path, name) for name in SCRIPTED)
     for name in base:
@@ -195,18 +196,18 @@ def test_what_one_policy_has_no_score_for_counts_for_none(tmp_path: Path) -> Non
 
 
 def test_a_conversation_is_graded_once_by_the_same_judge(tmp_path: Path) -> None:
-    quality = QualitySettings(judge=judge("<score>8</score>"), judge_tasks=5)
-    first = evaluated(tmp_path, SCRIPTED, quality=quality)
+    grading = judge("<score>8</score>", tasks=5)
+    first = evaluated(tmp_path, SCRIPTED, judge=grading)
     before = {name: (tmp_path / "judge" / f"{name}.jsonl").read_bytes() for name in SCRIPTED}
-    again = evaluated(tmp_path, SCRIPTED, quality=quality)
+    again = evaluated(tmp_path, SCRIPTED, judge=grading)
     assert first == again
     assert before == {name: (tmp_path / "judge" / f"{name}.jsonl").read_bytes() for name in SCRIPTED}
     assert read_manifest(tmp_path, "evaluation")["quality"]["judge"]["counts"].get("calls", 0) == 0
     # Another rubric is another question; a damaged file is judged anew.
-    other = QualitySettings(judge=judge("<score>3</score>", rubric="Is it short?"), judge_tasks=5)
-    assert evaluated(tmp_path, SCRIPTED, quality=other)["base", "greedy/judge_overall"]["value"] == 3
+    other = judge("<score>3</score>", rubric="Is it short?", tasks=5)
+    assert evaluated(tmp_path, SCRIPTED, judge=other)["base", "greedy/judge_overall"]["value"] == 3
     (tmp_path / "judge" / "base.jsonl").write_text('{"key": ')
-    evaluated(tmp_path, SCRIPTED, quality=other)
+    evaluated(tmp_path, SCRIPTED, judge=other)
     assert read_manifest(tmp_path, "evaluation")["quality"]["judge"]["counts"]["calls"] == 5
 
 
@@ -217,9 +218,9 @@ def test_the_judge_is_told_the_right_answer(tmp_path: Path) -> None:
 
 def test_a_judge_that_never_scores_says_so(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match=r"scored no task for every policy \(calls 24, no_score 24, unscored 24"):
-        evaluated(tmp_path, SCRIPTED, quality=QualitySettings(judge=judge("hm")))
+        evaluated(tmp_path, SCRIPTED, judge=judge("hm"))
     with pytest.raises(ConfigError, match="overall"):
-        evaluated(tmp_path, SCRIPTED, quality=QualitySettings(judge=judge("hm", criteria=["overall"])))
+        evaluated(tmp_path, SCRIPTED, judge=judge("hm", criteria=["overall"]))
 
 
 def test_an_evaluation_without_them_is_as_it_was(tmp_path: Path) -> None:
@@ -230,8 +231,8 @@ def test_an_evaluation_without_them_is_as_it_was(tmp_path: Path) -> None:
 
 def test_the_command_line_takes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["evaluate", "arithmetic", "--out", str(tmp_path), "--tasks", "3", "--samples", "1"]
-    line += ["--policies", "{base: default, copy: default}", "--sampling.max_new_tokens", "16"]
-    line += ["--quality.kl", "3", "--quality.judge", "{policy: 'scripted:<score>6</score>'}"]
+    line += ["--models", "{base: default, copy: default}", "--max_new_tokens", "16"]
+    line += ["--kl", "3", "--judge.policy", "scripted:<score>6</score>"]
     assert main(line) == 0
     assert "kl base tuned" in capsys.readouterr().out
     rows = {(row["policy"], row["metric"]): row for row in json.loads((tmp_path / "estimates.json").read_text())}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import drift
-from drift.cli.main import main
+from drift.cli import main
 from drift.dataset.store import TrajectoryWriter
 from drift.environments.arithmetic import Arithmetic
 from drift.errors import ConfigError, DatasetError

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drift.errors import ConfigError, PolicyError
-from drift.policies import DEFAULT_MODEL, make_policy
+from drift.policies import DEFAULT_MODEL, make_policy, settings_for
 from drift.policies.base import Policy, Sampling
 from drift.policies.hf import HFPolicy, fingerprint, load_model
 from drift.policies.scripted import ScriptedPolicy
@@ -160,7 +160,15 @@ def test_unknown_policies_and_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'scripted'"):
         make_policy("script:hello")
     with pytest.raises(ConfigError, match=r"policy\.dtype: got 'float8'"):
-        make_policy(str(DEFAULT_MODEL), dtype="float8")
+        make_policy(str(DEFAULT_MODEL), {"dtype": "float8"})
+
+
+def test_each_of_several_models_takes_the_settings_that_its_kind_knows() -> None:
+    models = ["default", "openai-chat:served", ScriptedPolicy(["a"])]
+    settings = {"url": "http://x", "batch_size": 3, "retires": 1}
+    taken = [settings_for(model, settings, models) for model in models]
+    # What none of them knows is refused when the first of them is made.
+    assert taken == [{"batch_size": 3, "retires": 1}, {"url": "http://x", "retires": 1}, {"retires": 1}]
 
 
 def test_scripted_replies_depend_on_the_seed_alone() -> None:

@@ -94,7 +94,7 @@ def test_nobody_is_asked_at_the_terminal_either(tiny_model: Path, tmp_path: Path
     mark = with_code(tiny_model, tmp_path / "model")
     command = [sys.executable, "-m", "drift", "rollout", "arithmetic", "--tasks", "1", "--samples", "2"]
     ran = subprocess.run(
-        [*command, "--policy.model", str(tmp_path / "model"), "--out", str(tmp_path / "out")],
+        [*command, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")],
         input="y\ny\ny\n",
         capture_output=True,
         text=True,

@@ -19,13 +19,12 @@ from drift.policies import DEFAULT_MODEL, make_policy
 from drift.policies.base import Sampling
 from drift.policies.hf import HFPolicy
 from drift.policies.openai import OpenAIPolicy
-from drift.recipe import PolicyChoice, RolloutSettings
-from drift.rollouts.collect import Collection, collect
+from drift.rollouts.collect import collect
 from drift.types import Trajectory
 
 from .servers import FaultProxy, PolicyServer, ample
 
-SETTINGS = RolloutSettings(tasks=20, samples=3, sampling=Sampling(max_new_tokens=12))
+SETTINGS: dict[str, Any] = {"tasks": 20, "samples": 3, "sampling": Sampling(max_new_tokens=12)}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +34,8 @@ def server(tiny_model: Path) -> Iterator[PolicyServer]:
 
 
 def through(url: str, tiny_model: Path, out: Path, **settings: Any) -> list[Trajectory]:
-    choice = PolicyChoice(model="openai:served", settings={"url": url, "tokenizer": str(tiny_model), **settings})
-    return read_trajectories(rollout("guess", policy=choice, settings=SETTINGS, out=out))
+    policy = {"url": url, "tokenizer": str(tiny_model), **settings}
+    return read_trajectories(rollout("guess", model="openai:served", policy=policy, out=out, **SETTINGS))
 
 
 def essence(trajectories: list[Trajectory]) -> list[Any]:
@@ -49,7 +48,7 @@ def test_what_comes_through_the_server_is_what_the_policy_behind_it_says(
     server: PolicyServer, tiny_model: Path, tmp_path: Path
 ) -> None:
     found = through(server.url, tiny_model, tmp_path / "served")
-    direct = read_trajectories(rollout("guess", policy=str(tiny_model), settings=SETTINGS, out=tmp_path / "direct"))
+    direct = read_trajectories(rollout("guess", model=tiny_model, out=tmp_path / "direct", **SETTINGS))
     assert essence(found) == essence(direct)
     for ours, theirs in zip(found, direct, strict=True):
         for one, other in zip(ours.turns, theirs.turns, strict=True):
@@ -87,14 +86,20 @@ def test_a_server_that_is_gone_stops_the_run_and_what_was_finished_stays(
         return whole(reply, prompt_ids)
 
     policy._read = failing  # type: ignore[method-assign]
-    plan = Collection(environment={"name": "guess"}, samples=3, seed=1, sampling=SETTINGS.sampling, concurrency=4)
+    plan = {
+        "environment": {"name": "guess"},
+        "samples": 3,
+        "seed": 1,
+        "sampling": SETTINGS["sampling"],
+        "concurrency": 4,
+    }
     tasks = Guess().tasks("train", 20, 1)
     with pytest.raises(PolicyError, match=r"failed 2 times for one request, the last time with broken_reply"):
-        collect(tasks, Guess(), policy, plan, tmp_path)
+        collect(tasks, Guess(), policy, tmp_path, **plan)
     kept = len(read_trajectories(tmp_path, complete_only=False))
     assert 0 < kept < 60
     policy._read = whole  # type: ignore[method-assign]
-    assert collect(tasks, Guess(), policy, plan, tmp_path)["counts"]["trajectories"] == 60
+    assert collect(tasks, Guess(), policy, tmp_path, **plan)["counts"]["trajectories"] == 60
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(
@@ -111,11 +116,11 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
 def refusing(change: Any, tiny_model: Path, **settings: Any) -> str:
     with PolicyServer(HFPolicy(str(tiny_model)), change) as server:
         policy = make_policy("openai:served", {"url": server.url, "tokenizer": str(tiny_model), **settings})
-        plan = Collection(environment={"name": "guess"}, samples=1, seed=1, sampling=SETTINGS.sampling)
+        plan = {"environment": {"name": "guess"}, "samples": 1, "seed": 1, "sampling": SETTINGS["sampling"]}
         import tempfile
 
         with tempfile.TemporaryDirectory() as folder, pytest.raises(PolicyError) as caught:
-            collect(Guess().tasks("train", 1, 1), Guess(), policy, plan, Path(folder))
+            collect(Guess().tasks("train", 1, 1), Guess(), policy, Path(folder), **plan)
     return str(caught.value)
 
 
@@ -215,11 +220,9 @@ def test_vllm_serves_trajectories_that_the_model_itself_scores_alike(vllm_port: 
     from drift.policies.hf import load_model
 
     url = f"http://127.0.0.1:{vllm_port}/v1"
-    choice = PolicyChoice(
-        model="openai:served", settings={"url": url, "tokenizer": "default", "deadline": 60.0, "retries": 12}
-    )
-    settings = RolloutSettings(tasks=100, samples=4, sampling=Sampling(max_new_tokens=16))
-    found = read_trajectories(rollout(policy=choice, settings=settings, out=tmp_path / "served"))
+    policy = {"url": url, "tokenizer": "default", "deadline": 60.0, "retries": 12}
+    settings: dict[str, Any] = {"model": "openai:served", "tasks": 100, "samples": 4, "max_new_tokens": 16}
+    found = read_trajectories(rollout(policy=policy, out=tmp_path / "served", **settings))
     assert len(found) == 400 and 0.2 < sum(t.success for t in found) / 400 < 0.9
     model, _ = load_model(str(DEFAULT_MODEL))
     for trajectory in found[:100]:
@@ -229,8 +232,8 @@ def test_vllm_serves_trajectories_that_the_model_itself_scores_alike(vllm_port: 
             own = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None])[:, 0]
         assert turn.completion.logprobs == pytest.approx(own[len(turn.prompt_ids) - 1 :].tolist(), abs=2e-3)
     with FaultProxy(vllm_port, 0.2, deadline=5.0) as proxy:
-        broken = PolicyChoice(model="openai:served", settings={**choice.settings, "url": proxy.url, "deadline": 5.0})
-        again = read_trajectories(rollout(policy=broken, settings=settings, out=tmp_path / "faults"))
+        broken = {**policy, "url": proxy.url, "deadline": 5.0}
+        again = read_trajectories(rollout(policy=broken, out=tmp_path / "faults", **settings))
         assert len({t.id for t in again}) == 400
         assert read_manifest(tmp_path / "faults", "trajectories")["policy_errors"].keys() == proxy.injected.keys()
 
@@ -238,9 +241,7 @@ def test_vllm_serves_trajectories_that_the_model_itself_scores_alike(vllm_port: 
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 def test_vllm_answers_in_text_alone_too(vllm_port: int, tmp_path: Path) -> None:
-    choice = PolicyChoice(
-        model="openai-chat:served", settings={"url": f"http://127.0.0.1:{vllm_port}/v1", "deadline": 2.0, "retries": 12}
-    )
-    settings = RolloutSettings(tasks=100, samples=1, sampling=Sampling(max_new_tokens=16))
-    found = read_trajectories(rollout(policy=choice, settings=settings, out=tmp_path))
+    policy = {"url": f"http://127.0.0.1:{vllm_port}/v1", "deadline": 2.0, "retries": 12}
+    settings: dict[str, Any] = {"model": "openai-chat:served", "tasks": 100, "samples": 1, "max_new_tokens": 16}
+    found = read_trajectories(rollout(policy=policy, out=tmp_path, **settings))
     assert len(found) == 100 and all(t.text_only for t in found) and 0.2 < sum(t.success for t in found) / 100 < 0.9

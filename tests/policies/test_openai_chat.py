@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from drift.api import evaluate, import_conversations, rollout, train, weigh
+from drift.api import evaluate, read_logs, rollout, train, weigh
 from drift.dataset.store import read_trajectories
 from drift.environments.guess import Guess
 from drift.errors import DatasetError, PolicyError
@@ -13,13 +13,12 @@ from drift.manifest import read_manifest
 from drift.policies import make_policy
 from drift.policies.base import DEFAULT_MODEL, Sampling
 from drift.policies.hf import HFPolicy
-from drift.recipe import EvaluationSettings, PolicyChoice, RolloutSettings
-from drift.rollouts.collect import Collection, collect
+from drift.rollouts.collect import collect
 from drift.types import Trajectory
 
 from .servers import FaultProxy, PolicyServer, ample
 
-SETTINGS = RolloutSettings(tasks=20, samples=3, sampling=Sampling(max_new_tokens=12))
+SETTINGS: dict[str, Any] = {"tasks": 20, "samples": 3, "sampling": Sampling(max_new_tokens=12)}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +28,8 @@ def server() -> Iterator[PolicyServer]:
 
 
 def through(url: str, out: Path, **settings: Any) -> list[Trajectory]:
-    choice = PolicyChoice(model="openai-chat:served", settings={"url": url, **settings})
-    return read_trajectories(rollout("arithmetic", policy=choice, settings=SETTINGS, out=out))
+    policy = {"url": url, **settings}
+    return read_trajectories(rollout("arithmetic", model="openai-chat:served", policy=policy, out=out, **SETTINGS))
 
 
 def said(trajectories: list[Trajectory]) -> list[Any]:
@@ -39,7 +38,7 @@ def said(trajectories: list[Trajectory]) -> list[Any]:
 
 def test_text_alone_says_what_the_policy_behind_the_server_says(server: PolicyServer, tmp_path: Path) -> None:
     found = through(server.url, tmp_path / "text")
-    direct = read_trajectories(rollout("arithmetic", settings=SETTINGS, out=tmp_path / "direct"))
+    direct = read_trajectories(rollout("arithmetic", out=tmp_path / "direct", **SETTINGS))
     # A first reply is prompted alike; later prompts of the server are tokenized again, which may differ.
     first = [(t.id, t.turns[0].completion.text) for t in found]
     assert first == [(t.id, t.turns[0].completion.text) for t in direct]
@@ -68,7 +67,7 @@ def test_text_is_trained_on_once_it_is_tokenized_and_the_manifest_says_so(server
     weights = weigh(text, scheme="rft", out=tmp_path / "weights-text")
     with pytest.raises(DatasetError, match=r"holds text alone.* --format trajectories --model default --out"):
         train(text, weights, out=tmp_path / "model", max_steps=1, any_policy=True)
-    again = import_conversations(text, format="trajectories", out=tmp_path / "ids")
+    again = read_logs(text, format="trajectories", out=tmp_path / "ids")
     spec = read_manifest(again, "trajectories")["spec"]
     assert spec["ids"] == "retokenized"
     assert spec["import"]["format"] == "trajectories"
@@ -95,10 +94,11 @@ def test_a_server_model_can_be_measured(server: PolicyServer, tmp_path: Path) ->
 
     out = evaluate(
         "arithmetic",
-        policies={"base": "default", "served": "openai-chat:served"},
-        policy=PolicyChoice(settings={"url": server.url}),
-        settings=EvaluationSettings(tasks=15, samples=0),
-        sampling=SETTINGS.sampling,
+        {"base": "default", "served": "openai-chat:served"},
+        policy={"url": server.url},
+        tasks=15,
+        samples=0,
+        sampling=SETTINGS["sampling"],
         out=tmp_path / "evaluation",
     )
     rows = {(r["policy"], r["metric"]): r["value"] for r in json.loads((out / "estimates.json").read_text())}
@@ -113,8 +113,8 @@ def test_fields_of_the_request_can_be_changed_added_and_left_out(server: PolicyS
         "openai-chat:served",
         {"url": server.url, "request": {"stop": ["</answer>"], "top_k": 5, "presence_penalty": None, "top_p": 0.5}},
     )
-    plan = Collection(environment={"name": "guess"}, samples=1, seed=1, sampling=SETTINGS.sampling)
-    collect(Guess().tasks("train", 1, 1), Guess(), policy, plan, tmp_path)
+    plan = {"environment": {"name": "guess"}, "samples": 1, "seed": 1, "sampling": SETTINGS["sampling"]}
+    collect(Guess().tasks("train", 1, 1), Guess(), policy, tmp_path, **plan)
     sent = server.requests[0]
     assert sent["messages"][0]["role"] == "user" and sent["model"] == "served"
     assert (sent["stop"], sent["top_k"], sent["top_p"], sent["max_tokens"]) == (["</answer>"], 5, 0.5, 12)
@@ -124,9 +124,9 @@ def test_fields_of_the_request_can_be_changed_added_and_left_out(server: PolicyS
 def test_a_conversation_that_outgrows_the_context_ends_there_and_the_others_go_on(
     server: PolicyServer, tmp_path: Path
 ) -> None:
-    long = RolloutSettings(tasks=20, samples=1, sampling=Sampling(max_new_tokens=225))
-    choice = PolicyChoice(model="openai-chat:served", settings={"url": server.url})
-    found = read_trajectories(rollout("arithmetic", policy=choice, settings=long, out=tmp_path))
+    long: dict[str, Any] = {"tasks": 20, "samples": 1, "max_new_tokens": 225}
+    policy = {"url": server.url}
+    found = read_trajectories(rollout("arithmetic", model="openai-chat:served", policy=policy, out=tmp_path, **long))
     stops = {t.stop_reason for t in found}
     assert len(found) == 20 and "context" in stops and stops <= {"context", "success", "turns"}
     assert all(t.error is None for t in found)

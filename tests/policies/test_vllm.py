@@ -19,7 +19,7 @@ from drift.policies import DEFAULT_MODEL, make_policy
 from drift.policies.base import Sampling
 from drift.policies.hf import HFPolicy, load_model
 from drift.policies.vllm import VLLMPolicy
-from drift.rollouts.collect import Collection, collect
+from drift.rollouts.collect import collect
 from drift.types import Completion, Trajectory
 
 TASKS = Arithmetic().tasks("train", 60, 1)
@@ -74,8 +74,8 @@ def openings(policy: Any) -> list[tuple[int, ...]]:
 
 
 def held(policy: Any, sampling: Sampling, out: Path, samples: int = 1) -> list[Trajectory]:
-    plan = Collection(environment={"name": "arithmetic"}, samples=samples, seed=1, sampling=sampling)
-    collect(TASKS, Arithmetic(), policy, plan, out)
+    plan = {"environment": {"name": "arithmetic"}, "samples": samples, "seed": 1, "sampling": sampling}
+    collect(TASKS, Arithmetic(), policy, out, **plan)
     return read_trajectories(out)
 
 
@@ -241,15 +241,19 @@ def test_an_adapter_speaks_as_the_model_that_it_is_merged_into_and_an_engine_tha
                     os.kill(pid, signal.SIGKILL)
             return super().start(task)
 
-    plan = Collection(
-        environment={"name": "a"}, samples=8, seed=1, sampling=Sampling(max_new_tokens=12), concurrency=16
-    )
+    plan = {
+        "environment": {"name": "a"},
+        "samples": 8,
+        "seed": 1,
+        "sampling": Sampling(max_new_tokens=12),
+        "concurrency": 16,
+    }
     with pytest.raises(PolicyError, match=r"engine of 'default' died .* run the same command again"):
-        collect(TASKS, Dying(), policy, plan, tmp_path / "run")
+        collect(TASKS, Dying(), policy, tmp_path / "run", **plan)
     kept = len(read_trajectories(tmp_path / "run", complete_only=False))
     assert 200 < kept < 300 and not left_of(before)
     # The same policy starts another engine.
-    manifest = collect(TASKS, Arithmetic(), policy, plan, tmp_path / "run")
+    manifest = collect(TASKS, Arithmetic(), policy, tmp_path / "run", **plan)
     assert manifest["counts"]["trajectories"] == 480 and not left_of(before)
 
 
@@ -262,8 +266,8 @@ def test_a_run_that_is_stopped_leaves_no_engine_behind(tmp_path: Path, number: s
     import psutil
 
     command = [sys.executable, "-m", "drift", "rollout", "arithmetic", "--out", str(tmp_path / "run")]
-    command += ["--policy.model", "vllm:default", "--policy.settings", '{"engine": {"enforce_eager": true}}']
-    command += ["--tasks", "2000", "--samples", "64", "--sampling.max_new_tokens", "12"]
+    command += ["--model", "vllm:default", "--policy.engine", '{"enforce_eager": true}']
+    command += ["--tasks", "2000", "--samples", "64", "--max_new_tokens", "12"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert child.stderr is not None

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from tests.fuzz.run import text_of
 
-from drift.environments.guess import Guess
-from drift.evaluation.run import EvaluationConfig, evaluate_policies
+from drift.evaluation.config import EvaluationConfig
+from drift.evaluation.run import evaluate_policies
 from drift.policies.base import Sampling
 from drift.reporting.facts import read_facts
 from drift.reporting.page import render
+from drift.rollouts.setup import Setup
 from drift.types import Message, Trajectory
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -83,9 +84,9 @@ def hostile(rng: random.Random, port: int) -> str:
 def test_two_thousand_hostile_conversations(tmp_path: Path, make_trajectory: Callable[..., Trajectory]) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert chromium, "no Chromium here; install one to run make test-browser"
-    config = EvaluationConfig(tasks=8, samples=1, sampling=Sampling(max_new_tokens=64))
+    config, sampling = EvaluationConfig(tasks=8, samples=1), Sampling(max_new_tokens=64)
     policies = {"base": "scripted:<answer>5</answer>", "tuned": "scripted:<answer>7</answer>"}
-    evaluate_policies({"name": "guess", "settings": {}}, Guess(), policies, config, tmp_path / "evaluation", seed=1)
+    evaluate_policies(Setup(environment="guess"), policies, config, sampling, tmp_path / "evaluation", seed=1)
     rng = random.Random(1)
     pages = {"/": FRAME.encode()}
     with serving(pages) as (port, asked):

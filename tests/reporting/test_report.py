@@ -8,16 +8,18 @@ import pytest
 from drift.api import report
 from drift.environments.guess import Guess
 from drift.errors import ConfigError, DatasetError
-from drift.evaluation.run import EvaluationConfig, check_unseen, evaluate_policies
+from drift.evaluation.config import EvaluationConfig
+from drift.evaluation.run import check_unseen, evaluate_policies
 from drift.policies.base import Sampling
 from drift.reporting.facts import read_facts, table, verdict
+from drift.rollouts.setup import Setup
 
 HOSTILE = "</div><script>alert(1)</script><img src=http://evil.example/x>{{ 7*7 }}\u202e\x07<answer>50</answer>"
 
 
 def evaluation(folder: Path, policies: dict[str, str], samples: int = 2) -> Path:
-    config = EvaluationConfig(tasks=40, samples=samples, sampling=Sampling(max_new_tokens=200))
-    evaluate_policies({"name": "guess", "settings": {}}, Guess(), policies, config, folder / "evaluation", seed=1)
+    config, sampling = EvaluationConfig(tasks=40, samples=samples), Sampling(max_new_tokens=200)
+    evaluate_policies(Setup(environment="guess"), policies, config, sampling, folder / "evaluation", seed=1)
     return folder
 
 
@@ -43,7 +45,7 @@ def test_estimates_have_one_row_per_policy_and_metric_and_their_difference(run: 
 
 
 def test_the_page_needs_nothing_else_and_runs_nothing(run: Path) -> None:
-    page = report(run).read_text()
+    page = report(run).path.read_text()
     assert "default-src 'none'" in page
     assert not re.findall(r"<(script|iframe|object|link|img)\b", page)
     assert not re.findall(
@@ -52,13 +54,13 @@ def test_the_page_needs_nothing_else_and_runs_nothing(run: Path) -> None:
 
 
 def test_what_models_say_is_shown_as_text(run: Path) -> None:
-    page = report(run).read_text()
+    page = report(run).path.read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "{{ 7*7 }}" in page
 
 
 def test_the_page_tells_the_verdict_the_curves_and_the_costs(run: Path) -> None:
-    page = report(run, out=run / "other.html").read_text()
+    page = report(run, out=run / "other.html").path.read_text()
     facts = read_facts(run)
     assert verdict(facts) in page.replace("&#39;", "'")
     assert page.count("<svg") == 2
@@ -93,14 +95,14 @@ def test_the_floor_of_guessing_stands_in_table_and_plot(run: Path) -> None:
     # Twenty numbers to choose from: a share of k/20 within k turns, without an interval, the same for both.
     assert [cells[f"floor@{k} %"]["cells"][0][0] for k in (1, 2, 5)] == ["5.0", "10.0", "25.0"]
     assert cells["floor@5 %"]["difference"] is None and cells["above floor@5 %"]["difference"] is not None
-    page = report(run).read_text()
+    page = report(run).path.read_text()
     assert page.count("<!-- guessing -->") == 2
     assert re.search(r"<td>floor@5 %</td>(<td>25\.0<small>25\.0 to 25\.0</small></td>){2}<td></td></tr>", page)
 
 
 def test_one_policy_alone_gets_a_report_too(tmp_path: Path) -> None:
     folder = evaluation(tmp_path, {"only": "scripted:<answer>50</answer>"}, samples=0)
-    assert "only solves" in report(folder).read_text()
+    assert "only solves" in report(folder).path.read_text()
 
 
 def test_a_run_without_an_evaluation_is_refused(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def comparison(
         "packages": {"torch": "2"},
         "command": "drift compare mine --seeds 1,2",
         "recipe": {
-            "environment": {"name": "guess", "settings": {}},
-            "policy": {"model": "default"},
+            "environment": {"name": "guess"},
+            "model": "default",
             "rollouts": {"tasks": 4, "samples": 2},
             "evaluation": {"tasks": 8, "samples": 0},
         },

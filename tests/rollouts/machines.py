@@ -152,10 +152,14 @@ class Machines:
         return found
 
 
-def drift(*arguments: str) -> "subprocess.Popen[str]":
-    """``drift`` with these arguments, in a process of its own."""
+def drift(*arguments: str, patience: float = 600.0) -> "subprocess.Popen[str]":
+    """``drift`` with these arguments, in a process of its own, which does without workers for ``patience`` seconds."""
     # Shards are closed five times a second, so that a test can see that a run is under way.
-    script = "from drift.dataset import store; store.FLUSH_SECONDS = 0.2; from drift.cli.main import entry; entry()"
+    script = (
+        "from drift.dataset import store; store.FLUSH_SECONDS = 0.2; "
+        f"from drift.rollouts import cluster; cluster.PATIENCE_SECONDS = {patience}; "
+        "from drift.cli import entry; entry()"
+    )
     command = [sys.executable, "-c", script, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -1,6 +1,5 @@
 """Rollouts on a real Ray cluster of several nodes on this machine."""
 
-import json
 import os
 import signal
 import time
@@ -35,12 +34,12 @@ def machines(cluster: Machines) -> Iterator[Machines]:
 
 
 def rollout(out: Path, model: str, *more: str) -> list[str]:
-    return ["rollout", "guess", "--out", str(out), "--policy.model", model, *more]
+    return ["rollout", "guess", "--out", str(out), "--model", model, *more]
 
 
 def noting(notes: Path) -> list[str]:
     """The option that makes each worker note itself in ``notes``."""
-    return ["--policy.settings", json.dumps({"notes": str(notes)})]
+    return ["--policy.notes", str(notes)]
 
 
 SLOW = ["--tasks", "60", "--samples", "4", "--concurrency", "3"]
@@ -66,7 +65,7 @@ def check_whole(out: Path, trajectories: int, dataset_hash: str) -> None:
 
 
 def test_a_model_on_three_nodes_one_killed_gives_the_data_of_one_process(machines: Machines, tmp_path: Path) -> None:
-    size = ["--tasks", "300", "--samples", "4", "--sampling.max_new_tokens", "16", "--concurrency", "16"]
+    size = ["--tasks", "300", "--samples", "4", "--max_new_tokens", "16", "--concurrency", "16"]
     assert finish(drift(*rollout(tmp_path / "alone", "default", *size)))[0] == 0
     for _ in range(3):
         machines.add()
@@ -163,12 +162,12 @@ def test_without_any_node_left_it_says_so_and_goes_on_later(
 ) -> None:
     node = machines.add()
     out = tmp_path / "data"
-    address = ["--cluster.address", machines.address, "--cluster.patience", "3"]
-    child = drift(*rollout(out, "slow:0.05", *SLOW, *address))
+    address = ["--cluster.address", machines.address]
+    child = drift(*rollout(out, "slow:0.05", *SLOW, *address), patience=20)
     wait_for(lambda: kept(out) > 20, "some results")
     machines.kill(node)
     code, _, err = finish(child)
-    assert code == 1 and "no worker for 3 seconds: a worker asks for 1 CPUs and 0 GPUs; the cluster has" in err
+    assert code == 1 and "no worker for 20 seconds: a worker asks for 1 CPUs and 0 GPUs; the cluster has" in err
     assert 20 < kept(out) < 240
     machines.add()
     code, _, err = finish(drift(*rollout(out, "slow:0", *SLOW, *address)))
@@ -207,8 +206,8 @@ def test_no_cluster_at_the_address_is_an_error_at_once(tmp_path: Path, cluster: 
 
 def test_an_evaluation_on_a_cluster_measures_the_same(machines: Machines, tmp_path: Path) -> None:
     machines.add(cpus=2)
-    command = ["evaluate", "arithmetic", "--policies", "{base: default}", "--tasks", "30", "--samples", "1"]
-    command += ["--sampling.max_new_tokens", "16"]
+    command = ["evaluate", "arithmetic", "--models.base", "default", "--tasks", "30", "--samples", "1"]
+    command += ["--max_new_tokens", "16"]
     for name, more in {"a": [], "b": ["--cluster.address", machines.address, "--cluster.workers", "2"]}.items():
         code, _, err = finish(drift(*command, "--out", str(tmp_path / name), *more))
         assert code == 0, err

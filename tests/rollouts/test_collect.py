@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,8 @@ from drift.manifest import read_manifest
 from drift.policies.base import Sampling
 from drift.policies.hf import HFPolicy
 from drift.policies.scripted import ScriptedPolicy
-from drift.rollouts.collect import Collection, collect
+from drift.rollouts.collect import collect
+from drift.rollouts.config import RolloutConfig
 from drift.types import Completion, Task
 
 REPLIES = ["<answer>40</answer>", "<answer>41</answer>", "what?", "<answer>55</answer>"]
@@ -27,20 +29,20 @@ GUESS = Guess()
 LONG, NUMBERS = Guess(max_turns=40), [f"<answer>{number}</answer>" for number in range(1, 100)]
 
 
-def plan(samples: int = 3, seed: int = 1, tokens: int = 64, concurrency: int = 512, first: int = 0) -> Collection:
-    return Collection(
-        environment={"name": "guess"},
-        samples=samples,
-        first=first,
-        seed=seed,
-        sampling=Sampling(max_new_tokens=tokens),
-        concurrency=concurrency,
-    )
+def plan(samples: int = 3, seed: int = 1, tokens: int = 64, concurrency: int = 512, first: int = 0) -> dict[str, Any]:
+    return {
+        "environment": {"name": "guess"},
+        "samples": samples,
+        "first": first,
+        "seed": seed,
+        "sampling": Sampling(max_new_tokens=tokens),
+        "concurrency": concurrency,
+    }
 
 
 def test_every_task_gets_its_samples_and_the_manifest_counts_them(tmp_path: Path) -> None:
     tasks = GUESS.tasks("train", 30, 0)
-    manifest = collect(tasks, GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+    manifest = collect(tasks, GUESS, ScriptedPolicy(REPLIES), tmp_path, **plan())
     found = read_trajectories(tmp_path)
     assert {(t.task_id, t.sample) for t in found} == {(task.id, k) for task in tasks for k in range(3)}
     solved = sum(t.success for t in found)
@@ -55,7 +57,7 @@ def test_the_same_seed_gives_the_same_hash_and_another_seed_another(tmp_path: Pa
     runs = [("a", 1, 8, 4), ("b", 1, 64, 512), ("c", 1, 1, 5), ("d", 2, 64, 512)]
     hashes = {
         name: collect(
-            tasks, GUESS, HFPolicy(str(tiny_model), batch_size=size), plan(3, seed, 6, concurrency), tmp_path / name
+            tasks, GUESS, HFPolicy(str(tiny_model), batch_size=size), tmp_path / name, **plan(3, seed, 6, concurrency)
         )["dataset_hash"]
         for name, seed, size, concurrency in runs
     }
@@ -64,7 +66,7 @@ def test_the_same_seed_gives_the_same_hash_and_another_seed_another(tmp_path: Pa
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     tasks = GUESS.tasks("train", 40, 0)
-    whole = collect(tasks, GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path / "whole")
+    whole = collect(tasks, GUESS, ScriptedPolicy(REPLIES), tmp_path / "whole", **plan())
 
     class Stopped(ScriptedPolicy):
         asked = 0
@@ -79,7 +81,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
             return await super().complete(prompt_ids, sampling=sampling, seed=seed)
 
     with pytest.raises(Interrupted, match="Run the same command again"):
-        collect(tasks, GUESS, Stopped(REPLIES), plan(concurrency=8), tmp_path / "broken")
+        collect(tasks, GUESS, Stopped(REPLIES), tmp_path / "broken", **plan(concurrency=8))
     kept = read_trajectories(tmp_path / "broken", complete_only=False)
     assert 0 < len(kept) < 120
     with pytest.raises(DatasetError, match=f"incomplete: {len(kept)} of 120"):
@@ -93,7 +95,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
             return await super().complete(prompt_ids, sampling=sampling, seed=seed)
 
     rest = Counting(REPLIES)
-    manifest = collect(tasks, GUESS, rest, plan(), tmp_path / "broken")
+    manifest = collect(tasks, GUESS, rest, tmp_path / "broken", **plan())
     assert manifest["dataset_hash"] == whole["dataset_hash"]
     assert rest.started == 120 - len(kept)
 
@@ -107,7 +109,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_data(tmp_p
         from drift.environments.guess import Guess
         from drift.policies.base import Sampling
         from drift.policies.scripted import ScriptedPolicy
-        from drift.rollouts.collect import Collection, collect
+        from drift.rollouts.collect import collect
 
         class Slow(ScriptedPolicy):
             async def complete(self, *args, **kwargs):
@@ -116,10 +118,10 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_data(tmp_p
 
         store.FLUSH_SECONDS = 0.02
         factory = Guess()
-        plan = Collection(environment={"name": "guess"}, samples=4, seed=3, sampling=Sampling(), concurrency=4)
+        plan = dict(environment={"name": "guess"}, samples=4, seed=3, sampling=Sampling(), concurrency=4)
         print("ready", flush=True)
         policy = Slow(["<answer>40</answer>", "<answer>50</answer>"])
-        print(collect(factory.tasks("train", 100, 0), factory, policy, plan, Path(sys.argv[1]))["dataset_hash"])
+        print(collect(factory.tasks("train", 100, 0), factory, policy, Path(sys.argv[1]), **plan)["dataset_hash"])
         """
     )
 
@@ -145,8 +147,8 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_data(tmp_p
 
 def test_adaptive_sampling_goes_on_only_with_prompts_that_are_undecided(tmp_path: Path) -> None:
     tasks = LONG.tasks("train", 60, 0)
-    whole = collect(tasks, LONG, ScriptedPolicy(NUMBERS), plan(8), tmp_path / "whole")
-    manifest = collect(tasks, LONG, ScriptedPolicy(NUMBERS), plan(8, first=3), tmp_path / "adaptive")
+    whole = collect(tasks, LONG, ScriptedPolicy(NUMBERS), tmp_path / "whole", **plan(8))
+    manifest = collect(tasks, LONG, ScriptedPolicy(NUMBERS), tmp_path / "adaptive", **plan(8, first=3))
     everything = {t.id: t for t in read_trajectories(tmp_path / "whole")}
     found = {t.id: t for t in read_trajectories(tmp_path / "adaptive")}
     # By the rule, one task at a time, on the data that sampling everything gives.
@@ -164,9 +166,9 @@ def test_adaptive_sampling_goes_on_only_with_prompts_that_are_undecided(tmp_path
     }
     assert manifest["spec"]["first"] == 3 and "first" not in whole["spec"]
     with pytest.raises(DatasetError, match="first: 3 -> None"):
-        collect(tasks, LONG, ScriptedPolicy(NUMBERS), plan(8), tmp_path / "adaptive")
+        collect(tasks, LONG, ScriptedPolicy(NUMBERS), tmp_path / "adaptive", **plan(8))
     with pytest.raises(ConfigError, match=r"rollouts\.first: got 9, expected 0, or a whole number from 2 to samples"):
-        plan(8, first=9)
+        RolloutConfig(samples=8, first=9)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
@@ -186,45 +188,52 @@ def test_adaptive_sampling_that_was_interrupted_ends_with_the_same_data(tmp_path
             return await super().complete(prompt_ids, sampling=sampling, seed=seed)
 
     unbroken = Stopped(NUMBERS)
-    whole = collect(tasks, LONG, unbroken, plan(8, first=3), tmp_path / "whole")
+    whole = collect(tasks, LONG, unbroken, tmp_path / "whole", **plan(8, first=3))
     stop_at = int(share * unbroken.asked)
     with pytest.raises(Interrupted, match="of at most 480 conversations"):
-        collect(tasks, LONG, Stopped(NUMBERS), plan(8, concurrency=8, first=3), tmp_path / "broken")
+        collect(tasks, LONG, Stopped(NUMBERS), tmp_path / "broken", **plan(8, concurrency=8, first=3))
     # In the first round of 180, or in the second.
     kept = len(read_trajectories(tmp_path / "broken", complete_only=False))
     assert (kept > 180) == (share == 0.8)
-    manifest = collect(tasks, LONG, ScriptedPolicy(NUMBERS), plan(8, concurrency=5, first=3), tmp_path / "broken")
+    manifest = collect(tasks, LONG, ScriptedPolicy(NUMBERS), tmp_path / "broken", **plan(8, concurrency=5, first=3))
     assert (manifest["dataset_hash"], manifest["adaptive"]) == (whole["dataset_hash"], whole["adaptive"])
 
 
 def test_a_directory_of_another_run_is_refused_and_the_difference_named(tmp_path: Path) -> None:
     tasks = GUESS.tasks("train", 5, 0)
-    collect(tasks, GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+    collect(tasks, GUESS, ScriptedPolicy(REPLIES), tmp_path, **plan())
     with pytest.raises(DatasetError, match=r"seed: 1 -> 2"):
-        collect(tasks, GUESS, ScriptedPolicy(REPLIES), plan(seed=2), tmp_path)
+        collect(tasks, GUESS, ScriptedPolicy(REPLIES), tmp_path, **plan(seed=2))
     with pytest.raises(DatasetError, match=r"policy: 'scripted-"):
-        collect(tasks, GUESS, ScriptedPolicy(["other"]), plan(), tmp_path)
+        collect(tasks, GUESS, ScriptedPolicy(["other"]), tmp_path, **plan())
     with pytest.raises(DatasetError, match=r"task_hash: "):
-        collect(GUESS.tasks("train", 5, 9), GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+        collect(GUESS.tasks("train", 5, 9), GUESS, ScriptedPolicy(REPLIES), tmp_path, **plan())
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     tasks = GUESS.tasks("train", 5, 0)
-    first = collect(tasks, GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+    first = collect(tasks, GUESS, ScriptedPolicy(REPLIES), tmp_path, **plan())
 
     class Silent(ScriptedPolicy):
         async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
             raise AssertionError("nothing is left to ask")
 
-    assert collect(tasks, GUESS, Silent(REPLIES), plan(), tmp_path)["dataset_hash"] == first["dataset_hash"]
+    assert collect(tasks, GUESS, Silent(REPLIES), tmp_path, **plan())["dataset_hash"] == first["dataset_hash"]
 
 
 def test_tasks_must_exist_and_differ(tmp_path: Path) -> None:
     task = GUESS.tasks("train", 1, 0)[0]
     with pytest.raises(ConfigError, match="no tasks"):
-        collect([], GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+        collect([], GUESS, ScriptedPolicy(REPLIES), tmp_path, **plan())
     with pytest.raises(ConfigError, match="same id"):
-        collect([task, task], GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+        collect([task, task], GUESS, ScriptedPolicy(REPLIES), tmp_path, **plan())
+
+
+def test_at_least_one_conversation_must_be_open(tmp_path: Path) -> None:
+    tasks = GUESS.tasks("train", 5, 0)
+    with pytest.raises(ConfigError, match="concurrency: got 0, expected a whole number ≥ 1"):
+        collect(tasks, GUESS, ScriptedPolicy(REPLIES), tmp_path / "none", **plan(concurrency=0))
+    assert not (tmp_path / "none").exists()
 
 
 def test_environment_failures_are_kept_and_counted_and_all_of_them_is_an_error(tmp_path: Path) -> None:
@@ -237,15 +246,15 @@ def test_environment_failures_are_kept_and_counted_and_all_of_them_is_an_error(t
     tasks = Arithmetic().tasks("train", 20, 0)
     odd = sum(task.payload["a"] % 2 for task in tasks)
     assert 0 < odd < 20
-    manifest = collect(tasks, Half(), ScriptedPolicy(["<answer>1</answer>"]), plan(2), tmp_path / "half")
+    manifest = collect(tasks, Half(), ScriptedPolicy(["<answer>1</answer>"]), tmp_path / "half", **plan(2))
     assert manifest["counts"]["stop_error"] == 2 * odd and manifest["counts"]["trajectories"] == 40
     only_odd = [task for task in tasks if task.payload["a"] % 2]
     with pytest.raises(EnvironmentFault, match="every conversation failed"):
-        collect(only_odd, Half(), ScriptedPolicy(["x"]), plan(2), tmp_path / "all")
+        collect(only_odd, Half(), ScriptedPolicy(["x"]), tmp_path / "all", **plan(2))
 
 
 def test_the_manifest_names_what_made_the_data(tmp_path: Path) -> None:
-    collect(GUESS.tasks("train", 3, 0), GUESS, ScriptedPolicy(REPLIES), plan(), tmp_path)
+    collect(GUESS.tasks("train", 3, 0), GUESS, ScriptedPolicy(REPLIES), tmp_path, **plan())
     spec = read_manifest(tmp_path, "trajectories")["spec"]
     assert spec["sampling"] == {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 64, "stop": []}
     assert (spec["samples"], spec["seed"], spec["tasks"], spec["trajectories"]) == (3, 1, 3, 9)

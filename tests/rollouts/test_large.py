@@ -13,8 +13,7 @@ from drift.errors import TrainingError
 from drift.manifest import read_manifest
 from drift.policies.base import Sampling
 from drift.policies.scripted import ScriptedPolicy
-from drift.recipe import EvaluationSettings, RolloutSettings
-from drift.rollouts.collect import Collection, collect
+from drift.rollouts.collect import collect
 from drift.types import Completion
 
 OPEN = 5000
@@ -39,14 +38,18 @@ class AllAtOnce(ScriptedPolicy):
 
 
 def test_five_thousand_conversations_are_open_at_once_and_none_is_lost(tmp_path: Path) -> None:
-    plan = Collection(
-        environment={"name": "guess"}, samples=4, seed=1, sampling=Sampling(max_new_tokens=20), concurrency=OPEN
-    )
+    plan = {
+        "environment": {"name": "guess"},
+        "samples": 4,
+        "seed": 1,
+        "sampling": Sampling(max_new_tokens=20),
+        "concurrency": OPEN,
+    }
     tasks, policy = Guess().tasks("train", 1280, 1), AllAtOnce()
-    manifest = collect(tasks, Guess(), policy, plan, tmp_path / "open")
+    manifest = collect(tasks, Guess(), policy, tmp_path / "open", **plan)
     assert policy.most == OPEN and manifest["counts"]["trajectories"] == 5120
-    one = Collection(environment={"name": "guess"}, samples=4, seed=1, sampling=plan.sampling, concurrency=1)
-    alone = collect(tasks, Guess(), ScriptedPolicy(["<answer>5</answer>", "no idea"]), one, tmp_path / "one")
+    one = {**plan, "concurrency": 1}
+    alone = collect(tasks, Guess(), ScriptedPolicy(["<answer>5</answer>", "no idea"]), tmp_path / "one", **one)
     assert alone["dataset_hash"] == manifest["dataset_hash"]
 
 
@@ -57,8 +60,10 @@ def test_a_conversation_of_a_hundred_thousand_tokens(tmp_path: Path) -> None:
     long = "scripted:" + "a long way to nothing; " * (REPLY // 23 + 1)
     data = rollout(
         "arithmetic",
-        policy=long,
-        settings=RolloutSettings(tasks=3, samples=2, sampling=Sampling(max_new_tokens=REPLY)),
+        model=long,
+        tasks=3,
+        samples=2,
+        max_new_tokens=REPLY,
         out=tmp_path / "rollouts",
     )
     found = read_trajectories(data)
@@ -70,25 +75,27 @@ def test_a_conversation_of_a_hundred_thousand_tokens(tmp_path: Path) -> None:
     small = {"any_policy": True, "max_steps": 1, "batch_size": 4, "save_steps": 0}
     with pytest.raises(TrainingError, match=r"no rows to train on, .*'skipped_too_long': 6"):
         train(data, weights, out=tmp_path / "model", **small)
-    policies = {"base": "scripted:<answer>1</answer>", "long": long}
+    models = {"base": "scripted:<answer>1</answer>", "long": long}
     evaluated = evaluate(
         "arithmetic",
-        policies=policies,
-        settings=EvaluationSettings(tasks=4, samples=0),
-        sampling=Sampling(max_new_tokens=REPLY),
+        models,
+        tasks=4,
+        samples=0,
+        max_new_tokens=REPLY,
         out=tmp_path / "evaluation",
     )
     page = report(evaluated, out=tmp_path / "report.html")
     # Four conversations of it, each shown.
-    assert 4 * 5 * REPLY < page.stat().st_size < 8 * 5 * REPLY + 200_000
+    assert 4 * 5 * REPLY < page.path.stat().st_size < 8 * 5 * REPLY + 200_000
 
 
 def test_of_mixed_lengths_only_what_fits_is_trained(tmp_path: Path) -> None:
     data = rollout(
-        "arithmetic",
-        policy="scripted:<answer>5</answer>|" + "b" * 30_000,
-        settings=RolloutSettings(tasks=4, samples=4, sampling=Sampling(max_new_tokens=30_000)),
-        environment_settings={"max_turns": 1},
+        {"name": "arithmetic", "max_turns": 1},
+        model="scripted:<answer>5</answer>|" + "b" * 30_000,
+        tasks=4,
+        samples=4,
+        max_new_tokens=30_000,
         out=tmp_path / "rollouts",
     )
     found = read_trajectories(data)

@@ -71,7 +71,7 @@ def test_weights_of_first_replies_train_first_replies_alone(
     with pytest.raises(ConfigError, match=r"weights\.turns: got 'terminal', expected first.*bolt"):
         WeightConfig(scheme="bolt", turns="terminal")
     assert weigh_into(folder, tmp_path / "w", scheme="bolt")["chain"]["turns"] == "first"
-    out = train(folder, tmp_path / "w", out=tmp_path / "m", base=str(tiny_model), config=settings())
+    out = train(folder, tmp_path / "w", out=tmp_path / "m", model=str(tiny_model), config=settings())
     assert read_manifest(out, "model")["weights"]["turns"] == "first"
     right, mistaken = made[1], made[0]
     rise = [score(out, each, 0) - score(tiny_model, each, 0) for each in (right, mistaken)]
@@ -91,7 +91,7 @@ def test_mistakes_on_the_way_to_a_success_are_imitated_left_out_or_pushed_away(
     ):
         weights = tmp_path / f"weights-{name}"
         weigh_into(folder, weights, scheme="rft", **change)
-        out = train(folder, weights, out=tmp_path / name, base=str(tiny_model), config=settings())
+        out = train(folder, weights, out=tmp_path / name, model=str(tiny_model), config=settings())
         rises.append(score(out, made[0], 0) - score(tiny_model, made[0], 0))
     assert rises[0] > rises[1] + 0.5 > rises[2] + 1.0
     # Left out, the mistake is what it is when last replies alone are trained.
@@ -189,7 +189,7 @@ def test_pushing_rejected_replies_away_is_bounded_by_default(
         assert values.tolist() == pytest.approx([pushed] * 8 + [1.0] * 16, rel=1e-9)
         taken = {next(iter(each["step"])): each["share"] for each in manifest["diagnostics"]["steps"]}
         assert taken.get("bound_negative") == pytest.approx({"none": None, "default": 6.4 / 24, "zero": 8 / 24}[name])
-        out = train(folder, tmp_path / name, out=tmp_path / f"m-{name}", base=str(tiny_model), config=settings())
+        out = train(folder, tmp_path / name, out=tmp_path / f"m-{name}", model=str(tiny_model), config=settings())
         falls[name] = score(tiny_model, made[0], 0) - score(out, made[0], 0)
         assert read_manifest(out, "model")["weights"] == manifest["chain"]
     assert falls["none"] > falls["default"] + 0.2 and falls["default"] > falls["zero"]

@@ -64,9 +64,9 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
 @pytest.mark.deepspeed
 @pytest.mark.parametrize("engine", STAGES)
 def test_two_processes_train_as_one(uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, engine: str) -> None:
-    one = train(*uneven, out=tmp_path / "one", base=str(tiny_model), config=settings(), device="cpu")
+    one = train(*uneven, out=tmp_path / "one", model=str(tiny_model), config=settings(), device="cpu")
     config = settings(num_processes=2, engine=engine)
-    two = train(*uneven, out=tmp_path / "two", base=str(tiny_model), config=config, device="cpu")
+    two = train(*uneven, out=tmp_path / "two", model=str(tiny_model), config=config, device="cpu")
     assert read_manifest(two, "model")["ranks"] == 2
     assert len(losses(one)) == 20 and torch.allclose(losses(two), losses(one), rtol=1e-4, atol=1e-4)
     norms = [[row["grad_norm"] for row in curve(out)] for out in (one, two)]
@@ -95,9 +95,9 @@ def test_two_processes_train_as_one_whatever_is_trained(
     uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, engine: str, changes: dict[str, Any]
 ) -> None:
     given = {"max_steps": 6, "save_steps": 3, **changes}
-    one = train(*uneven, out=tmp_path / "one", base=str(tiny_model), config=settings(**given), device="cpu")
+    one = train(*uneven, out=tmp_path / "one", model=str(tiny_model), config=settings(**given), device="cpu")
     config = settings(num_processes=2, engine=engine, **given)
-    out = train(*uneven, out=tmp_path / "two", base=str(tiny_model), config=config, device="cpu")
+    out = train(*uneven, out=tmp_path / "two", model=str(tiny_model), config=config, device="cpu")
     # Half the bits of a bfloat16 for what is summed in another order.
     close = 2e-2 if "dtype" in changes else 1e-4
     assert torch.allclose(losses(out), losses(one), rtol=close, atol=close * float(losses(one).abs().max()))
@@ -114,8 +114,8 @@ def test_two_processes_train_as_one_whatever_is_trained(
         path.unlink()
     shutil.rmtree(out / "checkpoints" / "checkpoint-6")
     with pytest.raises(TrainingError, match=r"written by 2 processes and DeepSpeed can't go on from it with 1"):
-        train(*uneven, out=out, base=str(tiny_model), config=settings(engine=engine, **given), device="cpu")
-    again = train(*uneven, out=out, base=str(tiny_model), config=config, device="cpu")
+        train(*uneven, out=out, model=str(tiny_model), config=settings(engine=engine, **given), device="cpu")
+    again = train(*uneven, out=out, model=str(tiny_model), config=config, device="cpu")
     assert curve(again) == whole
     assert all(torch.equal(second[name], value) for name, value in parameters(again).items())
 
@@ -129,10 +129,10 @@ def test_killed_at_random_moments_it_ends_as_unbroken(
     given = {"max_steps": 120, "save_steps": 4, "num_processes": 2, "engine": engine}
     logged = {"arguments": {"logging_steps": 3}}
     whole = train(
-        *uneven, out=tmp_path / "whole", base=str(tiny_model), config=settings(**given, **logged), device="cpu"
+        *uneven, out=tmp_path / "whole", model=str(tiny_model), config=settings(**given, **logged), device="cpu"
     )
     out = tmp_path / "broken"
-    line = [sys.executable, "-m", "drift", "train", *map(str, uneven), "--out", str(out), "--base", str(tiny_model)]
+    line = [sys.executable, "-m", "drift", "train", *map(str, uneven), "--out", str(out), "--model", str(tiny_model)]
     line += ["--device", "cpu", "--batch_size", "12", "--tokens_per_batch", "200"]
     line += ["--arguments.logging_steps", "3"]
     line += ["--learning_rate", "1e-3", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
@@ -153,7 +153,7 @@ def test_killed_at_random_moments_it_ends_as_unbroken(
         assert not (out / "manifest.json").exists(), "it ended before it was killed: make it longer"
         newest = last_checkpoint(out)
         killed_after.append(newest.name if newest else None)
-    again = train(*uneven, out=out, base=str(tiny_model), config=settings(**given, **logged), device="cpu")
+    again = train(*uneven, out=out, model=str(tiny_model), config=settings(**given, **logged), device="cpu")
     print(engine, "killed after", killed_after)
     assert curve(again) == curve(whole)
     first, second = parameters(whole), parameters(again)

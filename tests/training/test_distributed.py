@@ -39,9 +39,9 @@ def parameters(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, engine: str) -> None:
-    one = train(*uneven, out=tmp_path / "one", base=str(tiny_model), config=settings(), device="cpu")
+    one = train(*uneven, out=tmp_path / "one", model=str(tiny_model), config=settings(), device="cpu")
     config = settings(num_processes=2, engine=engine)
-    two = train(*uneven, out=tmp_path / "two", base=str(tiny_model), config=config, device="cpu")
+    two = train(*uneven, out=tmp_path / "two", model=str(tiny_model), config=config, device="cpu")
     assert read_manifest(two, "model")["ranks"] == 2
     assert len(losses(one)) == 20 and torch.allclose(losses(two), losses(one), rtol=1e-4, atol=1e-4)
     first, second = parameters(one), parameters(two)
@@ -66,9 +66,9 @@ def test_two_processes_train_as_one_whatever_is_trained(
     uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, engine: str, changes: dict[str, Any]
 ) -> None:
     given = settings(max_steps=6, save_steps=3, **changes)
-    one = train(*uneven, out=tmp_path / "one", base=str(tiny_model), config=given, device="cpu")
+    one = train(*uneven, out=tmp_path / "one", model=str(tiny_model), config=given, device="cpu")
     two = settings(max_steps=6, save_steps=3, num_processes=2, engine=engine, **changes)
-    out = train(*uneven, out=tmp_path / "two", base=str(tiny_model), config=two, device="cpu")
+    out = train(*uneven, out=tmp_path / "two", model=str(tiny_model), config=two, device="cpu")
     # Half the bits of a bfloat16 for what is summed in another order.
     close = 2e-2 if "dtype" in changes else 1e-4
     assert torch.allclose(losses(out), losses(one), rtol=close, atol=close * float(losses(one).abs().max()))
@@ -81,7 +81,7 @@ def test_two_processes_train_as_one_whatever_is_trained(
     for path in (out / "manifest.json", out / "model.safetensors"):
         path.unlink()
     shutil.rmtree(out / "checkpoints" / "checkpoint-6")
-    again = train(*uneven, out=tmp_path / "two", base=str(tiny_model), config=two, device="cpu")
+    again = train(*uneven, out=tmp_path / "two", model=str(tiny_model), config=two, device="cpu")
     assert torch.equal(losses(again), whole)
     assert all(torch.equal(second[name], value) for name, value in parameters(again).items())
 
@@ -91,7 +91,7 @@ def test_accumulation_changes_nothing(uneven: tuple[Path, Path], tiny_model: Pat
     runs = {}
     for tokens in (100_000, 900, 450, 1):
         config = settings(tokens_per_batch=tokens, attention="auto" if share else "sdpa")
-        runs[tokens] = train(*uneven, out=tmp_path / str(tokens), base=str(tiny_model), config=config)
+        runs[tokens] = train(*uneven, out=tmp_path / str(tokens), model=str(tiny_model), config=config)
     whole = losses(runs[100_000])
     for tokens, out in runs.items():
         assert torch.allclose(losses(out), whole, rtol=1e-5, atol=1e-5), tokens
@@ -102,7 +102,7 @@ def command(uneven: tuple[Path, Path], model: Path, out: Path, **changes: Any) -
     given = {name: value for name, value in vars(settings(**changes)).items() if name not in ("lora", "arguments")}
     given["arguments.logging_steps"] = 1
     options = [part for name, value in given.items() for part in (f"--{name}", str(value).lower())]
-    return ["train", *map(str, uneven), "--out", str(out), "--base", str(model), "--device", "cpu", *options]
+    return ["train", *map(str, uneven), "--out", str(out), "--model", str(model), "--device", "cpu", *options]
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def command(uneven: tuple[Path, Path], model: Path, out: Path, **changes: Any) -
 def test_the_launchers_people_know_start_it_too(
     uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, launcher: str
 ) -> None:
-    one = train(*uneven, out=tmp_path / "one", base=str(tiny_model), config=settings(max_steps=4), device="cpu")
+    one = train(*uneven, out=tmp_path / "one", model=str(tiny_model), config=settings(max_steps=4), device="cpu")
     how = ["--standalone", "--nproc-per-node=2"]
     if launcher.startswith("accelerate"):
         how = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--main_process_port=0", "--mixed_precision=no"]
@@ -141,7 +141,7 @@ def test_an_error_of_a_rank_comes_back_as_it_was_raised(
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     config = settings(num_processes=2, learning_rate=1e30, warmup=0.0, arguments={"max_grad_norm": 0.0})
     with pytest.raises(TrainingError, match=r"went wrong by step \d+: (loss|grad_norm) is (nan|inf)"):
-        train(*uneven, out=tmp_path / "model", base=str(tiny_model), config=config, device="cpu")
+        train(*uneven, out=tmp_path / "model", model=str(tiny_model), config=config, device="cpu")
     assert "Traceback" not in capfd.readouterr().err
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
@@ -200,8 +200,8 @@ def test_numbers_that_contradict_one_another_and_a_directory_in_use_are_refused(
     }.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(ConfigError, match=r"training\.num_processes: got 3, expected 2, which is what the launcher"):
-        train(*uneven, out=tmp_path / "m", base=str(tiny_model), config=settings(num_processes=3), device="cpu")
+        train(*uneven, out=tmp_path / "m", model=str(tiny_model), config=settings(num_processes=3), device="cpu")
     monkeypatch.undo()
     monkeypatch.setattr("drift.training.distributed.LOCK_SECONDS", 0.2)
     with locked(tmp_path / "m"), pytest.raises(DatasetError, match=f"is being trained into by process {os.getpid()}"):
-        train(*uneven, out=tmp_path / "m", base=str(tiny_model), config=settings(), device="cpu")
+        train(*uneven, out=tmp_path / "m", model=str(tiny_model), config=settings(), device="cpu")

@@ -177,7 +177,7 @@ PLAIN = {"weight_decay": 0.0, "max_grad_norm": 0.0, "save_total_limit": 99}
 def trained_gradients(recorded: Recorded, weights: Path, out: Path, **settings: Any) -> list[torch.Tensor]:
     """The gradient of each step of a run whose rate is too small for a float32 to change."""
     fixed = {"learning_rate": 1e-30, "save_steps": 1, "arguments": PLAIN}
-    train(recorded.folder, weights, out=out, base=str(recorded.model), device="cpu", **{**fixed, **settings})
+    train(recorded.folder, weights, out=out, model=str(recorded.model), device="cpu", **{**fixed, **settings})
     steps = read_manifest(out, "model")["steps"]
     shapes = {n: p.shape for n, p in AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).named_parameters()}
     before, gradients = torch.zeros(()), []
@@ -343,7 +343,7 @@ def test_weights_from_a_file_made_by_anything_are_what_is_trained(
         "skipped_too_long": 0,
     }
     # The same numbers from the same file are the same run; others are another.
-    base = {"base": str(recorded.model), "device": "cpu", "out": tmp_path / "model"}
+    base = {"model": str(recorded.model), "device": "cpu", "out": tmp_path / "model"}
     settings = {"plan": "balanced", "batch_size": 1000, "max_steps": 1, "learning_rate": 1e-30, "save_steps": 1}
     settings |= {"arguments": PLAIN}
     train(recorded.folder, path, **base, **settings)
@@ -357,7 +357,7 @@ def test_a_file_that_does_not_fit_the_data_is_refused(recorded: Recorded, tmp_pa
     weights = {name: [1.0] * len(recorded.trajectories[name].turns) for name in names}
     wrong = names[5]
     replies = len(weights[wrong])
-    given: dict[str, Any] = {"base": str(recorded.model), "device": "cpu", "max_steps": 1, "out": tmp_path / "model"}
+    given: dict[str, Any] = {"model": str(recorded.model), "device": "cpu", "max_steps": 1, "out": tmp_path / "model"}
     for count in (replies + 1, replies - 1):
         path = written(tmp_path / "wrong.parquet", {**weights, wrong: [1.0] * count})
         with pytest.raises(DatasetError, match=f"conversation '{wrong}' has {replies} replies and {count} weights"):

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from drift.api import train
-from drift.cli.main import main
+from drift.cli import main
 from drift.dataset.store import TrajectoryWriter, read_trajectories
 from drift.errors import ConfigError, TrainingError
 from drift.manifest import read_manifest
@@ -110,11 +110,11 @@ def own_measurement(data: Path, base: Path, model: Path) -> float:
 def test_training_ends_at_the_last_measurement_within_the_limit(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
-    free = train(*weighed, out=tmp_path / "free", base=str(tiny_model), **settings(kl_limit=1e9))
+    free = train(*weighed, out=tmp_path / "free", model=str(tiny_model), **settings(kl_limit=1e9))
     course = measured(free)
     assert [step for step, _ in course] == list(range(2, 21, 2))
     limit, at = crossing(course, 5)
-    out = train(*weighed, out=tmp_path / "out", base=str(tiny_model), **settings(kl_limit=limit))
+    out = train(*weighed, out=tmp_path / "out", model=str(tiny_model), **settings(kl_limit=limit))
     manifest = read_manifest(out, "model")
     assert measured(out) == course[: at + 1]
     assert manifest["steps"] == course[at - 1][0]
@@ -139,7 +139,7 @@ def test_measuring_changes_nothing_of_what_is_trained(
     runs = []
     for steps in (1, 20):
         monkeypatch.setattr("drift.training.kl_limit.STEPS", steps)
-        runs.append(train(*weighed, out=tmp_path / str(steps), base=str(tiny_model), **settings(kl_limit=1e9)))
+        runs.append(train(*weighed, out=tmp_path / str(steps), model=str(tiny_model), **settings(kl_limit=1e9)))
     often, seldom = runs
     assert same(often, seldom)
     assert (often / "metrics.jsonl").read_text() == (seldom / "metrics.jsonl").read_text()
@@ -149,7 +149,7 @@ def test_measuring_changes_nothing_of_what_is_trained(
 def test_what_is_set_aside_is_not_trained_on(weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
     counts = [
         read_manifest(
-            train(*weighed, out=tmp_path / str(limit), base=str(tiny_model), **settings(kl_limit=limit, max_steps=2)),
+            train(*weighed, out=tmp_path / str(limit), model=str(tiny_model), **settings(kl_limit=limit, max_steps=2)),
             "model",
         )["counts"]["rows"]
         for limit in (0.0, 1e9)
@@ -165,12 +165,12 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(
     # Checkpoints every four steps, measurements every three: 3, 4, 6, 8, 9, 12, 15, 16 and so on.
     monkeypatch.setattr("drift.training.kl_limit.STEPS", 3)
     given = settings(save_steps=4, arguments={"save_total_limit": 9})
-    course = measured(train(*weighed, out=tmp_path / "free", base=str(tiny_model), **given, kl_limit=1e9))
+    course = measured(train(*weighed, out=tmp_path / "free", model=str(tiny_model), **given, kl_limit=1e9))
     assert [step for step, _ in course] == [3, 4, 6, 8, 9, 12, 15, 16, 18, 20]
     limit, at = crossing(course, 6)
     assert course[at][0] in (15, 16)
     given["kl_limit"] = limit
-    whole = train(*weighed, out=tmp_path / "whole", base=str(tiny_model), **given)
+    whole = train(*weighed, out=tmp_path / "whole", model=str(tiny_model), **given)
     told = read_manifest(whole, "model")["kl_limit"]
     assert (told["step"], told["stopped_at"]) == (course[at - 1][0], course[at][0])
     # No checkpoint of a model beyond the limit.
@@ -178,7 +178,7 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(
     assert kept is not None and kept.name == "checkpoint-12"
     # As a kill leaves it: with a later checkpoint's lines written, and no model.
     broken = tmp_path / "broken"
-    whole.rename(broken)
+    whole.path.rename(broken)
     reference = {name: value.clone() for name, value in parameters(broken).items()}
     before = measured(broken)
     (broken / "manifest.json").unlink()
@@ -186,7 +186,7 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(
     for folder in (broken / "checkpoints").glob("checkpoint-*"):
         if int(folder.name.split("-")[1]) > checkpointed:
             folder.rename(tmp_path / f"gone-{folder.name}")
-    again = train(*weighed, out=broken, base=str(tiny_model), **given)
+    again = train(*weighed, out=broken, model=str(tiny_model), **given)
     assert read_manifest(again, "model")["kl_limit"] == told and measured(again) == before
     found = parameters(again)
     assert all(torch.equal(found[name], value) for name, value in reference.items())
@@ -196,15 +196,15 @@ def test_a_limit_that_is_passed_at_once_says_what_to_do(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainingError, match=r"first measurement, at step 2, .*Lower training.learning_rate"):
-        train(*weighed, out=tmp_path / "out", base=str(tiny_model), **settings(kl_limit=1e-9))
+        train(*weighed, out=tmp_path / "out", model=str(tiny_model), **settings(kl_limit=1e-9))
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_a_lora_adapter_goes_back_too(weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
     given = settings(lora={"r": 4, "lora_alpha": 32}, learning_rate=1e-3)
-    course = measured(train(*weighed, out=tmp_path / "free", base=str(tiny_model), **given, kl_limit=1e9))
+    course = measured(train(*weighed, out=tmp_path / "free", model=str(tiny_model), **given, kl_limit=1e9))
     limit, at = crossing(course, 3)
-    out = train(*weighed, out=tmp_path / "out", base=str(tiny_model), **given, kl_limit=limit)
+    out = train(*weighed, out=tmp_path / "out", model=str(tiny_model), **given, kl_limit=limit)
     assert read_manifest(out, "model")["kl_limit"]["step"] == course[at - 1][0]
     assert own_measurement(weighed[0], tiny_model, out) == pytest.approx(course[at - 1][1], rel=1e-2)
 
@@ -212,12 +212,12 @@ def test_a_lora_adapter_goes_back_too(weighed: tuple[Path, Path], tiny_model: Pa
 def test_two_processes_stop_together_where_one_does(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
-    course = measured(train(*weighed, out=tmp_path / "free", base=str(tiny_model), **settings(kl_limit=1e9)))
+    course = measured(train(*weighed, out=tmp_path / "free", model=str(tiny_model), **settings(kl_limit=1e9)))
     limit, at = crossing(course, 3)
     out = train(
         *weighed,
         out=tmp_path / "two",
-        base=str(tiny_model),
+        model=str(tiny_model),
         device="cpu",
         # Measured before each checkpoint: what is set here does not reach the processes.
         **settings(kl_limit=limit, num_processes=2, save_steps=2),
@@ -282,7 +282,7 @@ def test_the_share_of_negative_weights_is_what_is_trained(
         shares = [down / up for up, down in sums.values()]
         wanted = {"null": max(shares), "the default": 0.1}.get(share) or float(share)
         assert max(shares) == pytest.approx(wanted, rel=1e-9) and all(value <= wanted + 1e-9 for value in shares)
-        line = ["train", str(data), str(weights), "--base", str(tiny_model), "--device", "cpu", "--out", str(out)]
+        line = ["train", str(data), str(weights), "--model", str(tiny_model), "--device", "cpu", "--out", str(out)]
         line += [
             "--max-steps",
             "2",

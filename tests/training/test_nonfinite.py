@@ -90,7 +90,7 @@ def test_a_loss_that_is_no_number_names_its_trajectory_and_spoils_no_checkpoint(
     data = stored(tmp_path / "data", made, poisoned)
     weights, out = weigh(data, scheme="sft", out=tmp_path / "weights"), tmp_path / "model"
     with pytest.raises(TrainingError) as caught:
-        train(data, weights, out=out, base=str(poisoned), config=settings(attention="auto" if share else "sdpa"))
+        train(data, weights, out=out, model=str(poisoned), config=settings(attention="auto" if share else "sdpa"))
     said = re.fullmatch(
         r"went wrong by step (\d+): loss is nan, in the batch with t3#2\. "
         r"(The last checkpoint stays: checkpoint-(\d+)|There is no checkpoint yet)\. Lower training.learning_rate, .*",
@@ -123,7 +123,7 @@ def test_a_gradient_that_overflows_stops_before_the_step(
                 data,
                 weights,
                 out=out,
-                base=str(tiny_model),
+                model=str(tiny_model),
                 config=settings(arguments={"logging_steps": 40, "max_grad_norm": norm}),
             )
         assert not list((out / "checkpoints").glob("checkpoint-*"))
@@ -139,7 +139,7 @@ def test_a_parameter_that_overflows_is_not_saved(tiny_model: Path, tmp_path: Pat
                 data,
                 weights,
                 out=out,
-                base=str(tiny_model),
+                model=str(tiny_model),
                 config=settings(learning_rate=1e39, save_steps=steps, max_steps=1),
             )
         assert not list((out / "checkpoints").glob("checkpoint-*")) and not (out / "model.safetensors").exists()
@@ -158,7 +158,7 @@ def test_a_weight_that_is_no_number_is_named(tiny_model: Path, tmp_path: Path, m
     with pytest.raises(
         DatasetError, match=f"2 weights are not finite; a reply of conversation '{name}' has nan, expected"
     ):
-        train(data, weights, out=tmp_path / "model", base=str(tiny_model), config=settings())
+        train(data, weights, out=tmp_path / "model", model=str(tiny_model), config=settings())
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -170,19 +170,19 @@ def test_groups_of_one(tiny_model: Path, tmp_path: Path, make_trajectory: Make, 
         with pytest.raises(ConfigError, match="no prompt has more than one"):
             weigh(data, scheme=scheme, out=found)
         data = stored(tmp_path / "mixed", [*alone, *mixed(make_trajectory)], tiny_model)
-        table = read_weights(weigh(data, scheme=scheme, out=found), data)
+        table = read_weights(weigh(data, scheme=scheme, out=found).path, data)
         weight = table.by_id()
         lone = {tuple(weight[name]) for name in weight if name.startswith("a")}
         own = LONE[scheme]
         assert lone == {{"terminal": (0.0, own), "first": (own, 0.0), "all": (own, own)}[SCHEMES[scheme].turns]}
     else:
-        table = read_weights(weigh(data, scheme=scheme, out=found), data)
+        table = read_weights(weigh(data, scheme=scheme, out=found).path, data)
     assert np.isfinite(table.weights_T).all() and (table.weights_T != 0).any()
     model = train(
         data,
         found,
         out=tmp_path / "model",
-        base=str(tiny_model),
+        model=str(tiny_model),
         config=settings(max_steps=2, save_steps=0),
     )
     lines = (model / "metrics.jsonl").read_text().splitlines()

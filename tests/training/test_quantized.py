@@ -68,6 +68,6 @@ def test_a_missing_library_is_named_with_its_extra(
         train(
             *weighed,
             out=tmp_path / "q",
-            base=str(tiny_model),
+            model=str(tiny_model),
             config=TrainingConfig(**SETTINGS, lora={"r": 2, "bits": 4}),
         )

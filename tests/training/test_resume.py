@@ -101,9 +101,9 @@ def test_killed_at_random_moments_it_ends_as_unbroken(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, processes: int, engine: str, kills: int
 ) -> None:
     given = settings(max_steps=STEPS // processes, num_processes=processes, engine=engine)
-    whole = train(*weighed, out=tmp_path / "whole", base=str(tiny_model), device="cpu", **given)
+    whole = train(*weighed, out=tmp_path / "whole", model=str(tiny_model), device="cpu", **given)
     out = tmp_path / "broken"
-    line = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--out", str(out), "--base", str(tiny_model)]
+    line = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--out", str(out), "--model", str(tiny_model)]
     line += ["--device", "cpu", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
     moments = random.Random(processes)
     killed_at, half_written = [], 0
@@ -129,7 +129,7 @@ def test_killed_at_random_moments_it_ends_as_unbroken(
         killed_at.append(step_of(out))
         half_written += any(unfinished(out / FOLDER).glob("checkpoint-*"))
         check_checkpoints(out)
-    again = train(*weighed, out=out, base=str(tiny_model), device="cpu", **given)
+    again = train(*weighed, out=out, model=str(tiny_model), device="cpu", **given)
     print(
         f"{processes} {engine}: killed after the checkpoints of steps {killed_at}, {half_written} while one was written"
     )
@@ -143,13 +143,13 @@ def test_killed_while_the_model_is_saved_nothing_is_trained_twice(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
     given = settings(max_steps=6)
-    whole = train(*weighed, out=tmp_path / "whole", base=str(tiny_model), **given)
-    out = train(*weighed, out=tmp_path / "out", base=str(tiny_model), **given)
+    whole = train(*weighed, out=tmp_path / "whole", model=str(tiny_model), **given)
+    out = train(*weighed, out=tmp_path / "out", model=str(tiny_model), **given)
     (out / "manifest.json").unlink()
     (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:100])
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')
-    train(*weighed, out=out, base=str(tiny_model), **given)
+    train(*weighed, out=out, model=str(tiny_model), **given)
     assert same(whole, out) and read_manifest(out, "model")["steps"] == 6
 
 

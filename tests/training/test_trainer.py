@@ -182,7 +182,7 @@ def parameters(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_result_is_an_ordinary_model_folder(weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
-    out = train(*weighed, out=tmp_path / "model", base=str(tiny_model), config=settings(normalization="mean"))
+    out = train(*weighed, out=tmp_path / "model", model=str(tiny_model), config=settings(normalization="mean"))
     before, after = parameters(tiny_model), parameters(out)
     assert before.keys() == after.keys() and any(not torch.equal(before[k], after[k]) for k in before)
     assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
@@ -202,7 +202,7 @@ def test_the_result_is_an_ordinary_model_folder(weighed: tuple[Path, Path], tiny
 def test_the_same_seed_gives_the_same_curve_and_model(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
-    runs = [train(*weighed, out=tmp_path / n, base=str(tiny_model), config=settings(), seed=s) for n, s in
+    runs = [train(*weighed, out=tmp_path / n, model=str(tiny_model), config=settings(), seed=s) for n, s in
             (("a", 1), ("b", 1), ("c", 2))]  # fmt: skip
     assert curve(runs[0]) == curve(runs[1]) != curve(runs[2])
     first, second = parameters(runs[0]), parameters(runs[1])
@@ -212,9 +212,9 @@ def test_the_same_seed_gives_the_same_curve_and_model(
 def test_training_killed_and_started_again_ends_with_the_same_curve_and_model(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
-    whole = train(*weighed, out=tmp_path / "whole", base=str(tiny_model), config=settings(max_steps=12))
+    whole = train(*weighed, out=tmp_path / "whole", model=str(tiny_model), config=settings(max_steps=12))
     command = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--out", str(tmp_path / "broken")]
-    command += ["--base", str(tiny_model), "--max_steps", "12", "--batch_size", "8", "--tokens_per_batch", "100"]
+    command += ["--model", str(tiny_model), "--max_steps", "12", "--batch_size", "8", "--tokens_per_batch", "100"]
     command += ["--learning_rate", "1e-3", "--save_steps", "2", "--arguments.logging_steps", "1", "--plan", "uniform"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while last_checkpoint(tmp_path / "broken") is None and child.poll() is None:
@@ -222,7 +222,7 @@ def test_training_killed_and_started_again_ends_with_the_same_curve_and_model(
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (tmp_path / "broken" / "manifest.json").exists()
-    again = train(*weighed, out=tmp_path / "broken", base=str(tiny_model), config=settings(max_steps=12))
+    again = train(*weighed, out=tmp_path / "broken", model=str(tiny_model), config=settings(max_steps=12))
     assert curve(again) == curve(whole)
     first, second = parameters(whole), parameters(again)
     assert all(torch.equal(first[k], second[k]) for k in first)
@@ -241,7 +241,7 @@ def test_a_checkpoint_without_an_end_is_not_gone_on_from(tmp_path: Path) -> None
 
 def test_ctrl_c_keeps_the_checkpoint_and_says_so(weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--out", str(tmp_path / "model")]
-    command += ["--base", str(tiny_model), "--max_steps", "20000", "--batch_size", "8", "--save_steps", "2"]
+    command += ["--model", str(tiny_model), "--max_steps", "20000", "--batch_size", "8", "--save_steps", "2"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while last_checkpoint(tmp_path / "model") is None and child.poll() is None:
         time.sleep(0.01)
@@ -264,7 +264,7 @@ def test_uniform_weights_train_as_sft_does_under_drift_with_equal_returns(
         weigh_dataset(tmp_path / "data", WeightConfig(scheme=scheme), tmp_path / scheme)
         out = tmp_path / f"model-{scheme}"
         curves.append(
-            curve(train(tmp_path / "data", tmp_path / scheme, out=out, base=str(tiny_model), config=settings()))
+            curve(train(tmp_path / "data", tmp_path / scheme, out=out, model=str(tiny_model), config=settings()))
         )
     assert curves[0] == curves[1]
 
@@ -280,7 +280,7 @@ def test_conversations_are_drawn_by_weight_and_all_of_them_count(
     drawn = sum(any(values) for values in after.values())
     sizes = Counter(name.split("#")[0] for name in before)
     assert 0 < drawn <= sum(max(1, round(size / 2)) for size in sizes.values())
-    out = train(data, tmp_path / "half", out=tmp_path / "model", base=str(tiny_model), config=settings())
+    out = train(data, tmp_path / "half", out=tmp_path / "model", model=str(tiny_model), config=settings())
     found = read_manifest(out, "model")
     assert found["counts"] == {
         "conversations": 32, "rows": drawn, "skipped_unweighted": 0, "skipped_zero_weight": 32 - drawn,
@@ -296,7 +296,7 @@ def test_lora_trains_an_adapter_and_saves_the_merged_model(
     from peft import PeftModel
 
     config = settings(lora={"r": 2, "lora_alpha": 32}, learning_rate=1e-2)
-    out = train(*weighed, out=tmp_path / "model", base=str(tiny_model), config=config)
+    out = train(*weighed, out=tmp_path / "model", model=str(tiny_model), config=config)
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, out / "adapter").eval()
     merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
@@ -313,7 +313,8 @@ def test_another_attention_trains_alike(weighed: tuple[Path, Path], tiny_model: 
     for attention in ("auto", "sdpa", "eager"):
         config = settings(attention=attention)
         curves[attention] = [
-            row["loss"] for row in curve(train(*weighed, out=tmp_path / attention, base=str(tiny_model), config=config))
+            row["loss"]
+            for row in curve(train(*weighed, out=tmp_path / attention, model=str(tiny_model), config=config))
         ]
     for attention in ("sdpa", "eager"):
         assert curves[attention] == pytest.approx(curves["auto"], rel=1e-5)
@@ -329,7 +330,7 @@ def test_attention_that_can_not_be_had_is_refused_before_a_model_is_loaded(
     for attention in ("flex_attention", "flash_attention_2"):
         config = settings(attention=attention, dtype="bfloat16")
         with pytest.raises(ConfigError, match=rf"training\.attention: got '{attention}', expected .* on a CPU"):
-            train(*weighed, out=tmp_path / "m", base=str(tiny_model), config=config, device="cpu")
+            train(*weighed, out=tmp_path / "m", model=str(tiny_model), config=config, device="cpu")
     assert not (tmp_path / "m").exists()
     # A model that has no such attention, known from its configuration alone.
     MambaConfig(vocab_size=99).save_pretrained(tmp_path / "mamba")
@@ -347,7 +348,7 @@ def test_negative_weights_push_replies_away(tmp_path: Path, tiny_model: Path, ma
         writer.finish()
     weigh_dataset(tmp_path / "data", WeightConfig(scheme="swift"), tmp_path / "weights")
     config = settings(batch_size=2, max_steps=10, learning_rate=3e-4, save_steps=0)
-    out = train(tmp_path / "data", tmp_path / "weights", out=tmp_path / "m", base=str(tiny_model), config=config)
+    out = train(tmp_path / "data", tmp_path / "weights", out=tmp_path / "m", model=str(tiny_model), config=config)
 
     def score(folder: Path, trajectory: Trajectory) -> float:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -366,15 +367,15 @@ def test_bad_settings_and_data_are_refused_before_training(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, make_trajectory: Make
 ) -> None:
     with pytest.raises(DatasetError, match=r"sampled by another policy \(hf-"):
-        train(*weighed, out=tmp_path / "x", base="default", config=settings())
+        train(*weighed, out=tmp_path / "x", model="default", config=settings())
     with pytest.raises(TrainingError, match="no rows to train on"):
-        train(*weighed, out=tmp_path / "x", base=str(tiny_model), config=settings(max_length=2))
+        train(*weighed, out=tmp_path / "x", model=str(tiny_model), config=settings(max_length=2))
     with pytest.raises(ConfigError, match=r"training\.lora: .*nothing_like_it.* Set target_modules to modules of this"):
         lora = {"r": 2, "target_modules": ["nothing_like_it"]}
-        train(*weighed, out=tmp_path / "y", base=str(tiny_model), config=settings(lora=lora))
-    train(*weighed, out=tmp_path / "z", base=str(tiny_model), config=settings())
+        train(*weighed, out=tmp_path / "y", model=str(tiny_model), config=settings(lora=lora))
+    train(*weighed, out=tmp_path / "z", model=str(tiny_model), config=settings())
     with pytest.raises(DatasetError, match=r"config\.learning_rate: 0\.001 -> 0\.5"):
-        train(*weighed, out=tmp_path / "z", base=str(tiny_model), config=settings(learning_rate=0.5))
+        train(*weighed, out=tmp_path / "z", model=str(tiny_model), config=settings(learning_rate=0.5))
     for change, name in (
         ({"batch_size": 0}, "batch_size"),
         ({"tokens_per_batch": 0}, "tokens_per_batch"),
@@ -394,7 +395,7 @@ def test_bad_settings_and_data_are_refused_before_training(
 def test_epochs_take_the_place_of_steps(weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:
     for plan, epochs in (("uniform", 0.3), ("uniform", 2.0), ("drawn", 1.0), ("balanced", 1.5)):
         config = settings(plan=plan, epochs=epochs, batch_size=5)
-        out = train(*weighed, out=tmp_path / f"{plan}-{epochs}", base=str(tiny_model), config=config)
+        out = train(*weighed, out=tmp_path / f"{plan}-{epochs}", model=str(tiny_model), config=config)
         manifest = read_manifest(out, "model")
         rows = manifest["counts"]["rows"]
         assert rows % 5, "a pass is no whole number of batches"
@@ -408,7 +409,7 @@ def test_a_run_of_one_step_changes_the_model(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     config = settings(warmup=0.1, save_steps=0, **change)
-    out = train(*weighed, out=tmp_path / "model", base=str(tiny_model), config=config)
+    out = train(*weighed, out=tmp_path / "model", model=str(tiny_model), config=config)
     assert read_manifest(out, "model")["steps"] == 1
     ((line,), before, after) = curve(out), parameters(tiny_model), parameters(out)
     # One step of warm-up, and the rate rises on from it to the peak.
@@ -433,7 +434,7 @@ def test_the_rate_rises_from_the_first_step_and_goes_on_so_after_a_resume(
     config = settings(
         schedule=schedule, max_steps=10, warmup=0.4, save_steps=2, arguments={"logging_steps": 1, "save_total_limit": 9}
     )
-    out = train(*weighed, out=tmp_path / "model", base=str(tiny_model), config=config)
+    out = train(*weighed, out=tmp_path / "model", model=str(tiny_model), config=config)
     whole = curve(out)
     expected = [1e-3 * planned_rate(schedule, step, 4, 10) for step in range(10)]
     rates = [line["learning_rate"] for line in whole]
@@ -446,7 +447,7 @@ def test_the_rate_rises_from_the_first_step_and_goes_on_so_after_a_resume(
             (out / name).unlink()
         for step in range(kept + 2, 11, 2):
             shutil.rmtree(out / "checkpoints" / f"checkpoint-{step}", ignore_errors=True)
-        train(*weighed, out=out, base=str(tiny_model), config=config)
+        train(*weighed, out=out, model=str(tiny_model), config=config)
         assert curve(out) == whole
         assert all(torch.equal(reference[name], value) for name, value in parameters(out).items())
 
@@ -458,7 +459,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(
         learning_rate=1e30, warmup=0.0, max_steps=50, arguments={"logging_steps": 1, "max_grad_norm": 0.0}
     )
     with pytest.raises(TrainingError, match=r"went wrong by step \d+: (loss|grad_norm) is (nan|inf)"):
-        train(*weighed, out=tmp_path / "model", base=str(tiny_model), config=config)
+        train(*weighed, out=tmp_path / "model", model=str(tiny_model), config=config)
     assert not (tmp_path / "model" / "manifest.json").exists()
 
 
@@ -468,7 +469,7 @@ def test_a_disk_that_fills_up_is_told_and_training_goes_on_later(
     script = textwrap.dedent(
         """
         import resource, signal, sys
-        from drift.cli.main import main
+        from drift.cli import main
 
         # No file may grow past one and a half models: the model fits, the optimizer's state does not.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -477,7 +478,7 @@ def test_a_disk_that_fills_up_is_told_and_training_goes_on_later(
         """
     )
     size = (tiny_model / "model.safetensors").stat().st_size
-    arguments = ["train", *map(str, weighed), "--out", str(tmp_path / "m"), "--base", str(tiny_model)]
+    arguments = ["train", *map(str, weighed), "--out", str(tmp_path / "m"), "--model", str(tiny_model)]
     arguments += ["--max_steps", "4", "--batch_size", "8", "--save_steps", "2", "--learning_rate", "1e-3"]
     full = subprocess.run(
         [sys.executable, "-c", script, *arguments, str(size * 3 // 2)], capture_output=True, text=True

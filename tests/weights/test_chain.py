@@ -16,7 +16,8 @@ import pytest
 from drift.dataset.outcomes import Outcomes, outcomes, read_outcomes
 from drift.dataset.store import TrajectoryWriter
 from drift.errors import ConfigError
-from drift.recipe import Recipe, RolloutSettings
+from drift.recipe import Recipe
+from drift.rollouts.config import RolloutConfig
 from drift.types import Message, Trajectory
 from drift.weights.config import WeightConfig
 from drift.weights.stage import compute_weights, weigh_dataset
@@ -226,7 +227,7 @@ def test_the_temperature_that_was_found_is_what_weights_are_made_with(
     # Of prompts a, b and c, whose returns differ, 2 of 4, none of 2 and 3 of 3 succeeded.
     found = outcomes([*data, make_trajectory("c", 3, ("1", "7"), True)])
     for target, share in (("success", 0.5), (0.6, 0.6)):
-        auto = compute_weights(found, WeightConfig(beta="auto", ess_target=target, **ALL))
+        auto = compute_weights(found, WeightConfig(beta={"auto": target}, **ALL))
         beta = temperature_of(auto.returns_N, found.group_index(), found.success_N, target)[0]
         assert beta > 0 and auto.chain["settings"] == {"beta": beta}
         assert auto.report["beta"] == {"value": beta, "effective_share": pytest.approx(share, rel=1e-12)}
@@ -325,7 +326,7 @@ def test_adaptive_sampling_can_be_undone_for_tasks_alone(data: list[Trajectory],
         compute_weights(outcomes(data, spoken=True), WeightConfig(**settings), first=2)
     # A recipe is refused before anything is rolled out.
     with pytest.raises(ConfigError, match=said):
-        Recipe(rollouts=RolloutSettings(first=2), weights=WeightConfig(**settings))
+        Recipe(rollouts=RolloutConfig(first=2), weights=WeightConfig(**settings))
 
 
 # --- functions of one's own ------------------------------------------------------------------------------------------
@@ -357,7 +358,7 @@ def test_a_scheme_of_ones_own_sees_all_prompts_at_once_in_the_order_of_tasks_and
         )
         return np.unique(returns_N, return_inverse=True)[1] + group_N.max() + 0.5 * success_N
 
-    config = WeightConfig(scheme=ranks, beta=3.0, settings={"height": 4}, turns="all", **ALL)  # type: ignore[arg-type]
+    config = WeightConfig(scheme={ranks: {"height": 4}}, beta=3.0, turns="all", **ALL)  # type: ignore[dict-item]
     manifest = weigh_dataset(folder, config, tmp_path / "w")
     (given,) = seen
     expected = (
@@ -403,8 +404,8 @@ def test_functions_of_a_module_in_the_working_directory_and_of_another_package_a
     (here / "own_weights.py").write_text(source)
     monkeypatch.chdir(here)
     monkeypatch.delitem(sys.modules, "own_weights", raising=False)
-    named = {"scheme": "power", "turns": {"later": 0.25}, "steps": [{"own_weights:cliff": 10}]}
-    manifest = weigh_dataset(folder, WeightConfig(**named, settings={"exponent": 2}), tmp_path / "w")
+    named = {"scheme": {"power": {"exponent": 2}}, "turns": {"later": 0.25}, "steps": [{"own_weights:cliff": 10}]}
+    manifest = weigh_dataset(folder, WeightConfig(**named), tmp_path / "w")
     # a#0: (1 + 1)² · 10; a#1 at γ = 1 and λ = 0: the same, and a quarter of it from turn to turn, 1 and below as it is.
     weights = read_weights(tmp_path / "w", folder).by_id()
     assert weights["a#0"] == [40.0] and weights["a#1"] == [40.0, 1.0, 0.25]

@@ -184,9 +184,10 @@ def test_the_default_configuration_is_the_published_one():
 def test_what_is_given_goes_before_the_paper():
     chain = WeightConfig(scheme="drift", beta=0.3, gamma=1.0, repetition=0.0, turns="all").chain
     assert (chain.settings, chain.gamma, chain.repetition, chain.turns.name) == ({"beta": 0.3}, 1.0, 0.0, "all")
-    chain = WeightConfig(scheme="awr", beta=2, gamma=0.5, settings={"w_max": 3.0}).chain
+    chain = WeightConfig(scheme={"awr": {"w_max": 3.0}}, beta=2, gamma=0.5).chain
     assert (chain.settings, chain.gamma) == ({"beta": 2, "w_max": 3.0}, 0.5)
-    assert WeightConfig(beta="auto").chain.settings == {"beta": "auto"}
+    for found in ("auto", {"auto": 0.3}):
+        assert WeightConfig(beta=found).chain.settings == {"beta": "auto"}
 
 
 # --- one's own -------------------------------------------------------------------------------------------------------
@@ -223,19 +224,19 @@ def test_a_setting_of_ones_own_is_checked_by_name():
         WeightConfig(steps=[{doubled: {"steep": 4}}])
     with pytest.raises(ConfigError, match=r"weights\.steps: .*:doubled needs steepness\. Give a value"):
         WeightConfig(steps=[doubled])
-    with pytest.raises(ConfigError, match=r"unknown setting 'heigth' in weights\.settings of the scheme .*'height'"):
-        WeightConfig(scheme=weigh_flat, settings={"heigth": 4})
-    with pytest.raises(
-        ConfigError, match=r"unknown setting 'betta' in weights\.settings of the scheme drift\..*'beta'"
-    ):
-        WeightConfig(settings={"betta": 0.3})
+    with pytest.raises(ConfigError, match=r"unknown setting 'heigth' in weights\.scheme\..*:weigh_flat\. .*'height'"):
+        WeightConfig(scheme={weigh_flat: {"heigth": 4}})
+    with pytest.raises(ConfigError, match=r"unknown setting 'betta' in weights\.scheme\.drift\..*'beta'"):
+        WeightConfig(scheme={"drift": {"betta": 0.3}})
+    with pytest.raises(ConfigError, match=r"weights\.scheme: got .*, expected one scheme with its settings, such as"):
+        WeightConfig(scheme={"awr": {"w_max": 9}, "refit": {"shift": True}})
 
 
 def test_modules_of_the_working_directory_can_be_named(tmp_path, monkeypatch):
     (tmp_path / "my_weights.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "my_weights", raising=False)
-    scheme = {"scheme": "my_weights:power", "settings": {"exponent": 2}}
+    scheme = {"scheme": {"my_weights:power": {"exponent": 2}}}
     config = WeightConfig(**scheme, turns={"my_weights:later": 0.9}, steps=[{"my_weights:cliff": {"steepness": 4}}])
     chain = config.chain
     assert (chain.scheme.name, chain.settings) == ("my_weights:power", {"exponent": 2, "floor": 0.0})
@@ -264,8 +265,7 @@ def test_schemes_turns_and_steps_of_another_package_are_found_by_their_names(dec
         steps={"halved": "extra_weights:halved", "cliff": "extra_weights:cliff"},
     )
     chain = WeightConfig(
-        scheme="power",
-        settings={"exponent": 2},
+        scheme={"power": {"exponent": 2}},
         turns="later",
         steps=["halved", {"cliff": 4}, {"bound_negative": None}],
     ).chain
@@ -280,7 +280,7 @@ def test_schemes_turns_and_steps_of_another_package_are_found_by_their_names(dec
     # It has said which turns it wants.
     assert WeightConfig(scheme="plain").chain.turns.name == "extra_weights:later"
     # Nor can it be known of another package's whether weights are negative.
-    own = {"scheme": "power", "settings": {"exponent": 2}}
+    own = {"scheme": {"power": {"exponent": 2}}}
     assert steps_of(**own) == [SKIP]
     assert steps_of(**own, turns="later") == [BOUND, SKIP]
 
@@ -300,9 +300,6 @@ def test_partial_functions_keep_what_they_were_given():
         ("beta", -1.0, "a number > 0"),
         ("beta", float("nan"), "a number > 0"),
         ("beta", "much", "a number > 0, or auto"),
-        ("ess_target", 0.0, "success, or a share above 0 and below 1"),
-        ("ess_target", 1.0, "success, or a share above 0 and below 1"),
-        ("ess_target", "much", "success, or a share above 0 and below 1"),
         ("gamma", 0.0, r"a number in \(0, 1\]"),
         ("gamma", 1.01, r"a number in \(0, 1\]"),
         ("repetition", -0.5, "a number ≥ 0"),
@@ -316,17 +313,25 @@ def test_a_setting_out_of_range_is_refused_by_name(setting, value, expected):
         WeightConfig(**{setting: value})
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0, "much"])
+def test_a_share_at_which_no_beta_can_be_found_is_refused(share):
+    with pytest.raises(ConfigError, match=rf"weights\.beta\.auto: got {share!r}, expected a share above 0 and below 1"):
+        WeightConfig(beta={"auto": share})
+    with pytest.raises(ConfigError, match=r"weights\.beta: got {'atuo': 0.5}, expected a number > 0, or auto"):
+        WeightConfig(beta={"atuo": 0.5})
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"scheme": "awr", "settings": {"w_max": 0.0}}, "weights.settings.w_max: got 0.0, expected a number > 0"),
-        ({"settings": {"beta": 0.3}}, "weights.settings.beta: got 0.3, expected weights.beta instead"),
+        ({"scheme": {"awr": {"w_max": 0.0}}}, "weights.scheme.awr.w_max: got 0.0, expected a number > 0"),
+        ({"scheme": {"drift": {"beta": 0.3}}}, "weights.scheme.drift.beta: got 0.3, expected weights.beta instead"),
         ({"steps": [{"shrink_unsolved": -1.0}]}, "weights.steps.shrink_unsolved: got -1.0, expected a number ≥ 0"),
         ({"steps": [{"bound_negative": -0.1}]}, "weights.steps.bound_negative: got -0.1, expected a number ≥ 0"),
         ({"steps": [{"skip_small": 1.0}]}, "weights.steps.skip_small: got 1.0, expected a share of at least 0"),
         ({"steps": [{"resample": 0.0}]}, "weights.steps.resample: got 0.0, expected a share above 0"),
         ({"steps": [{"skip_small": "much"}]}, "skip_small"),
-        ({"scheme": "awr", "settings": {"w_max": "much"}}, "awr"),
+        ({"scheme": {"awr": {"w_max": "much"}}}, "awr"),
     ],
 )
 def test_settings_of_what_is_built_in_are_refused_before_anything_is_sampled(settings, said):
@@ -369,10 +374,11 @@ def test_shrinking_needs_a_partition():
         {"beta": 1e-6},
         {"gamma": 1.0},
         {"repetition": 0.0},
-        {"scheme": "awr", "settings": {"w_max": 1e-3}},
+        {"scheme": {"awr": {"w_max": 1e-3}}},
         {"steps": ["drop_unsolved", {"skip_small": 0}, {"bound_negative": {"share": 0.0}}]},
         {"steps": [{"skip_small": None}], "turns": {"credited": {"rejected": -1}}},
         {"outcome": "reward", "group_by": "opening"},
+        {"beta": {"auto": 1e-3}},
     ],
 )
 def test_a_setting_at_the_edge_of_its_range_is_accepted_and_recorded(settings_in_range):

@@ -83,10 +83,11 @@ def test_the_chain_that_is_recorded_is_a_configuration_of_the_same_weights(
     folder = stored(tmp_path / "data", random_trajectories(1))
     for options in ({}, {"scheme": "swift", "steps": ["resample"]}, {"scheme": "awr", "turns": {"credited": -0.2}}):
         manifest = weigh_dataset(folder, WeightConfig(**options), tmp_path / "w")
-        chain = manifest["chain"]
-        beta = chain["settings"].get("beta")
-        own = {key: value for key, value in chain["settings"].items() if key != "beta"}
-        again = weigh_dataset(folder, WeightConfig(**{**chain, "settings": own}, beta=beta), tmp_path / "again")
+        chain = dict(manifest["chain"])
+        own = dict(chain.pop("settings"))
+        beta = own.pop("beta", None)
+        config = WeightConfig(**{**chain, "scheme": {chain["scheme"]: own}}, beta=beta)
+        again = weigh_dataset(folder, config, tmp_path / "again")
         assert again["weights_hash"] == manifest["weights_hash"] and again["chain"] == manifest["chain"]
         assert WeightConfig(**manifest["config"]) == WeightConfig(**options)
 
@@ -124,9 +125,15 @@ def success_share(returns_N: np.ndarray, index_N: np.ndarray, success_N: np.ndar
     return math.fsum(shares) / len(shares)
 
 
+def beta_is_found(options: dict[str, Any]) -> bool:
+    return "auto" in (options.get("beta"), *(options["beta"] if isinstance(options.get("beta"), dict) else ()))
+
+
 def link_by_link(found: Outcomes, options: dict[str, Any]) -> tuple[list[float], list[list[float]]]:
     """Returns, and the weights of each conversation's replies, one link after the other without the stage."""
-    scheme, labels = SCHEMES[options.get("scheme", "drift")], list(dict.fromkeys(found.groups))
+    given = options.get("scheme", "drift")
+    ((name, settings),) = given.items() if isinstance(given, dict) else [(given, {})]
+    scheme, settings, labels = SCHEMES[name], dict(settings), list(dict.fromkeys(found.groups))
     index_N = np.array([labels.index(group) for group in found.groups])
     seen = found.first_turn() if scheme.name == "bolt" else found
     published = {"drift": (0.9, 0.5), "drift_averaged": (0.9, 0.5)}.get(scheme.name, (1.0, 0.0))
@@ -137,11 +144,11 @@ def link_by_link(found: Outcomes, options: dict[str, Any]) -> tuple[list[float],
         repetition=options.get("repetition", published[1]),
         format_failure=options.get("format_failure", 0.0),
     )
-    settings = dict(options.get("settings", {}))
     if scheme.name in ("drift", "drift_averaged", "bolt", "rwr", "awr"):
         settings["beta"] = options.get("beta", 0.1)
-    if settings.get("beta") == "auto":
-        share = options.get("ess_target") or success_share(returns_N, index_N, seen.success_N)
+    if beta_is_found(options):
+        target = settings["beta"]
+        share = target["auto"] if isinstance(target, dict) else success_share(returns_N, index_N, seen.success_N)
         settings["beta"] = np.full(len(index_N), temperature_of(returns_N, index_N, [], share)[0])
     wrong_N = [graded and not ok for graded, ok in zip(found.first_graded_N, found.first_success_N, strict=True)]
     named = {"success_N": seen.success_N, "turns_N": found.turns_N, "first_wrong_N": wrong_N}
@@ -207,12 +214,12 @@ OPTIONS: list[dict[str, Any]] = [
 OPTIONS += [
     {"scheme": scheme, "beta": "auto", **more}
     for scheme, more in itertools.product(
-        ["drift", "bolt"], [{}, {"ess_target": 0.6}, {"ess_target": 0.6, "steps": ["shrink_unsolved"]}]
+        ["drift", "bolt"], [{}, {"beta": {"auto": 0.6}}, {"beta": {"auto": 0.6}, "steps": ["shrink_unsolved"]}]
     )
 ]
 OPTIONS += [{"steps": [{"shrink_unsolved": prior}, {"skip_small": None}]} for prior in (0.0, 3.0)]
-OPTIONS += [{"scheme": "refit", "repetition": 0.5, "settings": {"shift": True}}]
-OPTIONS += [{"scheme": "awr", "settings": {"w_max": 2.0}, "beta": 0.3}]
+OPTIONS += [{"scheme": {"refit": {"shift": True}}, "repetition": 0.5}]
+OPTIONS += [{"scheme": {"awr": {"w_max": 2.0}}, "beta": 0.3}]
 OPTIONS += [
     {"group_by": "opening", **more}
     for more in ({}, {"scheme": "swift"}, {"scheme": "drift_averaged", "steps": ["drop_unsolved"], "beta": 0.4})
@@ -238,7 +245,7 @@ def test_what_is_written_is_bit_for_bit_what_the_links_give_one_after_the_other(
             assert row["return"].hex() == value.hex(), options
             assert [each.hex() for each in row["weights"]] == [each.hex() for each in weights], (options, row["id"])
         report = manifest["diagnostics"]
-        assert ("beta" in report) == (options.get("beta") == "auto")
+        assert ("beta" in report) == beta_is_found(options)
         largest = [max(each, key=lambda weight: (abs(weight), weight)) for each in lists]
         success_N = found.first_success_N if config.scheme == "bolt" else found.success_N
         for name, value in diagnose(largest, returns, found.groups, success_N).items():

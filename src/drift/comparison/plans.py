@@ -15,7 +15,7 @@ from drift.comparison.methods import ONLINE, PREFERENCE, Method, own_overrides
 from drift.manifest import read_manifest
 from drift.pipeline import stage_folder, tune
 from drift.recipe import Recipe, change
-from drift.registry import settings_of
+from drift.registry import name_of, settings_of
 from drift.rollouts.config import TASKS
 from drift.weights.schemes import SCHEMES, find_scheme
 
@@ -93,17 +93,19 @@ def plan_of(recipe: Recipe, method: Method, seed: int) -> Plan:
         return Plan(recipe=recipe, settings=change(usual, own_overrides(method, PREFERENCE)))
     if method.trainer == ONLINE:
         return Plan(recipe=recipe, settings=change(_online(recipe), own_overrides(method, ONLINE)))
-    return Plan(recipe=change(recipe, {**_own_to(recipe, method), **method.overrides}))
+    return Plan(recipe=change(recipe, _overrides(recipe, method)))
 
 
-def _own_to(recipe: Recipe, method: Method) -> dict[str, Any]:
-    """What of the recipe's weights belongs to its own scheme, and does not go with the scheme of ``method``."""
-    given = method.overrides.get("weights.scheme", recipe.weights.scheme)
-    if given == recipe.weights.scheme:
-        return {}
+def _overrides(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """What ``method`` changes: with another scheme also what of the recipe's weights belongs to its own scheme."""
+    overrides, old = dict(method.overrides), recipe.weights.scheme
+    given = overrides.get("weights.scheme", old)
+    if name_of(given) == name_of(old):
+        # A scheme by its name alone leaves the recipe's settings of it as they are.
+        return {**overrides, "weights.scheme": old if isinstance(given, str) else given}
     scheme = find_scheme(next(iter(given)) if isinstance(given, Mapping) else given)
     takes_beta = "beta" in settings_of(scheme.function) and not recipe.weights.beta_is_found
-    return {"weights.turns": None, **({} if takes_beta else {"weights.beta": None})}
+    return {"weights.turns": None, **({} if takes_beta else {"weights.beta": None}), **overrides}
 
 
 def _shared(recipe: Recipe) -> dict[str, Any]:

@@ -49,12 +49,12 @@ def compare(
         keys: any key of a recipe.
     """
     given = load_comparison(os.fspath(recipe))
-    values = override(given.recipe, keys, "compare")
+    values = override(given.recipe, keys, "compare", ("methods", "seeds", "against", "jobs", "out", "dry_run"))
     names = tuple(_several(methods)) or given.methods
     comparison = Comparison(
         recipe=make_recipe(values, str(recipe)),
         methods=find_methods(names, given.own),
-        seeds=tuple(_several(seeds)) or given.seeds,
+        seeds=_numbers(seeds) or given.seeds,
         against=against or given.against_among(names),
     )
     place = Path(out or f"runs/compare-{Path(recipe).stem}")
@@ -73,6 +73,12 @@ def _several(given: Any) -> list[Any]:
     if isinstance(given, str):
         return [part.strip() for part in given.split(",") if part.strip()]
     return [given] if isinstance(given, int) else list(given)
+
+
+def _numbers(seeds: Any) -> tuple[int, ...]:
+    found = [str(each) for each in _several(seeds)]
+    require(all(each.lstrip("-").isdecimal() for each in found), "seeds", seeds, "whole numbers, such as 1,2,3")
+    return tuple(map(int, found))
 
 
 def _command(recipe: Any, methods: Any, seeds: Any, against: str, keys: Mapping[str, Any]) -> str:

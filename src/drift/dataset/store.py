@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from drift.checksums import sum_of, sum_of_bytes
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.schema import SCHEMA, dataset_hash, from_row, to_row
 from drift.errors import ConfigError, DatasetError
+from drift.keywords import by_fields
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_atomic, write_manifest, writing
 from drift.types import Task, Trajectory
 
@@ -302,14 +304,16 @@ def read_tasks(directory: str | Path) -> list[Task]:
         raise DatasetError(f"{path} can't be read: {error}. Run the same rollout command again.") from error
 
 
-def as_hf_dataset(directory: str | Path) -> Any:
+@by_fields()
+def as_hf_dataset(directory: str | os.PathLike[str]) -> Any:
     """What a data set holds, finished or not, as ``datasets.Dataset``, with the ``messages`` that chat tooling expects.
 
     Raises:
         DatasetError: it is missing, something else, of another schema version, or empty.
         ConfigError: the library ``datasets`` is not installed.
     """
-    read_manifest(Path(directory), KIND)
+    directory = Path(directory)
+    read_manifest(directory, KIND)
     files = [str(path) for path in shards(directory)]
     if not files:
         raise _empty(directory)

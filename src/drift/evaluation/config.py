@@ -20,7 +20,7 @@ class EvaluationConfig:
 
     Args:
         tasks: number of held-out tasks; null is 500, or all there are where those are fewer.
-        samples: sampled conversations per task beside the greedy one; 0 measures greedy alone.
+        samples: sampled conversations per task beside the greedy one; 0 has that alone.
         kl: sampled conversations per policy on which its divergence from the first policy is measured; 0 measures none.
         judge: settings of the verifier judge, {policy: openai:NAME, …}, which grades greedy conversations by six
             criteria from 0 to 10; tasks is the most it grades of each policy, 100 unless given. Empty asks none.

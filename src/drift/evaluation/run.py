@@ -19,7 +19,7 @@ from drift.evaluation.estimates import GREEDY, SAMPLED, estimate_all, estimate_m
 from drift.evaluation.judging import judge_policies, make_judge
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
 from drift.manifest import write_json, write_manifest
-from drift.policies import model_name
+from drift.policies import model_name, settings_for
 from drift.policies.base import AnyPolicy, Sampling
 from drift.rollouts.cluster import sampler
 from drift.rollouts.collect import Executor, collect
@@ -163,7 +163,8 @@ def evaluate_policies(
         costs: dict[str, dict[str, Any]] = {}
         for name, model in models.items():
             # An engine that takes a minute to start serves all modes.
-            opened = sampler(cluster or ClusterConfig(), replace(setup, model=model))
+            own = settings_for(model, setup.policy, models.values())
+            opened = sampler(cluster or ClusterConfig(), replace(setup, model=model, policy=own))
             with opened as policy, getattr(policy, "keep_running", nullcontext)():
                 places = {mode: out / mode / name for mode in modes}
                 more: dict[str, Any] = {"seed": seed, "concurrency": concurrency, "label": name}

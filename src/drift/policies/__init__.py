@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
 from drift.errors import require, unknown_name
 from drift.policies.base import DEFAULT_MODEL, AnyPolicy, Policy, Sampling, TextPolicy, derive_seed
-from drift.registry import Registry, path_of
+from drift.registry import Registry, load_attribute, path_of
 
 POLICIES = Registry(
     "policy",
@@ -52,6 +52,23 @@ def make_policy(model: Any, settings: Mapping[str, Any] | None = None, *, device
         given.setdefault("device", device)
     made = POLICIES.make(kind, {parameters[0]: first, **given}, where=where)
     return made  # type: ignore[no-any-return]
+
+
+def settings_for(model: Any, settings: Mapping[str, Any], models: Iterable[Any]) -> dict[str, Any]:
+    """Those of ``settings`` that ``model``, one of ``models``, takes: each of them takes what its kind knows.
+
+    A setting that none of them takes stays, so that ``make_policy`` refuses it.
+    """
+    taken = {key for each in models for key in settings if _takes(each, key)}
+    return {key: value for key, value in settings.items() if key not in taken or _takes(model, key)}
+
+
+def _takes(model: Any, setting: str) -> bool:
+    kind, _ = kind_of(model)
+    if isinstance(kind, str):
+        kind = load_attribute(kind, "policy") if ":" in kind else POLICIES.get(kind)
+    parameters = inspect.signature(kind).parameters if callable(kind) else {}
+    return setting in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
 def kind_of(model: Any) -> tuple[Any, str | None]:
@@ -99,4 +116,5 @@ __all__ = [
     "make_policy",
     "model_name",
     "model_path",
+    "settings_for",
 ]

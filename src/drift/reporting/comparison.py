@@ -159,8 +159,10 @@ def level(found: Found) -> str:
 def subtitle(found: Found) -> str:
     """What was compared, on what, and what intervals are over."""
     recipe, seeds = found.values["recipe"], found.values["seeds"]
+    # Comparisons from before the model was a key of its own say it in the policy.
+    model = recipe["model"] if "model" in recipe else recipe["policy"]["model"]
     return (
-        f"{recipe['environment']['name']}, {recipe['model']}: {recipe['rollouts']['tasks']} tasks × "
+        f"{recipe['environment']['name']}, {model}: {recipe['rollouts']['tasks']} tasks × "
         f"{recipe['rollouts']['samples']} conversations, {recipe['evaluation']['tasks']} held-out tasks, "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     )

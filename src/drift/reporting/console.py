@@ -65,7 +65,8 @@ def print_import(data: Any) -> None:
 
 def print_export(manifest: Mapping[str, Any]) -> None:
     """Print what was made of the conversations."""
-    print(", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in manifest["counts"].items()))
+    counts = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in manifest["counts"].items())
+    print(f"{manifest['file']}: {counts}")
     if manifest["rendered"]:
         counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in manifest["rendered"].items() if value)
         print(f"rendered again: {counts}")

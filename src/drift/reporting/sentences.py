@@ -114,8 +114,14 @@ def _conversations(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
 
 def _training(manifest: Mapping[str, Any]) -> Iterator[str]:
     counts = manifest["counts"]
+    if "rounds" in manifest:
+        held, failed = counts["conversations"], counts["failed"]
+        yield f"{manifest['rounds']:,} rounds of {held:,} conversations in all, {manifest['steps']:,} steps."
+        if failed:
+            yield f"{failed:,} conversations failed in the environment."
+        return
     rows = counts.get("rows") or counts.get("pairs") or 0
-    yield f"{manifest.get('steps', manifest.get('rounds', 0)):,} steps on {rows:,} rows."
+    yield f"{manifest['steps']:,} steps on {rows:,} rows."
     skipped = {
         key.removeprefix("skipped_").replace("_", " "): n for key, n in counts.items() if key.startswith("skipped")
     }

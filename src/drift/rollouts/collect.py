@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from drift.dataset.store import TrajectoryWriter
 from drift.environments.base import EnvironmentFactory, source_of, task_hash
-from drift.errors import ConfigError, EnvironmentFault, Interrupted
+from drift.errors import ConfigError, EnvironmentFault, Interrupted, require
 from drift.event_loop import run_to_end
 from drift.policies.base import AnyPolicy, Sampling, derive_seed, is_text_only
 from drift.progress import Progress
@@ -82,7 +82,7 @@ def collect(
         label: shown while it runs.
 
     Raises:
-        ConfigError: no tasks, or two tasks with one id.
+        ConfigError: no tasks, two tasks with one id, or ``concurrency`` below 1.
         DatasetError: ``out`` was begun with other settings, tasks or policy.
         EnvironmentFault: every conversation failed in the environment.
         PolicyError: the policy, or a model that the environment asks, can't be used.
@@ -93,6 +93,7 @@ def collect(
         raise ConfigError("there are no tasks to roll out. Ask for at least one.")
     if len({task.id for task in tasks}) != len(tasks):
         raise ConfigError("two tasks have the same id; ids must be unique. Fix the environment's tasks().")
+    require(concurrency >= 1, "concurrency", concurrency, "a whole number ≥ 1")
     planned = len(tasks) * samples
     spec = {
         "environment": dict(environment),

@@ -11,7 +11,7 @@ from drift.environments.base import close_episode, open_episode
 from drift.manifest import read_manifest
 from drift.policies.base import Sampling
 from drift.policies.scripted import ScriptedPolicy
-from drift.rollouts.collect import Collection, collect
+from drift.rollouts.collect import collect
 
 
 async def told(environment, task, replies):
@@ -35,21 +35,21 @@ def in_turn(*replies: str) -> ScriptedPolicy:
 
 def gathered(environment, tasks, policy, out, *, samples=1, concurrency=512):
     """The manifest of a collection."""
-    plan = Collection(
-        environment={"name": "adapted"},
-        samples=samples,
-        seed=1,
-        sampling=Sampling(max_new_tokens=200),
-        concurrency=concurrency,
-    )
-    return collect(tasks, environment, policy, plan, out)
+    plan = {
+        "environment": {"name": "adapted"},
+        "samples": samples,
+        "seed": 1,
+        "sampling": Sampling(max_new_tokens=200),
+        "concurrency": concurrency,
+    }
+    return collect(tasks, environment, policy, out, **plan)
 
 
 def rolled_out(name, settings, out, *arguments, **variables):
     """The manifest of ``drift rollout`` with the policy that comes with the package, in a process of its own."""
-    command = [sys.executable, "-m", "drift", "rollout", name, "--environment-settings", json.dumps(settings)]
+    command = [sys.executable, "-m", "drift", "rollout", name, "--environment", json.dumps(settings)]
     done = subprocess.run(
-        [*command, "--out", str(out), "--sampling.max-new-tokens", "16", *arguments],
+        [*command, "--out", str(out), "--max-new-tokens", "16", *arguments],
         capture_output=True,
         text=True,
         timeout=240,

@@ -175,7 +175,7 @@ def test_a_missing_library_is_named_with_its_extra(name, monkeypatch):
     module, settings = MADE[name]
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=rf"pip install 'drift-rl\[{name}\]'"):
-        make_environment(name, settings)
+        make_environment({"name": name, **settings})
 
 
 @pytest.mark.parametrize(
@@ -199,4 +199,4 @@ def test_a_missing_library_is_named_with_its_extra(name, monkeypatch):
 )
 def test_wrong_settings_of_an_adapter_are_named(name, settings, named):
     with pytest.raises(ConfigError, match=named):
-        make_environment(name, settings)
+        make_environment({"name": name, **settings})
