@@ -81,7 +81,7 @@ def test_what_the_first_screens_leave_out_is_told_by_the_stage(told) -> None:
 
 
 def test_a_recipe_has_few_keys() -> None:
-    assert len(keys_of(Recipe)) <= 62
+    assert len(keys_of(Recipe)) <= 50
 
 
 @pytest.mark.parametrize(

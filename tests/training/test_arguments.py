@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from drift.cli import main
 
 from drift.api import train
+from drift.cli import main
 from drift.errors import ConfigError
 from drift.manifest import read_manifest
 from drift.training.arguments import lora_config, training_arguments
