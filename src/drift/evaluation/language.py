@@ -27,7 +27,7 @@ class Language:
     ``cut_off``
         share of the replies that ran out of new tokens.
 
-    A policy that told no ids has no 4-grams.
+    A policy that returned no ids has no 4-grams.
 
     Attributes:
         replies_N: replies.

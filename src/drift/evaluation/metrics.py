@@ -36,7 +36,7 @@ class Runs:
         distinct_N: ``(N,)`` number of distinct answers E.
         failures_N: ``(N,)`` replies without a readable answer where one was asked for.
         reward_N: ``(N,)`` sum of the environment's rewards.
-        tokens_N: ``(N,)`` tokens sampled; −1 where the policy told none.
+        tokens_N: ``(N,)`` tokens sampled; −1 where the policy returned none.
         excluded: conversations that failed, or whose prompt is left out.
         options_P: ``(P,)`` answers each prompt has to choose from; infinity where there is no such number.
         language: what can be said of the replies as language.
