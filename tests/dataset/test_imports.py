@@ -230,7 +230,7 @@ def test_what_can_not_be_read_or_does_not_exist_is_named(imported: Import, tmp_p
         drift.read_logs(tmp_path / "none.jsonl", out=tmp_path / "data")
     with pytest.raises(ConfigError, match=r"unknown format 'message'\. Did you mean 'messages'\?"):
         imported([row()], format="message")
-    with pytest.raises(ConfigError, match=r"unknown setting 'rewards' in settings of format 'messages'"):
+    with pytest.raises(ConfigError, match=r"unknown setting 'rewards' in columns of format 'messages'"):
         imported([row()], columns={"rewards": "score"})
     broken = tmp_path / "log.parquet"
     broken.write_bytes(b"PAR1 and no more")

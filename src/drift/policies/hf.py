@@ -203,13 +203,13 @@ class HFPolicy:
         PolicyError: the model can't be loaded, or has no chat template.
     """
 
-    def __init__(self, model: str, *, dtype: str = "auto", device: str = "auto", batch_size: int = 64) -> None:
+    def __init__(self, model: str, *, dtype: str = "auto", device: str = "auto", batch_size: int = 128) -> None:
         require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
         loaded, tokenizer = load_model(model, dtype=dtype, device=device)
         self._take_model(loaded, tokenizer, model, batch_size)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, *, source: str, batch_size: int = 64) -> HFPolicy:
+    def of(cls, model: Any, tokenizer: Any, *, source: str, batch_size: int = 128) -> HFPolicy:
         """A policy of a model that is already loaded, and that may change: it samples with the weights of the moment.
 
         Args:

@@ -209,7 +209,7 @@ def _nothing_left(path: Path, conversion: Conversion, out: Path) -> DatasetError
         return DatasetError(f"{path} holds no rows. Give a file with at least one conversation.")
     return DatasetError(
         f"{path}: none of {conversion.excluded.total()} rows can be imported ({conversion.by_reason()}). "
-        f"Check --format and its settings; {out / REJECTED} says why for each.\n{listing(conversion.shown)}"
+        f"Check --format and --columns; {out / REJECTED} says why for each.\n{listing(conversion.shown)}"
     )
 
 
