@@ -34,7 +34,7 @@ SHARD_SIZE = 256
 def make_reader(name: str, settings: Mapping[str, Any]) -> Reader:
     """The reader of a format, with its own settings filled in; unknown names are refused with the nearest known one."""
     reader = FORMATS.get(name)
-    check_settings(reader, settings, where=f"settings of format {name!r}")
+    check_settings(reader, settings, where=f"columns of format {name!r}")
     return functools.partial(reader, **settings)
 
 
