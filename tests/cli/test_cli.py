@@ -1,7 +1,7 @@
 import json
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,12 +29,13 @@ def files(folder: Path) -> dict[str, int]:
 def test_help_names_every_verb_and_is_quick() -> None:
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-m", "drift", "--help"], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
     assert all(verb in done.stdout for verb in VERBS)
-    # 0.5 s on an idle machine; the tests share theirs.
-    assert min(times) < 1.0
+    # Seconds of a processor: others use this machine too.
+    assert min(times) < 0.75
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -234,8 +235,9 @@ def test_a_recipe_runs_end_to_end_and_again_without_doing_anything_twice(
 
 
 def test_the_same_seed_twice_gives_the_same_data_weights_and_losses(tmp_path: Path) -> None:
+    small = [*QUICK, "--rollouts.tasks", "8", "--evaluation.tasks", "8", "--evaluation.samples", "0"]
     for name in "ab":
-        assert main(["quickstart", "--out", str(tmp_path / name), *QUICK, "--evaluation.samples", "0"]) == 0
+        assert main(["quickstart", "--out", str(tmp_path / name), *small]) == 0
     for stage, kind, key in (("rollouts", "trajectories", "dataset_hash"), ("weights", "weights", "weights_hash")):
         first, second = (read_manifest(tmp_path / name / stage, kind)[key] for name in "ab")
         assert first == second

@@ -14,6 +14,8 @@ from drift.errors import DatasetError
 from drift.manifest import read_manifest
 from drift.recipe import EvaluationSettings
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 
 @contextmanager
 def elsewhere(code: str, *arguments: object) -> Iterator[int]:

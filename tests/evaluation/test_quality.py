@@ -27,10 +27,10 @@ SCORES = "".join(f"<{name}>{at + 3}</{name}>" for at, name in enumerate(CRITERIA
 SCRIPTED = {"base": "scripted:<answer>1</answer>|<answer>22</answer>", "tuned": "scripted:<answer>33</answer>|hm"}
 
 
-def evaluated(out: Path, policies: dict[str, str], **changes) -> dict:
+def evaluated(out: Path, policies: dict[str, str], max_turns: int = 5, **changes) -> dict:
     settings = {"tasks": 12, "samples": 2, "sampling": Sampling(max_new_tokens=16), **changes}
     config = EvaluationConfig(**settings)
-    evaluate_policies({"name": "arithmetic", "settings": {}}, Arithmetic(), policies, config, out, seed=1)
+    evaluate_policies({"name": "arithmetic", "settings": {}}, Arithmetic(max_turns), policies, config, out, seed=1)
     return {(row["policy"], row["metric"]): row for row in json.loads((out / "estimates.json").read_text())}
 
 
@@ -52,7 +52,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(noisy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     out = tmp_path_factory.mktemp("run") / "evaluation"
     policies = {"base": "default", "tuned": str(noisy), "copy": "default"}
-    return evaluated(out, policies, quality=QualitySettings(kl=20)), out
+    return evaluated(out, policies, max_turns=2, quality=QualitySettings(kl=20)), out
 
 
 def naive_kl(first: Any, second: Any, trajectory: Trajectory) -> tuple[float, int]:

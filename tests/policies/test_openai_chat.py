@@ -19,7 +19,7 @@ from drift.types import Trajectory
 
 from .servers import FaultProxy, PolicyServer, ample
 
-SETTINGS = RolloutSettings(tasks=20, samples=3, sampling=Sampling(max_new_tokens=12))
+SETTINGS = RolloutSettings(tasks=8, samples=3, sampling=Sampling(max_new_tokens=12))
 
 
 @pytest.fixture(scope="module")

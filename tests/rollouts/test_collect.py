@@ -24,7 +24,7 @@ from drift.types import Completion, Task
 REPLIES = ["<answer>40</answer>", "<answer>41</answer>", "what?", "<answer>55</answer>"]
 GUESS = Guess()
 # Long conversations with a policy that names numbers at random: some four in ten succeed.
-LONG, NUMBERS = Guess(max_turns=40), [f"<answer>{number}</answer>" for number in range(1, 100)]
+LONG, NUMBERS = Guess(max_turns=8), [f"<answer>{number}</answer>" for number in range(1, 20)]
 
 
 def plan(samples: int = 3, seed: int = 1, tokens: int = 64, concurrency: int = 512, first: int = 0) -> Collection:
@@ -51,7 +51,7 @@ def test_every_task_gets_its_samples_and_the_manifest_counts_them(tmp_path: Path
 
 
 def test_the_same_seed_gives_the_same_hash_and_another_seed_another(tmp_path: Path, tiny_model: Path) -> None:
-    tasks = GUESS.tasks("train", 6, 0)
+    tasks = GUESS.tasks("train", 3, 0)
     runs = [("a", 1, 8, 4), ("b", 1, 64, 512), ("c", 1, 1, 5), ("d", 2, 64, 512)]
     hashes = {
         name: collect(
@@ -98,6 +98,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert rest.started == 120 - len(kept)
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_data(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
