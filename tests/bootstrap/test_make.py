@@ -19,7 +19,7 @@ from drift.policies.hf import load_model
 from drift.recipe import RolloutSettings
 from drift.types import Message
 
-SMALL = PretrainConfig(steps=40, knowing_steps=20, hidden=32, layers=1, heads=2, feed_forward=64, rows=32)
+SMALL = PretrainConfig(steps=40, knowing_steps=20, hidden=32, layers=1, heads=2, feed_forward=64, rows=16)
 
 
 def test_a_smaller_policy_can_be_made_twice_and_learns(tmp_path: Path) -> None:

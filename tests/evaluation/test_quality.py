@@ -30,7 +30,9 @@ SCRIPTED = {"base": "scripted:<answer>1</answer>|<answer>22</answer>", "tuned": 
 def evaluated(out: Path, policies: dict[str, str], max_turns: int = 5, **changes) -> dict:
     settings = {"tasks": 12, "samples": 2, "sampling": Sampling(max_new_tokens=16), **changes}
     config = EvaluationConfig(**settings)
-    evaluate_policies({"name": "arithmetic", "settings": {}}, Arithmetic(max_turns), policies, config, out, seed=1)
+    evaluate_policies(
+        {"name": "arithmetic", "settings": {}}, Arithmetic(max_turns=max_turns), policies, config, out, seed=1
+    )
     return {(row["policy"], row["metric"]): row for row in json.loads((out / "estimates.json").read_text())}
 
 
