@@ -7,6 +7,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import dataclasses
+import gc
 import random
 import tempfile
 from collections.abc import Callable
@@ -18,6 +19,15 @@ import pytest
 from drift.types import Completion, Message, Step, Trajectory, Turn
 
 from .forking import FOLDER, QuickPopen, start_servers, starting
+
+# Half a million objects of torch and its like stay for good: they need not be looked through again and again.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is out of the garbage collector's way, which ``Trainer`` calls after every run."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:

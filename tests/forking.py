@@ -150,6 +150,7 @@ def serve(name: str) -> dict[str, Any]:
 
 def prepare(name: str) -> None:
     """Import what processes need, and start no thread."""
+    gc.disable()
     for module in SERVERS[name].split():
         package = importlib.import_module(module)
         if module == "drift":
@@ -158,8 +159,8 @@ def prepare(name: str) -> None:
                     importlib.import_module(part.name)
     tasks = Path("/proc/self/task")
     assert not tasks.is_dir() or len(list(tasks.iterdir())) == 1, "an import has started a thread, which no fork has"
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def attend(channel: socket.socket) -> dict[str, Any]:

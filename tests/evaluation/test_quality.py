@@ -24,6 +24,7 @@ from drift.types import Trajectory
 from drift.verifiers.judge import CRITERIA
 
 SCORES = "".join(f"<{name}>{at + 3}</{name}>" for at, name in enumerate(CRITERIA))
+SHORT = Sampling(max_new_tokens=8)
 SCRIPTED = {"base": "scripted:<answer>1</answer>|<answer>22</answer>", "tuned": "scripted:<answer>33</answer>|hm"}
 
 
@@ -54,7 +55,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(noisy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     out = tmp_path_factory.mktemp("run") / "evaluation"
     policies = {"base": "default", "tuned": str(noisy), "copy": "default"}
-    return evaluated(out, policies, max_turns=2, quality=QualitySettings(kl=20)), out
+    return evaluated(out, policies, max_turns=2, sampling=SHORT, quality=QualitySettings(kl=20)), out
 
 
 def naive_kl(first: Any, second: Any, trajectory: Trajectory) -> tuple[float, int]:
