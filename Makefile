@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit slow format clean results audit licences
+.PHONY: quickstart test lint types unit cover slow format clean results audit licences
 .PHONY: test-adapters test-browser test-chaos test-deepspeed test-fuzz test-qlora test-ray test-trl test-vllm
 .PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-soak bench-streaming bench-training bench-verifiers bench-weights
 
@@ -24,6 +24,10 @@ ORDINARY := not slow and not chaos and not gpu and not browser
 ORDINARY += and not adapters and not deepspeed and not qlora and not ray and not trl and not vllm
 
 unit: $(INSTALLED)
+	$(VENV)/bin/pytest -n 2 --dist worksteal -m "$(ORDINARY)"
+
+# The same tests, every process of them started anew: twice the time.
+cover: $(INSTALLED)
 	$(VENV)/bin/pytest -n 2 --dist worksteal -m "$(ORDINARY)" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(INSTALLED)

@@ -7,7 +7,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import dataclasses
+import gc
 import random
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,41 @@ from typing import Any
 import pytest
 
 from drift.types import Completion, Message, Step, Trajectory, Turn
+
+from .forking import FOLDER, QuickPopen, start_servers, starting
+
+# Half a million objects of torch and its like stay for good: they need not be looked through again and again.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is out of the garbage collector's way, which ``Trainer`` calls after every run."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fork servers for all workers; none where coverage is measured, which a fork would not be."""
+    if not hasattr(os, "fork") or FOLDER in os.environ or getattr(config.option, "cov_source", None):
+        return
+    folder = tempfile.TemporaryDirectory(prefix="drift-tests-")
+    servers = start_servers(Path(folder.name))
+
+    def end() -> None:
+        del os.environ[FOLDER]
+        for server in servers:
+            server.communicate()
+        folder.cleanup()
+
+    config.add_cleanup(end)
+
+
+@pytest.fixture
+def quick_starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python processes that the test starts, itself or through drift, are forks; see ``forking``. Not in slow tests."""
+    if FOLDER in os.environ and not request.node.get_closest_marker("slow"):
+        for module in starting():
+            monkeypatch.setattr(module, "Popen", QuickPopen)
 
 
 @pytest.fixture(scope="session")

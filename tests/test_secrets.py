@@ -97,7 +97,7 @@ def test_a_planted_key_is_nowhere_after_a_whole_run_with_failures(
     served = ["--model", "openai:served", "--policy"]
     settings = {"url": proxy.url, "tokenizer": "default", "retries": 6}
     said = drift(
-        *("rollout", "arithmetic", "--tasks", "12", "--samples", "4", *SHORT, "--out", "rollouts", *served),
+        *("rollout", "arithmetic", "--tasks", "8", "--samples", "3", *SHORT, "--out", "rollouts", *served),
         json.dumps(settings),
     )
     assert f"bearer {KEY}" in proxy.keys and proxy.injected.total() >= 10
@@ -106,7 +106,7 @@ def test_a_planted_key_is_nowhere_after_a_whole_run_with_failures(
     said += drift("train", "rollouts", "weights", "--out", "model", *small)
     models = json.dumps({"base": "default", "tuned": "model", "served": "openai:served"})
     said += drift(
-        *("evaluate", "arithmetic", "--models", models, "--tasks", "8", "--samples", "1", *SHORT),
+        *("evaluate", "arithmetic", "--models", models, "--tasks", "4", "--samples", "1", *SHORT),
         *("--policy", json.dumps({**settings, "key_env": "OTHER_KEY"}), "--out", "evaluation"),
     )
     said += drift("report", ".", "--out", "report.html")

@@ -13,6 +13,8 @@ from drift.dataset.lock import NAME, DirectoryLock
 from drift.errors import DatasetError
 from drift.manifest import read_manifest
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 
 @contextmanager
 def elsewhere(code: str, *arguments: object) -> Iterator[int]:

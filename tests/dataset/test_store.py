@@ -169,6 +169,7 @@ def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:
         read_trajectories(tmp_path)
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_two_processes_do_not_write_one_directory(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from drift.dataset.store import TrajectoryWriter\n"
@@ -183,6 +184,7 @@ def test_two_processes_do_not_write_one_directory(tmp_path: Path) -> None:
     TrajectoryWriter(tmp_path, {}, []).__exit__(None, None, None)
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_a_full_disk_is_reported_and_loses_nothing_that_was_written(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """

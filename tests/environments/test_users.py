@@ -109,13 +109,13 @@ def test_the_last_question_counts() -> None:
 
 
 def test_long_hostile_texts_are_read_in_time() -> None:
-    start = time.monotonic()
+    start = time.process_time()
     for text in ("A " * 10**6, "one " * 10**6, "1 " * 10**6, "\u0301" * 10**6, "1," * 10**6, "? " * 10**6, "9" * 10**6):
         options_named(text, METALS)
         numbers_named(text)
         NumberUser(candidates=frozenset({Fraction(1), Fraction(3)})).reply(text)
         ChoiceUser(options=METALS, candidates=frozenset({0, 1})).reply(text)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def by_decoy(task: str, count: int) -> list[int]:

@@ -25,13 +25,15 @@ from drift.types import Trajectory
 from drift.verifiers.judge import CRITERIA
 
 SCORES = "".join(f"<{name}>{at + 3}</{name}>" for at, name in enumerate(CRITERIA))
+SHORT = Sampling(max_new_tokens=8)
 SCRIPTED = {"base": "scripted:<answer>1</answer>|<answer>22</answer>", "tuned": "scripted:<answer>33</answer>|hm"}
 
 
-def evaluated(out: Path, policies: dict[str, str], **changes) -> dict:
+def evaluated(out: Path, policies: dict[str, str], max_turns: int = 5, **changes) -> dict:
     sampling = changes.pop("sampling", Sampling(max_new_tokens=16))
     config = EvaluationConfig(**{"tasks": 12, "samples": 2, **changes})
-    evaluate_policies(Setup(environment="arithmetic"), policies, config, sampling, out, seed=1)
+    setup = Setup(environment={"name": "arithmetic", "max_turns": max_turns})
+    evaluate_policies(setup, policies, config, sampling, out, seed=1)
     return {(row["policy"], row["metric"]): row for row in json.loads((out / "estimates.json").read_text())}
 
 
@@ -53,7 +55,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(noisy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     out = tmp_path_factory.mktemp("run") / "evaluation"
     policies = {"base": "default", "tuned": str(noisy), "copy": "default"}
-    return evaluated(out, policies, kl=20), out
+    return evaluated(out, policies, max_turns=2, sampling=SHORT, kl=20), out
 
 
 def naive_kl(first: Any, second: Any, trajectory: Trajectory) -> tuple[float, int]:

@@ -77,7 +77,7 @@ def test_greedy_is_what_generate_gives_one_prompt_at_a_time(policy: HFPolicy, ti
 def test_a_reply_ends_with_the_end_of_turn_token_or_with_its_length(policy: HFPolicy, tiny_model: Path) -> None:
     _, tokenizer = load_model(str(tiny_model))
     seen = set()
-    for reply in ask(policy, PROMPTS * 30, Sampling(max_new_tokens=40), list(range(len(PROMPTS) * 30))):
+    for reply in ask(policy, PROMPTS * 8, Sampling(max_new_tokens=40), list(range(len(PROMPTS) * 8))):
         ends = [i for i, token in enumerate(reply.token_ids) if token == tokenizer.eos_token_id]
         seen.add(reply.finish_reason)
         if reply.finish_reason == "stop":

@@ -81,15 +81,18 @@ def test_code_that_comes_with_a_model_is_not_run(
     assert not mark.exists()
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_that_code_would_run_if_it_were_trusted(tiny_model: Path, tmp_path: Path) -> None:
     mark = with_code(tiny_model, tmp_path / "model")
-    script = "import sys; from transformers import AutoModelForCausalLM as A\n"
+    script = "import sys; from transformers import AutoModelForCausalLM as A, dynamic_module_utils as modules\n"
+    script += "modules.HF_MODULES_CACHE = sys.argv[2]\n"
     script += "A.from_pretrained(sys.argv[1], trust_remote_code=True)"
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "model")], check=True, env=environment, timeout=120)
+    folders = [str(tmp_path / "model"), str(tmp_path / "modules")]
+    subprocess.run([sys.executable, "-c", script, *folders], check=True, timeout=120)
     assert mark.exists()
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_nobody_is_asked_at_the_terminal_either(tiny_model: Path, tmp_path: Path) -> None:
     mark = with_code(tiny_model, tmp_path / "model")
     command = [sys.executable, "-m", "drift", "rollout", "arithmetic", "--tasks", "1", "--samples", "2"]

@@ -18,7 +18,7 @@ from drift.types import Trajectory
 
 from .servers import FaultProxy, PolicyServer, ample
 
-SETTINGS: dict[str, Any] = {"tasks": 20, "samples": 3, "sampling": Sampling(max_new_tokens=12)}
+SETTINGS: dict[str, Any] = {"tasks": 8, "samples": 3, "sampling": Sampling(max_new_tokens=12)}
 
 
 @pytest.fixture(scope="module")

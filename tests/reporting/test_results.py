@@ -117,6 +117,7 @@ def test_the_index_says_which_tables_there_are(results: ModuleType, tmp_path: Pa
         results.page(tmp_path)
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_twice_the_same_and_what_is_kept_is_enough(results: ModuleType, tmp_path: Path) -> None:
     source = written(tmp_path, source=comparison(SHARES, P)) / "source.json"
     folder = tmp_path / "results"

@@ -26,7 +26,8 @@ from drift.types import Completion, Task
 REPLIES = ["<answer>40</answer>", "<answer>41</answer>", "what?", "<answer>55</answer>"]
 GUESS = Guess()
 # Long conversations with a policy that names numbers at random: some four in ten succeed.
-LONG, NUMBERS = Guess(max_turns=40), [f"<answer>{number}</answer>" for number in range(1, 100)]
+LONG, NUMBERS = Guess(max_turns=8), [f"<answer>{number}</answer>" for number in range(1, 21)]
+TASKS = [task for task in LONG.tasks("train", 600, 0) if task.payload["secret"] <= 20][:60]
 
 
 def plan(samples: int = 3, seed: int = 1, tokens: int = 64, concurrency: int = 512, first: int = 0) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def test_every_task_gets_its_samples_and_the_manifest_counts_them(tmp_path: Path
 
 
 def test_the_same_seed_gives_the_same_hash_and_another_seed_another(tmp_path: Path, tiny_model: Path) -> None:
-    tasks = GUESS.tasks("train", 6, 0)
+    tasks = GUESS.tasks("train", 3, 0)
     runs = [("a", 1, 8, 4), ("b", 1, 64, 512), ("c", 1, 1, 5), ("d", 2, 64, 512)]
     hashes = {
         name: collect(
@@ -100,6 +101,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert rest.started == 120 - len(kept)
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_data(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
@@ -146,34 +148,32 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_data(tmp_p
 
 
 def test_adaptive_sampling_goes_on_only_with_prompts_that_are_undecided(tmp_path: Path) -> None:
-    tasks = LONG.tasks("train", 60, 0)
-    whole = collect(tasks, LONG, ScriptedPolicy(NUMBERS), tmp_path / "whole", **plan(8))
-    manifest = collect(tasks, LONG, ScriptedPolicy(NUMBERS), tmp_path / "adaptive", **plan(8, first=3))
+    whole = collect(TASKS, LONG, ScriptedPolicy(NUMBERS), tmp_path / "whole", **plan(8))
+    manifest = collect(TASKS, LONG, ScriptedPolicy(NUMBERS), tmp_path / "adaptive", **plan(8, first=3))
     everything = {t.id: t for t in read_trajectories(tmp_path / "whole")}
     found = {t.id: t for t in read_trajectories(tmp_path / "adaptive")}
     # By the rule, one task at a time, on the data that sampling everything gives.
     expected, undecided = set(), 0
-    for task in tasks:
+    for task in TASKS:
         mixed = len({everything[f"{task.id}#{k}"].success for k in range(3)}) == 2
         undecided += mixed
         expected |= {f"{task.id}#{k}" for k in range(8 if mixed else 3)}
-    assert 0 < undecided < len(tasks)
+    assert 0 < undecided < len(TASKS)
     assert set(found) == expected and all(found[key] == everything[key] for key in found)
     assert manifest["adaptive"] == {
-        "decided": len(tasks) - undecided,
+        "decided": len(TASKS) - undecided,
         "undecided": undecided,
         "saved": whole["counts"]["trajectories"] - len(expected),
     }
     assert manifest["spec"]["first"] == 3 and "first" not in whole["spec"]
     with pytest.raises(DatasetError, match="first: 3 -> None"):
-        collect(tasks, LONG, ScriptedPolicy(NUMBERS), tmp_path / "adaptive", **plan(8))
+        collect(TASKS, LONG, ScriptedPolicy(NUMBERS), tmp_path / "adaptive", **plan(8))
     with pytest.raises(ConfigError, match=r"rollouts\.first: got 9, expected 0, or a whole number from 2 to samples"):
         RolloutConfig(samples=8, first=9)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
 def test_adaptive_sampling_that_was_interrupted_ends_with_the_same_data(tmp_path: Path, share: float) -> None:
-    tasks = LONG.tasks("train", 60, 0)
     stop_at = 0
 
     class Stopped(ScriptedPolicy):
@@ -188,14 +188,14 @@ def test_adaptive_sampling_that_was_interrupted_ends_with_the_same_data(tmp_path
             return await super().complete(prompt_ids, sampling=sampling, seed=seed)
 
     unbroken = Stopped(NUMBERS)
-    whole = collect(tasks, LONG, unbroken, tmp_path / "whole", **plan(8, first=3))
+    whole = collect(TASKS, LONG, unbroken, tmp_path / "whole", **plan(8, first=3))
     stop_at = int(share * unbroken.asked)
     with pytest.raises(Interrupted, match="of at most 480 conversations"):
-        collect(tasks, LONG, Stopped(NUMBERS), tmp_path / "broken", **plan(8, concurrency=8, first=3))
+        collect(TASKS, LONG, Stopped(NUMBERS), tmp_path / "broken", **plan(8, concurrency=8, first=3))
     # In the first round of 180, or in the second.
     kept = len(read_trajectories(tmp_path / "broken", complete_only=False))
     assert (kept > 180) == (share == 0.8)
-    manifest = collect(tasks, LONG, ScriptedPolicy(NUMBERS), tmp_path / "broken", **plan(8, concurrency=5, first=3))
+    manifest = collect(TASKS, LONG, ScriptedPolicy(NUMBERS), tmp_path / "broken", **plan(8, concurrency=5, first=3))
     assert (manifest["dataset_hash"], manifest["adaptive"]) == (whole["dataset_hash"], whole["adaptive"])
 
 

@@ -16,38 +16,38 @@ from drift.policies.scripted import ScriptedPolicy
 from drift.rollouts.collect import collect
 from drift.types import Completion
 
-OPEN = 5000
-
 
 class AllAtOnce(ScriptedPolicy):
     """Answers nobody until as many ask as may be open at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, together: int) -> None:
         super().__init__(["<answer>5</answer>", "no idea"])
+        self.together = together
         self.asking = self.most = 0
         self.enough = asyncio.Event()
 
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
         self.asking += 1
         self.most = max(self.most, self.asking)
-        if self.asking == OPEN:
+        if self.asking == self.together:
             self.enough.set()
         await self.enough.wait()
         self.asking -= 1
         return await super().complete(prompt_ids, sampling=sampling, seed=seed)
 
 
-def test_five_thousand_conversations_are_open_at_once_and_none_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [500, pytest.param(5000, marks=pytest.mark.slow)])
+def test_thousands_of_conversations_are_open_at_once_and_none_is_lost(tmp_path: Path, together: int) -> None:
     plan = {
         "environment": {"name": "guess"},
         "samples": 4,
         "seed": 1,
         "sampling": Sampling(max_new_tokens=20),
-        "concurrency": OPEN,
+        "concurrency": together,
     }
-    tasks, policy = Guess().tasks("train", 1280, 1), AllAtOnce()
+    tasks, policy = Guess().tasks("train", together // 4 + 30, 1), AllAtOnce(together)
     manifest = collect(tasks, Guess(), policy, tmp_path / "open", **plan)
-    assert policy.most == OPEN and manifest["counts"]["trajectories"] == 5120
+    assert policy.most == together and manifest["counts"]["trajectories"] == together + 120
     one = {**plan, "concurrency": 1}
     alone = collect(tasks, Guess(), ScriptedPolicy(["<answer>5</answer>", "no idea"]), tmp_path / "one", **one)
     assert alone["dataset_hash"] == manifest["dataset_hash"]

@@ -20,7 +20,7 @@ from drift.policies.base import Sampling
 from drift.policies.hf import load_model
 from drift.types import Message
 
-SMALL = PretrainConfig(steps=40, knowing_steps=20, hidden=32, layers=1, heads=2, feed_forward=64, rows=32)
+SMALL = PretrainConfig(steps=40, knowing_steps=20, hidden=32, layers=1, heads=2, feed_forward=64, rows=16)
 
 
 def test_a_smaller_policy_can_be_made_twice_and_learns(tmp_path: Path) -> None:
@@ -65,13 +65,13 @@ def test_the_shipped_policy_fits_and_is_calibrated_to_its_flaws() -> None:
 
 
 def test_the_shipped_policy_starts_where_the_papers_base_models_start(tmp_path: Path) -> None:
-    greedy: dict[str, Any] = {"tasks": 300, "samples": 1, "max_new_tokens": 16, "temperature": 0}
+    greedy: dict[str, Any] = {"tasks": 100, "samples": 1, "max_new_tokens": 16, "temperature": 0}
     measured = runs_of(read_trajectories(rollout(out=tmp_path / "greedy", split="test", **greedy)))
     found = {name: ratio_value(ratio) for name, ratio in metrics(measured, 5).items()}
     # Wrong more often than right at turn 1, and mostly saying the same again.
     assert found["multi@1"] is not None and 0.05 < found["multi@1"] < 0.5
     assert found["distinct_answers"] is not None and found["distinct_answers"] < 0.5
-    drawn = outcomes(read_trajectories(rollout(out=tmp_path / "sampled", tasks=100, samples=16, max_new_tokens=16)))
+    drawn = outcomes(read_trajectories(rollout(out=tmp_path / "sampled", tasks=30, samples=12, max_new_tokens=16)))
     kinds: dict[str, set[bool]] = {}
     for group, success in zip(drawn.groups, drawn.success_N.tolist(), strict=True):
         kinds.setdefault(group, set()).add(success)
@@ -83,7 +83,7 @@ def test_the_shipped_policy_starts_where_the_papers_base_models_start(tmp_path: 
 def test_batches_of_8_and_64_give_the_same_conversations(tmp_path: Path, sampling: Sampling) -> None:
     from drift.manifest import read_manifest
 
-    settings: dict[str, Any] = {"tasks": 60, "samples": 2, "sampling": sampling}
+    settings: dict[str, Any] = {"tasks": 36, "samples": 2, "sampling": sampling}
     hashes = {
         read_manifest(rollout(out=tmp_path / str(size), policy={"batch_size": size}, **settings), "trajectories")[
             "dataset_hash"
@@ -94,7 +94,7 @@ def test_batches_of_8_and_64_give_the_same_conversations(tmp_path: Path, samplin
 
 
 def test_the_shipped_policy_also_plays_the_guessing_game(tmp_path: Path) -> None:
-    drawn = outcomes(read_trajectories(rollout("guess", out=tmp_path, tasks=60, samples=8, max_new_tokens=16)))
+    drawn = outcomes(read_trajectories(rollout("guess", out=tmp_path, tasks=40, samples=4, max_new_tokens=16)))
     assert 0.02 < drawn.success_N.mean() < 0.6
     assert drawn.failures_N.sum() < 0.1 * drawn.turns_N.sum()
 

@@ -22,6 +22,8 @@ from drift.training.checkpoints import last_checkpoint
 from drift.training.config import TrainingConfig
 from drift.training.distributed import locked
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 
 def settings(**changes: Any) -> TrainingConfig:
     defaults = {"max_steps": 20, "batch_size": 12, "tokens_per_batch": 200, "learning_rate": 1e-3, "save_steps": 0}
@@ -90,7 +92,7 @@ def test_two_processes_train_as_one_whatever_is_trained(
 def test_accumulation_changes_nothing(uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, share: bool) -> None:
     runs = {}
     for tokens in (100_000, 900, 450, 1):
-        config = settings(tokens_per_batch=tokens, attention="auto" if share else "sdpa")
+        config = settings(tokens_per_batch=tokens, attention="auto" if share else "sdpa", max_steps=8)
         runs[tokens] = train(*uneven, out=tmp_path / str(tokens), model=str(tiny_model), config=config)
     whole = losses(runs[100_000])
     for tokens, out in runs.items():

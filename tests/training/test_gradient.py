@@ -200,8 +200,14 @@ def difference(gradient: torch.Tensor, expected: torch.Tensor) -> float:
     return float((gradient - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("normalization", ["sum", "mean"])
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize(
+    ("chain", "normalization"),
+    [
+        *((chain, "sum") for chain in CHAINS),
+        *((chain, "mean") for chain in ("terminal", "negative")),
+        *(pytest.param(chain, "mean", marks=pytest.mark.slow) for chain in ("all", "first", "credited")),
+    ],
+)
 def test_a_step_of_all_rows_has_the_gradient_of_the_weights_in_the_file(
     recorded: Recorded, tmp_path: Path, chain: str, normalization: str
 ) -> None:

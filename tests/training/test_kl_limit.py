@@ -209,6 +209,7 @@ def test_a_lora_adapter_goes_back_too(weighed: tuple[Path, Path], tiny_model: Pa
     assert own_measurement(weighed[0], tiny_model, out) == pytest.approx(course[at - 1][1], rel=1e-2)
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_two_processes_stop_together_where_one_does(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -68,7 +68,7 @@ def totals(steps: Sequence[OptimizerStep], rows: Rows) -> np.ndarray:
     return total_N
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(some_rows(), BATCHES, st.integers(0, 5), TOGETHER, st.sampled_from(PLANS))
 def test_every_step_computes_rows_and_ranks_share_them(
     rows: Rows, batch_size: int, seed: int, together: int, plan: str
@@ -93,7 +93,7 @@ def test_every_step_computes_rows_and_ranks_share_them(
             assert factors(step) == factors(single) and step.divisor == single.divisor
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(some_rows(), BATCHES, st.integers(0, 5), TOGETHER)
 def test_uniform_takes_every_row_once_before_any_a_second_time(
     rows: Rows, batch_size: int, seed: int, together: int
@@ -115,7 +115,7 @@ def naive_loads(mass_N: Sequence[float], count: int) -> list[float]:
     return sorted(loads)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(some_rows(), BATCHES, st.integers(0, 5), TOGETHER)
 def test_balanced_takes_each_row_once_a_pass_in_steps_of_equal_mass(
     rows: Rows, batch_size: int, seed: int, together: int
@@ -135,7 +135,7 @@ def test_balanced_takes_each_row_once_a_pass_in_steps_of_equal_mass(
             assert loads == pytest.approx(naive_loads(rows.mass_N.tolist(), count), rel=1e-9)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(some_rows(20), st.integers(0, 5), TOGETHER)
 def test_drawn_rows_come_in_proportion_to_their_mass(rows: Rows, seed: int, together: int) -> None:
     total, mean = len(rows.group_N), float(rows.mass_N.mean())

@@ -36,6 +36,7 @@ from drift.weights.stage import weigh_dataset
 from drift.weights.table import read_weights
 
 Make = Callable[..., Trajectory]
+pytestmark = pytest.mark.usefixtures("quick_starts")
 
 
 @pytest.fixture(scope="module")

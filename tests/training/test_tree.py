@@ -63,7 +63,7 @@ def some_rows(draw: st.DrawFn) -> list[Example]:
     return rows
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(some_rows(), st.integers(0, 8))
 def test_a_tree_trains_what_its_rows_train(rows: list[Example], segment_tokens: int) -> None:
     tree = build_tree(rows, segment_tokens=segment_tokens)
@@ -89,7 +89,7 @@ def merged(tree: Tree) -> dict[tuple[tuple[int, ...], int], float]:
     return found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(some_rows(), some_rows())
 def test_trees_side_by_side_do_not_see_one_another(first: list[Example], second: list[Example]) -> None:
     together = merged(join_trees([build_tree(first), build_tree(second)]))

@@ -127,6 +127,6 @@ def test_settings_out_of_range_are_refused_by_name(wrong):
     ids=lambda reply: f"{reply[:10].strip()}... {len(reply)} characters",
 )
 def test_hostile_replies_are_read_at_once(reply):
-    start = time.perf_counter()
+    start = time.process_time()
     Choice().verify(reply, "A", options=OPTIONS)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

@@ -90,6 +90,6 @@ def test_a_gold_without_text_is_the_fault_of_the_data():
 
 @pytest.mark.parametrize("reply", ["x" * 10**6, "\u0301\u0323" * 5000, "\ufdfa" * 10_000, "(" * 10_000])
 def test_hostile_texts_are_judged_at_once(reply):
-    start = time.perf_counter()
+    start = time.process_time()
     assert not asyncio.run(Exact().verify_async(reply, "x")).right
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

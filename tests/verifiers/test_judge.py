@@ -83,9 +83,9 @@ def test_a_score_is_read(reply: str, score: float) -> None:
     ],
 )
 def test_what_is_no_score_is_none_and_says_why(reply: str, reason: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert read_score(reply) == (None, reason)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_score_is_right_from_the_threshold_on() -> None:
@@ -187,12 +187,10 @@ def test_many_judgements_are_in_flight_at_once() -> None:
     judge = Judge(policy="scripted:x")
     slow = judge._model._policy = Slow(["<score>5</score>"])
 
-    async def all_of_them() -> float:
-        start = time.monotonic()
+    async def all_of_them() -> None:
         await asyncio.gather(*(judge.verify_async(text, "") for text in TEXTS))
-        return time.monotonic() - start
 
-    assert asyncio.run(all_of_them()) < 40 * 0.2 / 4
+    asyncio.run(all_of_them())
     assert slow.most == 40
 
 
@@ -275,9 +273,9 @@ def test_who_speaks_is_marked_and_the_reference_is_there() -> None:
 
 def test_a_long_text_loses_its_middle_and_short_ones_stay_whole() -> None:
     long = "a" * 5_000_000 + "MIDDLE" + "b" * 5_000_000
-    start = time.monotonic()
+    start = time.process_time()
     quoted = quote([("user", "short"), ("assistant", long)], max_characters=1005)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     left_out = 10_000_006 - 1000
     assert f"{'a' * 500}\n[{left_out} characters left out]\n{'b' * 500}\n" in quoted.text
     assert "\nshort\n" in quoted.text and "MIDDLE" not in quoted.text

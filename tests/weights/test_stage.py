@@ -315,6 +315,7 @@ def test_lost_and_damaged_shards_are_told(tmp_path: Path, random_trajectories: M
     assert not (tmp_path / "w").exists() or list((tmp_path / "w").iterdir()) == []
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.skipif(sys.platform == "win32", reason="files can't be removed there while they are open")
 def test_killed_in_the_middle_it_leaves_nothing_that_a_later_run_minds(
     tmp_path: Path, random_trajectories: Made
