@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from drift import cli
+from drift.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 HISTORY = ("LOG.md", "results.md")
@@ -52,10 +53,12 @@ def test_a_shown_command_is_one_that_there_is(where: str, command: str) -> None:
         return
     assert verb in cli.VERBS, where
     parser = cli.parser_of(verb, arguments)
-    needed = len(cli.VERBS[verb].positional)
-    given = [word for word in arguments if not word.startswith("-")]
-    if len(given) >= needed:
+    try:
         cli.parse(parser, arguments)
+    except ConfigError as error:
+        # In the text a command may be shown without what it is about.
+        if "are required" not in str(error) and "expected one argument" not in str(error):
+            raise
     for word in arguments:
         if word.startswith("--"):
             cli.as_declared(parser, word)

@@ -116,15 +116,22 @@ def test_an_unknown_name_of_the_package_gets_the_nearest_known_one() -> None:
 
 def test_settings_within_settings_may_be_mappings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    monkeypatch.setattr("drift.baselines.preference.train_kto", lambda data, out, **more: seen.update(more, out=out))
-    more: dict[str, Any] = {"rows": {"format": "kto"}, "optimizer": {"learning_rate": 1e-5}}
-    assert drift.train_preference(tmp_path / "data", **more) == seen["out"] == tmp_path / "kto"
+    path = "drift.baselines.preference.train_preference"
+    monkeypatch.setattr(path, lambda data, out, **more: seen.update(more, out=out))
+    assert (
+        drift.train_preference(tmp_path / "data", format="kto", learning_rate=1e-5) == seen["out"] == tmp_path / "kto"
+    )
     config = seen["config"]
-    assert (config.rows.format, config.rows.pairs, config.optimizer.learning_rate) == ("kto", 4, 1e-5)
-    drift.train_preference(tmp_path / "data", config=config, rows={"pairs": 2})
-    assert seen["config"] == replace(config, rows=replace(config.rows, pairs=2))
-    with pytest.raises(ConfigError, match=r"unknown setting 'fromat' in ExportConfig\. Did you mean 'format'"):
-        drift.train_preference(tmp_path / "data", rows={"fromat": "kto"})
+    assert (config.format, config.pairs, config.learning_rate) == ("kto", 4, 1e-5)
+    drift.train_preference(tmp_path / "data", config=config, pairs=2)
+    assert seen["config"] == replace(config, pairs=2)
+    with pytest.raises(ConfigError, match=r"unknown argument 'fromat'.* Did you mean 'format'"):
+        drift.train_preference(tmp_path / "data", fromat="kto")
+    monkeypatch.setattr("drift.rollouts.run.roll_out", lambda *given, **more: seen.update(more))
+    drift.rollout("guess", cluster={"address": "auto"}, out=tmp_path / "x")
+    assert seen["cluster"] == drift.ClusterConfig(address="auto")
+    with pytest.raises(ConfigError, match=r"unknown setting 'adress' in ClusterConfig\. Did you mean 'address'"):
+        drift.rollout("guess", cluster={"adress": "auto"}, out=tmp_path / "x")
 
 
 def test_one_environment_and_policy_by_every_way_to_name_them(own: Any, tmp_path: Path) -> None:

@@ -143,21 +143,23 @@ def test_environments_are_made_by_name_with_their_settings():
     assert {"arithmetic", "guess"} <= set(ENVIRONMENTS.names())
     assert make_environment("guess") == Guess()
     # A recipe is YAML: kinds come as a list.
-    assert make_environment("arithmetic", {"kinds": ["mul"], "digits": 3}) == Arithmetic(kinds=("mul",), digits=3)
+    assert make_environment({"name": "arithmetic", "kinds": ["mul"], "digits": 3}) == Arithmetic(
+        kinds=("mul",), digits=3
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
         ("arithmetics", {}, r"unknown environment 'arithmetics'\. Did you mean 'arithmetic'\?"),
-        ("guess", {"max_turn": 2}, r"unknown setting 'max_turn' in environment\.settings.*Did you mean 'max_turns'\?"),
-        ("guess", {"width": 1000}, r"environment\.settings\.width: got 1000, expected 2 to 99"),
+        ("guess", {"max_turn": 2}, r"unknown setting 'max_turn' in environment.*Did you mean 'max_turns'\?"),
+        ("guess", {"width": 1000}, r"environment\.width: got 1000, expected 2 to 99"),
         ("arithmetic", {"kinds": ["div"]}, r"kinds: got 'div'"),
     ],
 )
 def test_an_environment_that_can_not_be_made_says_why(name, settings, message):
     with pytest.raises(ConfigError, match=message):
-        make_environment(name, settings)
+        make_environment({"name": name, **settings})
 
 
 def test_a_thing_is_found_by_name_by_path_or_is_there_already(declare, own_module):
@@ -238,7 +240,7 @@ def test_a_setting_that_a_function_does_not_take_is_refused_with_the_nearest(key
 def test_another_package_adds_a_link_of_the_chain_of_weights(declare, group):
     declare({"doubled": "extra_things:doubled"}, group)
     given = {
-        "drift.schemes": {"scheme": "doubled", "settings": {"times": 3.0}},
+        "drift.schemes": {"scheme": {"doubled": {"times": 3.0}}},
         "drift.turns": {"turns": {"doubled": 3.0}},
         "drift.steps": {"steps": ["drop_unsolved", {"doubled": {"times": 3.0}}]},
     }

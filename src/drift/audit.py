@@ -16,7 +16,7 @@ from drift.dataset.schema import dataset_hash
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import check_shard, read_tasks, shards, stream_columns, stream_trajectories
 from drift.environments import ENVIRONMENTS, make_environment
-from drift.environments.base import task_hash
+from drift.environments.base import SPLITS, EnvironmentFactory, task_hash
 from drift.environments.conformance import check_environment
 from drift.errors import DatasetError, DriftError, require, unknown_name
 from drift.evaluation.run import ESTIMATES
@@ -24,6 +24,7 @@ from drift.evaluation.run import KIND as EVALUATION
 from drift.keywords import by_fields
 from drift.manifest import MANIFEST, differing_keys, read_manifest
 from drift.registry import path_of
+from drift.rollouts.run import draw_tasks
 from drift.training.checkpoints import FOLDER, unfinished
 from drift.training.config import KIND as MODEL
 from drift.weights.table import KIND as WEIGHTS
@@ -31,6 +32,8 @@ from drift.weights.table import read_table
 
 State = Literal["ok", "unfinished", "damaged", "mismatch"]
 PARQUET_END = b"PAR1"
+# Tasks of an environment that are tried for each split.
+TASKS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +68,15 @@ class Checked:
 
 
 @by_fields()
-def check(what: Any, *, tasks: int = 20, repair: bool = False, environment: Mapping[str, Any] | None = None) -> Checked:
+def check(
+    what: Any, *, tasks: int | None = None, repair: bool = False, environment: Mapping[str, Any] | None = None
+) -> Checked:
     """Put an environment through its protocol, or look for damage in a directory that drift wrote.
 
     Args:
         what: a registered environment, module:attribute, an object, or a directory. Where a directory has an
             environment's name, the environment is meant; ./NAME is the directory.
-        tasks: tasks per split of an environment to try.
+        tasks: tasks per split of an environment to try; 20 unless given, or all there are where those are fewer.
         repair: remove what is provably incomplete in a directory.
         environment: settings of the environment.
     """
@@ -88,8 +93,9 @@ def check(what: Any, *, tasks: int = 20, repair: bool = False, environment: Mapp
     return _check_directory(Path(what), repairing=repair)
 
 
-def _check_environment(name: str, environment: Mapping[str, Any], tasks: int) -> Checked:
-    findings = check_environment(make_environment(environment), tasks=tasks)
+def _check_environment(name: str, environment: Mapping[str, Any], tasks: int | None) -> Checked:
+    factory = make_environment(environment)
+    findings = check_environment(factory, tasks=tasks or _tasks_to_try(factory))
     lines = [
         f"{'ok  ' if each.passed else 'FAIL'} {each.check}{': ' * bool(each.detail)}{each.detail}" for each in findings
     ]
@@ -98,6 +104,14 @@ def _check_environment(name: str, environment: Mapping[str, Any], tasks: int) ->
     return Checked(
         lines=(*lines, f"{name}{beside}: {len(findings) - failed} checks passed, {failed} failed"), failed=failed
     )
+
+
+def _tasks_to_try(factory: EnvironmentFactory) -> int:
+    try:
+        return min(len(draw_tasks(factory, split, None, 0, default=TASKS)) for split in SPLITS)
+    except Exception:
+        # What is wrong with its tasks is a finding of the check.
+        return TASKS
 
 
 def _check_directory(root: Path, *, repairing: bool) -> Checked:

@@ -113,8 +113,8 @@ class Trajectory:
         messages: the conversation as chat messages, the opening included.
         stop_reason: why it ended: ``success``, ``turns`` (the environment ended it), ``context`` (the next prompt
             would not fit the policy's context) or ``error``.
-        text_only: the policy returned no token ids. Those of every turn are empty, which here means unknown; it can't be
-            trained on until ``drift import`` has tokenized it.
+        text_only: the policy returned no token ids. Those of every turn are empty, which here means unknown; it can't
+            be trained on until ``drift import`` has tokenized it.
     """
 
     id: str

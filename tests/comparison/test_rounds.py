@@ -30,10 +30,10 @@ def test_a_recipe_of_two_rounds_goes_on_and_its_report_counts_both(tmp_path: Pat
     ]
     assert [model["steps"] for model in models] == [3, 2]
     # Each round trains the model that sampled its rollouts.
-    assert [m["spec"]["base"] for m in models] == [r["spec"]["policy"] for r in rollouts]
-    assert models[0]["spec"]["base"] != models[1]["spec"]["base"]
+    assert [m["spec"]["model"] for m in models] == [r["spec"]["policy"] for r in rollouts]
+    assert models[0]["spec"]["model"] != models[1]["spec"]["model"]
     tuned = read_manifest(tmp_path / "evaluation/greedy/tuned", "trajectories")["spec"]["policy"]
-    assert tuned not in [model["spec"]["base"] for model in models]
+    assert tuned not in [model["spec"]["model"] for model in models]
 
     facts = read_facts(tmp_path)
     shown = {row["stage"]: row["tokens"] for row in costs(facts)}

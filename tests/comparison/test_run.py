@@ -106,10 +106,10 @@ def test_methods_share_rollouts_tasks_and_steps(whole: Path) -> None:
         sft = read_manifest(folder / "methods/sft/model", "model")
         first, second = (read_manifest(folder / f"methods/drift-refresh/round-{n}/model", "model") for n in (1, 2))
         assert sft["spec"]["dataset_hash"] == first["spec"]["dataset_hash"] == rollouts["dataset_hash"]
-        assert sft["spec"]["base"] == first["spec"]["base"] == rollouts["spec"]["policy"]
+        assert sft["spec"]["model"] == first["spec"]["model"] == rollouts["spec"]["policy"]
         # The second round: the first one's model, as many new conversations about the same tasks, the other steps.
         again = read_manifest(folder / "methods/drift-refresh/round-2/rollouts", "trajectories")
-        assert again["spec"]["policy"] == second["spec"]["base"] != rollouts["spec"]["policy"]
+        assert again["spec"]["policy"] == second["spec"]["model"] != rollouts["spec"]["policy"]
         assert again["spec"]["task_hash"] == rollouts["spec"]["task_hash"]
         assert again["spec"]["seed"] != rollouts["spec"]["seed"]
         assert second["spec"]["dataset_hash"] == again["dataset_hash"]

@@ -181,7 +181,7 @@ def test_more_tasks_than_there_are_is_refused_with_what_to_do():
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(wrong, message):
-    with pytest.raises(ConfigError, match=rf"environment\.settings\.{message}"):
+    with pytest.raises(ConfigError, match=rf"environment\.{message}"):
         Arithmetic(**wrong)
 
 
@@ -228,5 +228,5 @@ def test_verdicts_on_training_problems_are_wrong_as_often_as_told_and_the_same_f
 
 @pytest.mark.parametrize("rate", [{"false_positive": 1.0}, {"false_negative": -0.1}])
 def test_rates_that_are_no_chances_are_refused(rate):
-    with pytest.raises(ConfigError, match=r"environment\.settings\.false_\w+: got .+, expected a chance"):
+    with pytest.raises(ConfigError, match=r"environment\.false_\w+: got .+, expected a chance"):
         Arithmetic(**rate)

@@ -354,7 +354,7 @@ def test_killed_and_started_again_it_ends_with_the_same_data(files: dict, tmp_pa
     [
         ("clarify", {"max_turns": 1}, r"max_turns: got 1"),
         ("clarify", {"decoys": 0}, r"decoys: got 0"),
-        ("clarify", {"user": ""}, r"environment.settings.user: got ''"),
+        ("clarify", {"user": ""}, r"environment.user: got ''"),
         ("clarify", {"user": "opnai:x"}, r"unknown policy 'opnai'"),
         ("clarify", {"user_sampling": {"stops": "x"}}, r"unknown setting 'stops'.*Did you mean 'stop'\?"),
         ("clarify", {"prompt": "no place"}, r"prompt: got 'no place'"),

@@ -177,7 +177,7 @@ def test_mistakes_are_told_before_anything_is_sampled(server: PolicyServer, tiny
     with pytest.raises(ConfigError, match=r"Did you mean 'retries'\?"):
         make_policy("openai:served", {"retrys": 1})
     for wrong in ({"concurrency": 0}, {"deadline": 0}, {"retries": -1}):
-        with pytest.raises(ConfigError, match=f"policy.settings.{next(iter(wrong))}: got"):
+        with pytest.raises(ConfigError, match=f"policy.{next(iter(wrong))}: got"):
             OpenAIPolicy("served", url=server.url, tokenizer=str(tiny_model), **wrong)
     policy = OpenAIPolicy("served", url=server.url, tokenizer=str(tiny_model))
     assert policy.context_length == 256 and policy.fingerprint.startswith("openai-")

@@ -36,10 +36,10 @@ def test_without_vllm_the_extra_is_named_before_anything_is_read() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tensor_parallel_size": 0}, r"policy\.settings\.tensor_parallel_size: got 0"),
-        ({"gpu_memory_utilization": 1.5}, r"policy\.settings\.gpu_memory_utilization: got 1\.5"),
-        ({"max_num_seqs": 0}, r"policy\.settings\.max_num_seqs: got 0"),
-        ({"max_model_len": -1}, r"policy\.settings\.max_model_len: got -1"),
+        ({"tensor_parallel_size": 0}, r"policy\.tensor_parallel_size: got 0"),
+        ({"gpu_memory_utilization": 1.5}, r"policy\.gpu_memory_utilization: got 1\.5"),
+        ({"max_num_seqs": 0}, r"policy\.max_num_seqs: got 0"),
+        ({"max_model_len": -1}, r"policy\.max_model_len: got -1"),
         ({"dtype": "int8"}, r"policy\.dtype: got 'int8'"),
         ({"max_num_seq": 3}, r"Did you mean 'max_num_seqs'\?"),
         ({"engine": {"trust_remote_code": True}}, r"engine\.trust_remote_code: not to be given there; it is false"),

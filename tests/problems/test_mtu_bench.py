@@ -147,5 +147,5 @@ def test_where_there_is_nothing_to_read_it_says_so(tmp_path: Path, monkeypatch: 
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(ConfigError, match=r"wpei/MTU-Bench can't be read from the hub: .*environment.settings.files"):
+    with pytest.raises(ConfigError, match=r"wpei/MTU-Bench can't be read from the hub: .*environment.files"):
         load_dialogues(["M-M"])

@@ -182,7 +182,7 @@ def test_a_missing_library_is_named_with_its_extra(name, monkeypatch):
     ("name", "settings", "named"),
     [
         ("gymnasium", {"id": "no_such_package:Env"}, "can't be imported: No module named 'no_such_package'"),
-        ("gymnasium", {"id": "json:nothing"}, "unknown environment.settings.id 'nothing' in module 'json'"),
+        ("gymnasium", {"id": "json:nothing"}, "unknown environment.id 'nothing' in module 'json'"),
         ("gymnasium", {"id": "json:loads", "threads": 0}, "threads"),
         ("gymnasium", {"id": "json:loads", "actions": ["up", "UP"]}, "actions"),
         ("gymnasium", {"id": "json:loads", "arguments": {"size": {1}}}, "is not JSON"),
