@@ -217,7 +217,7 @@ def evaluate(
         models: models by name, the first of which the others are compared with: {base: default, tuned: run/model}.
         out: directory of the evaluation; evaluation beside the last model's folder, or runs/ENVIRONMENT/evaluation.
         seen: rollouts whose tasks must not be measured on.
-        seed: decides tasks, samples and bootstrap.
+        seed: decides tasks and samples.
         device: where the models compute: auto, cpu, cuda, …
         policy: settings of the policies, such as dtype and batch_size.
         concurrency: the most conversations open at once; with a cluster, on each worker.

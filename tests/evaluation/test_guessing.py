@@ -160,7 +160,7 @@ def test_estimates_hold_floors_without_differences_and_pass_at_k_of_the_sampled_
     for mode in ("greedy", "sampled"):
         rows = {
             (row.policy, row.metric.partition("/")[2])
-            for row in estimate_all(runs, mode=mode, max_turns=2, baseline="base", seed=0)
+            for row in estimate_all(runs, mode=mode, max_turns=2, baseline="base")
         }
         assert {("base", "floor@1"), ("tuned", "above_floor@2"), ("tuned - base", "above_floor@1")} <= rows
         assert ("tuned - base", "floor@1") not in rows
@@ -171,7 +171,7 @@ def test_policies_of_other_numbers_of_conversations_are_compared_in_what_both_ha
     def sampled(count):
         return runs_of([conversation("a", n, [("0", n == 0, 1)]) for n in range(count)])
 
-    rows = estimate_all({"base": sampled(2), "tuned": sampled(3)}, mode="sampled", max_turns=2, baseline="base", seed=0)
+    rows = estimate_all({"base": sampled(2), "tuned": sampled(3)}, mode="sampled", max_turns=2, baseline="base")
     found = {(row.policy, row.metric): row.value for row in rows}
     assert found["tuned", "sampled/pass@3"] == 1.0
     assert ("tuned - base", "sampled/pass@3") not in found

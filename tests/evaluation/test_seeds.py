@@ -1,66 +1,43 @@
 import numpy as np
 import pytest
 
-from drift.evaluation.intervals import bootstrap
+from drift.evaluation.comparisons import align, over_seeds
+from drift.evaluation.intervals import spread
 from drift.evaluation.metrics import Ratio
-from drift.evaluation.seeds import draw_together
 
 
-def ratio(top: list[float], bottom: list[float]) -> Ratio:
-    return Ratio(numerator_P=np.array(top, float), denominator_P=np.array(bottom, float))
+def ratio(top: list[float], bottom: list[float], least: float | None = None) -> Ratio:
+    return Ratio(numerator_P=np.array(top, float), denominator_P=np.array(bottom, float), least=least)
 
 
-# Three seeds: the first two share prompt b, the last has prompts of its own, in an order of its own.
-CELLS = [
-    (("a", "b", "c"), ratio([1, 0, 2], [2, 2, 2])),
-    (("b", "d"), ratio([3, 1], [4, 1])),
-    (("z", "y"), ratio([0, 1], [1, 1])),
-]
+def test_a_ratio_is_placed_at_its_own_prompts() -> None:
+    # The first two share prompt b, the last has prompts of its own, in an order of its own.
+    cells = [
+        (("a", "b"), ratio([1, 0], [2, 2], 0.0)),
+        (("b", "d"), ratio([3, 1], [4, 1])),
+        (("z", "y"), ratio([0, 1], [1, 2])),
+    ]
+    found = align(cells)
+    assert [one.numerator_P.tolist() for one in found] == [[1, 0, 0, 0, 0], [0, 3, 1, 0, 0], [0, 0, 0, 1, 0]]
+    assert [one.denominator_P.tolist() for one in found] == [[2, 2, 0, 0, 0], [0, 4, 1, 0, 0], [0, 0, 0, 2, 1]]
+    assert [one.least for one in found] == [0.0, None, None]
+    assert align([]) == []
 
 
-def naive(seed: int, resamples: int) -> list[list[float]]:
-    """One draw at a time: how often each prompt was drawn, then each ratio's sums over its own prompts in a loop."""
-    prompts = sorted({prompt for names, _ in CELLS for prompt in names})
-    times = np.random.default_rng(seed).multinomial(len(prompts), [1 / len(prompts)] * len(prompts), size=resamples)
-    rows = []
-    for drawn in times:
-        count = dict(zip(prompts, drawn.tolist(), strict=True))
-        row = []
-        for names, cell in CELLS:
-            top = bottom = 0.0
-            for name, a, b in zip(names, cell.numerator_P, cell.denominator_P, strict=True):
-                top, bottom = top + count[name] * a, bottom + count[name] * b
-            row.append(top / bottom if bottom else float("nan"))
-        rows.append(row)
-    return rows
+@pytest.mark.parametrize("least", [0.0, None])
+def test_prompts_that_are_none_of_its_own_change_nothing(least: float | None) -> None:
+    own = ratio([1, 0, 2, 2], [2, 2, 2, 2], least)
+    (placed,) = align([(("a", "c", "e", "f"), own)])
+    among = align([(("a", "c", "e", "f"), own), (("b", "d"), ratio([0, 1], [1, 1], least))])[0]
+    assert spread([placed]) == spread([own])
+    assert spread([among]).ends() == pytest.approx(spread([own]).ends(), rel=1e-12)
 
 
-def test_a_prompt_counts_alike_in_every_ratio_it_belongs_to():
-    drawn = draw_together(CELLS, 7, resamples=60)
-    assert drawn.shape == (60, 3)
-    np.testing.assert_allclose(drawn, naive(7, 60), rtol=1e-12)
-    # Two of five prompts: now and then none of them is drawn, and then there is nothing to divide by.
-    assert np.isnan(draw_together(CELLS, 7, resamples=200)[:, 1:]).any()
-
-
-def test_the_same_prompts_in_all_seeds_are_drawn_as_one_bootstrap_draws_them():
-    rng = np.random.default_rng(0)
-    prompts = [f"{n:02}" for n in range(20)]
-    cells = [(prompts, ratio(rng.integers(0, 2, 20).tolist(), [1] * 20)) for _ in range(3)]
-    np.testing.assert_array_equal(draw_together(cells, 3), bootstrap([cell for _, cell in cells], 3))
-
-
-@pytest.mark.parametrize(("shared", "sign"), [(30, "together"), (0, "apart")])
-def test_seeds_that_share_prompts_vary_together_and_others_don_t(shared: int, sign: str):
-    # The same outcomes on shared prompts: draws are then the same; on prompts of their own they are independent.
-    top = [float(n % 3 == 0) for n in range(30)]
-    names = [f"{n:03}" for n in range(60 - shared)]
-    cells = [(names[:30], ratio(top, [1] * 30)), (names[-30:], ratio(top, [1] * 30))]
-    drawn = draw_together(cells, 1)
-    found = float(np.corrcoef(drawn.T)[0, 1])
-    # The standard error of a correlation of 2,000 independent draws is 0.022.
-    assert found == pytest.approx(1.0) if sign == "together" else abs(found) < 0.1
-
-
-def test_no_ratios_give_no_columns():
-    assert draw_together([], 0, resamples=5).shape == (5, 0)
+def test_seeds_that_share_prompts_vary_together_and_others_don_t() -> None:
+    top, names = [float(n % 3 == 0) for n in range(30)], [f"{n:03}" for n in range(60)]
+    one = ratio(top, [1.0] * 30)
+    together = over_seeds(align([(names[:30], one), (names[:30], one)]))
+    apart = over_seeds(align([(names[:30], one), (names[30:], one)]))
+    assert together.from_prompts == pytest.approx(spread([one]).variance, rel=1e-12)
+    # Half the variance, with 60/59 for 30/29.
+    assert apart.from_prompts == pytest.approx(spread([one]).variance / 2 * (60 / 59) / (30 / 29), rel=1e-12)

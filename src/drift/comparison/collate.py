@@ -8,28 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drift.comparison.methods import BASE
 from drift.comparison.settings import Comparison
 from drift.dataset.store import read_trajectories
 from drift.environments import make_environment
 from drift.environments.base import EnvironmentFactory, options_of
-from drift.evaluation.comparisons import TwoLevel, holm, two_level
+from drift.evaluation.comparisons import TwoLevel, align, holm, over_seeds
 from drift.evaluation.estimates import further_metrics
 from drift.evaluation.intervals import ratio_value
 from drift.evaluation.metrics import Ratio, Runs, metrics
 from drift.evaluation.run import held_out_tasks, on_common_prompts
-from drift.evaluation.seeds import draw_together
 from drift.manifest import SCHEMA_VERSION, package_versions, read_manifest
 from drift.reporting.comparison import COMPARISON as COMPARISON
 
 KIND = "comparison"
 # The chance, over all comparisons of a table, that a difference is claimed where there is none.
 LEVEL = 0.05
-# What lies between 0 and 1 whatever is measured.
-_SHARES = ("multi@", "corrected@", "distinct_answers", "format_failures", "floor@", "pass@", "cut_off", "repeated_")
-Floats = NDArray[np.float64]
 
 
 def collate(
@@ -101,7 +96,7 @@ def _wanted(metric: str, max_turns: int) -> bool:
 
 
 class Side:
-    """Methods side by side in one mode, all drawn together.
+    """Methods side by side in one mode, over the prompts of all seeds.
 
     Args:
         mode: ``greedy`` or ``sampled``.
@@ -110,8 +105,8 @@ class Side:
     """
 
     def __init__(self, mode: str, runs: Mapping[int, Mapping[str, Runs]], max_turns: int) -> None:
-        self._mode, self._seed = mode, next(iter(runs))
-        self._names = list(runs[self._seed])
+        self._mode = mode
+        self._names = list(next(iter(runs.values())))
         self._places: dict[tuple[str, str], list[int]] = {}
         cells: list[tuple[tuple[str, ...], Ratio]] = []
         for held in runs.values():
@@ -121,9 +116,7 @@ class Side:
                     if _wanted(metric, max_turns):
                         self._places.setdefault((name, metric), []).append(len(cells))
                         cells.append((held[name].prompts, ratio))
-        self._drawn = draw_together(cells, self._seed)
-        values = [ratio_value(ratio) for _, ratio in cells]
-        self._points = np.array([math.nan if value is None else value for value in values])
+        self._ratios = align(cells)
         self._metrics = list(dict.fromkeys(metric for _, metric in self._places))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -132,8 +125,8 @@ class Side:
             {
                 "method": name,
                 "metric": f"{self._mode}/{metric}",
-                **_told(self._estimate(name, metric), within=metric.startswith(_SHARES)),
-                "by_seed": [_rounded(value) for value in self._points[self._places[name, metric]]],
+                **_told(self._estimate(name, metric)),
+                "by_seed": [_rounded(ratio_value(ratio)) for ratio in self._of(name, metric)],
             }
             for name in self._names
             for metric in self._metrics
@@ -177,22 +170,17 @@ class Side:
         close = [name for name, p in apart.items() if p is None or p * len(others) >= LEVEL]
         return {"method": top, "winner": not close, "not_told_apart": close}
 
+    def _of(self, name: str, metric: str) -> list[Ratio]:
+        return [self._ratios[at] for at in self._places[name, metric]]
+
     def _estimate(self, name: str, metric: str, against: str = "") -> TwoLevel:
-        ours = self._places[name, metric]
-        points, drawn = self._points[ours], self._drawn[:, ours]
-        if against:
-            theirs = self._places[against, metric]
-            points, drawn = points - self._points[theirs], drawn - self._drawn[:, theirs]
-        return two_level(points, drawn, seed=self._seed)
+        return over_seeds(self._of(name, metric), self._of(against, metric) if against else None)
 
 
-def _told(estimate: TwoLevel, *, within: bool = False) -> dict[str, Any]:
-    """An estimate as plain values; the interval of a share is kept ``within`` 0 and 1, which few seeds overstep."""
-    numbers = {key: _rounded(getattr(estimate, key)) for key in ("value", "low", "high", "from_seeds", "from_prompts")}
-    for key, bound in (("low", max), ("high", min)):
-        if within and (number := numbers[key]) is not None:
-            numbers[key] = bound(number, float(key == "high"))
-    return {**numbers, "seeds": estimate.seeds}
+def _told(estimate: TwoLevel) -> dict[str, Any]:
+    """An estimate as plain values."""
+    keys = ("value", "low", "high", "from_seeds", "from_prompts")
+    return {**{key: _rounded(getattr(estimate, key)) for key in keys}, "seeds": estimate.seeds}
 
 
 def _rounded(value: float | None) -> float | None:

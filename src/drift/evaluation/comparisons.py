@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from drift.errors import require
-from drift.evaluation.intervals import RESAMPLES, bootstrap, interval, ratio_value
+from drift.evaluation.intervals import LEVEL, Floats, Spread, ratio_value, spread
 from drift.evaluation.metrics import Ratio
 
-Floats = NDArray[np.float64]
+# Draws of an interval over seeds.
+DRAWS = 10_000
 
 
 def holm(p_values: ArrayLike) -> Floats:
@@ -44,25 +46,6 @@ def holm(p_values: ArrayLike) -> Floats:
     return found_M
 
 
-def bootstrap_p_value(differences_B: Floats) -> float | None:
-    """Two-sided p-value of "the difference is 0", by inverting the percentile interval of its bootstrap draws.
-
-    ``p = min(1, 2 · (1 + min(#{d* ≤ 0}, #{d* ≥ 0})) / (B + 1))``: below 0.05 where the 95 % interval leaves out 0, and
-    never below ``2 / (B + 1)``. Draws of 0 count on both sides, so two policies that never differ have p = 1.
-
-    Args:
-        differences_B: ``(B,)`` draws of a paired difference; those that are not finite are left out.
-
-    Returns:
-        The p-value; ``None`` without draws.
-    """
-    drawn = differences_B[np.isfinite(differences_B)]
-    if not drawn.size:
-        return None
-    tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return min(1.0, 2 * (1 + tail) / (len(drawn) + 1))
-
-
 @dataclass(frozen=True, kw_only=True)
 class TwoLevel:
     """An estimate over several trainings (seeds), each measured on held-out prompts.
@@ -86,90 +69,89 @@ class TwoLevel:
     seeds: int
 
 
-def two_level(point_S: ArrayLike, drawn_BS: Floats, *, seed: int) -> TwoLevel:
-    """Mean over S trainings with an interval over seeds and prompts.
-
-    With x_s the estimate of seed s, x*_bs its bootstrap draws over prompts and e_bs = x*_bs − x_s:
-
-    - prompts: ``Var_b(mean_s x*_bs)``;
-    - seeds: ``max(0, Var_s(x_s) − mean_b Var_s(e_bs)) / S``, both variances over s with S − 1 below. Where all seeds
-      are measured on the same prompts and drawn together, what a prompt does to all of them cancels in the second.
-
-    The interval is the middle 95 % of ``mean_s x*_bs + z_b √(σ²_b / S)``, where z is normal and
-    ``σ²_b = max(0, (S − 1) Var_s(x_s) / χ²_b − mean_b Var_s(e_bs))`` with χ² of S − 1 degrees of freedom: a generalized
-    confidence interval (Weerahandi 1993), Student's where prompts explain nothing. Drawing seeds with replacement
-    instead would promise far too much: three seeds have ten samples.
-
-    Args:
-        point_S: ``(S,)`` estimates, one for each seed; a seed whose estimate is not finite is left out.
-        drawn_BS: ``(B, S)`` bootstrap draws of each over prompts: with the same draws for all seeds where they share
-            their prompts, and separate ones where they don't.
-        seed: of the draws made here.
-    """
-    points = np.asarray(point_S, float)
-    require(drawn_BS.ndim == 2 and drawn_BS.shape[1:] == points.shape, "drawn_BS", drawn_BS.shape, "a column per seed")
-    known_S = np.isfinite(points)
-    points, drawn = points[known_S], drawn_BS[:, known_S]
-    drawn = drawn[np.isfinite(drawn).all(axis=1)]
-    seeds = len(points)
-    if not seeds or not len(drawn):
-        value = float(points.mean()) if seeds else None
-        return TwoLevel(value=value, low=None, high=None, p_value=None, from_seeds=None, from_prompts=None, seeds=seeds)
-    mean_B = drawn.mean(axis=1)
-    from_seeds = None
-    spread_B = mean_B
-    if seeds > 1:
-        between, explained = points.var(ddof=1), (drawn - points).var(axis=1, ddof=1).mean()
-        from_seeds = max(0.0, float(between - explained)) / seeds
-        rng = np.random.default_rng(seed)
-        chi_B = rng.chisquare(seeds - 1, len(drawn))
-        variance_B = np.maximum(0.0, (seeds - 1) * between / np.maximum(chi_B, 1e-300) - explained)
-        spread_B = mean_B + rng.standard_normal(len(drawn)) * np.sqrt(variance_B / seeds)
-    low, high = interval(spread_B)
-    return TwoLevel(
-        value=float(points.mean()),
-        low=low,
-        high=high,
-        p_value=bootstrap_p_value(spread_B),
-        from_seeds=from_seeds,
-        from_prompts=float(mean_B.var()),
-        seeds=seeds,
-    )
-
-
-def over_seeds(
-    ours_S: Sequence[Ratio], theirs_S: Sequence[Ratio] | None = None, *, seed: int, shared_prompts: bool = True
-) -> TwoLevel:
+def over_seeds(ours_S: Sequence[Ratio], theirs_S: Sequence[Ratio] | None = None) -> TwoLevel:
     """One metric of a method over its seeds, or its paired difference from another method's with the same seeds.
 
+    With x_s the value of seed s and e_sP what prompt P adds to its error (``intervals.spread``):
+
+    - prompts: the variance of ``spread``, of the mean over seeds. A prompt counts in every seed that has it, so what
+      it does to all of them adds up;
+    - seeds: ``max(0, Var_s(x_s) − Σ_P Var_s(e_sP)) / S``, both with S − 1 below. What a prompt does to all seeds
+      cancels in it.
+
+    The interval is the middle 95 % of ``centre + t_b √variance + z_b √(σ²_b / S)``, where t is normal (Student's for
+    what is no share), z is normal and ``σ²_b = max(0, (S − 1) Var_s(x_s) / χ²_b − Σ_P Var_s(e_sP))`` with χ² of S − 1
+    degrees of freedom: a generalized confidence interval (Weerahandi 1993), Student's where prompts explain nothing.
+    Drawing seeds with replacement instead would promise far too much: three seeds have ten samples.
+
     Args:
-        ours_S: the metric by seed.
-        theirs_S: the same of what it is compared with, each on the prompts of its counterpart.
-        seed: of the bootstrap.
-        shared_prompts: all seeds were measured on the same prompts, in the same order. Where false each seed has
-            prompts of its own.
+        ours_S: the metric by seed, over the same prompts (``align``); a seed without a value is left out.
+        theirs_S: the same of what it is compared with.
 
     Raises:
         ConfigError: other numbers of seeds or of prompts than there should be.
     """
-    theirs = list(theirs_S) if theirs_S is not None else []
-    require(theirs_S is None or len(theirs) == len(ours_S), "theirs_S", len(theirs), f"{len(ours_S)} seeds")
-    pairs = [(one, *theirs[at : at + 1]) for at, one in enumerate(ours_S)]
-    sizes = [{len(ratio.numerator_P) for ratio in pair} for pair in pairs]
-    alike = len(set().union(*sizes)) <= 1 if shared_prompts else all(len(size) == 1 for size in sizes)
-    require(alike, "ours_S", [sorted(size) for size in sizes], "the same prompts for whatever is drawn together")
-    points, columns = [], []
-    for at, pair in enumerate(pairs):
-        # The same seed draws the same prompts for every ratio of as many prompts.
-        drawn_BM = bootstrap(list(pair), seed if shared_prompts else _own(seed, at))
-        values = [ratio_value(ratio) for ratio in pair]
-        known = [float("nan") if value is None else value for value in values]
-        points.append(known[0] - known[1] if theirs else known[0])
-        columns.append(drawn_BM[:, 0] - drawn_BM[:, 1] if theirs else drawn_BM[:, 0])
-    drawn_BS = np.stack(columns, axis=1) if columns else np.empty((RESAMPLES, 0))
-    return two_level(points, drawn_BS, seed=_own(seed, -1))
+    theirs = ours_S if theirs_S is None else theirs_S
+    require(len(theirs) == len(ours_S), "theirs_S", len(theirs), f"{len(ours_S)} seeds")
+    sizes = sorted({len(ratio.numerator_P) for ratio in (*ours_S, *theirs)})
+    require(len(sizes) <= 1, "ours_S", sizes, "the same prompts for all")
+    pairs = [pair for pair in zip(ours_S, theirs, strict=True) if None not in map(ratio_value, pair)]
+    seeds = len(pairs)
+    if not seeds:
+        return TwoLevel(value=None, low=None, high=None, p_value=None, from_seeds=None, from_prompts=None, seeds=0)
+    ours, others = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    found = spread(ours, others if theirs_S is not None else ())
+    low, high = found.ends()
+    p_value, from_seeds = found.p_value(), None
+    if seeds > 1:
+        singly = [spread([each], [other] if theirs_S is not None else ()) for each, other in pairs]
+        between = float(np.var([each.value for each in singly], ddof=1))
+        from_seeds = max(0.0, between - found.between) / seeds
+        if low is not None:
+            drawn_B = _draws(found, between, seeds)
+            low, high = found.bounded(*np.quantile(drawn_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+            tail = min(int((drawn_B <= 0).sum()), int((drawn_B >= 0).sum()))
+            p_value = min(1.0, 2 * (1 + tail) / (DRAWS + 1))
+    return TwoLevel(
+        value=found.value,
+        low=low,
+        high=high,
+        p_value=p_value,
+        from_seeds=from_seeds,
+        from_prompts=None if low is None else found.variance,
+        seeds=seeds,
+    )
 
 
-def _own(seed: int, at: int) -> int:
-    """A seed of its own for each stream of draws."""
-    return int(np.random.SeedSequence([seed, at + 1]).generate_state(1)[0])
+def _draws(found: Spread, between: float, seeds: int) -> Floats:
+    """``(B,)`` draws of the interval of ``over_seeds``."""
+    prompts_B, seeds_B, chi_B = _standard_draws(seeds, found.freedom)
+    variance_B = np.maximum(0.0, (seeds - 1) * between / chi_B - found.between) / seeds
+    return np.asarray(found.centre + prompts_B * np.sqrt(found.variance) + seeds_B * np.sqrt(variance_B))
+
+
+@functools.lru_cache(maxsize=8)
+def _standard_draws(seeds: int, freedom: float) -> tuple[Floats, Floats, Floats]:
+    """Always the same: Student's t, normal, and χ² of S − 1 degrees of freedom."""
+    rng = np.random.default_rng(0)
+    t_B = rng.standard_normal(DRAWS) if np.isinf(freedom) else rng.standard_t(freedom, DRAWS)
+    return t_B, rng.standard_normal(DRAWS), np.maximum(rng.chisquare(seeds - 1, DRAWS), 1e-300)
+
+
+def align(cells: Sequence[tuple[Sequence[str], Ratio]]) -> list[Ratio]:
+    """Ratios that need not be over the same prompts, over all there are: 0 over 0 where a prompt is none of theirs.
+
+    Two methods on the same prompts are then paired, seeds with the same held-out prompts go up and down together,
+    seeds with prompts of their own apart, and seeds that share some of them lie between.
+
+    Args:
+        cells: of each ratio, its distinct prompts in the order of its arrays, and the ratio.
+    """
+    index = {prompt: at for at, prompt in enumerate(sorted({prompt for prompts, _ in cells for prompt in prompts}))}
+    placed = []
+    for prompts, ratio in cells:
+        place_P = np.array([index[prompt] for prompt in prompts], np.intp)
+        top, bottom = np.zeros(len(index)), np.zeros(len(index))
+        top[place_P], bottom[place_P] = ratio.numerator_P, ratio.denominator_P
+        placed.append(replace(ratio, numerator_P=top, denominator_P=bottom))
+    return placed

@@ -41,9 +41,10 @@ def floors(runs: Runs, multi: Mapping[str, Ratio], max_turns: int) -> dict[str, 
         ratio = multi[f"multi@{k}"]
         floor_P = np.minimum(1.0, asked_T[:k].sum() / runs.options_P) * ratio.denominator_P
         found[f"floor@{k}"] = Ratio(numerator_P=floor_P, denominator_P=ratio.denominator_P)
-        found[f"above_floor@{k}"] = Ratio(
-            numerator_P=ratio.numerator_P - floor_P, denominator_P=ratio.denominator_P - floor_P
-        )
+        above_P = ratio.denominator_P - floor_P
+        # What a policy gets that solves nothing.
+        least = -float(floor_P.sum()) / float(above_P.sum()) if above_P.sum() > 0 else None
+        found[f"above_floor@{k}"] = Ratio(numerator_P=ratio.numerator_P - floor_P, denominator_P=above_P, least=least)
     return found
 
 
@@ -75,10 +76,10 @@ def resampling(runs: Runs, max_turns: int) -> dict[str, Ratio]:
         # C(n−c, k) / C(n, k), a factor at a time: the chance that k draws without replacement are all wrong.
         missed_P = missed_P * np.maximum(0.0, n_P - c_P - k + 1) / np.maximum(n_P - k + 1, 1.0)
         pass_P = (1 - missed_P) * enough_P
-        found[f"pass@{k}"] = Ratio(numerator_P=pass_P, denominator_P=enough_P)
+        found[f"pass@{k}"] = Ratio(numerator_P=pass_P, denominator_P=enough_P, least=0.0)
         if 2 <= k <= max_turns:
             within_N = first_N & (runs.solved_at_N > 0) & (runs.solved_at_N <= k)
             solved_P = per_prompt_ratio(runs, within_N, first_N).numerator_P
             multi_P = solved_P / np.maximum(n_P, 1) * enough_P
-            found[f"feedback_gain@{k}"] = Ratio(numerator_P=multi_P - pass_P, denominator_P=enough_P)
+            found[f"feedback_gain@{k}"] = Ratio(numerator_P=multi_P - pass_P, denominator_P=enough_P, least=-1.0)
     return found

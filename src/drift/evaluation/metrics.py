@@ -1,4 +1,4 @@
-"""What is measured, each as a ratio of two sums per prompt, so that one bootstrap serves them all."""
+"""What is measured, each as a ratio of two sums per prompt, so that one formula gives their intervals."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """A metric ``Σ_P numerator / Σ_P denominator`` over prompts P; both arrays ``(P,)``."""
+    """A metric ``Σ_P numerator / Σ_P denominator`` over prompts P; both arrays ``(P,)``.
+
+    Attributes:
+        numerator_P: of each prompt.
+        denominator_P: of each prompt; 0 where there is nothing to measure.
+        least: the least value there could be where the largest is 1, as of a share; ``None`` for any other metric.
+    """
 
     numerator_P: Floats
     denominator_P: Floats
+    least: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +124,14 @@ def metrics(runs: Runs, max_turns: int) -> dict[str, Ratio]:
     ``format_failures``, ``reply_tokens``
         share of replies without a readable answer where one was asked for; tokens per reply.
     ``reward``
-        mean reward of a conversation, in the environment's unit.
+        mean reward of a conversation, in the environment's unit; a share if all lie from 0 to 1.
     """
     graded_NT = np.zeros((len(runs.turns_N), max(max_turns, runs.graded_NT.shape[1])), bool)
     graded_NT[:, : runs.graded_NT.shape[1]] = runs.graded_NT
     graded_N = graded_NT.sum(axis=1)
 
-    ratio = functools.partial(per_prompt_ratio, runs)
+    mean = functools.partial(per_prompt_ratio, runs)
+    ratio = functools.partial(per_prompt_ratio, runs, least=0.0)
     solved, turns = runs.solved_at_N, runs.turns_N
     one_N = np.ones_like(turns)
     found: dict[str, Ratio] = {}
@@ -136,26 +144,29 @@ def metrics(runs: Runs, max_turns: int) -> dict[str, Ratio]:
     wrong_N = graded_NT[:, 0] & (solved != 1)
     for t in range(2, max_turns + 1):
         found[f"corrected@{t}"] = ratio(wrong_N & (solved > 1) & (solved <= t), wrong_N)
-    found["turns_to_success"] = ratio(solved, solved > 0)
-    found["turns"] = ratio(turns, one_N)
+    found["turns_to_success"] = mean(solved, solved > 0)
+    found["turns"] = mean(turns, one_N)
     found["distinct_answers"] = ratio(
         np.where(graded_N > 1, runs.distinct_N / np.maximum(graded_N, 1), 0.0), graded_N > 1
     )
     found["format_failures"] = ratio(runs.failures_N, graded_N)
-    found["reply_tokens"] = ratio(np.maximum(runs.tokens_N, 0), np.where(runs.tokens_N < 0, 0, turns))
-    found["reward"] = ratio(runs.reward_N, one_N)
+    found["reply_tokens"] = mean(np.maximum(runs.tokens_N, 0), np.where(runs.tokens_N < 0, 0, turns))
+    within = bool(((runs.reward_N >= 0) & (runs.reward_N <= 1)).all())
+    found["reward"] = mean(runs.reward_N, one_N, least=0.0 if within else None)
     return found
 
 
 def language_metrics(runs: Runs) -> dict[str, Ratio]:
     """The metrics of ``Language`` by name."""
-    return {name: per_prompt_ratio(runs, *counts) for name, counts in runs.language.ratios().items()}
+    return {name: per_prompt_ratio(runs, *counts, least=0.0) for name, counts in runs.language.ratios().items()}
 
 
-def per_prompt_ratio(runs: Runs, numerator_N: NDArray[np.generic], denominator_N: NDArray[np.generic]) -> Ratio:
-    """Values of conversations, added up by prompt."""
+def per_prompt_ratio(
+    runs: Runs, numerator_N: NDArray[np.generic], denominator_N: NDArray[np.generic], *, least: float | None = None
+) -> Ratio:
+    """Values of conversations, added up by prompt; ``least`` as in ``Ratio``."""
     top_P, bottom_P = (
         np.bincount(runs.prompt_N, weights=values_N.astype(float), minlength=len(runs.prompts)).astype(float)
         for values_N in (numerator_N, denominator_N)
     )
-    return Ratio(numerator_P=top_P, denominator_P=bottom_P)
+    return Ratio(numerator_P=top_P, denominator_P=bottom_P, least=least)

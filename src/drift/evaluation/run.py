@@ -142,7 +142,7 @@ def evaluate_policies(
         config: what to measure on.
         sampling: how replies are drawn in the sampled mode.
         out: where; conversations go to ``out/<mode>/<name>``.
-        seed: decides tasks, samples and bootstrap.
+        seed: decides tasks and samples.
         seen: rollouts whose tasks must not be measured on.
         concurrency: the most conversations open at once.
         cluster: workers on many machines that hold the conversations.
@@ -170,9 +170,9 @@ def evaluate_policies(
                 more: dict[str, Any] = {"seed": seed, "concurrency": concurrency, "label": name}
                 found = hold_modes(tasks, factory, policy, modes, places, setup.record, **more)
                 costs |= {f"{mode}/{name}": cost for mode, cost in found.items()}
-        rows = _estimates(tasks, factory, list(models), list(modes), out, seed=seed)
+        rows = _estimates(tasks, factory, list(models), list(modes), out)
         references = {task.id: reference_of(factory, task) for task in tasks} if config.judge else {}
-        better, quality = measure_quality(models, config, sampling, out, setup, references=references, seed=seed)
+        better, quality = measure_quality(models, config, sampling, out, setup, references=references)
         rows += better
         write_json(out / ESTIMATES, [asdict(row) for row in rows])
         content = {
@@ -199,8 +199,6 @@ def _estimates(
     names: Sequence[str],
     modes: Sequence[str],
     out: Path,
-    *,
-    seed: int,
 ) -> list[Estimate]:
     """What the conversations in ``out`` say of the named policies, the baseline first, in every mode."""
     options = {task.id: options_of(factory, task) for task in tasks}
@@ -212,7 +210,6 @@ def _estimates(
             mode=mode,
             max_turns=factory.max_turns,
             baseline=names[0],
-            seed=seed,
         )
     ]
 
@@ -233,7 +230,6 @@ def measure_quality(
     setup: Setup,
     *,
     references: Mapping[str, str],
-    seed: int,
 ) -> tuple[list[Estimate], dict[str, Any]]:
     """Divergence from the first policy and a judge's grades, from the conversations in ``out``, as far as asked for.
 
@@ -246,11 +242,11 @@ def measure_quality(
         paths, dtype = check_divergence(models, config, sampling), str(setup.policy.get("dtype", "auto"))
         held = {name: read_trajectories(out / SAMPLED / name) for name in models}
         measured, facts["kl"] = measure_divergence(held, paths, config, dtype=dtype, device=setup.device)
-        rows += estimate_measured(measured, mode=SAMPLED, seed=seed, baseline=None)
+        rows += estimate_measured(measured, mode=SAMPLED, baseline=None)
     if config.judge:
         held = {name: read_trajectories(out / GREEDY / name) for name in models}
         measured, facts["judge"] = judge_policies(held, references, config, out)
-        rows += estimate_measured(measured, mode=GREEDY, seed=seed, baseline=next(iter(models)))
+        rows += estimate_measured(measured, mode=GREEDY, baseline=next(iter(models)))
     return rows, facts
 
 

@@ -196,8 +196,10 @@ def table(facts: Facts, mode: str) -> list[dict[str, Any]]:
 def _cell(row: Mapping[str, Any], scale: float, digits: int, sign: str = "") -> tuple[str, str]:
     if row["value"] is None:
         return "n/a", ""
-    value, low, high = (f"{scale * row[key]:{sign}.{digits}f}" for key in ("value", "low", "high"))
-    return value, f"{low} to {high}"
+    value, low, high = (
+        "" if row[key] is None else f"{scale * row[key]:{sign}.{digits}f}" for key in ("value", "low", "high")
+    )
+    return value, f"{low} to {high}" if low else ""
 
 
 def floor_curve(facts: Facts, mode: str) -> list[float | None]:
