@@ -14,9 +14,9 @@ from drift.training.loss import weighted_loss, weighted_nll
 from drift.training.tree import Tree, build_tree
 from drift.types import Example
 
-# How far the two ways may be apart, as a share of the largest loss and of the gradient's norm: about ten times what the
-# rounding of the type makes of it.
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
+# How far the two ways may be apart, as a share of the largest loss and of the norm of the gradient. Rounding in float32
+# makes 5e-7 to 1e-6 of the gradients of small models, and up to 4.4e-6 at 30 layers.
+TOLERANCE = {torch.float64: 3e-5, torch.float32: 3e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)

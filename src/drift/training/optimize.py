@@ -97,20 +97,22 @@ def optimize(
         trainer.remove_callback(PrinterCallback)
         checkpoint = whole_checkpoint(out)
         check_ranks(checkpoint, config, ranks)
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except KeyboardInterrupt as stop:
-            kept = last_checkpoint(out)
-            after = (
-                f"{kept.name} is kept. Run the same command again to go on from it." if kept else "no checkpoint yet."
-            )
-            raise Interrupted(f"stopped at step {trainer.state.global_step}; {after}") from stop
+        _run(trainer, checkpoint, out)
     model.config.use_cache = use_cache
     trainer.check_parameters()
     if limit is None:
         return trainer, {}
     limit.settle()
     return trainer, {"kl_limit": limit.report()}
+
+
+def _run(trainer: WeightedTrainer, checkpoint: Path | None, out: Path) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt as stop:
+        kept = last_checkpoint(out)
+        after = f"{kept.name} is kept. Run the same command again to go on from it." if kept else "no checkpoint yet."
+        raise Interrupted(f"stopped at step {trainer.state.global_step}; {after}") from stop
 
 
 def _can_share(model: Any, longest: int, out: Path, ranks: Ranks) -> bool:
