@@ -9,6 +9,8 @@ import torch
 from transformers import AttentionInterface
 
 NAME = "drift_tree"
+# What models hand to every attention function, and what says nothing that the layout does not.
+_UNREAD = ("position_ids", "cache_position", "use_cache", "output_attentions")
 
 
 class Layout:
@@ -17,11 +19,15 @@ class Layout:
     Args:
         lengths: of the segments, in order.
         ancestors: of each segment, the segments before it that it continues, from the first.
+
+    Attributes:
+        calls: how often the attention was called with this layout: once per layer in a forward pass.
     """
 
     def __init__(self, lengths: Sequence[int], ancestors: Sequence[Sequence[int]]) -> None:
         self.lengths = list(lengths)
         self.ancestors = [list(chain) for chain in ancestors]
+        self.calls = 0
         self._masks: dict[tuple[Any, ...], torch.Tensor | None] = {}
 
     def mask(self, segment: int, window: int | None, device: torch.device) -> torch.Tensor | None:
@@ -60,7 +66,9 @@ def tree_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Each segment attends to its ancestors and, causally, to itself.
 
@@ -69,16 +77,30 @@ def tree_attention(
         query: ``(1, H, N, D)``.
         key: ``(1, H_kv, N, D)``.
         value: ``(1, H_kv, N, D)``.
-        attention_mask: unused; the layout says it all.
+        attention_mask: ``None``: the layout says it all.
         tree: the layout of the N tokens.
         scaling: of the scores; ``None`` is ``D^−½``.
         dropout: of the attention probabilities.
         sliding_window: how many tokens back a token sees, itself included.
         softcap: scores become ``softcap · tanh(score / softcap)``.
+        s_aux: ``(H,)`` attention sinks: the score of one more key, without a value, that every token sees.
+        is_causal: whether a token sees only what stands before it.
+        others: what else the model hands over.
 
     Returns:
         ``(1, N, H, D)``, and no attention probabilities.
+
+    Raises:
+        ValueError: a mask, or an argument that would change the result and is not known here.
     """
+    unknown = [name for name, value in others.items() if value is not None and name not in _UNREAD]
+    if attention_mask is not None:
+        unknown.append("attention_mask")
+    if is_causal is False:
+        unknown.append("is_causal=False")
+    if unknown:
+        raise ValueError(f"its attention takes {', '.join(unknown)}, which is not known here")
+    tree.calls += 1
     repeats = query.shape[1] // key.shape[1]
     # One split and not N slices: the gradient of a slice is a tensor as long as the whole.
     queries, keys, values = (torch.split(part, tree.lengths, dim=2) for part in (query, key, value))
@@ -89,8 +111,8 @@ def tree_attention(
         if repeats > 1:
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
         mask = tree.mask(segment, sliding_window, query.device)
-        if softcap is not None:
-            outputs.append(_capped(queries[segment], k, v, mask, scaling, dropout, softcap))
+        if softcap is not None or s_aux is not None:
+            outputs.append(_from_scores(queries[segment], k, v, mask, scaling, dropout, softcap, s_aux))
             continue
         outputs.append(
             torch.nn.functional.scaled_dot_product_attention(
@@ -100,20 +122,26 @@ def tree_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def _capped(
+def _from_scores(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scaling: float | None,
     dropout: float,
-    softcap: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
+    """Attention with what torch's own has no argument for: capped scores, and sinks."""
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = softcap * torch.tanh(scores / softcap)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    probabilities = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype).reshape(-1, 1, 1).expand(*scores.shape[:-1], 1)], dim=-1)
+    probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)[..., : key.shape[-2]]
     return torch.nn.functional.dropout(probabilities, p=dropout) @ value
 
 

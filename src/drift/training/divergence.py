@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drift.training.forward import padded_batch
+from drift.training.forward import padded_batch, rope_border
 from drift.training.plan import pack_padded
 from drift.types import Example
 
@@ -77,7 +77,7 @@ def exact_kl(first: Any, second: Any, rows: Sequence[Example]) -> tuple[Floats, 
 
 def _batches(rows: Sequence[Example], model: Any) -> list[list[int]]:
     """Places of rows of like length, as many together as the budget of logits allows."""
-    return pack_padded(rows, BUDGET // int(model.config.get_text_config().vocab_size))
+    return pack_padded(rows, BUDGET // int(model.config.get_text_config().vocab_size), rope_border(model.config))
 
 
 @torch.no_grad()

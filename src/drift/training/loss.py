@@ -57,7 +57,7 @@ def weighted_nll(
         hidden_MD: ``(M, D)`` hidden states that predict.
         head_VD: ``(V, D)`` weight of the LM head.
         targets_M: ``(M,)`` ids.
-        weights_M: ``(M,)`` may be negative.
+        weights_M: ``(M,)`` may be negative; the gradient with respect to them is each token's own loss.
         bias_V: ``(V,)`` bias of the LM head.
         softcap: logits become ``softcap · tanh(logit / softcap)`` (Gemma 2).
 
@@ -88,7 +88,7 @@ class _WeightedNLL(torch.autograd.Function):
             hidden_grad = torch.empty_like(hidden_MD)
             head_grad = torch.zeros_like(head_VD) if head_VD.requires_grad else None
             bias_grad = torch.zeros_like(bias_V) if bias_V is not None else None
-            total = torch.zeros((), dtype=wide, device=hidden_MD.device)
+            nll_M = torch.empty(len(hidden_MD), dtype=wide, device=hidden_MD.device)
             height = max(1, BLOCK // len(head_VD))
             for start in range(0, len(hidden_MD), height):
                 block = slice(start, start + height)
@@ -100,7 +100,7 @@ class _WeightedNLL(torch.autograd.Function):
                 if softcap is not None:
                     logits = softcap * torch.tanh(logits / softcap)
                 lse_1 = logits.logsumexp(dim=-1, keepdim=True)
-                total += ((lse_1 - logits.gather(-1, target_1)) * weight_1).sum()
+                nll_M[block] = (lse_1 - logits.gather(-1, target_1)).squeeze(-1)
                 # d nll / d logit = softmax − one-hot, and tanh' = 1 − tanh².
                 slope = 1 - (logits / softcap) ** 2 if softcap is not None else None
                 grad = logits.sub_(lse_1).exp_()
@@ -117,11 +117,12 @@ class _WeightedNLL(torch.autograd.Function):
                 elif head_grad is not None:
                     head_grad += (narrow.T @ hidden).to(head_grad.dtype)
         # Not saved_tensors: these belong to nobody else, and are scaled where they are.
-        ctx.gradients = (hidden_grad, head_grad, bias_grad)
-        return total
+        weights_grad = nll_M.to(weights_M.dtype) if weights_M.requires_grad else None
+        ctx.gradients = (hidden_grad, head_grad, weights_grad, bias_grad)
+        return (nll_M * weights_M.to(wide)).sum()
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, head, bias = (None if grad is None else grad.mul_(upstream) for grad in ctx.gradients)
+        hidden, head, weights, bias = (None if grad is None else grad.mul_(upstream) for grad in ctx.gradients)
         del ctx.gradients
-        return hidden, head, None, None, bias, None
+        return hidden, head, None, weights, bias, None

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, set_seed
+from transformers import AutoTokenizer, PrinterCallback, set_seed
 
 from drift.checksums import write_sums
 from drift.errors import Interrupted
+from drift.manifest import package_versions, write_json
+from drift.policies.hf import NO_CODE
 from drift.training.arguments import training_arguments, with_lora
 from drift.training.checkpoints import last_checkpoint, saving, whole_checkpoint
 from drift.training.config import TrainingConfig
 from drift.training.distributed import Ranks
-from drift.training.forward import use_trees, use_weighted_loss, why_not_trees
+from drift.training.forward import acting_window, rope_border, use_trees, use_weighted_loss, why_not_trees
 from drift.training.kl_limit import KLLimit
 from drift.training.log import MetricsLog
 from drift.training.plan import OptimizerStep
-from drift.training.quantized import merged_into
+from drift.training.quantized import merged, merged_into
+from drift.training.rows import RowFile
 from drift.training.sharding import check_ranks, gathered_model
 from drift.training.trainer import StepDataset, WeightedTrainer
 from drift.types import Example
 
 METRICS = "metrics.jsonl"
+PREFIXES = "shared-prefixes.json"
 _READ_BY_LOADERS = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja", "adapter/*")
 
 
 def optimize(
     model: Any,
-    rows: Sequence[Example],
+    rows: RowFile,
     steps: Sequence[OptimizerStep],
     config: TrainingConfig,
     out: Path,
@@ -65,16 +71,25 @@ def optimize(
     if config.lora:
         model = with_lora(model, config.lora)
     use_weighted_loss(model)
-    trees = config.attention == "auto" and _can_share(model, ranks)
+    trees = config.attention == "auto" and _can_share(model, int(rows.facts.length_N.max()), out, ranks)
     use_trees(model, trees)
     limit = KLLimit(model, held_out, config, out, ranks=ranks, trees=trees) if config.kl_limit else None
+    if getattr(model.config, "output_router_logits", False) and ranks.is_first:
+        print("training: the router loss that the model's config asks for is left out", file=sys.stderr)
+    # Trainer sets it, and it would be saved so.
+    use_cache = getattr(model.config, "use_cache", None)
     callbacks = [MetricsLog(out / METRICS)] if ranks.is_first else []
     with saving(out):
         trainer = WeightedTrainer(
             model=model,
             args=training_arguments(config, out, len(steps), seed, device),
             train_dataset=StepDataset(
-                steps, rows, rank=ranks.index, tokens_per_batch=config.tokens_per_batch, trees=trees
+                steps,
+                rows,
+                rank=ranks.index,
+                tokens_per_batch=config.tokens_per_batch,
+                trees=trees,
+                rope_border=rope_border(model.config),
             ),
             callbacks=[*callbacks, limit] if limit else callbacks,
         )
@@ -82,14 +97,8 @@ def optimize(
         trainer.remove_callback(PrinterCallback)
         checkpoint = whole_checkpoint(out)
         check_ranks(checkpoint, config, ranks)
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except KeyboardInterrupt as stop:
-            kept = last_checkpoint(out)
-            after = (
-                f"{kept.name} is kept. Run the same command again to go on from it." if kept else "no checkpoint yet."
-            )
-            raise Interrupted(f"stopped at step {trainer.state.global_step}; {after}") from stop
+        _run(trainer, checkpoint, out)
+    model.config.use_cache = use_cache
     trainer.check_parameters()
     if limit is None:
         return trainer, {}
@@ -97,11 +106,44 @@ def optimize(
     return trainer, {"kl_limit": limit.report()}
 
 
-def _can_share(model: Any, ranks: Ranks) -> bool:
-    reason = why_not_trees(model)
+def _run(trainer: WeightedTrainer, checkpoint: Path | None, out: Path) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt as stop:
+        kept = last_checkpoint(out)
+        after = f"{kept.name} is kept. Run the same command again to go on from it." if kept else "no checkpoint yet."
+        raise Interrupted(f"stopped at step {trainer.state.global_step}; {after}") from stop
+
+
+def _can_share(model: Any, longest: int, out: Path, ranks: Ranks) -> bool:
+    reason = ranks.on_first_rank(lambda: _why_not_trees(model, longest, out / PREFIXES))
     if reason and ranks.is_first:
         print(f"training: what conversations share is computed for each, as with this model {reason}", file=sys.stderr)
     return not reason
+
+
+def _why_not_trees(model: Any, longest: int, path: Path) -> str:
+    """``why_not_trees``, or its answer for such a model and rows that ``path`` holds; a new one is kept there."""
+    facts = {
+        "packages": package_versions(),
+        "config": {**model.config.to_dict(), "_name_or_path": ""},
+        "attention": model.config._attn_implementation,
+        "modules": repr(model),
+        "trained": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+        "window": acting_window(model.config, longest),
+    }
+    fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        if kept["model"] == fingerprint:
+            return str(kept["refused"])
+    reason = why_not_trees(model, longest)
+    # NaN is a fault of these weights, not of the model.
+    if "nan" not in reason:
+        write_json(path, {"model": fingerprint, "refused": reason})
+    return reason
 
 
 def save_model(
@@ -118,7 +160,8 @@ def save_model(
         if config.lora:
             trained.save_pretrained(out / "adapter")
             # Weights of 4 or 8 bits would take the adapter's changes only roughly.
-            trained = merged_into(model, out / "adapter") if config.bits else trained.merge_and_unload()
+            trained = merged_into(model, out / "adapter") if config.bits else merged(trained)
         trained.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+        # As it is stored: the one at hand pads on the left.
+        AutoTokenizer.from_pretrained(tokenizer.name_or_path, **NO_CODE).save_pretrained(out)
         write_sums(out, [path for name in _READ_BY_LOADERS for path in out.glob(name) if path.is_file()])

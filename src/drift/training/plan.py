@@ -211,46 +211,61 @@ def _share(rows: Rows, chosen: Ints, ranks: int) -> tuple[Ints, ...]:
     return tuple(np.array(share, np.int64) for share in given)
 
 
-def pack(rows: Sequence[Example], tokens_per_batch: int) -> list[Tree]:
+def pack(rows: Sequence[Example], tokens_per_batch: int, rope_border: int | None = None) -> list[Tree]:
     """Trees of at most ``tokens_per_batch`` tokens with all rows: what one rank computes, a pass at a time.
 
     A prompt whose rows don't fit one pass is split, and its prefix then computed once in each. A row longer than the
-    budget is a pass of its own.
+    budget is a pass of its own. Rows of at most ``rope_border`` tokens share no pass with longer ones.
     """
-    groups: dict[str, list[Example]] = {}
+    groups: dict[tuple[str, bool], list[Example]] = {}
     for row in rows:
-        groups.setdefault(row.group_id, []).append(row)
-    trees = [tree for group in groups.values() for tree in _trees_within(group, tokens_per_batch)]
+        groups.setdefault((row.group_id, _is_long(row, rope_border)), []).append(row)
+    trees = [
+        (is_long, tree)
+        for (_, is_long), group in groups.items()
+        for tree in _trees_within(group, tokens_per_batch, rope_border)
+    ]
     # First fit, the largest first: few passes, little left over in each.
     passes: list[list[Tree]] = []
     free: list[int] = []
-    for tree in sorted(trees, key=lambda tree: -len(tree.token_ids)):
+    sides: list[bool] = []
+    for is_long, tree in sorted(trees, key=lambda pair: -len(pair[1].token_ids)):
         size = len(tree.token_ids)
-        place = next((at for at, left in enumerate(free) if left >= size), None)
+        place = next((at for at, left in enumerate(free) if left >= size and sides[at] == is_long), None)
         if place is None:
             passes.append([])
             free.append(tokens_per_batch)
+            sides.append(is_long)
             place = len(passes) - 1
         passes[place].append(tree)
         free[place] -= size
     return [join_trees(trees) for trees in passes]
 
 
-def _trees_within(rows: list[Example], tokens: int) -> list[Tree]:
-    tree = build_tree(rows)
+def _is_long(row: Example, rope_border: int | None) -> bool:
+    return rope_border is not None and len(row.token_ids) > rope_border
+
+
+def _trees_within(rows: list[Example], tokens: int, rope_border: int | None) -> list[Tree]:
+    tree = build_tree(rows, rope_border=rope_border)
     if len(tree.token_ids) <= tokens or len(rows) == 1:
         return [tree]
     # Neighbours in the order of their ids share most.
     ordered = sorted(rows, key=lambda row: row.token_ids)
     middle = len(ordered) // 2
-    return _trees_within(ordered[:middle], tokens) + _trees_within(ordered[middle:], tokens)
+    return _trees_within(ordered[:middle], tokens, rope_border) + _trees_within(ordered[middle:], tokens, rope_border)
 
 
-def pack_padded(rows: Sequence[Example], tokens_per_batch: int) -> list[list[int]]:
-    """Places of rows of like length, together at most ``tokens_per_batch`` tokens with their padding: the plain way."""
+def pack_padded(rows: Sequence[Example], tokens_per_batch: int, rope_border: int | None = None) -> list[list[int]]:
+    """Places of rows of like length, together at most ``tokens_per_batch`` tokens with their padding: the plain way.
+
+    Rows of at most ``rope_border`` tokens share no pass with longer ones.
+    """
     passes: list[list[int]] = []
     for at in sorted(range(len(rows)), key=lambda at: -len(rows[at].token_ids)):
-        if passes and (len(passes[-1]) + 1) * len(rows[passes[-1][0]].token_ids) <= tokens_per_batch:
+        longest = rows[passes[-1][0]] if passes else rows[at]
+        fits = passes and (len(passes[-1]) + 1) * len(longest.token_ids) <= tokens_per_batch
+        if fits and _is_long(longest, rope_border) == _is_long(rows[at], rope_border):
             passes[-1].append(at)
         else:
             passes.append([at])

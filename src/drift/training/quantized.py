@@ -69,4 +69,22 @@ def merged_into(model: str, adapter: Path) -> Any:
     from peft import PeftModel
 
     base, _ = load_model(model, dtype="float32", device="cpu")
-    return PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    return merged(PeftModel.from_pretrained(base, adapter))
+
+
+def merged(model: Any) -> Any:
+    """The model inside a PEFT model, the adapter added to its weights.
+
+    An adapter on the embeddings or the LM head changes one of a tied pair: the two are then no longer tied.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    lm = model.get_base_model()
+    ends = (lm.get_input_embeddings(), lm.get_output_embeddings())
+    if any(isinstance(end, BaseTunerLayer | ModulesToSaveWrapper) for end in ends):
+        head = ends[1].get_base_layer() if isinstance(ends[1], BaseTunerLayer) else ends[1]
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        lm.config.tie_word_embeddings = lm.config.get_text_config().tie_word_embeddings = False
+        lm.all_tied_weights_keys = {}
+    return model.merge_and_unload()

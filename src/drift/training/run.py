@@ -193,7 +193,7 @@ def _prepare(
     }
     if is_finished(out, spec):
         return None
-    limit = config.max_length or getattr(model.config, "max_position_embeddings", None)
+    limit = config.max_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
     counts = _write_rows(out, request.data, table, config, limit)
     if not counts["rows"]:
         raise TrainingError(

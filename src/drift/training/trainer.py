@@ -45,13 +45,21 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
         rank: which rank this is.
         tokens_per_batch: the most tokens of one forward pass.
         trees: compute shared prefixes once; otherwise each row is padded and computed for itself.
+        rope_border: see ``forward.rope_border``.
     """
 
     def __init__(
-        self, steps: Sequence[OptimizerStep], rows: Sequence[Example], *, rank: int, tokens_per_batch: int, trees: bool
+        self,
+        steps: Sequence[OptimizerStep],
+        rows: Sequence[Example],
+        *,
+        rank: int,
+        tokens_per_batch: int,
+        trees: bool,
+        rope_border: int | None = None,
     ) -> None:
         self._steps, self._rows, self._rank = steps, rows, rank
-        self._tokens, self._trees = tokens_per_batch, trees
+        self._tokens, self._trees, self._rope_border = tokens_per_batch, trees, rope_border
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -60,9 +68,10 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
         step, rows = self._steps[index], self.rows_of(index)
         passes: list[Batch]
         if self._trees:
-            passes = [tree_batch(tree) for tree in pack(rows, self._tokens)]
+            passes = [tree_batch(tree) for tree in pack(rows, self._tokens, self._rope_border)]
         else:
-            passes = [padded_batch([rows[at] for at in places]) for places in pack_padded(rows, self._tokens)]
+            alike = pack_padded(rows, self._tokens, self._rope_border)
+            passes = [padded_batch([rows[at] for at in places]) for places in alike]
         return StepInputs(passes=passes, divisor=step.divisor)
 
     def rows_of(self, index: int) -> list[Example]:
@@ -73,7 +82,7 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
 
     def alone(self, row: Example) -> Batch:
         """A pass over one row."""
-        return tree_batch(build_tree([row])) if self._trees else padded_batch([row])
+        return tree_batch(build_tree([row], rope_border=self._rope_border)) if self._trees else padded_batch([row])
 
     def empty(self) -> Batch:
         """A pass over two tokens of no weight, for a rank that has fewer rows than others."""

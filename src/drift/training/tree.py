@@ -64,17 +64,25 @@ class Tree:
     weights: NDArray[np.float64]
 
 
-def build_tree(rows: Sequence[Example], *, segment_tokens: int = SEGMENT_TOKENS) -> Tree:
+def build_tree(
+    rows: Sequence[Example], *, segment_tokens: int = SEGMENT_TOKENS, rope_border: int | None = None
+) -> Tree:
     """The tree of some rows; each distinct trained token of it carries the sum of the rows' weights.
 
     Args:
         rows: training rows, each with a trained token after its first.
         segment_tokens: share a prefix only where that saves at least so many tokens.
+        rope_border: rows of more tokens are read to their end, so that the model sees how long they are.
     """
     ids = [np.asarray(row.token_ids, np.int64) for row in rows]
     weights = [np.asarray(row.weight, np.float64) for row in rows]
     # What comes after the last trained token decides nothing.
-    read = [int(np.flatnonzero(weight).max(initial=1)) for weight in weights]
+    read = [
+        len(weight)
+        if rope_border is not None and len(weight) > rope_border
+        else int(np.flatnonzero(weight).max(initial=1))
+        for weight in weights
+    ]
     segments, path = _segments([row_ids[:length] for row_ids, length in zip(ids, read, strict=True)], segment_tokens)
     starts = np.cumsum([0, *(s.end - s.start for s in segments)])
     places = [_places(segments, starts, path[row]) for row in range(len(rows))]
