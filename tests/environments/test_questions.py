@@ -61,7 +61,8 @@ def test_both_environments_pass_the_conformance_check(
         ("\\boxed{7} but <answer>1031</answer>", True, "1031"),
         ("<answer>1032</answer>", False, "1032"),
         ("<answer>-1031</answer>", False, "-1031"),
-        ("the answer is 1031", False, None),
+        ("the answer is 1031", True, "1031"),
+        ("<think>It is 1031.</think> I don't know.", False, None),
         ("<answer></answer>", False, None),
     ],
 )
