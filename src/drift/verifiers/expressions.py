@@ -20,7 +20,8 @@ _HTML = re.compile(
     re.I,
 )
 _RAISED_HTML = re.compile(r"<(sup|sub)>([^<>]{1,40})</\1>", re.IGNORECASE)
-_QUOTES = "\"'“”‘’«»„"
+# A longer text is no answer.
+MAX_CHARACTERS = 4_000
 _WRAPPERS = (
     ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("```", "```"), ("`", "`"), ("***", "***"), ("**", "**"),
     ("__", "__"), ("*", "*"), ("_", "_"), ("~~", "~~"),
@@ -31,6 +32,8 @@ _STYLE = re.compile(
     r"|large|Large|bf|it|mathnormal|fbox|boxed|textsf|textrm|operatorname|mbox|hbox|ensuremath|color\{[a-z]+\})(?![A-Za-z])\s*"
 )
 _HEADING = re.compile(r"(?:#{1,6}|>|•|=>|->|→|⇒|✅|⟹|∴)\s+|\\(?:therefore|implies|Rightarrow)\s+")
+_HALF_OF_DAY = re.compile(r"\b[ap]\.\s?m\.$")
+_FACTORIAL = re.compile(r"[\d)}\]a-zA-Z]!$")
 _END = ".,;:?…。，；、"
 
 
@@ -66,7 +69,8 @@ def _without_end(text: str) -> str:
         text = text.rstrip()
         if text.endswith(("\\,", "\\;", "\\!", "\\:", "\\ ")) or text.endswith("\\\\"):
             text = text[:-2]
-        elif (len(text) > 1 and text[-1] in _END and not re.search(r"\b[ap]\.\s?m\.$", text)) or (text.endswith("!") and not re.search(r"[\d)}\]a-zA-Z]!$", text)):
+        mark = len(text) > 1 and text[-1] in _END and not _HALF_OF_DAY.search(text)
+        if mark or (text.endswith("!") and not _FACTORIAL.search(text)):
             text = text[:-1]
         if text == before:
             break
@@ -348,6 +352,8 @@ def expression(text: str, *, decimal_comma: bool = False) -> Expression | None:
 
 def core(text: str) -> str:
     """The inner text of the answer: out of its box and its statement, marks removed."""
+    if len(text) > MAX_CHARACTERS:
+        return ""
     for _ in range(4):
         before = text
         text = tidy(text)
