@@ -61,7 +61,8 @@ def test_both_environments_pass_the_conformance_check(
         ("\\boxed{7} but <answer>1031</answer>", True, "1031"),
         ("<answer>1032</answer>", False, "1032"),
         ("<answer>-1031</answer>", False, "-1031"),
-        ("the answer is 1031", False, None),
+        ("the answer is 1031", True, "1031"),
+        ("<think>It is 1031.</think> I don't know.", False, None),
         ("<answer></answer>", False, None),
     ],
 )
@@ -161,3 +162,18 @@ def test_theoremqa_uses_the_verifier_of_each_answer(tmp_path: Path) -> None:
 def test_bad_settings_are_refused_before_anything_is_read(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MathQuestions(**settings)
+
+
+def test_a_gold_that_cannot_be_read_is_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [{"question": "one?", "answer": "#### 12"}, {"question": "two?", "answer": "#### see the figure over there"}]
+    environment = MathQuestions(
+        train_file=write(tmp_path / "t.jsonl", rows), test_file=write(tmp_path / "u.jsonl", rows)
+    )
+    assert environment.source_counts("test") == {"rows": 2, "problems": 1, "left_out_unreadable_gold": 1}
+
+
+def test_strict_reads_no_words(math_settings: dict[str, str]) -> None:
+    environment = MathQuestions(**math_settings, strict=True)
+    task = environment.tasks("test", 1, 0)[0]
+    steps = play(environment, task, [f"The answer is {task.payload['gold']}.", f"\\boxed{{{task.payload['gold']}}}"])
+    assert [step.success for step in steps] == [False, True]

@@ -90,7 +90,7 @@ def ends_within(pid, seconds):
             r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
             "Matrix([[1, 2], [3, 4]])",
         ),
-        ("x=1 or x=2", r"\{1, 2\}", "{Eq(x, 1), Eq(x, 2)}"),
+        ("x=1 or x=2", r"\{1, 2\}", "{1, 2}"),
     ],
 )
 def test_equal_answers_are_right(math, reply, gold, answer):
@@ -361,9 +361,7 @@ def test_a_worker_compiles_no_code_out_of_what_it_reads():
         "seen = []\n"
         "first = [worker.check(*pair) for pair in pairs]\n"
         "sys.addaudithook(lambda event, args: seen.append(args) if event in ('compile', 'exec') else None)\n"
-        "worker._gold.cache_clear(), worker._read_expression.cache_clear()\n"
-        "import math_verify.parser; math_verify.parser.extract_latex.cache_clear()\n"
-        "math_verify.parser.parse_latex_cached.cache_clear()\n"
+        "worker._gold.cache_clear(), worker._parsed.cache_clear()\n"
         "assert [worker.check(*pair) for pair in pairs] == first\n"
         "print(len(seen), [outcome['verdict'] for outcome in first].count('right'))\n"
         "compile('1', '', 'eval')\n"

@@ -67,15 +67,26 @@ def test_numbers_written_in_ordinary_ways_are_read(text, value):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "-", "five", "--5", "NaN", "inf", "1/0", "1/2/3", "1.2.3", "1,00", "1234,567", "0,123", "1,000,00", "1 000",
-        "3-5", "12 or 13", "5 more than x", "2x", "2 x", "3π", "2 pi", "2e", "2i", "5k", "2^10", "5²", "3!", "5:30",
-        "0x10", "1_000", "\u0663", "2½", "5 or", "5 thirds", "5 hundredths", "(5", "__import__('os').getpid()",
+        "", "-", "--5", "NaN", "inf", "1/0", "1/2/3", "1.2.3", "1,00", "1234,567", "0,123", "1,000,00", "1 000",
+        "3-5", "12 or 13", "5 more than x", "2x", "2 x", "2e", "2i", "5k", "5:30",
+        "0x10", "1_000", "\u0663", "5 or", "5 thirds", "5 hundredths", "(5", "__import__('os').getpid()",
         "1e999", "1e-999", "1e9999999999", "10^10000000", "9" * 401,
     ],
 )  # fmt: skip
 def test_what_is_no_number_or_can_be_read_in_two_ways_is_not_read(text):
     assert read_quantity(text) is None
     assert Numeric().verify(text, "5").verdict == "unparseable"
+
+
+@pytest.mark.parametrize(
+    ("reply", "gold", "wrong"),
+    [("five", "5", "4"), ("3π", "9.42478", "3"), ("2 pi", "6.28319", "2"), ("2^10", "1024", "10"), ("5²", "25", "52"),
+     ("3!", "6", "3"), ("2½", "2.5", "21"), (r"7\tfrac{1}{4}", "7.25", "1.75"), ("**4.5**", "4.5", "5"),
+     ("The total is 31.", "31", "3"), ("## 12", "12", "2"), ("x_2 = 9", "9", "2"), ("about 40 minutes", "40", "4")],
+)  # fmt: skip
+def test_an_expression_or_a_decorated_number_counts_with_its_value(reply, gold, wrong):
+    assert Numeric().verify(reply, gold).verdict == "right"
+    assert Numeric().verify(reply, wrong).verdict == "wrong"
 
 
 @pytest.mark.parametrize(("reply", "gold"), [("-3", "3"), ("1/2", "1/3"), ("2e-3", "2"), ("1,000", "1")])
@@ -185,7 +196,7 @@ def test_lists_are_compared_number_by_number_in_order(reply, gold, verdict):
     assert Numeric().verify(reply, gold).verdict == verdict
 
 
-@pytest.mark.parametrize("gold", ["", "five", "[1, x]", "9" * 401])
+@pytest.mark.parametrize("gold", ["", "fivefold", "[1, x]", "9" * 401])
 def test_a_gold_that_is_no_number_is_refused(gold):
     with pytest.raises(ConfigError, match="gold: got"):
         Numeric().verify("5", gold)

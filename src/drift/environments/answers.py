@@ -7,17 +7,16 @@ from collections.abc import Awaitable, Callable
 
 from drift.types import Message, Step
 from drift.verifiers.base import Verification, judged, unparseable
+from drift.verifiers.expressions import core
+from drift.verifiers.reading import read, spoken, tagged
 
-# A tag within the answer ends the attempt, so that a reply of open tags alone is read in linear time.
-_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
 # At most 18 digits: beyond that no task here has an answer, and int() on a million digits is an attack.
 _WHOLE = re.compile(r"([+-]?)\s*(\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.0*)?")
 
 
 def extract_answer(reply: str) -> str | None:
-    """The text of the last ``<answer>…</answer>`` in ``reply``, stripped; ``None`` if there is none."""
-    answers = _ANSWER.findall(reply)
-    return answers[-1].strip() if answers else None
+    """The text of the last filled answer tag after the thinking, stripped; ``None`` if there is none."""
+    return tagged(spoken(reply))
 
 
 def parse_whole_number(text: str) -> int | None:
@@ -30,9 +29,11 @@ def parse_whole_number(text: str) -> int | None:
 
 
 def check_whole_number(reply: str, right: Callable[[int], bool]) -> Verification:
-    """Whether ``right`` holds of the whole number that ``reply`` gives as its tagged answer."""
-    text = extract_answer(reply)
-    number = None if text is None else parse_whole_number(text)
+    """Whether ``right`` holds of the whole number that ``reply`` gives as its answer (``drift.verifiers.reading``)."""
+    found = read(reply)
+    number = None if found is None else parse_whole_number(found.answer)
+    if found is not None and number is None:
+        number = parse_whole_number(core(found.answer))
     return unparseable("") if number is None else judged(right(number), str(number))
 
 

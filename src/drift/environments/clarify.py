@@ -41,6 +41,8 @@ class Clarify(FixedLengthConversation):
         train_file: local file of the training set's schema, instead of the hub.
         test_file: local file of the test set's schema, instead of the hub.
         verifier_settings: settings of the default verifier: ``choice`` if there are options, else ``math``.
+        strict: read answers from a tag or a box alone, and not from what a reply says in words.
+        fallback: ``last_number`` takes the last number of a reply that gives no answer; nothing by default.
         max_turns: n, the number of replies: n − 1 questions, then the final answer.
         prompt: the opening message, ``{question}`` standing for the question (and its options).
         final: what asks for the final answer.

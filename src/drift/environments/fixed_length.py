@@ -11,7 +11,7 @@ from typing import Any
 from drift.environments.questions import QuestionSource, check_answer
 from drift.errors import EnvironmentFault, require
 from drift.types import Message, Step, Task
-from drift.verifiers import make_verifier
+from drift.verifiers import Verification, make_verifier
 from drift.verifiers.judge import CONVERSATION_RUBRIC, CRITERIA, HIGHEST, Judge
 
 
@@ -121,8 +121,15 @@ class FixedLengthEpisode(ABC):
         self.messages.append(message)
         return Step(messages=(message,), reward=0.0, done=False, success=False, answer=None, graded=False, info=info)
 
+    async def check(self, reply: str) -> Verification:
+        """The answer that a reply gives against the right one."""
+        settings = self._conversation
+        return await check_answer(
+            self.verifier, reply, self.gold, self.options, strict=settings.strict, fallback=settings.fallback
+        )
+
     async def _end(self, reply: str) -> Step:
-        checked = await check_answer(self.verifier, reply, self.gold, self.options)
+        checked = await self.check(reply)
         reward, info = float(checked.right), {"reason": checked.reason} if checked.reason else {}
         judged = await self._conversation.score(self.messages, self.reference)
         if judged is not None:
@@ -143,6 +150,8 @@ class Reasoning(FixedLengthConversation):
         train_file: local file of the training set's schema, instead of the hub.
         test_file: local file of the test set's schema, instead of the hub.
         verifier_settings: settings of the default verifier: ``choice`` if there are options, else ``math``.
+        strict: read answers from a tag or a box alone, and not from what a reply says in words.
+        fallback: ``last_number`` takes the last number of a reply that gives no answer; nothing by default.
         prompt: the opening message, ``{question}`` standing for the question (and its options).
         followups: what the teacher says before it asks for the final answer.
         final: what asks for the final answer.
@@ -179,6 +188,6 @@ class _ReasoningEpisode(FixedLengthEpisode):
         """The next line of the script."""
         info: dict[str, Any] = {}
         if self.turn == 1:
-            first = await check_answer(self.verifier, reply, self.gold, self.options)
+            first = await self.check(reply)
             info = {"answer": first.answer, "right": first.right}
         return self._followups[self.turn - 1] if self.turn <= len(self._followups) else "", info

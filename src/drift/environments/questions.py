@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from drift.environments.answers import AnswerEpisode, extract_answer
+from drift.environments.answers import AnswerEpisode
 from drift.environments.base import SPLITS, describe
 from drift.errors import ConfigError, require
 from drift.problems import Loaded, get_problem_set, load_split
-from drift.problems.base import LETTERS
+from drift.problems.base import LETTERS, Problem
 from drift.types import Task
 from drift.verifiers import Verification, Verifier, make_verifier
-from drift.verifiers.base import boxed, unparseable
+from drift.verifiers.base import unparseable
 from drift.verifiers.choice import Choice
+from drift.verifiers.exact import Exact
+from drift.verifiers.math import Math
+from drift.verifiers.numeric import Numeric
+from drift.verifiers.reading import FALLBACKS, read, spoken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +40,15 @@ class QuestionSource:
     test_file: str = ""
     verifier_settings: dict[str, Any] = field(default_factory=dict)
     prompt: str = "{question}"
+    strict: bool = False
+    fallback: str = ""
 
     default_verifier: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         where = "environment"
         require("{question}" in self.prompt, f"{where}.prompt", self.prompt, "a text that holds {question}")
+        require(self.fallback in FALLBACKS, f"{where}.fallback", self.fallback, "last_number, or nothing")
         for split in SPLITS:
             get_problem_set(getattr(self, split))
             file = getattr(self, f"{split}_file")
@@ -87,9 +96,7 @@ class QuestionSource:
 
     def verifier_of(self, payload: Mapping[str, Any]) -> Verifier:
         """The verifier that suits the answer of a task with this payload."""
-        default = self.default_verifier or ("choice" if payload["options"] else "math")
-        name = str(payload["verifier"]) or default
-        return make_verifier(name, self.verifier_settings if name == default else {})
+        return _verifier(self.default_verifier, self.verifier_settings, str(payload["verifier"]), payload["options"])
 
     def source_counts(self, split: str) -> dict[str, int]:
         """How many rows the source of ``split`` has, and what became of them; see ``drift.problems.Loaded``."""
@@ -100,24 +107,60 @@ class QuestionSource:
         return bool(self.test_file) or (not self.train_file and "test" in get_problem_set(self.test).splits)
 
     def _load(self, split: str) -> Loaded:
-        return _load(getattr(self, split), split, getattr(self, f"{split}_file"))
+        settings = json.dumps(self.verifier_settings, sort_keys=True, default=str)
+        return _load(self.default_verifier, getattr(self, split), split, getattr(self, f"{split}_file"), settings)
+
+
+def _verifier(default: str, settings: Mapping[str, Any], problem_verifier: str, options: Sequence[str]) -> Verifier:
+    default = default or ("choice" if options else "math")
+    name = problem_verifier or default
+    return make_verifier(name, settings if name == default else {})
 
 
 @functools.lru_cache(maxsize=8)
-def _load(name: str, split: str, file: str) -> Loaded:
-    return load_split(get_problem_set(name), split, file)
+def _load(default: str, name: str, split: str, file: str, settings: str) -> Loaded:
+    """The problems whose answers can be checked; the others are counted by what is wrong with them."""
+    loaded = load_split(get_problem_set(name), split, file)
+    kept: list[Problem] = []
+    left_out: Counter[str] = Counter()
+    for problem in loaded.problems:
+        fault = gold_fault(_verifier(default, json.loads(settings), problem.verifier, problem.options), problem)
+        if fault:
+            left_out[f"left_out_{fault}"] += 1
+        else:
+            kept.append(problem)
+    return Loaded(problems=tuple(kept), counts=dict(loaded.counts) | {"problems": len(kept)} | dict(left_out))
 
 
-async def check_answer(verifier: Verifier, reply: str, gold: str, options: Sequence[str]) -> Verification:
-    """The tagged answer counts, else a boxed one; a choice is also read from the reply's own words."""
-    answer = extract_answer(reply)
+def gold_fault(verifier: Verifier, problem: Problem) -> str:
+    """Why the answer of ``problem`` can't be checked: it can't be read, or isn't equal to itself; else empty."""
+    try:
+        if isinstance(verifier, Choice):
+            right = verifier.verify(problem.gold, problem.gold, options=problem.options).right
+        elif isinstance(verifier, (Math, Numeric, Exact)):
+            right = verifier.verify(problem.gold, problem.gold).right
+        else:
+            right = True
+    except ConfigError:
+        return "unreadable_gold"
+    return "" if right else "gold_unlike_itself"
+
+
+async def check_answer(
+    verifier: Verifier, reply: str, gold: str, options: Sequence[str], *, strict: bool = False, fallback: str = ""
+) -> Verification:
+    """What ``reply`` gives as its answer (see ``drift.verifiers.reading.read``) against ``gold``.
+
+    A choice is read in all words of the reply, unless ``strict``.
+    """
+    if isinstance(verifier, Choice) and not strict:
+        return await verifier.verify_async(spoken(reply), gold, options=options)
+    found = read(reply, strict=strict, fallback=fallback)
+    if found is None:
+        return unparseable("no answer")
     if isinstance(verifier, Choice):
-        return await verifier.verify_async(reply if answer is None else answer, gold, options=options)
-    if answer is None:
-        answer = boxed(reply)
-    if answer is None:
-        return unparseable("no answer tag")
-    return await verifier.verify_async(answer, gold)
+        return await verifier.verify_async(found.answer, gold, options=options)
+    return await verifier.verify_async(found.answer, gold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +177,8 @@ class MathQuestions(QuestionSource):
         feedback: what the environment says to a wrong answer.
         format_feedback: what it says to a reply without a readable answer.
         verifier_settings: settings of the verifier ``math``.
+        strict: read answers from a tag or a box alone, and not from what a reply says in words.
+        fallback: ``last_number`` takes the last number of a reply that gives no answer; nothing by default.
     """
 
     max_turns: int = 5
@@ -158,7 +203,9 @@ class MathQuestions(QuestionSource):
         return AnswerEpisode(
             self.question(task),
             self.max_turns,
-            check=lambda reply: check_answer(verifier, reply, gold, options),
+            check=lambda reply: check_answer(
+                verifier, reply, gold, options, strict=self.strict, fallback=self.fallback
+            ),
             feedback=lambda answer: self.format_feedback if answer is None else self.feedback,
         )
 
@@ -180,6 +227,8 @@ class ChoiceQuestions(MathQuestions):
         feedback: what the environment says to a wrong answer.
         format_feedback: what it says to a reply without a readable answer.
         verifier_settings: settings of the verifier ``choice``.
+        strict: read answers from a tag or a box alone, and not from what a reply says in words.
+        fallback: has no effect on a choice.
     """
 
     train: str = "mmlu"

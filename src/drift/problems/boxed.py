@@ -5,21 +5,35 @@ from __future__ import annotations
 import re
 
 # One pass over commands and braces; an escaped brace is no brace.
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+BOX = r"\\(?:boxed|fbox)(?![A-Za-z])\s*"
+_BRACES = re.compile(rf"{BOX}\{{|\\(?:boxed|fbox)\s{{1,3}}(?P<bare>[-+]?[^\s$\\{{}}]{{1,40}})|\\.|[{{}}]", re.DOTALL)
 
 
-def boxed(text: str) -> str | None:
-    r"""What the last complete ``\boxed{…}`` of ``text`` holds, stripped; ``None`` if there is none. Linear time."""
-    opened: list[int | None] = []  # where the content of each open brace starts, if it belongs to a box
-    found: tuple[int, int] | None = None
+def boxes(text: str) -> list[tuple[int, int, str]]:
+    r"""Every complete ``\boxed{…}``, ``\fbox{…}`` or ``\boxed 7`` that stands in no other one: start, end and content.
+
+    In the order of their ends. Linear time.
+    """
+    opened: list[tuple[int, int] | None] = []  # of each open brace, where its box and the content start
+    found: list[tuple[int, int, str]] = []
     for match in _BRACES.finditer(text):
         token = match.group()
-        if token.startswith("\\boxed"):
-            opened.append(match.end())
+        if match["bare"]:
+            found.append((match.start(), match.end(), match["bare"].rstrip(".,;")))
+        elif len(token) > 2:
+            opened.append((match.start(), match.end()))
         elif token == "{":
             opened.append(None)
         elif token == "}" and opened:
-            start = opened.pop()
-            if start is not None:
-                found = (start, match.start())
-    return None if found is None else text[found[0] : found[1]].strip()
+            box = opened.pop()
+            if box is not None:
+                while found and found[-1][0] > box[0]:
+                    found.pop()
+                found.append((box[0], match.end(), text[box[1] : match.start()].strip()))
+    return found
+
+
+def boxed(text: str) -> str | None:
+    r"""What the last complete box of ``text`` holds, stripped; ``None`` if there is none."""
+    found = boxes(text)
+    return found[-1][2] if found else None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from drift.errors import require
-from drift.verifiers.base import Verification, boxed, judged, unparseable
+from drift.verifiers.base import Verification, judged, unparseable
 from drift.verifiers.exact import Exact
+from drift.verifiers.expressions import bare
+from drift.verifiers.reading import boxed_answer, sentence, spoken, tagged
 
 # Only the end of a longer reply is read; a claim stands at the start or the end of a short one.
 MAX_CHARACTERS = 20_000
@@ -19,20 +22,51 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _MARKS = r"[*_`\"'$\s]{0,12}+"
 _OPEN = rf"{_MARKS}(?:\\(?:text|textbf|mathrm|mathbf)\s?\{{)?[(\[{{]?{_MARKS}"
 _CLOSE = rf"{_MARKS}[)\]}}]?{_MARKS}"
-_LABEL = re.compile(rf"{_OPEN}(?:(?:option|choice|answer)\b{_MARKS}:?{_OPEN})?([A-Za-z]){_CLOSE}[.,:;!]?{_CLOSE}", re.I)
+_LABEL = re.compile(
+    rf"{_OPEN}(?:(?:option|choice|answer|letter)\b{_MARKS}:?{_OPEN})?([A-Za-z]){_CLOSE}[.,:;!。]?{_CLOSE}", re.I
+)
 # "B. Because", "(B) because", "**B** because": a letter set apart by a mark. "A reaction" begins with an article.
 _LEADING = re.compile(
     r"\s{0,12}[*_`]{0,3}(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])[*_`]{0,3}[).:]|\*\*([A-Za-z])\*\*)(?=\W|$)"
 )
-_IS = r"(?:\s{1,3}(?:is|would\sbe|must\sbe|should\sbe|has\sto\sbe)\b|\s{0,3}[:=])"
+_IS = (
+    r"(?:\s{1,3}(?:is|to|would\sbe|must\sbe|should\sbe|has\sto\sbe|ist|lautet|est|es)\b"
+    r"|[*_\s]{0,4}(?::|：|=|→|->|=>)|\s{1,2}[-–—](?=\s)|\s{1,2}(?=[*(]{0,3}[A-Z][)*]{0,3}\s{0,2}(?:[.,;!]|$)))"
+)
 _CLAIM = re.compile(
-    r"\b(?:(?:correct|right|best|final|my|the)\s{1,3})?(?:answer|choice|option)(?:\s{1,3}(?:choice|option|letter))?"
-    rf"{_IS}\s{{0,3}}(?:(?:most\slikely|therefore|thus|clearly|option|choice|letter)\b)?:?"
-    r"|\b(?:choose|pick|select|go\swith)\b(?:\s(?:option|choice|answer))?|\boption\b|\\boxed\s?(?=\{)",
+    r"\b(?:(?:correct|right|best|final|my|the)\s{1,3})?(?:answer|ans|choice|option|Antwort|Lösung|réponse|respuesta|opción)"
+    r"(?:\s{1,3}(?:choice|option|letter|correcta|correcte|finale?|richtig))?"
+    rf"{_IS}\s{{0,3}}(?:(?:most\slikely|therefore|thus|clearly|option|choice|letter|Antwort|la|le|die|der|opción)\b)?:?"
+    r"|\b(?:choose|pick|select|go\swith)\b(?:\s(?:option|choice|answer))?"
+    r"|(?:答案|答え|正解|選択肢|选项|选择)[应應]?[该該]?[是为為はが]?[：:]?|(?<![不非])(?:应选|選|故选)(?=\s?[A-Z])"
+    r"|\bRichtig\s(?:ist|wäre)(?:\s(?:Antwort|Option))?",
     re.IGNORECASE,
 )
+# Weaker ones, which need a capital letter that ends a clause.
+_THUS = re.compile(
+    r"(?:\b(?i:so|hence|thus|therefore|then)[,:]?|[⇒→∴])\s{1,2}(?:it(?:['’]s|\sis|\smust\sbe)\s)?(?:option\s|choice\s)?"
+    r"[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;!。]|$))"
+    r"|\b(?i:it|that)(?:['’]s|\s(?:is|must\sbe|has\sto\sbe|should\sbe|would\sbe))\s{1,2}(?:option\s|letter\s)?"
+    r"[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;:!。]|$|because\b|since\b))"
+    r"|(?:\bbut|\bsondern|\bsino|\bmais|而是)\s{0,2}(?:option\s|rather\s)?[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;!。，]|$))"
+    r"|(?<![A-Za-z])([A-Z])\s?(?:是?正确|是对的|が正しい|が正解|ist\srichtig|est\scorrecte?|es\s(?:la\s)?correcta)",
+)
+_SUPPOSED = re.compile(r"\b(?:if|suppose|assume|whether|unless|wenn|si)\b[^.!?]{0,30}$", re.IGNORECASE)
+_REVISED = re.compile(
+    r"\b(?:no|wait|actually|hmm|correction|change|rather|instead|on reflection|on balance)\b", re.IGNORECASE
+)
+_HEADED = re.compile(
+    r"\b(answer|ans|答案|Antwort|respuesta|réponse)"
+    r"((?:\sis)?\s{0,2}[:：]?[*_]{0,3}[:：]?[*_]{0,3})[ \t]{0,9}\n\s{0,9}(?=\S)",
+    re.IGNORECASE,
+)
+_LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Za-z])[)\]]?\s{0,2}(?:[-–—.:),=→]|\s|->)\s{0,3}(.{1,300})", re.DOTALL)
+_TEXT_AND_LETTER = re.compile(r"(.{1,300}?)\s{0,3}[(\[]([A-Za-z])[)\]]", re.DOTALL)
 _CLAIMED = re.compile(rf"({_OPEN})([A-Za-z])(?![A-Za-z0-9'’])({_CLOSE})")
-_IS_RIGHT = re.compile(r"(?<![A-Za-z0-9'’])\(?([A-Z])\)?\W{0,3}\s?is\s(?:the\s)?(?:most\s)?(?:correct|right|best)\b")
+_IS_RIGHT = re.compile(
+    r"(?<![A-Za-z0-9'’])\(?([A-Z])\)?\W{0,3}\s?(?:is|would\sbe|must\sbe)\s(?:the\s|my\s)?(?:most\s)?"
+    r"(?:(?:final|correct|right|best)\s)?(?:correct|right|best|answer|choice)\b"
+)
 _AND = re.compile(r"\s{0,3}(?:,|/|&|\bor\b|\band\b)\s{0,3}(?:option\s|choice\s)?[*(\[]{0,3}([A-Za-z])(?![A-Za-z0-9'’])")
 _NOT = re.compile(r"(?:\bnot|n't|\bneither|\bnor|\brather than|\binstead of)\s{1,3}(?:the\s)?$", re.IGNORECASE)
 # What may follow a bare capital A or I for it to be a label and not a word.
@@ -85,40 +119,83 @@ class Choice:
 
     def read(self, reply: str, letters: str, options: Sequence[str] = ()) -> set[str]:
         """The letters that ``reply`` claims at its end: one if it is clear, none, or those in conflict."""
-        whole = reply.strip()
-        reply = whole[-MAX_CHARACTERS:].strip()
-        inner = boxed(reply)
-        if inner and (label := _label(inner, letters)):
-            return {label}
-        if label := _label(reply, letters):
-            return {label}
-        named = [(_TEXT.normalise(text), letter) for text, letter in zip(options, letters, strict=False)]
-        if by_text := _by_text(reply, named):
-            return by_text
-        lines = [line for line in reply.splitlines() if line.strip()]
-        leading = [_leading(line, letters) for line in lines]
-        # Several labels at the start of lines list the options and claim none.
-        listing = len({label for label, _ in filter(None, leading)}) > 1
-        for at in range(len(lines) - 1, -1, -1):
-            claims = set(_claims(lines[at], letters, named))
-            bare = _label(lines[at], letters)
-            if bare and at == len(lines) - 1:
-                claims.add(bare)
-            first = leading[at]
-            if first and not listing and at == 0 and len(whole) <= MAX_CHARACTERS:
-                label, rest = first
-                claims |= {label, *_by_text(rest, named)}
-            if claims:
-                return claims
-        return _by_text(lines[-1], named) if lines else set()
+        whole = spoken(reply).strip()
+        named = [(_comparable(text), letter) for text, letter in zip(options, letters, strict=False)]
+        if (tag := tagged(whole)) is not None:
+            return _option(tag, letters, named) or _in_lines(tag, letters, named)
+        box = boxed_answer(whole)
+        if box is not None and (found := _option(box, letters, named)):
+            return found
+        text = whole[-MAX_CHARACTERS:].strip()
+        if len(text) <= 400 and "\n" not in text and (found := _option(text, letters, named, alone=True)):
+            return found
+        return _in_lines(text, letters, named, cut=len(whole) > MAX_CHARACTERS)
+
+
+def _in_lines(text: str, letters: str, named: Sequence[tuple[str, str]], *, cut: bool = False) -> set[str]:
+    """The letters that the last line with a claim claims."""
+    text = _HEADED.sub(r"\1: ", text)
+    lines = [_row(line) for line in text.splitlines() if line.strip()]
+    leading = [_leading(line, letters) for line in lines]
+    # Several labels at the start of lines list the options and claim none.
+    listing = len({label for label, _ in filter(None, leading)}) > 1
+    for at in range(len(lines) - 1, -1, -1):
+        claims = _decided(lines[at], _claims(lines[at], letters, named))
+        last = at == len(lines) - 1
+        if last and not claims and not (listing and leading[at]):
+            claims |= _option(lines[at], letters, named, alone=True)
+        first = leading[at]
+        if first and not listing and at == 0 and not cut:
+            label, rest = first
+            claims |= {label, *_by_text(rest, named)}
+        if claims:
+            return claims
+    return set()
+
+
+def _row(line: str) -> str:
+    """A row of a table that says what the answer is, in words; nothing of another row."""
+    if not line.lstrip().startswith("|"):
+        return line
+    cells = [cell.strip(" *_`") for cell in line.strip().strip("|").split("|")]
+    return f"answer: {cells[-1]}" if len(cells) > 1 and re.search(r"\banswer\b", cells[0], re.IGNORECASE) else "|"
+
+
+def _comparable(text: str) -> str:
+    """The form in which a text is compared with an option's."""
+    return re.sub(r"(?<=[\W_]) | (?=[\W_])", "", re.sub(r"^(?:an?|the) ", "", _TEXT.normalise(bare(text[:2000]))))
 
 
 def _by_text(text: str, named: Sequence[tuple[str, str]]) -> set[str]:
-    """The options whose text ``text`` is; ``named`` holds (normalised text, letter)."""
+    """The options whose text ``text`` is; ``named`` holds (comparable text, letter)."""
     if not named or len(text) > 2000:
         return set()
-    normalised = _TEXT.normalise(text)
-    return {letter for option, letter in named if option and option == normalised}
+    comparable = _comparable(text)
+    return {letter for option, letter in named if option and option == comparable}
+
+
+def _option(text: str, letters: str, named: Sequence[tuple[str, str]], *, alone: bool = False) -> set[str]:
+    """The option that a short text is: its text, its letter, or both; the two of them where they disagree.
+
+    A letter with another text than its option's counts unless ``alone``: "A reaction" begins with an article.
+    """
+    if len(text) > 2000:
+        return set()
+    if found := _by_text(text, named):
+        return found
+    plain = bare(text)
+    if label := _label(text, letters) or _label(plain, letters):
+        return {label}
+    for pattern in (_LETTER_AND_TEXT, _TEXT_AND_LETTER):
+        match = pattern.fullmatch(plain)
+        if match is None:
+            continue
+        letter, rest = match.groups() if pattern is _LETTER_AND_TEXT else match.groups()[::-1]
+        other = _by_text(rest, named)
+        if letter.upper() in letters and other:
+            return {letter.upper(), *other}
+    first = None if alone else _leading(plain, letters)
+    return {first[0]} if first else set()
 
 
 def _label(text: str, letters: str) -> str | None:
@@ -127,6 +204,15 @@ def _label(text: str, letters: str) -> str | None:
         return None
     match = _LABEL.fullmatch(text.strip())
     return match.group(1).upper() if match and match.group(1).upper() in letters else None
+
+
+def _decided(line: str, claims: Iterator[tuple[int, str]]) -> set[str]:
+    """The letters of a line's claims; only the last one where it takes back those before it."""
+    found = sorted(claims)
+    for (at, letter), (after, other) in itertools.pairwise(found):
+        if letter != other and _REVISED.search(line, at, after):
+            found = [(where, each) for where, each in found if where >= after]
+    return {letter for _, letter in found}
 
 
 def _leading(line: str, letters: str) -> tuple[str, str] | None:
@@ -138,30 +224,41 @@ def _leading(line: str, letters: str) -> tuple[str, str] | None:
     return (label, line[match.end() :]) if label in letters else None
 
 
-def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """Every letter that ``line`` says is the answer."""
+def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str]]:
+    """Every letter that ``line`` says is the answer, and where."""
     read_to = 0
     for match in _CLAIM.finditer(line):
         # What a list of letters has read is not read again from each of its members.
         if match.start() < read_to:
             continue
-        if _NOT.search(line, max(0, match.start() - 20), match.start()):
+        before = max(0, match.start() - 40)
+        if _NOT.search(line, max(0, match.start() - 20), match.start()) or _SUPPOSED.search(
+            line, before, match.start()
+        ):
             continue
         claimed = _CLAIMED.match(line, match.end())
         if claimed is None or not _is_label(claimed, line, letters):
-            yield from _by_text(line[match.end() : match.end() + 300], named)
+            said = sentence(line[: match.end() + 300], match.end())
+            yield from ((match.start(), letter) for letter in _option(said, letters, named, alone=True))
             continue
-        yield claimed.group(2).upper()
+        yield match.start(), claimed.group(2).upper()
         at = claimed.end()
         while other := _AND.match(line, at):
             letter, at = other.group(1), other.end()
             if letter not in letters or not _not_article(letter, line, at):
                 break
-            yield letter
+            yield match.start(), letter
         read_to = at
-    for match in _IS_RIGHT.finditer(line):
-        if match.group(1) in letters and not _NOT.search(line, max(0, match.start() - 20), match.start()):
-            yield match.group(1)
+    for pattern in (_IS_RIGHT, _THUS):
+        for match in pattern.finditer(line):
+            letter = next(group for group in match.groups() if group)
+            denied = _NOT.search(line, max(0, match.start() - 20), match.start())
+            if (
+                letter in letters
+                and not denied
+                and not _SUPPOSED.search(line, max(0, match.start() - 40), match.start())
+            ):
+                yield match.start(), letter
 
 
 def _is_label(claimed: re.Match[str], line: str, letters: str) -> bool:

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 
 from drift.errors import require
 from drift.verifiers.base import Verification, judged, unparseable
+from drift.verifiers.expressions import core
 
 # Longer texts are no answers; and ordering a long run of combining marks takes quadratic time.
 MAX_CHARACTERS = 10_000
 # Signs, percent, currency and comparison change what an answer means, so they are no punctuation here.
 _EDGE = "\"'`*_~.,;:!?\u2018\u2019\u201c\u201d\u00ab\u00bb\u2026 \t\r\n"
 _BRACKETED = re.compile(r"\((\w+)\)|\[(\w+)\]|\{(\w+)\}")
+_OPPOSITE = {"true": "false", "false": "true", "yes": "no", "no": "yes"}
+_TRUTH = re.compile(
+    r"(?:(?:the|this|that|my|so|hence|thus|it|is|statement|claim|proposition|assertion|answer|conjecture|final|:|,)\s?)*"
+    r"(not\s)?(true|false|yes|no)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,10 @@ class Exact:
         if len(reply) > MAX_CHARACTERS:
             return unparseable("length")
         answer = self.normalise(reply)
+        if answer != expected and self.ignore_punctuation:
+            answer = self.normalise(core(reply)) if "\\" in reply or "<" in reply else answer
+            if expected in _OPPOSITE and (truth := _TRUTH.fullmatch(answer)):
+                answer = _OPPOSITE[truth[2]] if truth[1] else truth[2]
         return judged(answer == expected, answer) if answer else unparseable("empty")
 
     async def verify_async(self, reply: str, gold: str) -> Verification:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 from drift.errors import ConfigError, require
 from drift.verifiers.base import Verification, boxed, judged, unparseable
+from drift.verifiers.expressions import expression, tidy
 from drift.verifiers.math_pool import WorkerPool, shared_pool
 from drift.verifiers.numeric import show_value
 
@@ -27,9 +28,10 @@ _ROUNDING = Fraction(1, 10**6)
 class Math:
     r"""Right if reply and gold are mathematically equal: numbers, fractions, LaTeX expressions, sets, intervals.
 
-    The reply is the text of an answer or a whole reply: the last complete ``\boxed{…}`` counts, else the last formula
-    or number. Plain decimals are compared here, everything else in a worker. A check that isn't done by the deadline,
-    or that ends three workers, is ``unparseable`` with the reason ``deadline`` or ``crash`` and costs no other check.
+    The reply is the text of an answer, or a sentence or box that holds one; what is compared is the whole answer or
+    nothing. Equal texts and plain decimals are compared here, everything else in a worker. A check that isn't done by
+    the deadline, or that ends three workers, is ``unparseable`` with the reason ``deadline`` or ``crash`` and costs no
+    other check.
     Decimals are equal if they agree after rounding to six places and to a share of 1e-5.
 
     Args:
@@ -78,6 +80,9 @@ class Math:
         if not reply.strip():
             return unparseable("empty")
         expected, answer = plain_decimal(gold), plain_decimal(reply)
+        if (expected is None or answer is None) and max(len(reply), len(gold)) <= 4000 and tidy(reply) == tidy(gold):
+            require(expression(gold) is not None, "gold", gold[:80], "an expression, or a few words")
+            return judged(True, tidy(gold)[:1000])
         if expected is None or answer is None:
             return None
         whole = expected.denominator == answer.denominator == 1

@@ -17,22 +17,19 @@ import sys
 from fractions import Fraction
 from typing import Any
 
-from drift.verifiers.base import boxed
+from drift.verifiers.expressions import Expression, expression, tidy
 from drift.verifiers.numeric import show_value
+from drift.verifiers.units import same_unit
+from drift.verifiers.values import value_of
 
-_DELIMITERS = re.compile(r"(?<!\\)\$|\\\(|\\\[")
-_CURRENCY = re.compile(r"(?<!\\)\$")
-_LONG_POWER = re.compile(r"\^\s*(-?\d[\d.]*)")
-_GROUPS = re.compile(r"(?<![\d.}] )(?<![\d.])[1-9]\d{0,2}(?: \d{3})+(?![\d/])(?! \d)")
-_MIXED = re.compile(r"(?<![\d.}/^])(\d{1,18}) +(\d{1,18})/(\d{1,18})(?!\d)")
-_COMMAND_OR_TEXT = re.compile(r"\\(?:text|mbox|mathrm|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_LABEL = re.compile(
+    r"((?:\\angle )?\\?[A-Za-z]{1,7}(?:_\{?\w{1,6}\}?)?'?(?:\([\w, ]{1,10}\))?|\([a-zA-Z](?:, ?[a-zA-Z])*\))"
+    r"\s*(?:=|\\approx)\s*(?=[^=])"
+)
+_COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\}|\\[A-Za-z]+")
 _NUMERAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
-_OR = re.compile(r"\s+(?:or|and)\s+")
-_SHORT_WORD = re.compile(r"\b(?:is|it|so|of|an|to|we|in|by|if|as|at|on|no|be|do)\b", re.IGNORECASE)
-_ONE_WORD = re.compile(r"[A-Za-z]{1,40}")
-_WORD = re.compile(r"[A-Za-z]{3,}")
-_FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan log exp sqrt sinh cosh tanh det max min gcd lcm mod"
-_SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,3})(?!\w)")
+# math-verify rounds to six decimals.
+_ROUNDING = Fraction(1, 10**6)
 # How far two decimals may differ as a share of the larger: math-verify alone takes 0.0000001 for 0.
 _RELATIVE = 1e-5
 _WARM_UP = (
@@ -73,31 +70,17 @@ def _write(channel: Any, outcome: dict[str, str]) -> None:
 def _prepare() -> dict[str, str]:
     """Import what is needed and use each part once, so that the first check is as quick as the others."""
     try:
-        import math_verify.parser
+        import math_verify  # noqa: F401 - looked for, and used once below
         import sympy.parsing.sympy_parser
         import sympy.physics.units  # used by simplify; sympifies names of its own when it is loaded
     except ImportError as error:
         return {"verdict": "missing", "reason": str(error)}
     logging.disable(logging.CRITICAL)
-    # Both of these evaluate text with Python's eval: here the grammar reads expressions, and a numeral is a numeral.
-    for module, name, ours in (
-        (math_verify.parser, "parse_expr_cached", _read_expression),
-        (sympy.parsing.sympy_parser, "parse_expr", _read_numeral),
-    ):
-        if not hasattr(module, name):
-            return {"verdict": "missing", "reason": f"{module.__name__} has no {name}, expected math-verify 0.9"}
-        setattr(module, name, ours)
+    # This evaluates text with Python's eval: here a numeral is a numeral, and nothing else is read.
+    sympy.parsing.sympy_parser.parse_expr = _read_numeral
     for reply, gold in _WARM_UP:
         check(reply, gold)
     return {"verdict": "ready"}
-
-
-@functools.lru_cache(maxsize=20)
-def _read_expression(expression: str) -> Any:
-    """An expression of digits and operators, as math-verify cut it out of a text, by grammar and not by evaluation."""
-    from latex2sympy2_extended import latex2sympy
-
-    return latex2sympy(_LONG_POWER.sub(r"^{\1}", expression.replace("**", "^")).replace("*", r"\cdot "))
 
 
 def _read_numeral(text: str, *_: object, **__: object) -> Any:
@@ -113,73 +96,135 @@ def _read_numeral(text: str, *_: object, **__: object) -> Any:
 
 def check(reply: str, gold: str) -> dict[str, str]:
     """The outcome of one check; never raises."""
-    from math_verify import verify
-
     try:
         expected = _gold(gold)
-        if not expected:
+        if expected is None:
             return {"verdict": "gold"}
-        answer = _read(reply)
-        if not answer:
+        answer = expression(reply)
+        if answer is None or (answer.words and not expected.words):
             return {"verdict": "unparseable", "reason": "no answer found"}
-        correct = verify(list(expected), answer, timeout_seconds=None)
-        if correct and "%" not in reply + gold:
-            correct = any(_near(one, other) for one in expected for other in answer)
-        return {"verdict": "right" if correct else "wrong", "answer": _normal_form(answer)}
+        correct = tidy(reply) == tidy(gold) or same(answer, expected)
+        if not correct and len(answer.parts) == 2 and len(expected.parts) == 1 and "," in reply:
+            as_decimal = expression(reply, decimal_comma=True)
+            if as_decimal is not None and len(as_decimal.parts) == 1:
+                answer, correct = as_decimal, same(as_decimal, expected)
+        shown = _normal_form(answer)
+        if not correct and shown is None:
+            return {"verdict": "unparseable", "reason": "no formula"}
+        return {"verdict": "right" if correct else "wrong", "answer": shown or tidy(reply)[:1000]}
     except (Exception, RecursionError) as error:
         return {"verdict": "unparseable", "reason": type(error).__name__}
 
 
 @functools.lru_cache(maxsize=4096)
-def _gold(gold: str) -> tuple[Any, ...]:
-    return tuple(_read(gold))
+def _gold(gold: str) -> Expression | None:
+    return expression(gold)
 
 
-def _read(text: str) -> list[Any]:
-    """What math-verify reads in ``text``: expressions where there are any, else the text of the answer."""
-    from math_verify import parse
-
-    text = text.replace("\u2212", "-")
-    inner = boxed(text)
-    is_money = len(_CURRENCY.findall(text)) == 1 and not _is_prose(text)
-    if inner is not None:
-        attempts = [_formula(inner)]
-    elif _DELIMITERS.search(text) and not is_money:
-        attempts = [text]
-    elif _is_prose(text):
-        # Numbers such as 2e-3 in the only spelling of a power of ten that a LaTeX grammar knows.
-        attempts = [_SCIENTIFIC.sub(r"$\1 \\times 10^{\2}$", text)]
-    else:
-        attempts = [_formula(text), text]
-    if _ONE_WORD.fullmatch(text.strip()):
-        attempts.append(rf"$\text{{{text.strip()}}}$")
-    expressions: list[Any] = next(filter(None, (parse(attempt, parsing_timeout=None) for attempt in attempts)), [])
-    # A text that couldn't be parsed is compared as text, if there is anything in it.
-    return [item for item in expressions if not isinstance(item, str)] or [
-        item for item in expressions if re.search(r"\w", item)
-    ]
+def same(answer: Expression, gold: Expression) -> bool:
+    """Whether two answers are equal by value; several values are compared as a set, whose members all have to occur."""
+    if answer.words or gold.words:
+        return answer.words == gold.words
+    if not same_unit(answer.unit, gold.unit):
+        return False
+    if _is_special(answer) or _is_special(gold):
+        return _same_special(answer, gold)
+    if len(set(answer.parts)) != len(set(gold.parts)):
+        return False
+    left = list(dict.fromkeys(gold.parts))
+    for part in dict.fromkeys(answer.parts):
+        match = next((other for other in left if _same_part(part, other, answer.percent, gold.percent)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return not left
 
 
-def _is_prose(text: str) -> bool:
-    """Whether ``text`` has words that are neither commands nor functions."""
-    bare = _OR.sub(" ", _COMMAND_OR_TEXT.sub(" ", text))
-    if _SHORT_WORD.search(bare):
+def _is_special(found: Expression) -> bool:
+    return bool(found.parts) and found.parts[0].startswith(("clock ", "ratio ", "base "))
+
+
+def _same_special(answer: Expression, gold: Expression) -> bool:
+    """Times of day, ratios and numerals of a base; the base of one side may be missing."""
+    one, other = answer.parts[0], gold.parts[0]
+    if one == other:
         return True
-    several_lines = "\n" in text.strip() and "\\begin" not in text
-    return several_lines or any(word.lower() not in _FUNCTIONS.split() for word in _WORD.findall(bare))
+    kinds = [part.partition(" ")[0] for part in (one, other)]
+    if kinds == ["ratio", "ratio"]:
+        first = [Fraction(number) for number in one.removeprefix("ratio ").split(":")]
+        second = [Fraction(number) for number in other.removeprefix("ratio ").split(":")]
+        proportional = len(first) == len(second) and all(
+            a * second[0] == b * first[0] for a, b in zip(first, second, strict=True)
+        )
+        return proportional and any(first) and any(second)
+    if "base" in kinds and kinds[0] != kinds[1]:
+        return one.rpartition(": ")[2] == other.rpartition(": ")[2]
+    if "ratio" in kinds and kinds[0] != kinds[1]:
+        fractions = [value_of(part.removeprefix("ratio ").replace(":", "/")) for part in (one, other)]
+        return fractions[0] is not None and (one + other).count(":") == 1 and fractions[0] == fractions[1]
+    return False
 
 
-def _formula(text: str) -> str:
-    """``text`` as one inline formula."""
-    text = _CURRENCY.sub("", text.replace("\n", " ")).strip()
-    text = _OR.sub(", ", text)
-    text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
-    # A space between digits is a product to the grammar; people mean a group of three, or a mixed number.
-    text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", _GROUPS.sub(lambda match: match.group().replace(" ", ""), text))
-    if "\\" not in text:
-        # 2^10 in plain text is 1024; in LaTeX it is 2^1 times 0.
-        text = _LONG_POWER.sub(r"^{\1}", text.replace("**", "^"))
-    return f"${text}$"
+def _same_part(answer: str, gold: str, answer_percent: bool, gold_percent: bool) -> bool:
+    """Whether two formulas are equal: as texts, else as exact numbers, else as math-verify finds."""
+    answer, gold = _without_label(answer, gold)
+    if answer_percent and gold_percent:
+        answer_percent = gold_percent = False
+    if answer_percent or gold_percent:
+        # 0.2 and 20 are both written for 20 %; 0.5 % is not a half.
+        plain, percent = (gold, answer) if answer_percent else (answer, gold)
+        value, share = value_of(plain), value_of(percent)
+        if value is None or share is None:
+            return False
+        return value * 100 == share or (value == share and not -1 < value < 1)
+    if answer.replace(" ", "") == gold.replace(" ", ""):
+        return True
+    if any(side.strip(" +-") == r"\infty" for side in (answer, gold)):
+        return False
+    one, other = value_of(answer), value_of(gold)
+    if isinstance(one, Fraction) and isinstance(other, Fraction):
+        if one == other:
+            return True
+        if not ("." in answer or "." in gold) or abs(one - other) > _ROUNDING:
+            return False
+        return abs(one - other) <= Fraction(_RELATIVE) * max(abs(one), abs(other))
+    return _algebra(answer, gold)
+
+
+def _algebra(answer: str, gold: str) -> bool:
+    from math_verify import verify
+
+    one, other = _parsed(answer), _parsed(gold)
+    if one is None or other is None:
+        return False
+    return bool(verify([other], [one], timeout_seconds=None)) and _near(other, one)
+
+
+def _without_label(answer: str, gold: str) -> tuple[str, str]:
+    """Both without "x =" where one of them has it, or both have the same."""
+    names = [_LABEL.match(side) for side in (answer, gold)]
+    first, second = names
+    if first and second:
+        if first[1].replace(" ", "") != second[1].replace(" ", ""):
+            return answer, gold
+        return answer[first.end() :], gold[second.end() :]
+    if first:
+        return answer[first.end() :], gold
+    return (answer, gold[second.end() :]) if second else (answer, gold)
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(formula: str) -> Any:
+    """What math-verify's grammar makes of a formula as a whole; ``None`` if it is none."""
+    from latex2sympy2_extended import latex2sympy
+
+    if re.search(r"[A-Za-z]{4,}", _COMMAND.sub(" ", formula)):
+        return None
+    try:
+        is_complex = re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])|\\sqrt\{-", formula) is not None
+        return latex2sympy(formula.replace("°", ""), is_real=not is_complex, normalization_config=None)
+    except Exception:
+        return None
 
 
 def _near(one: Any, other: Any) -> bool:
@@ -193,18 +238,27 @@ def _near(one: Any, other: Any) -> bool:
     return abs(a - b) <= _RELATIVE * max(abs(a), abs(b))
 
 
-def _normal_form(expressions: list[Any]) -> str:
-    """One spelling of what was read, the same as the parent's for plain numbers."""
-    first = expressions[0]
+def _normal_form(answer: Expression) -> str | None:
+    """One spelling of what was read, the same as the parent's for plain numbers; ``None`` if it is no formula."""
+    if answer.words or _is_special(answer):
+        return answer.words or answer.parts[0]
+    shown = [_shown(part, answer.percent) for part in answer.parts]
+    known = [one for one in shown if one is not None]
+    if len(known) < len(shown):
+        return None
+    return known[0] if len(known) == 1 else "{" + ", ".join(sorted(set(known))) + "}"
+
+
+def _shown(part: str, percent: bool) -> str | None:
+    part = _LABEL.sub("", part, count=1)
+    value = value_of(part)
+    if isinstance(value, Fraction):
+        value = value / 100 if percent else value
+        return show_value(value) if max(abs(value.numerator), value.denominator) < 10**400 else part[:1000]
+    parsed = _parsed(part)
+    if parsed is None:
+        return None
     try:
-        # "x = 5" and "5" are one answer.
-        if getattr(first, "is_Equality", False) and first.lhs.is_Symbol:
-            first = first.rhs
-        value = first.doit()
-        if value.is_Rational:
-            return show_value(Fraction(int(value.p), int(value.q)))
-        if value.is_Float:
-            return show_value(Fraction(f"{float(value):.15g}"))
-        return str(value)[:1000]
+        return str(parsed.doit())[:1000]
     except Exception:
-        return str(first)[:1000]
+        return str(parsed)[:1000]

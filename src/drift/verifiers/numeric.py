@@ -9,6 +9,9 @@ from typing import Literal, get_args
 
 from drift.errors import require
 from drift.verifiers.base import Verification, boxed, judged, unparseable
+from drift.verifiers.expressions import core, expression
+from drift.verifiers.units import read_unit, same_unit
+from drift.verifiers.values import value_of
 
 Percent = Literal["either", "exact"]
 Units = Literal["match", "ignore"]
@@ -101,6 +104,7 @@ _SPACES = "\u00a0\u2009\u202f"
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _LATEX = (
+    (re.compile(r"(?<=[0-9])\s*\\[dt]?frac\s*\{([0-9]+)\}\s*\{([0-9]+)\}"), r" \1/\2"),
     (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
     (re.compile(r"\\(?:text|mathrm|textbf|mathbf|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\{,\}"), ","),
@@ -114,7 +118,7 @@ _LATEX = (
 )
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
 
-_LABEL = re.compile(r"(?:[A-Za-z][A-Za-z_]{0,20}\s*)?=\s*")
+_LABEL = re.compile(r"(?:[A-Za-z][A-Za-z_]{0,20}[0-9]{0,3}\s*)?=\s*")
 _SIGN = re.compile(r"([+-]?)\s*")
 _CURRENCY = re.compile(r"([$€£¥₹])\s*")
 _NUMBER = re.compile(
@@ -134,40 +138,6 @@ _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9
 _MONEY_SCALE = re.compile(r"\s?([kKmMbB]|bn|mn)(?![A-Za-z])")
 _MONEY_SCALES = {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
 
-# Units, each with its other names, between semicolons.
-_UNIT_NAMES = (
-    "$ dollar dollars usd bucks; € euro euros eur; £ gbp; pound pounds; ¥ yen jpy yuan; ₹ rupee rupees inr; "
-    "¢ cent cents; m meter meters metre metres; cm centimeter centimeters centimetre centimetres; "
-    "mm millimeter millimeters millimetre millimetres; km kilometer kilometers kilometre kilometres; in inch inches; "
-    "ft foot feet; mi mile miles; g gram grams; kg kilogram kilograms; mg milligram milligrams; lb lbs; "
-    "oz ounce ounces; l L liter liters litre litres; ml mL milliliter milliliters millilitre millilitres; "
-    "s sec secs second seconds; ms millisecond milliseconds; min mins minute minutes; h hr hrs hour hours; "
-    "d day days; ° degree degrees deg; °C celsius; K kelvin kelvins; J joule joules; kJ kilojoule kilojoules; "
-    "N newton newtons; W watt watts; V volt volts; A amp amps ampere amperes; Hz hertz; Pa pascal pascals; "
-    "mol mole moles; Ω ohm ohms; rad radian radians"
-)
-_UNIT_OF = {name: names[0] for names in map(str.split, _UNIT_NAMES.split(";")) for name in names}
-# Words for which either unit may be meant.
-_MEANS = {"pound": ("£", "lb"), "°": ("°C", "°F", "rad")}
-# Units that may follow a number without a space, or that are a single letter: 2x, 3e and 5k are not quantities of x.
-_SHORT_UNITS = (
-    "M T C F H Å °F eV keV MeV GeV nm pm fm kW MW GW mW kV mV mA kHz MHz GHz kPa MPa atm bar kN cal kcal mM nM "
-    "kgs lb lbs lbf yd gal cc hr hrs mins sec secs rpm ppm dB Wb sq mph usd USD eur EUR am pm AM PM L mL"
-)
-_ATTACHED = {*_UNIT_OF.values(), *_SHORT_UNITS.split()}
-_UNIT_OF["mi per h"] = "mph"
-_UNIT_TOKEN = re.compile(r"\s*([A-Za-zµΩ°Å¢$€£][A-Za-z'’-]*)(\^?\{?-?[1-4]\}?(?![0-9]))?\s*([*×/]?)")
-_MAX_WORDS = 6
-_MONEY = "$€£¥₹"
-# Words after a number that change it, or that say there is another one.
-_CHANGING = (
-    "or and to not nor but if than less more plus minus times over under through until point else versus vs "
-    "pi tau e i x sqrt root inf infinity mod log ln sin cos tan exp squared cubed factorial half halves third "
-    "thirds quarter quarters fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth "
-    "tenths hundredth hundredths thousandth thousandths zero one two three four five six seven eight nine ten "
-    "eleven twelve twenty thirty forty fifty hundred thousand million billion trillion dozen"
-)
-_NOT_UNITS = set(_CHANGING.split())
 _LIST = re.compile(r"\[(.*)\]|\((.*)\)|\{(.*)\}", re.DOTALL)
 
 
@@ -208,7 +178,7 @@ def read_quantity(text: str) -> Quantity | None:
     percent = _PERCENT.match(text, at)
     if percent:
         value, at = value / 100, percent.end()
-    unit = _read_unit(text[at:])
+    unit = read_unit(text[at:])
     if unit is None:
         return None
     return Quantity(value=-value if sign == "-" else value, whole=whole, percent=bool(percent), unit=currency or unit)
@@ -223,14 +193,6 @@ def show_value(value: Fraction) -> str:
         return f"{value.numerator}/{value.denominator}"
     digits = f"{abs(scaled.numerator):016d}"
     return f"{'-' if value < 0 else ''}{digits[:-15]}.{digits[-15:].rstrip('0')}"
-
-
-def same_unit(one: str, other: str) -> bool:
-    """Whether two units are the same, or either is missing; money per day and money count as the same."""
-    if not one or not other or one == other or one in _MEANS.get(other, ()) or other in _MEANS.get(one, ()):
-        return True
-    short, long = sorted((one, other), key=len)
-    return short in _MONEY and long.startswith(short + " ")
 
 
 def _signed(text: str, at: int) -> tuple[str, int]:
@@ -293,37 +255,29 @@ def _scientific(text: str, at: int) -> tuple[Fraction, bool, int] | None:
     return None if power is None else (number[0] * power, False, match.end())
 
 
-def _read_unit(rest: str) -> str | None:
-    """The unit that ``rest`` is in one spelling, ``""`` if there is none; ``None`` if it is no unit."""
-    bare = rest.strip(" \t\r\n" + _SPACES)
-    if not bare:
-        return ""
-    if bare.startswith("/"):
-        bare = "per " + bare[1:].lstrip()
-        rest = " " + bare
-    words: list[str] = []
-    at = 0
-    while at < len(bare):
-        match = _UNIT_TOKEN.match(bare, at)
-        if match is None or len(words) == _MAX_WORDS:
-            return None
-        word, power, joint = match.groups()
-        if word.lower() in _NOT_UNITS or (len(word) == 1 and word not in _ATTACHED):
-            return None
-        attached = at == 0 and rest[0] not in " \t\r\n" + _SPACES
-        if attached and word not in _ATTACHED:
-            return None
-        exponent = (power or "").strip("^{}")
-        words.append(_UNIT_OF.get(word, _UNIT_OF.get(word.lower(), word) if len(word) > 2 else word) + exponent)
-        words += ["per"] if joint == "/" else []
-        at = match.end()
-    name = " ".join(words)
-    return _UNIT_OF.get(name, name)
+# What an expression holds that has a value without being a number in digits.
+_EXPRESSION = re.compile(r"\\|[^\x00-\x7f]|[\^!]|\bpi\b|[a-z]{3}")
 
 
 def _read_one(text: str) -> list[Quantity]:
+    """The number that the text of an answer gives, by itself or as the value of an expression."""
     quantity = read_quantity(text)
+    if quantity is None and len(text) <= MAX_CHARACTERS:
+        bare = core(text)
+        quantity = read_quantity(bare)
+        if quantity is None and _EXPRESSION.search(bare):
+            quantity = _value_of(bare)
     return [] if quantity is None else [quantity]
+
+
+def _value_of(text: str) -> Quantity | None:
+    found = expression(text, decimal_comma=True)
+    value = value_of(found.parts[0]) if found and len(found.parts) == 1 else None
+    if found is None or value is None or abs(value) > 10**MAX_EXPONENT:
+        return None
+    whole = isinstance(value, Fraction) and "." not in found.parts[0]
+    value = Fraction(value) / 100 if found.percent else Fraction(value)
+    return Quantity(value=value, whole=whole, percent=found.percent, unit=found.unit)
 
 
 def _read_numbers(text: str) -> tuple[list[Quantity], bool]:
@@ -331,11 +285,11 @@ def _read_numbers(text: str) -> tuple[list[Quantity], bool]:
     single = _read_one(text)
     if single or len(text) > MAX_CHARACTERS:
         return single, False
-    bare = _cleaned(text).replace("\\", "")
+    bare = _cleaned(core(text)).replace("\\", "")
     match = _LIST.fullmatch(bare)
     inner = bare if match is None else next(group for group in match.groups() if group is not None)
-    numbers = [read_quantity(part) for part in re.split("[,;]", inner)]
-    complete = [number for number in numbers if number is not None]
-    if len(complete) < len(numbers) or (match is None and len(complete) == 1):
+    parts = re.split(r",?\s+and\s+|;|,\s" if re.search(r",\s|;", inner) else r"\s+and\s+|[,;]", inner)
+    numbers = [number for part in parts for number in _read_one(part)]
+    if len(numbers) < len(parts) or (match is None and len(numbers) == 1):
         return [], False
-    return complete, True
+    return numbers, True

@@ -1,0 +1,236 @@
+r"""What a reply gives as its answer, where that stands, and how sure it is; and an answer without what surrounds it.
+
+The first of these that a reply has is read, and of several such places the last one that holds something:
+
+1. ``tag``: ``<answer>…</answer>`` (also escaped, in square brackets, as ``final_answer``, or left open at the end);
+2. ``box``: ``\boxed{…}`` or ``\fbox{…}``; boxes that only "and", "or" or commas part are one answer;
+3. ``hash``: the rest of a line after ``####``;
+4. ``stated``: "answer: …", "the answer is …", and the same in Chinese, Japanese, German, French and Spanish;
+5. ``concluded``: a last sentence that begins with "so", "therefore" or the like, or with "in total";
+6. ``last_number``: only where ``fallback`` asks for it.
+
+Only what is after the thinking counts. All of it takes linear time.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from drift.problems.boxed import boxes
+
+Place = Literal["tag", "box", "hash", "stated", "concluded", "last_number"]
+Fallback = Literal["", "last_number"]
+FALLBACKS: tuple[str, ...] = get_args(Fallback)
+# Only the end of a longer reply is searched for a statement in words.
+MAX_CHARACTERS = 20_000
+MAX_ANSWER = 2_000
+_SURE: dict[str, float] = {"tag": 1.0, "box": 1.0, "hash": 0.9, "stated": 0.8, "concluded": 0.5, "last_number": 0.2}
+
+_TAG_NAME = r"(?:final[_ ]?)?answer"
+_TAGS = re.compile(
+    rf"(?P<open>(?:<|&lt;)\s{{0,3}}{_TAG_NAME}\s{{0,3}}(?:>|&gt;)|\[{_TAG_NAME}\])"
+    rf"|(?P<close>(?:<|&lt;)\s{{0,3}}/\s{{0,3}}{_TAG_NAME}\s{{0,3}}(?:>|&gt;)|\[/{_TAG_NAME}\])",
+    re.IGNORECASE,
+)
+_CUT_TAG = re.compile(r"</?[a-z_]{0,14}$", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"[.…_?\s*`-]*|[\[({<]?\s?(?:your|the|final|my)?\s?(?:final )?(?:answer|letter|number|value|result|option)"
+    r"(?: here| letter)?\s?[\])}>]?\.{0,3}|n/?a",
+    re.IGNORECASE,
+)
+_BETWEEN_BOXES = re.compile(
+    r"[\s$,;]*(?:and|or|\\text\{ ?(?:and|or) ?\})?[\s$,;]*(?:\$?[A-Za-z](?:_\{?\w\}?)? ?=)?[\s$]*"
+)
+_TAKEN_BACK = re.compile(
+    r"\$?\s?(?:can't|cannot|can not|isn't|is not|is wrong|was wrong|is incorrect)\b", re.IGNORECASE
+)
+_HASH = re.compile(r"^[ \t]*####(?!#)[ \t]*(.*)$", re.MULTILINE)
+
+_MARKS = r"[*_`$\s|]{0,6}"
+_IS = (
+    r"(?:\s{1,3}(?:choice|option|number))?(?:\s{1,3}(?:to|for|of)\s[^.:=\n]{1,80})?"
+    r"(?:\s{1,3}(?P<not>is\s{1,3}not|isn['’]t|can['’]t\sbe|cannot\sbe)\b"
+    r"|\s{1,3}(?:is|are|equals|was|would\sbe|must\sbe|should\sbe|has\sto\sbe|comes\sto|to|will\sbe)\b"
+    r"(?:\s(?:therefore|thus|then|simply|now|clearly|just)\b)?\s{0,3}[:=]?"
+    rf"|{_MARKS}(?:[:=：→]|->|=>)|{_MARKS}[|]|\s{{0,2}}[*_]{{0,3}}\n|\s[-–—]\s)"
+)
+_STATED = re.compile(
+    rf"\b(?:answer|ans|result|solution){_IS}"
+    r"|(?P<east>答案|答え|正解|結果|结果)(?:(?P<east_not>不是)|[是为為はが]?[：:]?)"
+    r"|\b(?:Antwort|Lösung|Ergebnis|réponse|respuesta|resultado|solución|résultat)(?:\s(?:correcta|correct|correcte|finale?))?"
+    r"(?:\s{1,3}(?P<west_not>ist\snicht|n['’]est\spas|no\ses)\b|\s{1,3}(?:ist|lautet|est|es)\b\s?:?|\s{0,2}[*_]{0,3}:)",
+    re.IGNORECASE,
+)
+_SUPPOSED = re.compile(
+    r"\b(?:if|suppose|assume|assuming|whether|say|unless|wenn|falls|were)\b[^.!?\n]{0,30}$|如果$", re.I
+)
+_INSTEAD = re.compile(r"[.;,]?\s{0,3}(?:it is|it['’]s|but|rather|sondern|mais|sino|而是)\s{1,3}", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=[*_`\"'”)$]{0,4}(?:\s|$))|[。！？]|\n")
+_NOT_THE_END = re.compile(r"(?:\b[ap]|\b[ap]\.m|\b(?:approx|sq|ca|vs|no|St))$", re.IGNORECASE)
+_CONCLUDING = re.compile(
+    r"\b(?:so|therefore|thus|hence|consequently|in total|altogether|in all|overall|finally|in conclusion)\b"
+    r"|因此|所以|したがって"
+    r"|\b(?:also|insgesamt|donc|au total|por lo tanto|en total)\b",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"[-−]?[$€£]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """An answer as a reply gives it.
+
+    Attributes:
+        answer: its text, as it stands there.
+        where: the place it was read from.
+    """
+
+    answer: str
+    where: Place
+
+    @property
+    def sure(self) -> float:
+        """From 0 to 1, how certain it is that the answer is meant as one."""
+        return _SURE[self.where]
+
+
+def read(reply: str, *, strict: bool = False, fallback: str = "") -> Read | None:
+    """The answer that ``reply`` gives; ``None`` if it gives none.
+
+    Args:
+        reply: the whole reply, thinking included.
+        strict: read tag and box alone.
+        fallback: ``last_number`` takes the last number of a reply that says nothing else.
+    """
+    text = spoken(reply)
+    if found := tagged(text):
+        return Read(answer=found, where="tag")
+    if found := boxed_answer(text):
+        return Read(answer=found, where="box")
+    if strict:
+        return None
+    text = text[-MAX_CHARACTERS:]
+    lines = [line for line in _HASH.findall(text) if line.strip()]
+    if lines and re.search(r"\d|^\W*\w\W*$|[\\=]", lines[-1]):
+        return Read(answer=lines[-1].strip(), where="hash")
+    if found := stated(text):
+        return Read(answer=found, where="stated")
+    if found := _concluded(text):
+        return Read(answer=found, where="concluded")
+    numbers = _NUMBER.findall(text) if fallback == "last_number" else []
+    return Read(answer=numbers[-1], where="last_number") if numbers else None
+
+
+def spoken(reply: str) -> str:
+    """``reply`` without its thinking: what follows each ``</think>``, and nothing of a thought that was cut off."""
+    for name in ("think", "thinking", "thought", "reasoning"):
+        opening, closing = f"<{name}>", f"</{name}>"
+        head, found, tail = reply.rpartition(closing)
+        if found or opening in reply:
+            before, cut, _ = tail.partition(opening)
+            reply = before
+            if cut and found and not before.strip():
+                reply = head.rpartition(closing)[2].partition(opening)[0]
+    return reply
+
+
+def tagged(text: str) -> str | None:
+    """What the last filled answer tag of ``text`` holds, also one left open at the end; ``None`` if there is none."""
+    start: int | None = None
+    found: str | None = None
+    for match in _TAGS.finditer(text):
+        if start is not None:
+            inner = text[start : match.start()].strip()
+            if not is_placeholder(inner) and (match["close"] or len(inner) < 200):
+                found = inner
+        start = match.end() if match["open"] else None
+    if start is not None:
+        rest = _CUT_TAG.sub("", text[start:].strip()[:MAX_ANSWER]).strip()
+        if len(rest) > 200 or "\n\n" in rest:
+            rest = rest.split("\n", 1)[0].strip()
+        if not is_placeholder(rest):
+            found = rest
+    return html.unescape(found) if found is not None and "&" in found else found
+
+
+def is_placeholder(text: str) -> bool:
+    """Whether ``text`` holds nothing, or repeats where the prompt says that an answer belongs."""
+    return len(text) < 60 and _PLACEHOLDER.fullmatch(text) is not None
+
+
+def boxed_answer(text: str) -> str | None:
+    """What the last filled box of ``text`` holds, together with the boxes that are listed before it."""
+    if "box" not in text:
+        return None
+    spans = [span for span in boxes(text) if not is_placeholder(span[2])]
+    while spans and _TAKEN_BACK.match(text, spans[-1][1]):
+        spans.pop()
+    if not spans:
+        return None
+    start, _, answer = spans[-1]
+    listed = [answer]
+    for earlier, end, inner in reversed(spans[:-1]):
+        between = text[end:start]
+        if len(between) > 60 or not re.search(r"[,;]|and|or", between) or not _BETWEEN_BOXES.fullmatch(between):
+            break
+        listed.insert(0, inner)
+        start = earlier
+    return ", ".join(listed)
+
+
+def sentence(text: str, start: int = 0) -> str:
+    r"""``text`` from ``start`` to the end of the sentence or line; ``$$`` and ``\[`` formulas may go over lines."""
+    formula = re.compile(r"\s*(?:\$\$(.{1,500}?)\$\$|\\\[(.{1,500}?)\\\])", re.DOTALL).match(text, start)
+    if formula:
+        return formula.group().strip()
+    for match in _SENTENCE_END.finditer(text, start):
+        if match.group() == "!" and text[match.start() - 1 : match.start()].isdigit():
+            continue
+        if match.group() != "." or not _NOT_THE_END.search(text, max(start, match.start() - 8), match.start()):
+            return text[start : match.start()].strip()
+    return text[start:].strip()
+
+
+def stated(text: str) -> str | None:
+    """What the last statement of ``text`` about its answer says; ``None`` if it is denied, supposed or cut off."""
+    found: str | None = None
+    for match in _STATED.finditer(text):
+        if _SUPPOSED.search(text, max(0, match.start() - 40), match.start()):
+            continue
+        at = match.end() + len(text[match.end() :]) - len(text[match.end() :].lstrip(" \t\n*_|`:"))
+        if at >= len(text):
+            continue
+        said = sentence(text, at)
+        if any(match[name] for name in ("not", "east_not", "west_not")) or said.startswith("not "):
+            instead = _INSTEAD.search(text, at, at + 80)
+            if instead is None:
+                found = None
+                continue
+            said = sentence(text, instead.end())
+        if match["east"]:
+            said = re.sub(r"\s?(?:です|だ|である)$", "", said)
+        said = re.sub(r"^that\s", "", said.strip().strip("|").strip())
+        if said and not is_placeholder(said) and not said.endswith("?"):
+            found = said
+    return found
+
+
+def _concluded(text: str) -> str | None:
+    """The last sentence, if it draws a conclusion, from its last "so", "is" or the like on."""
+    whole = text.rstrip()
+    if not whole or whole[-1].isalpha():
+        return None
+    start = 0
+    for match in _SENTENCE_END.finditer(whole, 0, len(whole) - 1):
+        start = match.end()
+    last = whole[start:].strip()
+    conclusions = list(_CONCLUDING.finditer(last))
+    if not conclusions or len(last) > 400 or last.endswith("?"):
+        return None
+    at = conclusions[-1].end()
+    if not re.search(r"\d|\\", last[at:]):
+        at = conclusions[0].end()
+    return last[at:].strip(" ,:") or None

@@ -1,0 +1,129 @@
+"""What a reply's answer is, where it stood, and that decoration changes no verdict."""
+
+import time
+
+import pytest
+
+from drift.verifiers import math_worker
+from drift.verifiers.choice import Choice
+from drift.verifiers.exact import Exact
+from drift.verifiers.reading import read
+
+pytest.importorskip("math_verify")
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "where"),
+    [
+        (r"\boxed{3} and <answer>4</answer>", "4", "tag"),
+        ("<think><answer>3</answer></think> The answer is 31.", "31", "stated"),
+        ("<answer>31</answer> as <answer>your answer</answer>", "31", "tag"),
+        ("&lt;answer&gt;31&lt;/answer&gt;", "31", "tag"),
+        ("<answer>31</answer><think>or <answer>3</answer>", "31", "tag"),
+        (r"So \boxed{31} it is.", "31", "box"),
+        (r"\boxed{3}, \boxed{4} and \boxed{6}", "3, 4, 6", "box"),
+        ("5 * 6 + 1 = 31\n#### 31", "31", "hash"),
+        ("**Answer:** 31\n\nIt could be checked.", "31", "stated"),
+        ("The answer isn't 30. It is 31.", "31", "stated"),
+        ("答案是 31。", "31", "stated"),
+        ("Die Antwort lautet 31.", "31", "stated"),
+        ("Each row has 5.\n\nTherefore, 31 chairs are needed.", "31 chairs are needed.", "concluded"),
+    ],
+)
+def test_an_answer_is_read_from_the_first_place_that_holds_one(reply, answer, where):
+    found = read(reply)
+    assert (found.answer, found.where) == (answer, where)
+    assert 0 < found.sure <= 1
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "<answer>...</answer>", "<think>The answer is 5", "The answer is", "It has 5 rows and"]
+)
+def test_a_reply_without_an_answer_gives_none(reply):
+    assert read(reply) is None
+
+
+def test_strict_reads_tag_and_box_alone_and_the_last_number_is_read_only_if_asked_for():
+    assert read("The answer is 31.", strict=True) is None
+    assert read(r"\boxed{31}", strict=True).answer == "31"
+    assert read("There were 30 and then 31 of them") is None
+    assert read("There were 30 and then 31 of them", fallback="last_number").answer == "31"
+
+
+DECORATED = (
+    "**{}**", "`{}`", "{}.", "$ {} $", "The answer is {}.",
+    "## {}", "<b>{}</b>", "Final answer: {}", r"\boxed{{{}}}.", "x = {}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", DECORATED)
+def test_decoration_changes_no_verdict_and_no_part_of_an_answer_is_paid(form):
+    cases = [(r"3\sqrt{5}", "3"), (r"\frac{4}{7}", "4"), ("7,250", "250"), ("-6", "6"), (r"9\pi", "9")]
+    for gold, part in cases:
+        assert math_worker.check(form.format(gold), gold)["verdict"] == "right", gold
+        assert math_worker.check(form.format(gold), part)["verdict"] == "wrong", gold
+
+
+@pytest.mark.parametrize(
+    ("reply", "gold", "other"),
+    [
+        ("4√3", r"4\sqrt{3}", "4"),
+        ("5 × 10⁶", "5000000", "5"),
+        ("y² − 4", "y^2-4", "4"),
+        (r"2 \text{ and } 9", "2, 9", "9"),
+        (r"\infty", r"\infty", r"-\infty"),
+        (r"\frac{1}{170!}", r"\frac{1}{170!}", r"\frac{4}{170!}"),
+        ("5^{600}", "5^{600}", "5^{601}"),
+        ("10:45", "10:45", "11:45"),
+        ("4:7", "4 to 7", "7:4"),
+        ("2021_3", "2021_{3}", "2021_4"),
+        ("8 kg", r"8\text{ kg}", r"8\text{ g}"),
+        ("31 cents", "31", "$31"),
+        ("7 ± √2", r"7 \pm \sqrt{2}", "7"),
+        ("2½", "2.5", "2"),
+        ("forty-two", "42", "2"),
+        ("45%", r"45\%", r"4.5\%"),
+        ("a parabola", r"\text{parabola}", r"\text{ellipse}"),
+        ("(−∞, 5]", r"(-\infty, 5]", r"(-\infty, 5)"),
+        ("31, because 5 times 6 is 30", "31", "30"),
+    ],
+)
+def test_the_whole_value_counts_in_any_spelling(reply, gold, other):
+    assert math_worker.check(reply, gold)["verdict"] == "right"
+    assert math_worker.check(reply, other)["verdict"] == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        (r"\boxed{\text{B. copper}}", "B"),
+        ("D - lead", "D"),
+        ("lead (D)", "D"),
+        ("So C is the answer.", "C"),
+        ("Therefore, A.", "A"),
+        ("答案：B", "B"),
+        ("Richtig ist Antwort C.", "C"),
+        ("The answer is:\n\n**B. copper**", "B"),
+        ("It isn't A; it is D.", "D"),
+        ("<think>The answer is A.</think> The answer is B.", "B"),
+        ("A. tin\nB. copper\nC.", None),
+        ("The answer is A or C.", None),
+    ],
+)
+def test_a_claimed_option_is_read_in_other_wordings(reply, letter):
+    assert Choice().verify(reply, "B", options=("tin", "copper", "zinc", "lead")).answer == letter
+
+
+def test_truth_is_read_from_its_decoration_or_a_sentence():
+    assert Exact().verify(r"\text{True}", "True").right
+    assert Exact().verify("The claim is not true.", "False").right
+    assert not Exact().verify("The claim is not true.", "True").right
+
+
+@pytest.mark.parametrize(
+    "text", ["<answer>" * 20_000, "answer is " * 20_000, "\\boxed{" * 20_000, "(" * 20_000, "so " * 20_000]
+)
+def test_hostile_replies_are_read_at_once(text):
+    start = time.process_time()
+    read(text)
+    assert time.process_time() - start < 2
