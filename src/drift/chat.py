@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
@@ -59,6 +60,7 @@ class TemplateChat:
         added = getattr(tokenizer, "added_tokens_decoder", {}).items()
         names = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         names |= {token.content: token_id for token_id, token in added if token.special}
+        self._names = names
         # What a tokenizer has no letters for is an ordinary id in ordinary text.
         self._control_ids = frozenset(names.values()) - {getattr(tokenizer, "unk_token_id", None)}
         longest_first = sorted(filter(None, names), key=len, reverse=True)
@@ -104,23 +106,105 @@ class TemplateChat:
             )
         return ids
 
-    def end_of_turn(self, end_ids: Collection[int]) -> int:
-        """The id that ends a reply: that of ``end_ids`` which the template puts after one, or else the tokenizer's."""
-        probe = "drift-probe"
-        asked: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
-        after = self._render(asked, add_generation_prompt=False).rpartition(probe)[2]
-        own = self._tokenizer.eos_token_id
-        return next((i for i in self._ids(after) if i in end_ids), own if own is not None else min(end_ids))
+    def logged(
+        self, messages: Sequence[Message], following: Message | None, end_ids: Collection[int], *, cut_off: bool = False
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Prompt and reply of a logged conversation: the ids of the template's own text of it, cut in two.
 
-    def _sealed(self, messages: Sequence[Message]) -> tuple[list[Message], str]:
+        Where ``P`` is what the template would ask the model to continue and ``R`` what it writes of the conversation
+        with the reply, the prompt is what the ids of both begin with, and the reply is the rest of R's::
+
+            P = <|user|>How?<|end|><|assistant|>
+            R = <|user|>How?<|end|><|assistant|><|channel|>final<|message|>So.<|end|>
+                ------------- prompt ----------- ---------------- reply ------------
+
+        It ends with the first of ``end_ids`` that R has after the reply's text. Where it has none, it gets one: that
+        which begins what the template puts before the next message, or else ``end_of_turn``.
+
+        Args:
+            messages: the conversation, up to the reply and with it.
+            following: the message after the reply, if there is one.
+            end_ids: every id that ends a reply.
+            cut_off: the reply was never finished, so that it ends with its text.
+
+        Raises:
+            PolicyError: the template refuses the conversation, or doesn't write the reply after what asks for it.
+        """
+        sealed, whole = self._sealed(messages, add_generation_prompt=False)
+        asked, tail = self._render(sealed[:-1]), self._after_reply(sealed[:-1])
+        end = len(whole) - len(tail)
+        said = sealed[-1]["content"].rpartition(_END_OF_THINKING)[2].lstrip(f"{_CLOSE}\n ").rstrip()
+        start = self._start_of_reply(sealed, asked, whole, whole[:end].rstrip().removesuffix(said))
+        if start is None or not whole.endswith(tail) or not whole[start:end].strip():
+            raise PolicyError(
+                f"the chat template of {self._source!r} doesn't write the reply {messages[-1]['content'][:80]!r} after "
+                "what asks for it, so that there are no ids to train. Take out of the conversation what the template "
+                "changes."
+            )
+        closing = next((m for m in self._control.finditer(tail) if self._names[m[0]] in end_ids), None)
+        ending: tuple[int, ...] = ()
+        if closing is not None and not cut_off:
+            end += closing.end()
+        elif not cut_off:
+            ending = (self._opening_end(sealed[:-1], following, end_ids),)
+        prompt = self._ids(asked)
+        if start:
+            return prompt, self._ids(whole[start:end]) + ending
+        ids = self._ids(whole[:end])
+        alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False)))
+        return ids[:alike], ids[alike:] + ending
+
+    def _start_of_reply(self, messages: Sequence[Message], asked: str, whole: str, lead: str) -> int | None:
+        """Where the reply begins in ``whole``, if the template writes the conversation before it otherwise than asked.
+
+        Returns:
+            0 where it writes that alike, and ``None`` where the reply does not follow what asks for one.
+        """
+        if whole.startswith(asked):
+            return 0
+        history = self._render(messages[:-1], add_generation_prompt=False)
+        if asked.startswith(history.rstrip()) and whole.startswith(history.rstrip()):
+            return 0
+        header = asked.removeprefix(history)
+        if not header:
+            return len(lead.rstrip())
+        return len(lead) if lead.endswith(header) else None
+
+    def end_of_turn(self, end_ids: Collection[int]) -> int:
+        """The id that ends a reply: that of ``end_ids`` which the template puts after one, or else the tokenizer's.
+
+        Where nothing closes a reply, this is the id that begins a user's message, if it is one of ``end_ids``.
+        """
+        asked: list[Message] = [{"role": "user", "content": "?"}]
+        first = next((i for i in self._ids(self._after_reply(asked)) if i in end_ids), None)
+        return self._opening_end(asked, None, end_ids) if first is None else first
+
+    def _after_reply(self, asked: Sequence[Message], *following: Message) -> str:
+        """What the template writes after the text of a reply to ``asked``."""
+        probe: Message = {"role": "assistant", "content": _PROBE}
+        return self._render([*asked, probe, *following], add_generation_prompt=False).rpartition(_PROBE)[2]
+
+    def _opening_end(self, asked: Sequence[Message], following: Message | None, end_ids: Collection[int]) -> int:
+        """The end id with which the message after a reply to ``asked`` begins, or else the tokenizer's own."""
+        own = self._tokenizer.eos_token_id
+        usual: int = own if own is not None else min(end_ids)
+        role = "user" if following is None else following["role"]
+        try:
+            opening = self._control.match(self._after_reply(asked, {"role": role, "content": "?"}))
+        except PolicyError:
+            return usual
+        found = self._names[opening[0]] if opening else usual
+        return found if found in end_ids else usual
+
+    def _sealed(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> tuple[list[Message], str]:
         """The messages with marks, and the template's text of them, in which no control token is of their making."""
         marked = _marked(messages, self._control, _around)
-        text = self._render(marked)
+        text = self._render(marked, add_generation_prompt=add_generation_prompt)
         found = self._controls(text)
-        if found == self._usual_controls(tuple(message["role"] for message in messages)):
+        if found == self._usual_controls(tuple(message["role"] for message in messages), add_generation_prompt):
             return marked, text
         parted = _marked(messages, self._begins, _around_or_after)
-        other = self._render(parted)
+        other = self._render(parted, add_generation_prompt=add_generation_prompt)
         return (marked, text) if self._controls(other) == found else (parted, other)
 
     def _controls(self, text: str) -> tuple[str, ...]:
@@ -128,18 +212,21 @@ class TemplateChat:
         unmarked = (part for piece in _BETWEEN_MARKS.split(text)[::2] for part in _MARKS.split(piece))
         return tuple(name for part in unmarked for name in self._control.findall(part))
 
-    def _controls_without_content(self, roles: tuple[Role, ...]) -> tuple[str, ...] | None:
+    def _controls_without_content(self, roles: tuple[Role, ...], add_generation_prompt: bool) -> tuple[str, ...] | None:
+        messages: list[Message] = [{"role": role, "content": "x"} for role in roles]
         try:
-            return self._controls(self._render([{"role": role, "content": "x"} for role in roles]))
+            return self._controls(self._render(messages, add_generation_prompt=add_generation_prompt))
         except PolicyError:
             return None
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         from jinja2 import TemplateError
 
+        # Templates know what was thought by either of two names.
+        given = [{**m, "thinking": m["reasoning_content"]} if "reasoning_content" in m else m for m in messages]
         try:
             text: str = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
+                given, add_generation_prompt=add_generation_prompt, tokenize=False
             )
         except TemplateError as error:
             raise PolicyError(self._refusal(messages, str(error))) from error
@@ -175,6 +262,8 @@ class TemplateChat:
 
 
 _REMEMBERED_CHARACTERS = 4096
+_PROBE = "drift-probe"
+_END_OF_THINKING = "</think>"
 # Code points that Unicode reserves for use inside a program; no text that is meant for others holds them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARKS = re.compile(f"[{_OPEN}{_CLOSE}]")
@@ -182,7 +271,14 @@ _BETWEEN_MARKS = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
 
 
 def _marked(messages: Sequence[Message], found: re.Pattern[str], mark: Callable[[re.Match[str]], str]) -> list[Message]:
-    return [{**message, "content": found.sub(mark, message["content"])} for message in messages]
+    """The messages with ``mark`` put on whatever of their text, or of their thinking, is ``found``."""
+    marked: list[Message] = []
+    for message in messages:
+        other: Message = {**message, "content": found.sub(mark, message["content"])}
+        if "reasoning_content" in message:
+            other["reasoning_content"] = found.sub(mark, message["reasoning_content"])
+        marked.append(other)
+    return marked
 
 
 def _around(name: re.Match[str]) -> str:
