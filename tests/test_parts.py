@@ -1,14 +1,18 @@
 """Replies in parts: what chat templates put around thinking and text, trained as they write it and told apart."""
 
+import asyncio
 from typing import Any
 
 import pytest
 from tools.default_policy.config import Flaws
 from tools.default_policy.pretrain import make_tokenizer
 
-from drift.chat import TemplateChat
+from drift.chat import TemplateChat, extends
 from drift.errors import PolicyError
-from drift.types import Message
+from drift.policies.base import Sampling
+from drift.rollouts.episode import Assignment, episode
+from drift.training.examples import rows_of
+from drift.types import Completion, Message, Step, Task
 
 LAST = (
     "{% set ns = namespace(at=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.at = loop.index0 %}"
@@ -168,3 +172,121 @@ def test_what_a_template_writes_otherwise_of_the_question_is_not_trained() -> No
     prompt, reply = chat.logged([said("user", "late"), said("assistant", "Shorten it.")], None, ends)
     assert tokenizer.decode(prompt) == "[1]<|turn|>user\nlate<|over|>\n<|turn|>assistant\n"
     assert tokenizer.decode(reply) == "Shorten it.<|over|>"
+
+
+def ids_of(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+SAMPLED = {
+    "lanes": "<|lane|>inner<|say|>2 + 1<|shut|><|open|>assistant<|lane|>outer<|say|>The answer is 3.<|done|>",
+    "opened": "2 + 1\n</think>\n\nThe answer is 3.<|over|>",
+    "closed": "2 + 1\n</think>\nThe answer is 3.<|over|>",
+    "role_ends": "\n<think>2 + 1</think>\nThe answer is 3.<|user|>",
+    "kept": "<think>\n2 + 1\n</think>\n\nThe answer is 3.<|over|>",
+    "split": "<think>\n2 + 1\n</think>\n\nThe answer is 3.<|over|>",
+}
+HEADERS = {
+    "lanes": "<|lane|>outer<|say|>The answer is 3.<|done|>",
+    "role_ends": "\n<think></think>\nThe answer is 3.<|user|>",
+    "kept": "The answer is 3.<|over|>",
+}
+UNFINISHED = {
+    "lanes": "<|lane|>inner<|say|>2 + 1",
+    "opened": "2 + 1",
+    "role_ends": "\n<think>2 + 1",
+    "kept": "<think>\n2 + 1",
+    "split": "<think>\n2 + 1",
+}
+
+
+def test_thinking_is_told_apart_by_what_the_template_puts_around_it() -> None:
+    for name, (sampled, expected) in [
+        *((name, (text, ("The answer is 3.", "2 + 1"))) for name, text in SAMPLED.items()),
+        *((name, (text, ("The answer is 3.", ""))) for name, text in HEADERS.items()),
+        *((name, (text, ("", "2 + 1"))) for name, text in UNFINISHED.items()),
+    ]:
+        chat, tokenizer, ends = chat_of(name)
+        prompt = chat.first([said("user", "1 + 2?")])
+        assert chat.parts(prompt, ids_of(tokenizer, sampled), ends) == expected, (name, sampled)
+
+
+def test_a_template_without_thinking_leaves_all_of_a_reply_in_its_text() -> None:
+    chat, tokenizer, ends = chat_of("plain")
+    text = " <think>2 + 1</think> 3 "
+    assert chat.parts((), ids_of(tokenizer, text + "<|over|>"), ends) == (text, "")
+
+
+def test_a_response_template_goes_before_marks() -> None:
+    chat, tokenizer, ends = chat_of("plain")
+    tokenizer.response_template = {
+        "start_anchor": "<|turn|>assistant\n",
+        "fields": {"thinking": {"open": "(", "close": ")", "optional": True}, "content": {"close": "<|over|>"}},
+    }
+    prompt = chat.first([said("user", "1 + 2?")])
+    assert chat.parts(prompt, ids_of(tokenizer, "(2 + 1)3<|over|>"), ends) == ("3", "2 + 1")
+
+
+class Listening:
+    """Asks twice and writes down what it hears."""
+
+    max_turns = 2
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def start(self, task: Task) -> "Listening":
+        return self
+
+    def tasks(self, split: str, count: int, seed: int) -> list[Task]:
+        return []
+
+    def opening(self) -> list[Message]:
+        return [said("user", "1 + 2?")]
+
+    async def step(self, reply: str) -> Step:
+        self.heard.append(reply)
+        done = len(self.heard) == 2
+        return Step(
+            messages=() if done else (said("user", "Sure?"),), reward=0.0, done=done, success=False, answer=None
+        )
+
+
+class Saying:
+    """Always samples the same ids."""
+
+    context_length = None
+    fingerprint = "saying"
+
+    def __init__(self, name: str) -> None:
+        self.chat, self.tokenizer, self._ends = chat_of(name)
+        self.ids = ids_of(self.tokenizer, SAMPLED[name])
+
+    async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+        text, thinking = self.chat.parts(prompt_ids, self.ids, self._ends)
+        return Completion(text=text, token_ids=self.ids, logprobs=None, finish_reason="stop", thinking=thinking)
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_an_environment_hears_no_thinking_and_history_is_what_the_template_makes_of_the_parts(name: str) -> None:
+    environment, policy = Listening(), Saying(name)
+    task = Task(id="t", group_id="t", split="test", payload={})
+    found = asyncio.run(episode(Assignment(task=task, sample=0, seed=0), environment, policy, Sampling()))
+    assert environment.heard == ["The answer is 3."] * 2 and found.error is None
+    assert [turn.completion.thinking for turn in found.turns] == ["2 + 1"] * 2
+    assert [message["content"] for message in found.messages if message["role"] == "assistant"] == environment.heard
+    assert all("reasoning_content" not in message for message in found.messages)
+    first, second = found.turns
+    talk = [said("user", "1 + 2?"), said("assistant", "The answer is 3.", "2 + 1"), said("user", "Sure?")]
+    fields = [{**m, "thinking": m["reasoning_content"]} if "reasoning_content" in m else {**m} for m in talk]
+    rendered = policy.tokenizer.apply_chat_template(fields, tokenize=False, add_generation_prompt=True)
+    if name == "split":
+        assert policy.tokenizer.decode(second.prompt_ids) == rendered.replace("The", "\n\nThe")
+    else:
+        assert policy.tokenizer.decode(second.prompt_ids) == rendered
+    # Only a template that keeps the thought lets the next prompt go on from what was sampled.
+    assert extends(first, second) == (name == "kept")
+    rows = rows_of(found, [1.0, 1.0], normalization="sum")
+    for row in rows:
+        trained = [i for i, on in zip(row.token_ids, row.sampled, strict=True) if on]
+        assert trained == [*policy.ids] * (3 - len(rows))

@@ -72,6 +72,11 @@ class TemplateChat:
         # millisecond, which every open conversation waits for.
         self._remembered = functools.lru_cache(maxsize=4096)(self._encoded)
         self._usual_controls = functools.lru_cache(maxsize=256)(self._controls_without_content)
+        # A template that knows thinking in the text alone is given both as one.
+        self._joins = False
+        self._thinking = self._marks_of_thinking()
+        self._joins = self._thinking is _IN_THE_TEXT
+        self._has_parts = self._thinking is not None or self._has_template_of_replies()
 
     def first(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the opening messages, ready for the assistant's first reply."""
@@ -82,15 +87,109 @@ class TemplateChat:
         messages, after = self._sealed(messages)
         reply_at = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
         before = self._render(messages[:reply_at])
-        cut = _end_of_reply(before, messages[reply_at]["content"], after)
+        sampled = previous.completion.token_ids
+        in_parts = self._has_parts and self._plain(sampled) != previous.completion.text
+        if in_parts:
+            cut = self._end_of_parts(before, sampled, after)
+        else:
+            cut = _end_of_reply(before, messages[reply_at]["content"], after)
         if cut is None:
             return self._ids(after)
-        sampled = previous.completion.token_ids
         # An end-of-turn token that the policy sampled is not repeated by the template's own.
         for suffix in map(self._ids, (after[cut:], after[cut:].lstrip())):
             if sampled and suffix and sampled[-1] == suffix[0] and sampled[-1] in self._tokenizer.all_special_ids:
                 return previous.prompt_ids + sampled + suffix[1:]
         return previous.prompt_ids + sampled + self._ids(after[cut:])
+
+    def parts(
+        self, prompt_ids: Sequence[int], token_ids: Sequence[int], end_ids: Collection[int] = ()
+    ) -> tuple[str, str]:
+        """Text and thinking of a sampled reply, without the token that ends it.
+
+        They are told apart by the tokenizer's response template, where it has one, or else by what the chat template
+        writes around a reply's thinking: ``<think>`` and ``</think>``, or gpt-oss's channels. With a template that
+        knows no thinking, all of a reply is text. A thought that never ends leaves no text.
+
+        Args:
+            prompt_ids: what was sampled after; some templates open the thought there.
+            token_ids: what was sampled.
+            end_ids: every id that ends a reply.
+        """
+        kept = len(token_ids)
+        while kept and token_ids[kept - 1] in end_ids:
+            kept -= 1
+        ids = list(token_ids[:kept])
+        text, raw = self._plain(ids), self._decoded(ids)
+        if self._has_template_of_replies():
+            parsed = _parsed(self._tokenizer, self._decoded(token_ids), self._decoded(prompt_ids))
+            if parsed is not None:
+                return parsed
+        if self._thinking is None:
+            return text, ""
+        opening, closing, header = self._thinking
+        thought, closed, said = raw.partition(closing)
+        opened = self._decoded(list(prompt_ids[-_OPENING_IDS:])).rstrip().endswith(opening)
+        if not closed and not opened and not raw.lstrip().startswith(opening):
+            if not header or not raw.lstrip().startswith(header):
+                return text, ""
+            thought, said = "", raw.lstrip().removeprefix(header)
+        thought = thought.strip().removeprefix(opening)
+        return self._control.sub("", said).strip(), self._control.sub("", thought).strip()
+
+    def _has_template_of_replies(self) -> bool:
+        return bool(getattr(self._tokenizer, "response_template", None))
+
+    def _plain(self, ids: Sequence[int]) -> str:
+        """All of a reply's text, without control tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        """A reply's text with the names of its control tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def _marks_of_thinking(self) -> tuple[str, str, str] | None:
+        """What the template puts before a thought, between it and the text, and before a text without a thought.
+
+        Returns:
+            ``None`` where it knows no thinking.
+        """
+        asked: list[Message] = [{"role": "user", "content": "?"}]
+        thoughtful: Message = {"role": "assistant", "content": _PROBE, "reasoning_content": _THOUGHT}
+        try:
+            before = self._render(asked)
+            text = self._render([*asked, thoughtful], add_generation_prompt=False)
+            plain = self._render([*asked, {"role": "assistant", "content": _PROBE}], add_generation_prompt=False)
+        except (PolicyError, TypeError):
+            return None
+        lead, written, rest = text.partition(_THOUGHT)
+        closing = rest.partition(_PROBE)[0].strip()
+        if not written or not closing or _PROBE not in rest:
+            template = str(self._tokenizer.chat_template)
+            return _IN_THE_TEXT if _END_OF_THINKING in template else None
+        opening = lead.removeprefix(before).strip() if lead.startswith(before) else ""
+        if not opening:
+            # Opened by the prompt: <think> for </think>, [THINK] for [/THINK].
+            opening = closing.replace("/", "", 1)
+            if not before.rstrip().endswith(opening):
+                return None
+        header = plain.removeprefix(before).partition(_PROBE)[0].strip() if plain.startswith(before) else ""
+        return opening, closing, header
+
+    def _end_of_parts(self, before: str, sampled: Sequence[int], after: str) -> int | None:
+        """As ``_end_of_reply``, of a reply with thinking or a header: the whole of what was sampled must be there."""
+        kept = len(sampled)
+        while kept and sampled[kept - 1] in self._control_ids:
+            kept -= 1
+        words = map(re.escape, self._decoded(sampled[:kept]).split())
+        found = re.compile(r"\s*" + r"\s*".join(words)).match(after, len(before)) if after.startswith(before) else None
+        if found is None:
+            return None
+        # Another end than the one that was sampled is other history.
+        ending = self._control.match(after[found.end() :].lstrip())
+        ended = kept < len(sampled) and (ending is None or self._names[ending[0]] != sampled[kept])
+        return None if ended else found.end()
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of ``text`` on its own, with no control token among them whatever it says.
@@ -222,8 +321,7 @@ class TemplateChat:
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         from jinja2 import TemplateError
 
-        # Templates know what was thought by either of two names.
-        given = [{**m, "thinking": m["reasoning_content"]} if "reasoning_content" in m else m for m in messages]
+        given = [self._with_thinking(message) for message in messages]
         try:
             text: str = self._tokenizer.apply_chat_template(
                 given, add_generation_prompt=add_generation_prompt, tokenize=False
@@ -231,6 +329,16 @@ class TemplateChat:
         except TemplateError as error:
             raise PolicyError(self._refusal(messages, str(error))) from error
         return text
+
+    def _with_thinking(self, message: Message) -> dict[str, object]:
+        """A message with what was thought where the template looks for it: in a field of one of two names, or text."""
+        if "reasoning_content" not in message:
+            return {**message}
+        thought = message["reasoning_content"]
+        if not self._joins:
+            return {**message, "thinking": thought}
+        content = f"<think>\n{thought}\n{_END_OF_THINKING}\n\n{message['content']}"
+        return {"role": message["role"], "content": content}
 
     def _refusal(self, messages: Sequence[Message], reason: str) -> str:
         roles = [message["role"] for message in messages]
@@ -263,7 +371,11 @@ class TemplateChat:
 
 _REMEMBERED_CHARACTERS = 4096
 _PROBE = "drift-probe"
+_THOUGHT = "drift-thought"
 _END_OF_THINKING = "</think>"
+_IN_THE_TEXT = ("<think>", _END_OF_THINKING, "")
+# Enough for what a template opens a thought with, at the end of a prompt.
+_OPENING_IDS = 32
 # Code points that Unicode reserves for use inside a program; no text that is meant for others holds them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARKS = re.compile(f"[{_OPEN}{_CLOSE}]")
@@ -289,6 +401,20 @@ def _around(name: re.Match[str]) -> str:
 def _around_or_after(found: re.Match[str]) -> str:
     """The same, and a mark after what a name could begin with, so that none begins there."""
     return _around(found) if found["name"] else found[0] + _CLOSE
+
+
+def _parsed(tokenizer: Any, raw: str, prompt: str) -> tuple[str, str] | None:
+    """Text and thinking by the tokenizer's response template; ``None`` where it reads neither, or also tool calls."""
+    try:
+        found = tokenizer.parse_response(raw, prefix=prompt)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    if not isinstance(found, dict) or found.get("tool_calls"):
+        return None
+    text, thinking = found.get("content"), found.get("thinking") or found.get("reasoning_content")
+    if not isinstance(text, str) and not isinstance(thinking, str):
+        return None
+    return (text or "").strip(), (thinking or "").strip()
 
 
 def _end_of_reply(before: str, reply: str, after: str) -> int | None:
