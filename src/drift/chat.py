@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
@@ -59,6 +60,7 @@ class TemplateChat:
         added = getattr(tokenizer, "added_tokens_decoder", {}).items()
         names = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         names |= {token.content: token_id for token_id, token in added if token.special}
+        self._names = names
         # What a tokenizer has no letters for is an ordinary id in ordinary text.
         self._control_ids = frozenset(names.values()) - {getattr(tokenizer, "unk_token_id", None)}
         longest_first = sorted(filter(None, names), key=len, reverse=True)
@@ -70,6 +72,11 @@ class TemplateChat:
         # millisecond, which every open conversation waits for.
         self._remembered = functools.lru_cache(maxsize=4096)(self._encoded)
         self._usual_controls = functools.lru_cache(maxsize=256)(self._controls_without_content)
+        # A template that knows thinking in the text alone is given both as one.
+        self._joins = False
+        self._thinking = self._marks_of_thinking()
+        self._joins = self._thinking is _IN_THE_TEXT
+        self._has_parts = self._thinking is not None or self._has_template_of_replies()
 
     def first(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the opening messages, ready for the assistant's first reply."""
@@ -80,15 +87,109 @@ class TemplateChat:
         messages, after = self._sealed(messages)
         reply_at = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
         before = self._render(messages[:reply_at])
-        cut = _end_of_reply(before, messages[reply_at]["content"], after)
+        sampled = previous.completion.token_ids
+        in_parts = self._has_parts and self._plain(sampled) != previous.completion.text
+        if in_parts:
+            cut = self._end_of_parts(before, sampled, after)
+        else:
+            cut = _end_of_reply(before, messages[reply_at]["content"], after)
         if cut is None:
             return self._ids(after)
-        sampled = previous.completion.token_ids
         # An end-of-turn token that the policy sampled is not repeated by the template's own.
         for suffix in map(self._ids, (after[cut:], after[cut:].lstrip())):
             if sampled and suffix and sampled[-1] == suffix[0] and sampled[-1] in self._tokenizer.all_special_ids:
                 return previous.prompt_ids + sampled + suffix[1:]
         return previous.prompt_ids + sampled + self._ids(after[cut:])
+
+    def parts(
+        self, prompt_ids: Sequence[int], token_ids: Sequence[int], end_ids: Collection[int] = ()
+    ) -> tuple[str, str]:
+        """Text and thinking of a sampled reply, without the token that ends it.
+
+        They are told apart by the tokenizer's response template, where it has one, or else by what the chat template
+        writes around a reply's thinking: ``<think>`` and ``</think>``, or gpt-oss's channels. With a template that
+        knows no thinking, all of a reply is text. A thought that never ends leaves no text.
+
+        Args:
+            prompt_ids: what was sampled after; some templates open the thought there.
+            token_ids: what was sampled.
+            end_ids: every id that ends a reply.
+        """
+        kept = len(token_ids)
+        while kept and token_ids[kept - 1] in end_ids:
+            kept -= 1
+        ids = list(token_ids[:kept])
+        text, raw = self._plain(ids), self._decoded(ids)
+        if self._has_template_of_replies():
+            parsed = _parsed(self._tokenizer, self._decoded(token_ids), self._decoded(prompt_ids))
+            if parsed is not None:
+                return parsed
+        if self._thinking is None:
+            return text, ""
+        opening, closing, header = self._thinking
+        thought, closed, said = raw.partition(closing)
+        opened = self._decoded(list(prompt_ids[-_OPENING_IDS:])).rstrip().endswith(opening)
+        if not closed and not opened and not raw.lstrip().startswith(opening):
+            if not header or not raw.lstrip().startswith(header):
+                return text, ""
+            thought, said = "", raw.lstrip().removeprefix(header)
+        thought = thought.strip().removeprefix(opening)
+        return self._control.sub("", said).strip(), self._control.sub("", thought).strip()
+
+    def _has_template_of_replies(self) -> bool:
+        return bool(getattr(self._tokenizer, "response_template", None))
+
+    def _plain(self, ids: Sequence[int]) -> str:
+        """All of a reply's text, without control tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        """A reply's text with the names of its control tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def _marks_of_thinking(self) -> tuple[str, str, str] | None:
+        """What the template puts before a thought, between it and the text, and before a text without a thought.
+
+        Returns:
+            ``None`` where it knows no thinking.
+        """
+        asked: list[Message] = [{"role": "user", "content": "?"}]
+        thoughtful: Message = {"role": "assistant", "content": _PROBE, "reasoning_content": _THOUGHT}
+        try:
+            before = self._render(asked)
+            text = self._render([*asked, thoughtful], add_generation_prompt=False)
+            plain = self._render([*asked, {"role": "assistant", "content": _PROBE}], add_generation_prompt=False)
+        except (PolicyError, TypeError):
+            return None
+        lead, written, rest = text.partition(_THOUGHT)
+        closing = rest.partition(_PROBE)[0].strip()
+        if not written or not closing or _PROBE not in rest:
+            template = str(self._tokenizer.chat_template)
+            return _IN_THE_TEXT if _END_OF_THINKING in template else None
+        opening = lead.removeprefix(before).strip() if lead.startswith(before) else ""
+        if not opening:
+            # Opened by the prompt: <think> for </think>, [THINK] for [/THINK].
+            opening = closing.replace("/", "", 1)
+            if not before.rstrip().endswith(opening):
+                return None
+        header = plain.removeprefix(before).partition(_PROBE)[0].strip() if plain.startswith(before) else ""
+        return opening, closing, header
+
+    def _end_of_parts(self, before: str, sampled: Sequence[int], after: str) -> int | None:
+        """As ``_end_of_reply``, of a reply with thinking or a header: the whole of what was sampled must be there."""
+        kept = len(sampled)
+        while kept and sampled[kept - 1] in self._control_ids:
+            kept -= 1
+        words = map(re.escape, self._decoded(sampled[:kept]).split())
+        found = re.compile(r"\s*" + r"\s*".join(words)).match(after, len(before)) if after.startswith(before) else None
+        if found is None:
+            return None
+        # Another end than the one that was sampled is other history.
+        ending = self._control.match(after[found.end() :].lstrip())
+        ended = kept < len(sampled) and (ending is None or self._names[ending[0]] != sampled[kept])
+        return None if ended else found.end()
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of ``text`` on its own, with no control token among them whatever it says.
@@ -104,23 +205,105 @@ class TemplateChat:
             )
         return ids
 
-    def end_of_turn(self, end_ids: Collection[int]) -> int:
-        """The id that ends a reply: that of ``end_ids`` which the template puts after one, or else the tokenizer's."""
-        probe = "drift-probe"
-        asked: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
-        after = self._render(asked, add_generation_prompt=False).rpartition(probe)[2]
-        own = self._tokenizer.eos_token_id
-        return next((i for i in self._ids(after) if i in end_ids), own if own is not None else min(end_ids))
+    def logged(
+        self, messages: Sequence[Message], following: Message | None, end_ids: Collection[int], *, cut_off: bool = False
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Prompt and reply of a logged conversation: the ids of the template's own text of it, cut in two.
 
-    def _sealed(self, messages: Sequence[Message]) -> tuple[list[Message], str]:
+        Where ``P`` is what the template would ask the model to continue and ``R`` what it writes of the conversation
+        with the reply, the prompt is what the ids of both begin with, and the reply is the rest of R's::
+
+            P = <|user|>How?<|end|><|assistant|>
+            R = <|user|>How?<|end|><|assistant|><|channel|>final<|message|>So.<|end|>
+                ------------- prompt ----------- ---------------- reply ------------
+
+        It ends with the first of ``end_ids`` that R has after the reply's text. Where it has none, it gets one: that
+        which begins what the template puts before the next message, or else ``end_of_turn``.
+
+        Args:
+            messages: the conversation, up to the reply and with it.
+            following: the message after the reply, if there is one.
+            end_ids: every id that ends a reply.
+            cut_off: the reply was never finished, so that it ends with its text.
+
+        Raises:
+            PolicyError: the template refuses the conversation, or doesn't write the reply after what asks for it.
+        """
+        sealed, whole = self._sealed(messages, add_generation_prompt=False)
+        asked, tail = self._render(sealed[:-1]), self._after_reply(sealed[:-1])
+        end = len(whole) - len(tail)
+        said = sealed[-1]["content"].rpartition(_END_OF_THINKING)[2].lstrip(f"{_CLOSE}\n ").rstrip()
+        start = self._start_of_reply(sealed, asked, whole, whole[:end].rstrip().removesuffix(said))
+        if start is None or not whole.endswith(tail) or not whole[start:end].strip():
+            raise PolicyError(
+                f"the chat template of {self._source!r} doesn't write the reply {messages[-1]['content'][:80]!r} after "
+                "what asks for it, so that there are no ids to train. Take out of the conversation what the template "
+                "changes."
+            )
+        closing = next((m for m in self._control.finditer(tail) if self._names[m[0]] in end_ids), None)
+        ending: tuple[int, ...] = ()
+        if closing is not None and not cut_off:
+            end += closing.end()
+        elif not cut_off:
+            ending = (self._opening_end(sealed[:-1], following, end_ids),)
+        prompt = self._ids(asked)
+        if start:
+            return prompt, self._ids(whole[start:end]) + ending
+        ids = self._ids(whole[:end])
+        alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False)))
+        return ids[:alike], ids[alike:] + ending
+
+    def _start_of_reply(self, messages: Sequence[Message], asked: str, whole: str, lead: str) -> int | None:
+        """Where the reply begins in ``whole``, if the template writes the conversation before it otherwise than asked.
+
+        Returns:
+            0 where it writes that alike, and ``None`` where the reply does not follow what asks for one.
+        """
+        if whole.startswith(asked):
+            return 0
+        history = self._render(messages[:-1], add_generation_prompt=False)
+        if asked.startswith(history.rstrip()) and whole.startswith(history.rstrip()):
+            return 0
+        header = asked.removeprefix(history)
+        if not header:
+            return len(lead.rstrip())
+        return len(lead) if lead.endswith(header) else None
+
+    def end_of_turn(self, end_ids: Collection[int]) -> int:
+        """The id that ends a reply: that of ``end_ids`` which the template puts after one, or else the tokenizer's.
+
+        Where nothing closes a reply, this is the id that begins a user's message, if it is one of ``end_ids``.
+        """
+        asked: list[Message] = [{"role": "user", "content": "?"}]
+        first = next((i for i in self._ids(self._after_reply(asked)) if i in end_ids), None)
+        return self._opening_end(asked, None, end_ids) if first is None else first
+
+    def _after_reply(self, asked: Sequence[Message], *following: Message) -> str:
+        """What the template writes after the text of a reply to ``asked``."""
+        probe: Message = {"role": "assistant", "content": _PROBE}
+        return self._render([*asked, probe, *following], add_generation_prompt=False).rpartition(_PROBE)[2]
+
+    def _opening_end(self, asked: Sequence[Message], following: Message | None, end_ids: Collection[int]) -> int:
+        """The end id with which the message after a reply to ``asked`` begins, or else the tokenizer's own."""
+        own = self._tokenizer.eos_token_id
+        usual: int = own if own is not None else min(end_ids)
+        role = "user" if following is None else following["role"]
+        try:
+            opening = self._control.match(self._after_reply(asked, {"role": role, "content": "?"}))
+        except PolicyError:
+            return usual
+        found = self._names[opening[0]] if opening else usual
+        return found if found in end_ids else usual
+
+    def _sealed(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> tuple[list[Message], str]:
         """The messages with marks, and the template's text of them, in which no control token is of their making."""
         marked = _marked(messages, self._control, _around)
-        text = self._render(marked)
+        text = self._render(marked, add_generation_prompt=add_generation_prompt)
         found = self._controls(text)
-        if found == self._usual_controls(tuple(message["role"] for message in messages)):
+        if found == self._usual_controls(tuple(message["role"] for message in messages), add_generation_prompt):
             return marked, text
         parted = _marked(messages, self._begins, _around_or_after)
-        other = self._render(parted)
+        other = self._render(parted, add_generation_prompt=add_generation_prompt)
         return (marked, text) if self._controls(other) == found else (parted, other)
 
     def _controls(self, text: str) -> tuple[str, ...]:
@@ -128,22 +311,34 @@ class TemplateChat:
         unmarked = (part for piece in _BETWEEN_MARKS.split(text)[::2] for part in _MARKS.split(piece))
         return tuple(name for part in unmarked for name in self._control.findall(part))
 
-    def _controls_without_content(self, roles: tuple[Role, ...]) -> tuple[str, ...] | None:
+    def _controls_without_content(self, roles: tuple[Role, ...], add_generation_prompt: bool) -> tuple[str, ...] | None:
+        messages: list[Message] = [{"role": role, "content": "x"} for role in roles]
         try:
-            return self._controls(self._render([{"role": role, "content": "x"} for role in roles]))
+            return self._controls(self._render(messages, add_generation_prompt=add_generation_prompt))
         except PolicyError:
             return None
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         from jinja2 import TemplateError
 
+        given = [self._with_thinking(message) for message in messages]
         try:
             text: str = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
+                given, add_generation_prompt=add_generation_prompt, tokenize=False
             )
         except TemplateError as error:
             raise PolicyError(self._refusal(messages, str(error))) from error
         return text
+
+    def _with_thinking(self, message: Message) -> dict[str, object]:
+        """A message with what was thought where the template looks for it: in a field of one of two names, or text."""
+        if "reasoning_content" not in message:
+            return {**message}
+        thought = message["reasoning_content"]
+        if not self._joins:
+            return {**message, "thinking": thought}
+        content = f"<think>\n{thought}\n{_END_OF_THINKING}\n\n{message['content']}"
+        return {"role": message["role"], "content": content}
 
     def _refusal(self, messages: Sequence[Message], reason: str) -> str:
         roles = [message["role"] for message in messages]
@@ -175,6 +370,12 @@ class TemplateChat:
 
 
 _REMEMBERED_CHARACTERS = 4096
+_PROBE = "drift-probe"
+_THOUGHT = "drift-thought"
+_END_OF_THINKING = "</think>"
+_IN_THE_TEXT = ("<think>", _END_OF_THINKING, "")
+# Enough for what a template opens a thought with, at the end of a prompt.
+_OPENING_IDS = 32
 # Code points that Unicode reserves for use inside a program; no text that is meant for others holds them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARKS = re.compile(f"[{_OPEN}{_CLOSE}]")
@@ -182,7 +383,14 @@ _BETWEEN_MARKS = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
 
 
 def _marked(messages: Sequence[Message], found: re.Pattern[str], mark: Callable[[re.Match[str]], str]) -> list[Message]:
-    return [{**message, "content": found.sub(mark, message["content"])} for message in messages]
+    """The messages with ``mark`` put on whatever of their text, or of their thinking, is ``found``."""
+    marked: list[Message] = []
+    for message in messages:
+        other: Message = {**message, "content": found.sub(mark, message["content"])}
+        if "reasoning_content" in message:
+            other["reasoning_content"] = found.sub(mark, message["reasoning_content"])
+        marked.append(other)
+    return marked
 
 
 def _around(name: re.Match[str]) -> str:
@@ -193,6 +401,20 @@ def _around(name: re.Match[str]) -> str:
 def _around_or_after(found: re.Match[str]) -> str:
     """The same, and a mark after what a name could begin with, so that none begins there."""
     return _around(found) if found["name"] else found[0] + _CLOSE
+
+
+def _parsed(tokenizer: Any, raw: str, prompt: str) -> tuple[str, str] | None:
+    """Text and thinking by the tokenizer's response template; ``None`` where it reads neither, or also tool calls."""
+    try:
+        found = tokenizer.parse_response(raw, prefix=prompt)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    if not isinstance(found, dict) or found.get("tool_calls"):
+        return None
+    text, thinking = found.get("content"), found.get("thinking") or found.get("reasoning_content")
+    if not isinstance(text, str) and not isinstance(thinking, str):
+        return None
+    return (text or "").strip(), (thinking or "").strip()
 
 
 def _end_of_reply(before: str, reply: str, after: str) -> int | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
 StopReason = Literal["success", "turns", "context", "error"]
@@ -18,10 +18,15 @@ STOP_REASONS: tuple[str, ...] = get_args(StopReason)
 
 
 class Message(TypedDict):
-    """One chat message in the form every chat template of the ecosystem takes."""
+    """One chat message in the form every chat template of the ecosystem takes.
+
+    ``reasoning_content`` is what the assistant thought before it said ``content``. Only what a policy is asked to
+    continue has it; records have it as ``Completion.thinking``.
+    """
 
     role: Role
     content: str
+    reasoning_content: NotRequired[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +76,19 @@ class Completion:
     """One sampled reply.
 
     Attributes:
-        text: the reply as text, without the end-of-turn token.
+        text: the reply as text, without the end-of-turn token and without ``thinking``.
         token_ids: the ids that were sampled, end-of-turn token included when the policy emitted it.
         logprobs: natural-log probability of each id under the policy at temperature 1 and without truncation,
             so that it does not depend on how the id was picked; ``None`` where the policy can't tell.
         finish_reason: ``stop`` (end of turn or stop string) or ``length`` (out of new tokens).
+        thinking: what was thought before ``text``, where the model's template tells the two apart; empty if nothing.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
     finish_reason: FinishReason
+    thinking: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

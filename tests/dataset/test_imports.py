@@ -12,10 +12,11 @@ from transformers import AutoTokenizer
 
 import drift
 from drift.dataset.imports import run as importing
-from drift.dataset.store import read_tasks, read_trajectories
+from drift.dataset.store import TrajectoryWriter, read_tasks, read_trajectories
 from drift.errors import ConfigError, DatasetError
 from drift.manifest import read_manifest
 from drift.policies import DEFAULT_MODEL
+from drift.types import Completion, FinishReason, Message, Step, Trajectory, Turn
 
 Row = dict[str, Any]
 Import = Callable[..., Path]
@@ -473,3 +474,51 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
     # The logs are of 40 kB and 400 kB; as Python objects, ten times that.
     # What templates leave to be collected varies.
     assert peak(2_000) < peak(200) + 500_000
+
+
+def test_what_drift_recorded_as_text_keeps_what_was_asked_cut_off_and_thought(tmp_path: Path, tokenizer: Any) -> None:
+    def turn(text: str, finish_reason: FinishReason, *, graded: bool, done: bool, thinking: str = "") -> Turn:
+        messages: tuple[Message, ...] = () if done else ({"role": "user", "content": "No."},)
+        step = Step(messages=messages, reward=0.0, done=done, success=False, answer=None, graded=graded)
+        completion = Completion(text=text, token_ids=(), logprobs=None, finish_reason=finish_reason, thinking=thinking)
+        return Turn(prompt_ids=(), completion=completion, step=step)
+
+    turns = (
+        turn("3 or", "length", graded=False, done=False),
+        turn("4", "stop", graded=True, done=True, thinking="Hm."),
+    )
+    recorded = Trajectory(
+        id="t#0",
+        task_id="t",
+        group_id="t",
+        sample=0,
+        policy="p",
+        seed=0,
+        messages=tuple(said("1 + 2?", "3 or", "No.", "4")),  # type: ignore[arg-type]
+        turns=turns,
+        stop_reason="turns",
+        text_only=True,
+    )
+    with TrajectoryWriter(tmp_path / "texts", {}, []) as writer:
+        writer.append(recorded)
+        writer.finish()
+    assert read_trajectories(tmp_path / "texts") == [recorded]
+    out = drift.read_logs(tmp_path / "texts", out=tmp_path / "data", format="trajectories")
+    (found,) = read_trajectories(out)
+    assert [turn.step.graded for turn in found.turns] == [False, True]
+    assert [turn.completion.finish_reason for turn in found.turns] == ["length", "stop"]
+    assert [turn.completion.thinking for turn in found.turns] == ["", "Hm."]
+    assert tokenizer.decode(found.turns[0].completion.token_ids) == "3 or"
+    assert tokenizer.decode(found.turns[1].completion.token_ids) == "4<|end|>"
+    assert tokenizer.decode(found.turns[1].prompt_ids).endswith(
+        "<|assistant|>3 or<|end|><|user|>No.<|end|><|assistant|>"
+    )
+    assert found.messages == recorded.messages
+
+
+def test_a_logged_reply_that_says_it_was_cut_off_has_no_end(imported: Import, tokenizer: Any) -> None:
+    cut = row("1 + 2?", "3 or")
+    cut["messages"][1]["finish_reason"] = "length"
+    (found,) = read_trajectories(imported([cut]))
+    assert tokenizer.decode(found.turns[0].completion.token_ids) == "3 or"
+    assert found.turns[0].completion.finish_reason == "length"

@@ -250,7 +250,7 @@ def test_the_hash_of_graded_turns_is_that_of_the_first_version(make_trajectory: 
     columns = "id task_id group_id sample policy seed messages turns stop_reason error".split()  # noqa: SIM905
     row = {name: value for name, value in to_row(make_trajectory("t", 0, ("1", None))).items() if name in columns}
     for turn in row["turns"]:
-        for key in ("logprobs", "info", "graded"):
+        for key in ("logprobs", "info", "graded", "thinking"):
             del turn[key]
     line = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
     assert dataset_hash([make_trajectory("t", 0, ("1", None))]) == hashlib.sha256(line.encode()).hexdigest()
@@ -261,7 +261,10 @@ def test_the_hash_of_a_data_set_is_that_of_its_sorted_digests(make_trajectory: C
     digests = []
     for trajectory in made:
         row = to_row(trajectory)
-        turns = [{k: v for k, v in turn.items() if k not in ("logprobs", "info", "graded")} for turn in row["turns"]]
+        turns = [
+            {k: v for k, v in turn.items() if k not in ("logprobs", "info", "graded", "thinking")}
+            for turn in row["turns"]
+        ]
         kept = {**{k: v for k, v in row.items() if k != "text_only"}, "turns": turns}
         digests.append(hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest())
     expected = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()

@@ -27,6 +27,7 @@ _TURN = pa.struct(
         ("messages", _MESSAGES),
         ("info", pa.string()),
         ("graded", pa.bool_()),
+        ("thinking", pa.string()),
     ]
 )
 SCHEMA = pa.schema(
@@ -70,6 +71,7 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
                 "messages": list(turn.step.messages),
                 "info": json.dumps(dict(turn.step.info), sort_keys=True),
                 "graded": turn.step.graded,
+                "thinking": turn.completion.thinking,
             }
             for turn in trajectory.turns
         ],
@@ -89,6 +91,8 @@ def from_row(row: dict[str, Any]) -> Trajectory:
             token_ids=tuple(turn["token_ids"]),
             logprobs=None if logprobs is None else tuple(logprobs),
             finish_reason=turn["finish_reason"],
+            # Shards written before there was this column have the thinking in the text, where there is any.
+            thinking=turn.get("thinking") or "",
         )
         step = Step(
             messages=tuple(turn["messages"]),
@@ -111,7 +115,8 @@ def dataset_hash(trajectories: Iterable[Trajectory]) -> str:
 
     Left out: log-probabilities, whose last bits depend on the batch, ``info``, which is the environment's own, and
     ``text_only``, which the ids tell.
-    ``graded`` is left out where it is true, so that data without other turns keep the hash they always had.
+    ``graded`` is left out where it is true, and ``thinking`` where it is empty, so that data without other turns keep
+    the hash they always had.
     """
     # 32 bytes each: texts would take four times as much.
     digests = bytearray()
@@ -122,6 +127,8 @@ def dataset_hash(trajectories: Iterable[Trajectory]) -> str:
             del turn["logprobs"], turn["info"]
             if turn["graded"]:
                 del turn["graded"]
+            if not turn["thinking"]:
+                del turn["thinking"]
         digests += hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()
     words_N4 = np.frombuffer(digests, ">u8").reshape(-1, 4)
     whole, between = hashlib.sha256(), b""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
-from drift.chat import Chat, TemplateChat
+from drift.chat import TemplateChat
 from drift.checksums import damaged_files
 from drift.errors import ConfigError, PolicyError, require
 from drift.policies.base import Sampling
@@ -224,7 +224,7 @@ class HFPolicy:
 
     def _take_model(self, model: Any, tokenizer: Any, source: str, batch_size: int) -> None:
         self._model, self._tokenizer = model, tokenizer
-        self.chat: Chat = TemplateChat(self._tokenizer, source=source)
+        self.chat = TemplateChat(self._tokenizer, source=source)
         self.fingerprint = fingerprint(self._model, self._tokenizer)
         limit = getattr(self._model.config, "max_position_embeddings", None)
         self.context_length: int | None = int(limit) if limit else None
@@ -311,15 +311,19 @@ class HFPolicy:
         new_BT = out_BT[:, width:].tolist()
         logprobs_BT = torch.stack(picker.logprobs, dim=1).tolist()
         rows = zip(new_BT, logprobs_BT, ends.lengths_B.tolist(), ends.ended_B.tolist(), strict=True)
-        return [
-            Completion(
-                text=self._text(ids[:length]),
-                token_ids=tuple(ids[:length]),
-                logprobs=tuple(logprobs[:length]),
-                finish_reason="stop" if ended else "length",
+        completions = []
+        for request, (ids, logprobs, length, ended) in zip(batch, rows, strict=True):
+            text, thinking = self.chat.parts(request.prompt_ids, ids[:length], self._eos_ids)
+            completions.append(
+                Completion(
+                    text=text,
+                    token_ids=tuple(ids[:length]),
+                    logprobs=tuple(logprobs[:length]),
+                    finish_reason="stop" if ended else "length",
+                    thinking=thinking,
+                )
             )
-            for ids, logprobs, length, ended in rows
-        ]
+        return completions
 
     def _logits_alone(self, ids_T: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._model(input_ids=ids_T.unsqueeze(0), use_cache=False).logits[0, -1]

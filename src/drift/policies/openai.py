@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from drift.chat import Chat, TemplateChat
+from drift.chat import TemplateChat
 from drift.errors import PolicyError, require
 from drift.policies.base import DEFAULT_MODEL, ContextExceeded, Sampling
 from drift.secrets import HIDDEN, refuse_secrets, scrubbed
@@ -171,7 +171,7 @@ class OpenAIPolicy(_ServerPolicy):
     ) -> None:
         super().__init__(model, url, concurrency, deadline, retries, key_env)
         self._tokenizer = _load_tokenizer(tokenizer or model)
-        self.chat: Chat = TemplateChat(self._tokenizer, source=tokenizer or model)
+        self.chat = TemplateChat(self._tokenizer, source=tokenizer or model)
         self.context_length: int | None = self._longest_context()
         facts = f"{model}|{self._tokenizer.chat_template}|{len(self._tokenizer)}"
         self.fingerprint = "openai-" + hashlib.sha256(facts.encode()).hexdigest()[:16]
@@ -204,8 +204,10 @@ class OpenAIPolicy(_ServerPolicy):
         logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
         if logprobs is not None and len(logprobs) != len(token_ids):
             raise ValueError("not one log-probability per token")
+        text, thinking = self.chat.parts(prompt_ids, token_ids)
         return Completion(
-            text=self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            text=text,
+            thinking=thinking,
             token_ids=tuple(token_ids),
             logprobs=None if logprobs is None else tuple(map(float, logprobs)),
             finish_reason="length" if choice["finish_reason"] == "length" else "stop",
@@ -253,16 +255,20 @@ class OpenAIChatPolicy(_ServerPolicy):
 
     async def reply(self, messages: Sequence[Message], *, sampling: Sampling, seed: int) -> Completion:
         """Sample one reply; raises ``PolicyError`` if the server refuses, or fails more often than allowed."""
-        fields = {"messages": list(messages), **self._fields(sampling, seed), **self._request}
+        # Servers refuse the thinking of earlier replies, or leave it out.
+        said = [{"role": message["role"], "content": message["content"]} for message in messages]
+        fields = {"messages": said, **self._fields(sampling, seed), **self._request}
         given = {key: value for key, value in fields.items() if value is not None}
         return await self._ask("/chat/completions", given, _read_text)
 
 
 def _read_text(reply: Any) -> Completion:
     choice = reply["choices"][0]
+    message = choice["message"]
     return Completion(
+        thinking=message.get("reasoning_content") or message.get("reasoning") or "",
         # Half of a UTF-16 pair, which a server may send as an escape, is taken by no file and no tokenizer.
-        text=re.sub("[\ud800-\udfff]", "\ufffd", choice["message"].get("content") or ""),
+        text=re.sub("[\ud800-\udfff]", "\ufffd", message.get("content") or ""),
         token_ids=(),
         logprobs=None,
         finish_reason="length" if choice["finish_reason"] == "length" else "stop",

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from drift.chat import Chat, TemplateChat
+from drift.chat import TemplateChat
 from drift.errors import ConfigError, PolicyError, require, unknown_name
 from drift.policies.base import Sampling
 from drift.types import Completion
@@ -98,7 +98,7 @@ class VLLMPolicy:
 
         stored = StoredModel(model_path(model))
         self._tokenizer, self._end_ids = stored.tokenizer, stored.end_ids
-        self.chat: Chat = TemplateChat(self._tokenizer, source=model)
+        self.chat = TemplateChat(self._tokenizer, source=model)
         self.fingerprint = stored.fingerprint()
         self.counts: Counter[str] = Counter()
         on_cpu = current_platform.is_cpu()
@@ -132,16 +132,16 @@ class VLLMPolicy:
 
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
         """Sample one reply; raises ``PolicyError`` if the engine dies or refuses the request."""
-        from drift.policies.hf import reply_text
-
         engine = await self._running()
         reply = await engine.sample(prompt_ids, self._parameters(sampling, seed), self._lora)
         ids, flat = list(reply.token_ids), reply.logprobs
+        text, thinking = self.chat.parts(prompt_ids, ids, self._end_ids)
         return Completion(
-            text=reply_text(self._tokenizer, ids, self._end_ids),
+            text=text,
             token_ids=tuple(ids),
             logprobs=tuple(flat.logprobs[start] for start in flat.start_indices),
             finish_reason=reply.finish_reason,
+            thinking=thinking,
         )
 
     async def aclose(self) -> None:

@@ -62,6 +62,8 @@ async def episode(
     ``derive_seed(assignment.seed, "environment")``.
     """
     messages: list[Message] = []
+    # The same with the thinking, which neither the environment nor the record's messages have.
+    history: list[Message] = []
     turns: list[Turn] = []
     reason: StopReason
     error: str | None = None
@@ -69,13 +71,17 @@ async def episode(
     try:
         environment = _start(factory, assignment)
         messages += await _opening(environment)
+        history += messages
         while True:
             seed, previous = derive_seed(assignment.seed, len(turns)), turns[-1] if turns else None
-            prompt, completion = await next_reply(policy, messages, previous, sampling=sampling, seed=seed)
-            messages.append({"role": "assistant", "content": completion.text})
+            prompt, completion = await next_reply(policy, history, previous, sampling=sampling, seed=seed)
+            said: Message = {"role": "assistant", "content": completion.text}
+            messages.append(said)
+            history.append({**said, "reasoning_content": completion.thinking} if completion.thinking else said)
             step = await _step(environment, completion.text)
             turns.append(Turn(prompt_ids=prompt, completion=completion, step=step))
             messages += step.messages
+            history += step.messages
             if step.done:
                 reason = "success" if step.success else "turns"
                 break

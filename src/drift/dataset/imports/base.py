@@ -39,6 +39,8 @@ class Logged:
         group_id: the prompt that it shares with others; ``None`` takes a hash of what opens the conversation.
         id: its own name in the log, if it has one.
         info: anything else worth keeping, for each assistant message (JSON values only).
+        graded: whether an answer was asked for, for each assistant message; empty where it was everywhere.
+        cut_off: whether it ran out of tokens, for each assistant message; empty where none did.
     """
 
     messages: tuple[Message, ...]
@@ -48,6 +50,8 @@ class Logged:
     group_id: str | None = None
     id: str | None = None
     info: tuple[Mapping[str, Any], ...] = ()
+    graded: tuple[bool, ...] = ()
+    cut_off: tuple[bool, ...] = ()
 
 
 Reader = Callable[[Mapping[str, Any]], Logged]
@@ -67,7 +71,11 @@ def chat_messages(value: object) -> tuple[Message, ...]:
             raise BadRow("unknown_role", f"{where}.role: got {show(role)}, expected one of {', '.join(ROLES)}")
         if message.get("tool_calls") or message.get("function_call"):
             raise BadRow("tool_calls", f"{where}: calls tools outside its text; write the call into content")
-        found.append({"role": role, "content": text(content, f"{where}.content")})
+        made: Message = {"role": role, "content": text(content, f"{where}.content")}
+        thought = message.get("reasoning_content") or message.get("thinking")
+        if thought and role == "assistant":
+            made["reasoning_content"] = text(thought, f"{where}.reasoning_content")
+        found.append(made)
     first = next((at for at, message in enumerate(found) if message["role"] == "assistant"), None)
     if first is None:
         raise BadRow("no_assistant", f"none of {len(found)} messages is the assistant's; there is nothing to train")

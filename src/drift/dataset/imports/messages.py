@@ -15,6 +15,9 @@ from drift.dataset.imports.base import BadRow, Logged, chat_messages, flag, name
 def messages(row: Mapping[str, Any], *, reward: str = "reward") -> Logged:
     """``{messages: [{role, content}, …], reward, id?, group_id? or prompt_id?, success?}``.
 
+    The assistant's messages may have ``reasoning_content`` (or ``thinking``), and ``finish_reason``: one that is
+    ``length`` was cut off, and no end is trained after it.
+
     Args:
         row: one conversation.
         reward: the field that holds the reward of the whole conversation.
@@ -28,6 +31,7 @@ def messages(row: Mapping[str, Any], *, reward: str = "reward") -> Logged:
         answers=(None,) * count,
         group_id=name(row, "group_id", "prompt_id"),
         id=name(row, "id"),
+        cut_off=tuple(said.get("finish_reason") == "length" for said in row["messages"] if said["role"] == "assistant"),
     )
 
 
@@ -38,6 +42,10 @@ def trajectories(row: Mapping[str, Any]) -> Logged:
     found, turns = chat_messages(row.get("messages")), row.get("turns")
     if not isinstance(turns, list | tuple) or len(turns) != replies(found):
         raise BadRow("turn_mismatch", f"turns: got {show(turns)}, expected one for each of {replies(found)} replies")
+    spoken = (message for message in found if message["role"] == "assistant")
+    for message, turn in zip(spoken, turns, strict=True):
+        if turn.get("thinking"):
+            message["reasoning_content"] = turn["thinking"]
     return Logged(
         messages=found,
         rewards=tuple(float(turn["reward"]) for turn in turns),
@@ -46,4 +54,7 @@ def trajectories(row: Mapping[str, Any]) -> Logged:
         group_id=name(row, "group_id"),
         id=name(row, "id"),
         info=tuple(json.loads(turn["info"]) for turn in turns),
+        # Shards written before there was this column hold graded turns alone.
+        graded=tuple(turn.get("graded", True) for turn in turns),
+        cut_off=tuple(turn["finish_reason"] == "length" for turn in turns),
     )

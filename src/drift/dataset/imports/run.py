@@ -52,9 +52,11 @@ def load_target(model: str, max_length: int = 0) -> Target:
     loaded, tokenizer = load_model(model_path(model), device="cpu")
     chat = TemplateChat(tokenizer, source=model)
     limit = max_length or getattr(loaded.config, "max_position_embeddings", None)
+    ends = end_ids(loaded, tokenizer)
     return Target(
         chat=chat,
-        end_id=chat.end_of_turn(end_ids(loaded, tokenizer)),
+        end_ids=frozenset(ends),
+        end_id=chat.end_of_turn(ends),
         max_length=int(limit) if limit else None,
         fingerprint=fingerprint(loaded, tokenizer),
     )
