@@ -1,10 +1,16 @@
+import atexit
 import os
+import shutil
+import tempfile
 
 # One thread per worker: the tests run two workers on two cores. Set before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if "DRIFT_CACHE" not in os.environ:
+    os.environ["DRIFT_CACHE"] = tempfile.mkdtemp(prefix="drift-cache-")
+    atexit.register(shutil.rmtree, os.environ["DRIFT_CACHE"], ignore_errors=True)
 
 import dataclasses
 import gc

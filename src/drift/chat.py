@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from drift.errors import PolicyError
+from drift.errors import PolicyError, require
 from drift.types import Message, Role, Turn
 
 
@@ -45,18 +45,32 @@ class TemplateChat:
     together from what is left: where it renders other control tokens than for a conversation of the same roles without
     any content, the texts are parted wherever a name could begin.
 
+    Args:
+        tokenizer: with a chat template.
+        source: how messages name the model.
+        arguments: what the template is given beside the messages.
+
     Raises:
+        ConfigError: the template reads no such argument.
         PolicyError: the tokenizer has no chat template, or the template refuses a conversation.
     """
 
-    def __init__(self, tokenizer: Any, *, source: str) -> None:
+    def __init__(self, tokenizer: Any, *, source: str, arguments: Mapping[str, Any] | None = None) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise PolicyError(
                 f"the tokenizer of {source!r} has no chat template, which multi-turn conversation needs. "
                 "Use an instruction-tuned model, or set tokenizer.chat_template and save the tokenizer with the model."
             )
+        for key in arguments or {}:
+            require(
+                key not in _GIVEN and key in str(tokenizer.chat_template),
+                "policy.chat_template_kwargs",
+                key,
+                f"arguments that the chat template of {source!r} reads",
+            )
         self._tokenizer = tokenizer
         self._source = source
+        self._arguments = dict(arguments or {})
         added = getattr(tokenizer, "added_tokens_decoder", {}).items()
         names = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         names |= {token.content: token_id for token_id, token in added if token.special}
@@ -324,7 +338,7 @@ class TemplateChat:
         given = [self._with_thinking(message) for message in messages]
         try:
             text: str = self._tokenizer.apply_chat_template(
-                given, add_generation_prompt=add_generation_prompt, tokenize=False
+                given, add_generation_prompt=add_generation_prompt, tokenize=False, **self._arguments
             )
         except TemplateError as error:
             raise PolicyError(self._refusal(messages, str(error))) from error
@@ -376,6 +390,8 @@ _END_OF_THINKING = "</think>"
 _IN_THE_TEXT = ("<think>", _END_OF_THINKING, "")
 # Enough for what a template opens a thought with, at the end of a prompt.
 _OPENING_IDS = 32
+# What a template is always given, and its caller's own arguments.
+_GIVEN = ("messages", "add_generation_prompt", "tokenize", "conversation", "chat_template", "tools", "documents")
 # Code points that Unicode reserves for use inside a program; no text that is meant for others holds them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARKS = re.compile(f"[{_OPEN}{_CLOSE}]")

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -23,7 +24,12 @@ from drift.dataset.store import (
     stream_trajectories,
 )
 from drift.errors import DatasetError, StorageError
+from drift.exports.config import ExportConfig
+from drift.exports.run import export_dataset
 from drift.types import Trajectory
+from drift.weights.config import WeightConfig
+from drift.weights.stage import weigh_dataset
+from drift.weights.table import read_weights
 
 Make = Callable[..., Trajectory]
 SPEC = {"trajectories": 6, "policy": "p"}
@@ -141,6 +147,47 @@ def test_damage_is_named_with_what_to_do(tmp_path: Path, six: list[Trajectory]) 
     shard.unlink()
     with pytest.raises(DatasetError, match="4 trajectories on disk, the manifest says 6"):
         read_trajectories(tmp_path)
+
+
+def test_shards_of_another_run_under_a_manifest_are_refused_by_every_stage(
+    tmp_path: Path, make_trajectory: Make
+) -> None:
+    data, other = tmp_path / "data", tmp_path / "other"
+    for folder, solved in ((data, 0), (other, 1)):
+        write(folder, [make_trajectory(f"t{i // 2}", i % 2, ("1",), i % 2 == solved) for i in range(6)])
+    weigh_dataset(data, WeightConfig(), tmp_path / "weights")
+    manifest = (data / "manifest.json").read_text()
+    shutil.rmtree(data / "shards")
+    shutil.copytree(other / "shards", data / "shards")
+    stages: list[Callable[[], object]] = [
+        lambda: weigh_dataset(data, WeightConfig(), tmp_path / "again"),
+        lambda: read_weights(tmp_path / "weights", data),
+        lambda: export_dataset(data, tmp_path / "rows.jsonl", ExportConfig()),
+        lambda: read_trajectories(data),
+        lambda: as_hf_dataset(data),
+        lambda: write(data, []),
+    ]
+    for stage in stages:
+        with pytest.raises(DatasetError, match=r"in shards/ is not of the data set that its manifest describes"):
+            stage()
+    assert (data / "manifest.json").read_text() == manifest
+    # A manifest of the first version lists no shards: rows of another policy, or another number of them, are seen.
+    content = json.loads(manifest)
+    del content["shards"], content["tasks_sum"]
+    (data / "manifest.json").write_text(json.dumps({**content, "counts": {"trajectories": 7}}))
+    with pytest.raises(DatasetError, match="6 trajectories on disk, the manifest says 7"):
+        read_trajectories(data)
+    spec = {**SPEC, "policy": "q"}
+    (data / "manifest.json").write_text(json.dumps({**content, "spec": spec, "complete": False}))
+    with pytest.raises(DatasetError, match="has trajectories of the policy p, expected q"):
+        TrajectoryWriter(data, spec, [])
+
+
+def test_a_list_of_tasks_that_was_changed_is_refused(tmp_path: Path, six: list[Trajectory]) -> None:
+    write(tmp_path, six)
+    (tmp_path / "tasks.jsonl").write_text('{"id": "a", "group_id": "a", "split": "train", "payload": {}}')
+    with pytest.raises(DatasetError, match=r"tasks\.jsonl can't be read: its checksum is"):
+        read_tasks(tmp_path)
 
 
 def test_directories_that_are_no_data_set_are_told_apart(tmp_path: Path, six: list[Trajectory]) -> None:

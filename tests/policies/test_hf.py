@@ -8,10 +8,10 @@ import torch
 
 from drift.errors import ConfigError, PolicyError
 from drift.policies import DEFAULT_MODEL, make_policy, settings_for
-from drift.policies.base import Policy, Sampling
-from drift.policies.hf import HFPolicy, fingerprint, load_model
+from drift.policies.base import Policy, Sampling, next_reply
+from drift.policies.hf import HFPolicy, check_known_ids, load_model
 from drift.policies.scripted import ScriptedPolicy
-from drift.types import Completion
+from drift.types import Completion, Message
 
 PROMPTS = [(5, 40, 50 + i, *range(60, 60 + i % 7)) for i in range(40)]
 
@@ -119,17 +119,62 @@ def test_the_models_own_generation_settings_do_not_bend_sampling(tiny_model: Pat
     ]
 
 
-def test_fingerprint_follows_weights_and_not_place(tiny_model: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model, tmp_path / "copy")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_stop_and_name_model_and_prompt(
+    tiny_model: Path, temperature: float, value: float
+) -> None:
     model, tokenizer = load_model(str(tiny_model))
-    copy = load_model(str(tmp_path / "copy"))
-    assert fingerprint(model, tokenizer) == fingerprint(*copy)
-    half = load_model(str(tiny_model), dtype="bfloat16")
-    assert fingerprint(*half) == fingerprint(model, tokenizer)
-    before = fingerprint(model, tokenizer)
+    prompt = tuple(tokenizer("what is it")["input_ids"])
     with torch.no_grad():
-        model.lm_head.weight += 0.01
-    assert fingerprint(model, tokenizer) != before
+        # The logit of one token alone, after every prompt without that token.
+        model.model.embed_tokens.weight[200] = value
+    broken = HFPolicy.of(model, tokenizer, source="my/model")
+    with pytest.raises(PolicyError, match=r"model 'my/model' computes NaN or infinite logits .*'what is it'"):
+        ask(broken, [prompt], Sampling(max_new_tokens=4, temperature=temperature), [0])
+
+
+def test_ids_that_tokenizer_or_model_lack_are_refused(tiny_model: Path) -> None:
+    model, tokenizer = load_model(str(tiny_model))
+    policy = HFPolicy.of(model, tokenizer, source="my/model")
+    with pytest.raises(PolicyError, match=r"has the id 999, and the model 'my/model' has 304 ids"):
+        ask(policy, [(5, 999)], Sampling(max_new_tokens=4), [0])
+    check_known_ids(tokenizer, 302, (40,), (50, 303, 60, 70), source="my/model")
+    check_known_ids(tokenizer, 302, (40,), (303,), source="my/model")
+    with pytest.raises(PolicyError, match=r"2 of 3 ids that the model 'my/model' replied .* are beyond its tokenizer"):
+        check_known_ids(tokenizer, 302, (40,), (303, 302, 60), source="my/model")
+    policy._known_ids = 3
+    with pytest.raises(PolicyError, match="beyond its tokenizer, such as"):
+        ask(policy, PROMPTS[:8], Sampling(max_new_tokens=8), list(range(8)))
+
+
+def test_a_log_probability_that_is_not_finite_stops_whatever_policy_gave_it() -> None:
+    class Broken(ScriptedPolicy):
+        async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+            return Completion(text="a", token_ids=(97,), logprobs=(float("nan"),), finish_reason="stop")
+
+    asked = next_reply(Broken(["a"]), [{"role": "user", "content": "how many?"}], None, sampling=Sampling(), seed=0)
+    with pytest.raises(PolicyError, match=r"policy scripted-\w+ replied to 'how many\?' with a log-probability of nan"):
+        asyncio.run(asked)
+
+
+def test_a_plain_models_settings_are_known_or_refused(tiny_model: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    shutil.copytree(tiny_model, told)
+    template = told / "chat_template.jinja"
+    template.write_text("{{ 'yes ' if thinking else 'no ' }}" + template.read_text())
+    messages: list[Message] = [{"role": "user", "content": "2 + 2"}]
+    plain, thinking = (
+        make_policy(str(told), {"chat_template_kwargs": arguments}) for arguments in ({}, {"thinking": True})
+    )
+    assert isinstance(plain, HFPolicy) and isinstance(thinking, HFPolicy)
+    assert plain.chat.first(messages) != thinking.chat.first(messages)
+    assert thinking.fingerprint.startswith(plain.fingerprint + "+template-")
+    for key in ("thinkng", "tokenize"):
+        with pytest.raises(ConfigError, match=f"chat_template_kwargs: got '{key}', expected arguments that the chat"):
+            make_policy(str(told), {"chat_template_kwargs": {key: True}})
+    with pytest.raises(ConfigError, match="unknown setting 'chat_template'"):
+        make_policy(str(told), {"chat_template": {}})
 
 
 @pytest.mark.parametrize(

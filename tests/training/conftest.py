@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from drift.dataset.store import TrajectoryWriter
-from drift.policies.hf import fingerprint, load_model
+from drift.policies.fingerprint import fingerprint
+from drift.policies.hf import load_model
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
 from drift.weights.stage import weigh_dataset

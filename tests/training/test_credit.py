@@ -15,7 +15,8 @@ from drift.dataset.outcomes import is_rejected, outcomes
 from drift.dataset.store import TrajectoryWriter
 from drift.errors import ConfigError
 from drift.manifest import read_manifest
-from drift.policies.hf import fingerprint, load_model
+from drift.policies.fingerprint import fingerprint
+from drift.policies.hf import load_model
 from drift.training.config import TrainingConfig
 from drift.training.examples import rows_of
 from drift.types import Trajectory

@@ -22,7 +22,8 @@ from drift.api import train, weigh
 from drift.dataset.store import TrajectoryWriter
 from drift.errors import DatasetError, TrainingError
 from drift.manifest import read_manifest
-from drift.policies.hf import fingerprint, load_model
+from drift.policies.fingerprint import fingerprint
+from drift.policies.hf import load_model
 from drift.training.plan import PlanOptions, Rows, plan_steps, steps_per_pass
 from drift.types import Completion, Step, Trajectory, Turn
 

@@ -14,7 +14,8 @@ from drift.cli import main
 from drift.dataset.store import TrajectoryWriter, read_trajectories
 from drift.errors import ConfigError, TrainingError
 from drift.manifest import read_manifest
-from drift.policies.hf import fingerprint, load_model
+from drift.policies.fingerprint import fingerprint
+from drift.policies.hf import load_model
 from drift.training.checkpoints import last_checkpoint
 from drift.training.config import TrainingConfig
 from drift.training.divergence import sampled_logprobs

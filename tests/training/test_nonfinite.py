@@ -17,7 +17,8 @@ from drift.api import train, weigh
 from drift.checksums import sum_of
 from drift.dataset.store import TrajectoryWriter
 from drift.errors import ConfigError, DatasetError, TrainingError
-from drift.policies.hf import fingerprint, load_model
+from drift.policies.fingerprint import fingerprint
+from drift.policies.hf import load_model
 from drift.training.config import TrainingConfig
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig

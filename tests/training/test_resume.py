@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 from drift.api import train
 from drift.dataset.store import TrajectoryWriter
 from drift.manifest import read_manifest
-from drift.policies.hf import fingerprint, load_model
+from drift.policies.fingerprint import fingerprint
+from drift.policies.hf import load_model
 from drift.training.checkpoints import FOLDER, discard_unfinished, last_checkpoint, publish, unfinished
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig

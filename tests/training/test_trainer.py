@@ -23,7 +23,8 @@ from drift.api import train
 from drift.dataset.store import TrajectoryWriter
 from drift.errors import ConfigError, DatasetError, Interrupted, TrainingError
 from drift.manifest import read_manifest
-from drift.policies.hf import check_attention, fingerprint, load_model
+from drift.policies.fingerprint import fingerprint
+from drift.policies.hf import check_attention, load_model
 from drift.training.arguments import training_arguments
 from drift.training.checkpoints import last_checkpoint
 from drift.training.config import TrainingConfig
@@ -367,7 +368,7 @@ def test_negative_weights_push_replies_away(tmp_path: Path, tiny_model: Path, ma
 def test_bad_settings_and_data_are_refused_before_training(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, make_trajectory: Make
 ) -> None:
-    with pytest.raises(DatasetError, match=r"sampled by another policy \(hf-"):
+    with pytest.raises(DatasetError, match=r"sampled by another policy \(model-"):
         train(*weighed, out=tmp_path / "x", model="default", config=settings())
     with pytest.raises(TrainingError, match="no rows to train on"):
         train(*weighed, out=tmp_path / "x", model=str(tiny_model), config=settings(max_length=2))
@@ -489,3 +490,42 @@ def test_a_disk_that_fills_up_is_told_and_training_goes_on_later(
     assert last_checkpoint(tmp_path / "m") is None
     again = subprocess.run([sys.executable, "-m", "drift", *arguments], capture_output=True, text=True)
     assert again.returncode == 0 and read_manifest(tmp_path / "m", "model")["steps"] == 4
+
+
+def test_a_finished_training_is_looked_at_before_it_is_called_finished(
+    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    data, weights = weighed
+    out = tmp_path / "model"
+
+    def again() -> None:
+        train(data, weights, model=str(tiny_model), out=out, config=TrainingConfig(max_steps=1, save_steps=0))
+
+    again()
+    again()
+    path = out / "model.safetensors"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-1] ^= 1
+    for content in (bytes(flipped), whole[:-4], None):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(
+            DatasetError, match=r"finished training whose model is damaged: model\.safetensors .*delete"
+        ):
+            again()
+        path.touch()
+    (out / "sums.json").unlink()
+    path.unlink()
+    with pytest.raises(DatasetError, match=r"is damaged: no \*\.safetensors"):
+        again()
+    # What the message says to do works.
+    (out / "manifest.json").unlink()
+    again()
+    assert path.read_bytes() == whole
+    # Nor is it finished where the data are no longer those that the manifest describes.
+    shard = next((data / "shards").iterdir())
+    shard.rename(shard.with_name("000007-0123456789abcdef.parquet"))
+    with pytest.raises(DatasetError, match="is not of the data set that its manifest describes"):
+        again()

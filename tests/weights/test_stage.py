@@ -298,6 +298,10 @@ def test_shards_without_the_column_graded_hold_graded_turns(tmp_path: Path, make
         # Such shards had no checksum in their names either.
         older = path.with_name(f"{path.stem.partition('-')[0]}.parquet")
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.set(7, pa.field("turns", old))), older)
+    # Nor did their manifests list them.
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["shards"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     weigh_dataset(folder, config, tmp_path / "w")
     assert read_weights(tmp_path / "w", folder).by_id() == by_id(compute_weights(found, config).weights_T, found)
 

@@ -21,7 +21,8 @@ from drift.chat import TemplateChat
 from drift.environments.base import EnvironmentFactory, task_hash
 from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import model_path
-from drift.policies.hf import fingerprint, load_model
+from drift.policies.hf import load_model
+from drift.policies.stored import fingerprint_of
 from drift.training.checkpoints import saving
 from drift.training.config import KIND
 from drift.training.distributed import locked
@@ -76,7 +77,7 @@ def train_online(
         loaded, tokenizer = load_model(model_path(model), dtype="float32", device=device)
         TemplateChat(tokenizer, source=model)
         spec = {
-            "model": fingerprint(loaded, tokenizer),
+            "model": fingerprint_of(model_path(model)),
             "environment": dict(environment),
             "task_hash": task_hash(tasks),
             "config": config.to_dict(),

@@ -11,12 +11,13 @@ from drift.baselines.collators import SampledLabels, SampledPairs
 from drift.baselines.config import PreferenceConfig
 from drift.baselines.shared import METRICS, Log, check_arguments, quiet, train_and_save, trl_arguments, trl_version
 from drift.chat import TemplateChat
-from drift.dataset.store import KIND as TRAJECTORIES
+from drift.dataset.store import read_checked
 from drift.errors import DatasetError, TrainingError
 from drift.exports.run import export_dataset
 from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import model_path
-from drift.policies.hf import fingerprint, load_model
+from drift.policies.hf import load_model
+from drift.policies.stored import context_limit, fingerprint_of
 from drift.training.config import KIND
 from drift.training.distributed import locked
 from drift.training.run import SPEC, check_policy, is_finished
@@ -62,11 +63,11 @@ def train_preference(
     library = trl_version()
     check_arguments(config)
     config = config.resolved(model)
-    source = read_manifest(data, TRAJECTORIES)
+    source = read_checked(data)
     with locked(out):
         loaded, tokenizer = load_model(model_path(model), dtype="float32", device=device)
         TemplateChat(tokenizer, source=model)
-        own = fingerprint(loaded, tokenizer)
+        own = fingerprint_of(model_path(model))
         if not any_policy:
             check_policy(own, source["spec"].get("policy", ""), data, model)
         spec = {"model": own, "config": config.to_dict(), "seed": seed, "dataset_hash": source["dataset_hash"]}
@@ -106,7 +107,7 @@ def _train(
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
     start = time.monotonic()
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = context_limit(model.config)
     sampled = config.ids == "sampled"
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with quiet():

@@ -21,9 +21,11 @@ from drift.dataset.schema import SCHEMA, dataset_hash, from_row, to_row
 from drift.errors import ConfigError, DatasetError
 from drift.keywords import by_fields
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_atomic, write_manifest, writing
+from drift.policies.base import old_note
 from drift.types import Task, Trajectory
 
 KIND = "trajectories"
+TASKS = "tasks.jsonl"
 FLUSH_SECONDS = 20.0
 # Trajectories read at once: they hold all ids and texts.
 ROWS_AT_ONCE = 2048
@@ -76,13 +78,16 @@ class TrajectoryWriter:
             changed = differing_keys(old["spec"], self._spec)
             if changed:
                 raise DatasetError(
-                    f"{directory} holds trajectories of another run: {'; '.join(changed)}. "
-                    "Give another directory, or the settings it was begun with."
+                    f"{directory} holds trajectories of another run: {'; '.join(changed)}."
+                    f"{old_note(str(old['spec'].get('policy')))} Give another directory, or the settings it was begun "
+                    "with."
                 )
             self._seconds_before = float(old["cost"]["seconds"])
+            # What is gone is sampled again; what is another's would be taken for this run's.
+            _refuse_others(directory, old.get("shards"))
         for leftover in (directory / "shards").glob(".*.tmp"):
             leftover.unlink()
-        self.done = frozenset(_read_ids(directory))
+        self.done = frozenset(_read_ids(directory, self._spec.get("policy")))
         self.count = len(self.done)
         write_tasks(directory, tasks)
         self._start = self._flushed = time.monotonic()
@@ -140,9 +145,12 @@ class TrajectoryWriter:
                 tokens = None if tokens is None or sampled is None else tokens + sampled
                 yield trajectory
 
+        names = [path.name for path in shards(self._directory)]
+        tasks_sum = sum_of(self._directory / TASKS)
         digest = dataset_hash(counted())
         counts = {"trajectories": stops.total(), **{f"stop_{reason}": n for reason, n in sorted(stops.items())}}
-        self._write_manifest(complete=True, counts=counts, dataset_hash=digest, tokens_sampled=tokens, more=more or {})
+        more = {"shards": names, "tasks_sum": tasks_sum, **(more or {})}
+        self._write_manifest(complete=True, counts=counts, dataset_hash=digest, tokens_sampled=tokens, more=more)
         return read_manifest(self._directory, KIND)
 
     def _write_manifest(
@@ -217,8 +225,63 @@ def _stored(directory: str | Path) -> Iterator[Trajectory]:
         yield from map(from_row, batch.to_pylist())
 
 
-def _read_ids(directory: str | Path) -> list[str]:
-    return [name for batch in stored_columns(directory, ["id"]) for name in batch.column("id").to_pylist()]
+def _read_ids(directory: Path, policy: str | None) -> Iterator[str]:
+    """The ids of all rows on disk; raises ``DatasetError`` where one is not of ``policy``."""
+    for batch in stored_columns(directory, ["id", "policy"]):
+        found = set(batch.column("policy").unique().to_pylist()) - {policy}
+        if policy and found:
+            raise DatasetError(
+                f"{directory} has trajectories of the policy {', '.join(sorted(found))}, expected {policy}, which its "
+                "manifest names: shards of another run lie there. Take them out, or give another directory."
+            )
+        yield from batch.column("id").to_pylist()
+
+
+def _refuse_others(directory: Path, listed: Sequence[str] | None) -> None:
+    """Raise ``DatasetError`` for shards that a finished data set does not list."""
+    others = sorted({path.name for path in shards(directory)} - set(listed)) if listed is not None else []
+    if others:
+        raise DatasetError(
+            f"{directory}: {', '.join(others)} in shards/ is not of the data set that its manifest describes. "
+            "Restore the shards that were there, or give another directory."
+        )
+
+
+def read_checked(directory: str | Path) -> dict[str, Any]:
+    """The manifest of a finished data set whose shards are those that it lists, with as many rows.
+
+    A shard's name has its checksum, which is compared when the shard is read; here only footers are. Manifests of
+    earlier versions list no shards: there the rows alone are compared.
+
+    Raises:
+        DatasetError: missing, of another kind, not finished, or with other shards.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory, KIND)
+    if not manifest["complete"]:
+        count = sum(_rows_in(path) for path in shards(directory))
+        raise DatasetError(
+            f"{directory} is incomplete: {count} of {manifest['spec'].get('trajectories', '?')} trajectories. "
+            "Run the same command again: it goes on where it was."
+        )
+    listed, expected = manifest.get("shards"), int(manifest["counts"]["trajectories"])
+    _refuse_others(directory, listed)
+    count = sum(_rows_in(path) for path in shards(directory))
+    if count != expected:
+        raise DatasetError(
+            f"{directory}: {count} trajectories on disk, the manifest says {expected}: a shard is missing. "
+            "Restore it, or run the same rollout command again: the missing ones are sampled again."
+        )
+    return manifest
+
+
+def _rows_in(path: Path) -> int:
+    with _reading(path):
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except pa.ArrowException:
+            check_shard(path)
+            raise
 
 
 def read_trajectories(directory: str | Path, *, complete_only: bool = True) -> list[Trajectory]:
@@ -240,7 +303,7 @@ def stream_trajectories(directory: str | Path) -> Iterator[Trajectory]:
     """The trajectories of a finished data set, some at a time in memory, in the order they were written.
 
     Raises:
-        DatasetError: as ``read_trajectories``; that a shard is gone is only known at the end.
+        DatasetError: as ``read_trajectories``.
     """
     for batch in stream_columns(directory, None, rows=ROWS_AT_ONCE):
         yield from map(from_row, batch.to_pylist())
@@ -258,28 +321,14 @@ def stream_columns(directory: str | Path, columns: list[str] | None, *, rows: in
     Raises:
         DatasetError: as ``stream_trajectories``.
     """
-    expected, count = count_trajectories(directory), 0
-    for batch in stored_columns(directory, columns, rows=rows):
-        count += len(batch)
-        yield batch
-    if expected != count:
-        raise DatasetError(
-            f"{directory}: {count} trajectories on disk, the manifest says {expected}: a shard is missing. "
-            "Restore it, or run the same rollout command again: the missing ones are sampled again."
-        )
-    if not count:
+    if not count_trajectories(directory):
         raise _empty(directory)
+    yield from stored_columns(directory, columns, rows=rows)
 
 
 def count_trajectories(directory: str | Path) -> int:
     """How many trajectories a finished data set says it holds; raises ``DatasetError`` where it is not finished."""
-    manifest = read_manifest(Path(directory), KIND)
-    if not manifest["complete"]:
-        raise DatasetError(
-            f"{directory} is incomplete: {len(_read_ids(directory))} of {manifest['spec'].get('trajectories', '?')} "
-            "trajectories. Run the same command again: it goes on where it was."
-        )
-    return int(manifest["counts"]["trajectories"])
+    return int(read_checked(directory)["counts"]["trajectories"])
 
 
 def _empty(directory: str | Path) -> DatasetError:
@@ -291,14 +340,17 @@ def write_tasks(directory: Path, tasks: Iterable[Task]) -> None:
     lines = (
         json.dumps({"id": t.id, "group_id": t.group_id, "split": t.split, "payload": dict(t.payload)}) for t in tasks
     )
-    write_atomic(directory / "tasks.jsonl", ("\n".join(lines) + "\n").encode())
+    write_atomic(directory / TASKS, ("\n".join(lines) + "\n").encode())
 
 
 def read_tasks(directory: str | Path) -> list[Task]:
     """The tasks of a data set; raises ``DatasetError`` where there is none, or its list of tasks is damaged."""
-    path = Path(directory) / "tasks.jsonl"
-    read_manifest(path.parent, KIND)
+    path = Path(directory) / TASKS
+    manifest = read_manifest(path.parent, KIND)
     try:
+        wanted = manifest.get("tasks_sum")
+        if wanted and sum_of(path) != wanted:
+            raise ValueError(f"its checksum is {sum_of(path)}, expected {wanted}: it was changed after it was written")
         return [Task(**json.loads(line)) for line in path.read_text().splitlines() if line]
     except (OSError, ValueError, TypeError) as error:
         raise DatasetError(f"{path} can't be read: {error}. Run the same rollout command again.") from error
@@ -313,7 +365,8 @@ def as_hf_dataset(directory: str | os.PathLike[str]) -> Any:
         ConfigError: the library ``datasets`` is not installed.
     """
     directory = Path(directory)
-    read_manifest(directory, KIND)
+    if read_manifest(directory, KIND)["complete"]:
+        read_checked(directory)
     files = [str(path) for path in shards(directory)]
     if not files:
         raise _empty(directory)

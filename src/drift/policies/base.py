@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from drift.chat import Chat
 from drift.errors import PolicyError, require
@@ -15,6 +17,7 @@ from drift.types import Completion, Message, Turn
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
+_TEMPLATE = "+template-"
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 
 
@@ -123,9 +126,12 @@ async def next_reply(
 
     Raises:
         ContextExceeded: prompt and reply would not fit the policy's context.
+        PolicyError: a log-probability of the reply is not finite.
     """
     if is_text_only(policy):
-        return (), await policy.reply(messages, sampling=sampling, seed=seed)
+        reply = await policy.reply(messages, sampling=sampling, seed=seed)
+        check_finite(policy, messages, reply)
+        return (), reply
     prompt = policy.chat.first(messages) if previous is None else policy.chat.next(messages, previous)
     limit = policy.context_length
     if limit is not None and len(prompt) + sampling.max_new_tokens > limit:
@@ -133,7 +139,41 @@ async def next_reply(
             f"a prompt of {len(prompt)} tokens and a reply of up to {sampling.max_new_tokens} don't fit the policy's "
             f"context of {limit}. Shorten the conversation or lower sampling.max_new_tokens."
         )
-    return prompt, await policy.complete(prompt, sampling=sampling, seed=seed)
+    reply = await policy.complete(prompt, sampling=sampling, seed=seed)
+    check_finite(policy, messages, reply)
+    return prompt, reply
+
+
+def check_finite(policy: AnyPolicy, messages: Sequence[Message], reply: Completion) -> None:
+    """Raise ``PolicyError`` where a log-probability of a reply is NaN or infinite: it was not sampled from anything."""
+    bad = next((value for value in reply.logprobs or () if not math.isfinite(value)), None)
+    if bad is not None:
+        raise PolicyError(
+            f"the policy {policy.fingerprint} replied to {messages[-1]['content'][:200]!r} "
+            f"with a log-probability of {bad}, expected a finite number. Look at the model's weights and precision."
+        )
+
+
+def with_template_arguments(own: str, arguments: Mapping[str, Any]) -> str:
+    """The fingerprint of a policy whose chat template is given ``arguments``; without any, that of the model."""
+    if not arguments:
+        return own
+    return own + _TEMPLATE + hashlib.sha256(json.dumps(dict(arguments), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def model_part(fingerprint: str) -> str:
+    """A policy's fingerprint without what its chat template was given: which model it is."""
+    return fingerprint.partition(_TEMPLATE)[0]
+
+
+def old_note(fingerprint: str) -> str:
+    """A sentence to say of a fingerprint that an earlier version made; empty for one of this version."""
+    if not fingerprint.startswith(("hf-", "files-")):
+        return ""
+    return (
+        f" {fingerprint} was made by an earlier version of drift, whose fingerprints covered neither the configuration "
+        "nor all weights, and can't be compared with one of this version."
+    )
 
 
 def derive_seed(*parts: object) -> int:

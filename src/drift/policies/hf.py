@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import logging
 
 from drift.chat import TemplateChat
-from drift.checksums import damaged_files
 from drift.errors import ConfigError, PolicyError, require
-from drift.policies.base import Sampling
+from drift.policies.base import Sampling, with_template_arguments
+from drift.policies.fingerprint import end_ids, fingerprint
 from drift.policies.sampler import RowEnds, SeededPicker
+from drift.policies.stored import NO_CODE, context_limit, fingerprint_of, loading, local_folder
 from drift.types import Completion
 
-# Always given: without it, transformers asks at the terminal whether a model folder's own code may run.
-NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+_SHOWN = 200
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -94,91 +88,6 @@ def load_tokenizer(model: str) -> Any:
         return AutoTokenizer.from_pretrained(source, padding_side="left", **NO_CODE)
 
 
-def local_folder(model: str) -> Path | None:
-    """The folder that ``model`` names, its files checked; ``None`` for a hub id; raises ``PolicyError``."""
-    folder = Path(model).expanduser()
-    if not (folder / "config.json").is_file():
-        if model.startswith((".", "/", "~")) or model.count("/") != 1:
-            problem = "a folder without config.json" if folder.is_dir() else "nothing there"
-            raise PolicyError(
-                f"model {model!r}: {problem}. Give a folder that holds a model, or a hub id like owner/name."
-            )
-        return None
-    damage = damaged_files(folder)
-    if damage:
-        raise PolicyError(
-            f"the model in {folder} is damaged: {'; '.join(damage)}. Train it again, or restore the files."
-        )
-    refuse_pickles(folder)
-    return folder
-
-
-def refuse_pickles(folder: Path) -> None:
-    """Raise ``PolicyError`` for a model folder that has only pickled weights: reading these can run anything."""
-    pickled = sorted(path.name for name in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(name))
-    if not list(folder.glob("*.safetensors")) and pickled:
-        raise PolicyError(
-            f"the model in {folder} has its weights as {pickled[0]}, expected *.safetensors: reading pickled weights "
-            "can run code. Convert them where you trust them: AutoModelForCausalLM.from_pretrained(FOLDER)"
-            ".save_pretrained(OUT), and the tokenizer likewise."
-        )
-
-
-def wants_code(model: str, error: Exception) -> PolicyError | None:
-    """The error to raise where transformers refused to run the code that comes with a model, as it always must."""
-    if "trust_remote_code" not in str(error):
-        return None
-    return PolicyError(
-        f"the model {model!r} wants code that comes with it to be run, which drift never does. Use a model that "
-        "transformers knows, or serve this one yourself and give it as openai:NAME."
-    )
-
-
-@contextmanager
-def loading(model: str) -> Iterator[None]:
-    """A context in which what transformers raises for a model or tokenizer becomes a ``PolicyError`` that names it."""
-    try:
-        with without_bars():
-            yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise wants_code(model, error) or PolicyError(
-            f"model {model!r} can't be loaded as a causal language model: {error}. "
-            "Check the name, that the files are whole, and that the hub can be reached if it is not a folder."
-        ) from error
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """A context in which transformers draws no progress bars: of weights that load in a second they tell nothing."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        # The hub's library warns where bars are switched on against its variable.
-        if shown and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
-            logging.enable_progress_bar()
-
-
-def fingerprint(model: Any, tokenizer: Any) -> str:
-    """Hash of what decides a model's replies, without reading every weight.
-
-    Covers the chat template, the vocabulary size, and of each parameter its name, shape and up to 1,024 evenly spaced
-    values in bfloat16. Where the model lies and the precision it is loaded in are left out: a copy is the same policy.
-    """
-    return "hf-" + digest_of(tokenizer, sorted(model.named_parameters()))
-
-
-def digest_of(tokenizer: Any, tensors_by_name: Iterable[tuple[str, torch.Tensor]], facts: str = "") -> str:
-    """Sixteen hexadecimal digits of ``fingerprint``, over tensors in the order given, and ``facts`` before them."""
-    digest = hashlib.sha256(f"{tokenizer.chat_template}|{len(tokenizer)}{facts}".encode())
-    for name, parameter in tensors_by_name:
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)].to(torch.bfloat16).float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 @dataclass
 class _QueuedPrompt:
     prompt_ids: tuple[int, ...]
@@ -198,15 +107,27 @@ class HFPolicy:
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: float32 on a CPU, the checkpoint's own elsewhere.
         device: ``cpu``, ``cuda``, …, or ``auto``: CUDA if there is one.
         batch_size: the most requests in one batch.
+        chat_template_kwargs: what the chat template is given beside the messages, such as {enable_thinking: false}.
 
     Raises:
+        ConfigError: a setting is out of range, or the chat template knows no such argument.
         PolicyError: the model can't be loaded, or has no chat template.
     """
 
-    def __init__(self, model: str, *, dtype: str = "auto", device: str = "auto", batch_size: int = 128) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        batch_size: int = 128,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
         loaded, tokenizer = load_model(model, dtype=dtype, device=device)
-        self._take_model(loaded, tokenizer, model, batch_size)
+        arguments = dict(chat_template_kwargs or {})
+        self.fingerprint = with_template_arguments(fingerprint_of(model), arguments)
+        self._take_model(loaded, tokenizer, model, batch_size, arguments)
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, source: str, batch_size: int = 128) -> HFPolicy:
@@ -219,16 +140,18 @@ class HFPolicy:
             batch_size: the most requests in one batch.
         """
         policy = cls.__new__(cls)
-        policy._take_model(model, tokenizer, source, batch_size)
+        policy.fingerprint = fingerprint(model, tokenizer)
+        policy._take_model(model, tokenizer, source, batch_size, {})
         return policy
 
-    def _take_model(self, model: Any, tokenizer: Any, source: str, batch_size: int) -> None:
-        self._model, self._tokenizer = model, tokenizer
-        self.chat = TemplateChat(self._tokenizer, source=source)
-        self.fingerprint = fingerprint(self._model, self._tokenizer)
-        limit = getattr(self._model.config, "max_position_embeddings", None)
-        self.context_length: int | None = int(limit) if limit else None
+    def _take_model(
+        self, model: Any, tokenizer: Any, source: str, batch_size: int, arguments: Mapping[str, Any]
+    ) -> None:
+        self._model, self._tokenizer, self._source = model, tokenizer, source
+        self.chat = TemplateChat(self._tokenizer, source=source, arguments=arguments)
+        self.context_length: int | None = context_limit(self._model.config)
         self._batch_size = batch_size
+        self._known_ids = id_count(tokenizer)
         self._eos_ids = end_ids(self._model, self._tokenizer)
         pad = self._tokenizer.pad_token_id
         self._pad_id = int(pad if pad is not None else self._eos_ids[0])
@@ -241,6 +164,12 @@ class HFPolicy:
 
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
         """Sample one reply; waits until a batch with it has run."""
+        rows = self._model.get_input_embeddings().weight.shape[0]
+        if max(prompt_ids, default=0) >= rows:
+            raise PolicyError(
+                f"the prompt {self._tokenizer.decode(prompt_ids)[-_SHOWN:]!r} has the id {max(prompt_ids)}, and the "
+                f"model {self._source!r} has {rows} ids. Use the tokenizer that the model was trained with."
+            )
         loop = asyncio.get_running_loop()
         request = _QueuedPrompt(prompt_ids, sampling, seed, loop.create_future())
         self._waiting.append(request)
@@ -298,7 +227,7 @@ class HFPolicy:
             mask_BT[row, width - len(request.prompt_ids) :] = 1
         mask_BT = mask_BT.to(device)
         canonical = self._logits_alone if self._exact else None
-        picker = SeededPicker([request.seed for request in batch], sampling, canonical, mask_BT)
+        picker = SeededPicker([request.seed for request in batch], sampling, canonical, mask_BT, self._not_finite)
         ends = RowEnds(self._eos_ids, sampling.stop, self._text, width, picker)
         out_BT = self._model.generate(
             input_ids=ids_BT.to(device),
@@ -323,33 +252,48 @@ class HFPolicy:
                     thinking=thinking,
                 )
             )
+        for request, reply in zip(batch, completions, strict=True):
+            check_known_ids(self._tokenizer, self._known_ids, request.prompt_ids, reply.token_ids, source=self._source)
         return completions
+
+    def _not_finite(self, ids: list[int]) -> PolicyError:
+        return PolicyError(
+            f"the model {self._source!r} computes NaN or infinite logits after the prompt "
+            f"{self._tokenizer.decode(ids)[-_SHOWN:]!r} ({len(ids)} ids). Its weights are damaged or its precision is "
+            "too low: look at how it was trained, or set policy.dtype to float32 or bfloat16."
+        )
 
     def _logits_alone(self, ids_T: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._model(input_ids=ids_T.unsqueeze(0), use_cache=False).logits[0, -1]
         return logits
 
-    def _text(self, ids: list[int]) -> str:
-        return reply_text(self._tokenizer, ids, self._eos_ids)
+
+def id_count(tokenizer: Any) -> int:
+    """One more than the largest id that a tokenizer has."""
+    return 1 + int(max(tokenizer.get_vocab().values()))
 
 
-def reply_text(tokenizer: Any, ids: list[int], ends: Collection[int]) -> str:
-    """A reply's ids as text, without the end-of-turn token."""
-    kept = len(ids)
-    while kept and ids[kept - 1] in ends:
-        kept -= 1
-    text: str = tokenizer.decode(ids[:kept], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
+def check_known_ids(
+    tokenizer: Any, known: int, prompt_ids: Sequence[int], reply_ids: Sequence[int], *, source: str
+) -> None:
+    """Refuse a reply of which half or more are ids that the tokenizer lacks: it is not the model's.
 
+    Rows of the embedding that only fill it up are sampled now and then; one such id in a reply is the model's own.
 
-def end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every id that ends a reply: the generation settings' and the tokenizer's own."""
-    listed = model.generation_config.eos_token_id
-    ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    if tokenizer.eos_token_id is not None:
-        ids = [*ids, tokenizer.eos_token_id]
-    if not ids:
+    Args:
+        tokenizer: the model's.
+        known: its ``id_count``.
+        prompt_ids: what the model was prompted with.
+        reply_ids: what it replied.
+        source: how messages name the model.
+
+    Raises:
+        PolicyError: that names model and prompt.
+    """
+    beyond = [number for number in reply_ids if number >= known]
+    if len(beyond) > 1 and 2 * len(beyond) >= len(reply_ids):
         raise PolicyError(
-            "the model names no end-of-turn token, so no reply would ever end. Set tokenizer.eos_token and save it."
+            f"{len(beyond)} of {len(reply_ids)} ids that the model {source!r} replied to the prompt "
+            f"{tokenizer.decode(prompt_ids)[-_SHOWN:]!r} are beyond its tokenizer, such as {beyond[0]}; expected ids "
+            f"below {known}. Use the tokenizer that the model was trained with."
         )
-    return sorted(set(map(int, ids)))

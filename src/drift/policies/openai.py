@@ -281,7 +281,7 @@ def _load_tokenizer(source: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(DEFAULT_MODEL if source == "default" else source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        from drift.policies.hf import wants_code
+        from drift.policies.stored import wants_code
 
         raise wants_code(source, error) or PolicyError(
             f"the tokenizer {source!r} can't be loaded: {error}. "

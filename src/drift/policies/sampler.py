@@ -53,6 +53,11 @@ def pick(logits_BV: torch.Tensor, uniforms_B: torch.Tensor, sampling: Sampling) 
     return token_B1.squeeze(-1), torch.minimum(margin_B, torch.minimum(upper_B, lower_B))
 
 
+def undefined(logits_BV: torch.Tensor) -> torch.Tensor:
+    """``(B,)`` whether a row's softmax is undefined: there is NaN or +∞ in it, or nothing but −∞."""
+    return ~torch.isfinite(logits_BV.amax(dim=-1))
+
+
 class SeededPicker(LogitsProcessor):  # type: ignore[misc]
     """Makes ``generate(do_sample=False)`` take the token that each row's own seed picks, and keeps its log-probability.
 
@@ -62,6 +67,7 @@ class SeededPicker(LogitsProcessor):  # type: ignore[misc]
         canonical: ``(ids of one row without padding) -> (V,)`` logits computed for it alone, or ``None`` where
             arithmetic is too coarse for exact decisions (16-bit floats).
         mask_BT: ``(B, T)`` attention mask of the prompts, 0 on the left padding.
+        not_finite: the error to raise where the logits after these ids of a row leave no distribution.
     """
 
     def __init__(
@@ -70,8 +76,9 @@ class SeededPicker(LogitsProcessor):  # type: ignore[misc]
         sampling: Sampling,
         canonical: Callable[[torch.Tensor], torch.Tensor] | None,
         mask_BT: torch.Tensor,
+        not_finite: Callable[[list[int]], Exception],
     ) -> None:
-        self._sampling = sampling
+        self._sampling, self._not_finite = sampling, not_finite
         self._canonical = canonical
         self._padding_B = (mask_BT == 0).sum(dim=-1).tolist()
         # Rows that ended, which are no longer looked at twice; ``RowEnds`` sets it.
@@ -87,16 +94,25 @@ class SeededPicker(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Replace the scores by ones under which ``argmax`` is the picked token."""
+        for row in (undefined(scores) & ~self.finished_B).nonzero().flatten().tolist():
+            raise self._not_finite(self._ids_of(row, input_ids).tolist())
         uniforms_B = self._uniforms_BT[:, len(self.logprobs)].to(scores.device)
         token_B, margin_B = pick(scores, uniforms_B, self._sampling)
         if self._canonical is not None:
             close_B = (margin_B < MARGIN) & ~self.finished_B
             for row in close_B.nonzero().flatten().tolist():
-                alone_1V = self._canonical(input_ids[row, self._padding_B[row] :]).unsqueeze(0)
+                ids_T = self._ids_of(row, input_ids)
+                alone_1V = self._canonical(ids_T).unsqueeze(0)
+                if undefined(alone_1V).any():
+                    raise self._not_finite(ids_T.tolist())
                 token_B[row] = pick(alone_1V, uniforms_B[row : row + 1], self._sampling)[0][0]
         token_B1 = token_B.unsqueeze(-1)
         self.logprobs.append(torch.log_softmax(scores.float(), dim=-1).gather(-1, token_B1).squeeze(-1))
         return torch.full_like(scores, -torch.inf).scatter(-1, token_B1, 0.0)
+
+    def _ids_of(self, row: int, input_ids: torch.Tensor) -> torch.Tensor:
+        """The row without its padding: ids of the prompt and of the reply so far."""
+        return input_ids[row, self._padding_B[row] :]
 
 
 class RowEnds(StoppingCriteria):  # type: ignore[misc]

@@ -12,7 +12,7 @@ from typing import Any
 
 from drift.chat import TemplateChat
 from drift.errors import ConfigError, PolicyError, require, unknown_name
-from drift.policies.base import Sampling
+from drift.policies.base import Sampling, with_template_arguments
 from drift.types import Completion
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -56,6 +56,7 @@ class VLLMPolicy:
             ``VLLM_CPU_KVCACHE_SPACE`` says in GiB, or 4.
         max_model_len: the most tokens of a prompt and its reply; 0 takes the model's limit.
         max_num_seqs: the most replies generated at once.
+        chat_template_kwargs: what the chat template is given beside the messages, such as {enable_thinking: false}.
         engine: further arguments of vLLM's ``AsyncEngineArgs``.
 
     Raises:
@@ -73,6 +74,7 @@ class VLLMPolicy:
         gpu_memory_utilization: float = 0.0,
         max_model_len: int = 0,
         max_num_seqs: int = 256,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         engine: Mapping[str, Any] | None = None,
     ) -> None:
         where = "policy"
@@ -94,11 +96,14 @@ class VLLMPolicy:
             if key not in known:
                 raise unknown_name("argument of vLLM's engine", key, known, where=f"{where}.engine")
         from drift.policies import model_path
-        from drift.policies.stored import StoredModel, adapter_facts
+        from drift.policies.hf import id_count
+        from drift.policies.stored import StoredModel, adapter_facts, context_limit
 
         stored = StoredModel(model_path(model))
         self._tokenizer, self._end_ids = stored.tokenizer, stored.end_ids
-        self.chat = TemplateChat(self._tokenizer, source=model)
+        self._known_ids = id_count(self._tokenizer)
+        template = dict(chat_template_kwargs or {})
+        self.chat = TemplateChat(self._tokenizer, source=model, arguments=template)
         self.fingerprint = stored.fingerprint()
         self.counts: Counter[str] = Counter()
         on_cpu = current_platform.is_cpu()
@@ -122,8 +127,9 @@ class VLLMPolicy:
             self.fingerprint += f"+{digest}"
             self._lora = LoRARequest(f"adapter-{digest}", 1, str(folder.resolve()))
             arguments |= {"enable_lora": True, "max_lora_rank": min(r for r in _LORA_RANKS if r >= min(rank, 512))}
+        self.fingerprint = with_template_arguments(self.fingerprint, template)
         if on_cpu:
-            limit = max_model_len or getattr(stored.config, "max_position_embeddings", None) or 0
+            limit = max_model_len or context_limit(stored.config) or 0
             arguments |= _cpu_arguments(dtype, limit, own_cache=not gpu_memory_utilization)
         self._model, self._arguments = model, {**arguments, **(engine or {})}
         self._starting, self._keep_engine = threading.Lock(), False
@@ -131,10 +137,13 @@ class VLLMPolicy:
         self.context_length: int | None = int(self._started().engine.vllm_config.model_config.max_model_len)
 
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
-        """Sample one reply; raises ``PolicyError`` if the engine dies or refuses the request."""
+        """Sample one reply; raises ``PolicyError`` if the engine dies, refuses, or replies with ids of no tokenizer."""
+        from drift.policies.hf import check_known_ids
+
         engine = await self._running()
         reply = await engine.sample(prompt_ids, self._parameters(sampling, seed), self._lora)
         ids, flat = list(reply.token_ids), reply.logprobs
+        check_known_ids(self._tokenizer, self._known_ids, prompt_ids, ids, source=self._model)
         text, thinking = self.chat.parts(prompt_ids, ids, self._end_ids)
         return Completion(
             text=text,

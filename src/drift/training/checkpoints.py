@@ -63,7 +63,7 @@ def discard_unfinished(out: Path) -> None:
 @contextmanager
 def saving(out: Path) -> Iterator[None]:
     """``writing``, for libraries that report a write which the disk refuses in words of their own."""
-    from drift.policies.hf import without_bars
+    from drift.policies.stored import without_bars
 
     with writing(out):
         try:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PrinterCallback, set_seed
 from drift.checksums import write_sums
 from drift.errors import Interrupted
 from drift.manifest import package_versions, write_json
-from drift.policies.hf import NO_CODE
+from drift.policies.stored import NO_CODE
 from drift.training.arguments import training_arguments, with_lora
 from drift.training.checkpoints import last_checkpoint, saving, whole_checkpoint
 from drift.training.config import TrainingConfig

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from drift.errors import ConfigError, PolicyError
-from drift.policies.hf import NO_CODE, load_model, refuse_pickles, wants_code
+from drift.policies.hf import load_model
+from drift.policies.stored import NO_CODE, refuse_pickles, wants_code
 
 
 def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention: str | None = None) -> tuple[Any, Any]:

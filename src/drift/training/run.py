@@ -15,13 +15,14 @@ from typing import Any
 import pyarrow as pa
 
 from drift.chat import TemplateChat
-from drift.dataset.store import KIND as TRAJECTORIES
-from drift.dataset.store import count_trajectories, stream_columns, stream_trajectories
+from drift.checksums import damaged_files
+from drift.dataset.store import count_trajectories, read_checked, stream_columns, stream_trajectories
 from drift.errors import DatasetError, TrainingError
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest
 from drift.policies import model_path
-from drift.policies.hf import check_attention, fingerprint, load_model
-from drift.policies.stored import StoredModel
+from drift.policies.base import model_part, old_note
+from drift.policies.hf import check_attention, load_model
+from drift.policies.stored import context_limit, fingerprint_of
 from drift.training.arguments import check_settings
 from drift.training.checkpoints import discard_unfinished
 from drift.training.config import KIND, TrainingConfig
@@ -160,7 +161,7 @@ def _load(request: _Request) -> tuple[Any, Any]:
 
 def _read(request: _Request) -> tuple[dict[str, Any], WeightTable]:
     """The manifest of the data, and its weights."""
-    manifest = read_manifest(request.data, TRAJECTORIES)
+    manifest = read_checked(request.data)
     if manifest["spec"].get("ids") == "none":
         raise DatasetError(
             f"{request.data} holds text alone: the policy returned no token ids, and training needs them. Tokenize it "
@@ -179,7 +180,7 @@ def _prepare(
     """
     config, out = request.config, request.out
     TemplateChat(tokenizer, source=request.model)
-    own = StoredModel(model_path(request.model)).fingerprint() if config.bits else fingerprint(model, tokenizer)
+    own = fingerprint_of(model_path(request.model))
     if not request.any_policy:
         check_policy(own, manifest["spec"]["policy"], request.data, request.model)
     # How many processes share a step changes neither its rows nor, but for rounding, its result.
@@ -193,7 +194,7 @@ def _prepare(
     }
     if is_finished(out, spec):
         return None
-    limit = config.max_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = config.max_length or context_limit(model.config)
     counts = _write_rows(out, request.data, table, config, limit)
     if not counts["rows"]:
         raise TrainingError(
@@ -207,15 +208,21 @@ def _prepare(
 
 def check_policy(own: str, made_by: str, data: Path, model: str) -> None:
     """Refuse data that another policy sampled than the model to be trained."""
-    if own != made_by:
+    note = old_note(made_by)
+    if own != model_part(made_by):
         raise DatasetError(
-            f"{data} was sampled by another policy ({made_by}) than {model!r} ({own}). The weights assume that the "
-            "trajectories come from the model that is trained. Train that one, or say --any-policy true."
+            f"{data} was sampled by another policy ({made_by}) than {model!r} ({own}).{note} The weights assume that "
+            "the trajectories come from the model that is trained. "
+            + ("If they do, say --any-policy true." if note else "Train that one, or say --any-policy true.")
         )
 
 
 def is_finished(out: Path, spec: dict[str, Any]) -> bool:
-    """Whether ``out`` already holds the result of this very run; raises where it holds another's."""
+    """Whether ``out`` already holds the result of this very run, its files whole.
+
+    Raises:
+        DatasetError: it holds another run's, or the files of the model are gone or changed.
+    """
     path = out / SPEC
     if not path.is_file():
         return False
@@ -229,7 +236,17 @@ def is_finished(out: Path, spec: dict[str, Any]) -> bool:
             f"{out} holds the training of another run: {'; '.join(changed)}. "
             "Give another directory, or the settings it was begun with."
         )
-    return (out / MANIFEST).is_file()
+    if not (out / MANIFEST).is_file():
+        return False
+    damage = damaged_files(out)
+    if not list(out.glob("*.safetensors")):
+        damage = damage or ["no *.safetensors in it"]
+    if damage:
+        raise DatasetError(
+            f"{out} holds a finished training whose model is damaged: {'; '.join(damage)}. Restore the files, or "
+            f"delete {out / MANIFEST} and run the same command again: it goes on from the last checkpoint."
+        )
+    return True
 
 
 def _write_rows(out: Path, data: Path, table: WeightTable, config: TrainingConfig, limit: int | None) -> Counter[str]:

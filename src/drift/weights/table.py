@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from drift.checksums import sum_of
-from drift.dataset.store import KIND as TRAJECTORIES
+from drift.dataset.store import read_checked
 from drift.errors import DatasetError
 from drift.manifest import read_manifest
 from drift.weights.groups import Floats
@@ -101,12 +101,13 @@ def read_weights(path: Path, data: Path) -> WeightTable:
     """The weights in ``path``: a directory that ``drift weigh`` wrote, or a Parquet file made by anything.
 
     Raises:
-        DatasetError: they can't be read, or were made from another data set than ``data`` is now.
+        DatasetError: they can't be read, or were made from another data set than ``data`` is now; or ``data`` has other
+            shards than its manifest lists.
     """
     if path.is_file():
         return read_file(path)
     manifest = read_manifest(path, KIND)
-    current = read_manifest(data, TRAJECTORIES)["dataset_hash"]
+    current = read_checked(data)["dataset_hash"]
     if manifest["dataset_hash"] != current:
         raise DatasetError(
             f"the weights in {path} were made from another data set than {data} "

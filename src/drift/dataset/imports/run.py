@@ -21,7 +21,7 @@ from drift.dataset.store import TrajectoryWriter, write_tasks
 from drift.errors import DatasetError, require
 from drift.manifest import MANIFEST, writing
 from drift.policies import model_path
-from drift.policies.hf import end_ids, fingerprint, load_model
+from drift.policies.stored import StoredModel, context_limit
 from drift.progress import Progress
 from drift.registry import check_settings
 from drift.types import Task, Trajectory
@@ -49,16 +49,14 @@ def load_target(model: str, max_length: int = 0) -> Target:
         PolicyError: the model can't be loaded, or has no chat template.
     """
     require(max_length >= 0, "max_length", max_length, "a whole number ≥ 0 (0 takes the model's limit)")
-    loaded, tokenizer = load_model(model_path(model), device="cpu")
-    chat = TemplateChat(tokenizer, source=model)
-    limit = max_length or getattr(loaded.config, "max_position_embeddings", None)
-    ends = end_ids(loaded, tokenizer)
+    stored = StoredModel(model_path(model))
+    chat = TemplateChat(stored.tokenizer, source=model)
     return Target(
         chat=chat,
-        end_ids=frozenset(ends),
-        end_id=chat.end_of_turn(ends),
-        max_length=int(limit) if limit else None,
-        fingerprint=fingerprint(loaded, tokenizer),
+        end_ids=frozenset(stored.end_ids),
+        end_id=chat.end_of_turn(stored.end_ids),
+        max_length=max_length or context_limit(stored.config),
+        fingerprint=stored.fingerprint(),
     )
 
 
