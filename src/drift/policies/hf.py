@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -263,6 +263,9 @@ class HFPolicy:
             "too low: look at how it was trained, or set policy.dtype to float32 or bfloat16."
         )
 
+    def _text(self, ids: list[int]) -> str:
+        return reply_text(self._tokenizer, ids, self._eos_ids)
+
     def _logits_alone(self, ids_T: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._model(input_ids=ids_T.unsqueeze(0), use_cache=False).logits[0, -1]
         return logits
@@ -297,3 +300,12 @@ def check_known_ids(
             f"{tokenizer.decode(prompt_ids)[-_SHOWN:]!r} are beyond its tokenizer, such as {beyond[0]}; expected ids "
             f"below {known}. Use the tokenizer that the model was trained with."
         )
+
+
+def reply_text(tokenizer: Any, ids: list[int], ends: Collection[int]) -> str:
+    """A reply's ids as text, without the end-of-turn token."""
+    kept = len(ids)
+    while kept and ids[kept - 1] in ends:
+        kept -= 1
+    text: str = tokenizer.decode(ids[:kept], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
