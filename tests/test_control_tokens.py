@@ -173,12 +173,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tokenizers: dict[str, Any]
     """A model folder for each style."""
     import torch
 
-    torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes |= {"vocab_size": 330, "num_key_value_heads": 1, "max_position_embeddings": 4096}
-    config = Qwen2Config(bos_token_id=None, **sizes)
-    model, found = Qwen2ForCausalLM(config), {}
+    sizes |= {"num_key_value_heads": 1, "max_position_embeddings": 4096}
+    found = {}
     for name, tokenizer in tokenizers.items():
+        torch.manual_seed(0)
+        # No ids beyond the tokenizer: a model without training samples them all.
+        model = Qwen2ForCausalLM(Qwen2Config(bos_token_id=None, vocab_size=len(tokenizer), **sizes))
         found[name] = tmp_path_factory.mktemp("style")
         model.save_pretrained(found[name])
         tokenizer.save_pretrained(found[name])

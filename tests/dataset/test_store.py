@@ -140,9 +140,9 @@ def test_damage_is_named_with_what_to_do(tmp_path: Path, six: list[Trajectory]) 
     flipped[len(whole) // 3] ^= 4
     for damaged in (whole[: len(whole) // 2], bytes(flipped), b""):
         shard.write_bytes(damaged)
-        with pytest.raises(DatasetError, match=r"000001-.*\.parquet can't be read: its checksum.*Delete that file"):
+        with pytest.raises(DatasetError, match=r"(?s)000001-.*\.parquet can't be read: .*Delete that file"):
             read_trajectories(tmp_path)
-        with pytest.raises(DatasetError, match="can't be read: its checksum"):
+        with pytest.raises(DatasetError, match="can't be read: "):
             list(stream_columns(tmp_path, ["id"]))
     shard.unlink()
     with pytest.raises(DatasetError, match="4 trajectories on disk, the manifest says 6"):

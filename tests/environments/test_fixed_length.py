@@ -299,7 +299,7 @@ def test_a_model_is_closed_with_the_collection(files: dict, tmp_path: Path) -> N
     environment._user._policy = Closing(["Think of its colour."])
     tasks = environment.tasks("train", 5, 0)
     collect(tasks, environment, ScriptedPolicy(["What can you say?"]), tmp_path, **plan())
-    assert len(closed) == 2 and environment._user._loop is None and environment._judge._model._loop is None
+    assert len(closed) == 2 and environment._user._thread is None and environment._judge._model._thread is None
 
 
 @pytest.mark.usefixtures("quick_starts")

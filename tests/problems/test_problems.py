@@ -374,7 +374,7 @@ def test_the_computed_set_has_every_sum_and_difference_once_and_splits_them_as_t
 
 def test_a_conversation_about_a_computed_problem_is_judged() -> None:
     settings = {"train": "arithmetic", "test": "arithmetic", "prompt": "{question}"}
-    factory = make_environment("reasoning", settings)
+    factory = make_environment({"name": "reasoning", **settings})
     (task,) = factory.tasks("test", 1, 3)
     for reply, right in ((f"<answer>{task.payload['gold']}</answer>", True), ("<answer>-1</answer>", False)):
         episode = factory.start(task)

@@ -216,7 +216,7 @@ def test_awr_clips_where_the_exponential_would_overflow():
 
 
 def test_awr_refuses_a_clip_that_is_not_positive():
-    with pytest.raises(ConfigError, match=r"weights\.settings\.w_max: got 0"):
+    with pytest.raises(ConfigError, match=r"weights\.scheme\.awr\.w_max: got 0"):
         awr_weights([1.0], [0], beta=1, w_max=0)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drift.environments.answers import AnswerEpisode, check_whole_number
-from drift.environments.base import SPLITS, split_of
+from drift.environments.base import SPLITS, TEST_SHARE, split_of
 from drift.errors import ConfigError, require
 from drift.problems.base import Problem, ProblemSet
 from drift.types import Task
@@ -55,6 +55,9 @@ class Arithmetic:
     def tasks(self, split: str, count: int, seed: int) -> list[Task]:
         """Distinct problems; a problem's split depends on its operands alone, so no seed can mix the splits."""
         require(split in SPLITS, "split", split, " or ".join(SPLITS))
+        most = int(self._problems() * (TEST_SHARE if split == "test" else 1 - TEST_SHARE))
+        if count > most:
+            raise self._too_many(f"about {most}", split, count)
         rng = random.Random(f"arithmetic/{split}/{seed}")
         seen: dict[str, Task] = {}
         tries, last_new = 0, 0
@@ -62,15 +65,24 @@ class Arithmetic:
             tries += 1
             # By then the chance that any problem is still to be found is tiny.
             if tries - last_new > 50 * len(seen) + 10_000:
-                raise ConfigError(
-                    f"arithmetic has {len(seen)} distinct {split} problems of {self.digits} digits and kinds "
-                    f"{', '.join(self.kinds)}; {count} were asked for. Ask for fewer tasks, more kinds or more digits."
-                )
+                raise self._too_many(str(len(seen)), split, count)
             task = problem(self.kinds[tries % len(self.kinds)], self.digits, rng)
             if task.split == split and task.id not in seen:
                 seen[task.id] = task
                 last_new = tries
         return list(seen.values())
+
+    def _problems(self) -> int:
+        """How many distinct problems there are, both splits together."""
+        numbers = 9 * 10 ** (self.digits - 1)
+        each = {"add": numbers**2, "sub": numbers * (numbers + 1) // 2, "mul": numbers * 8}
+        return sum(each[kind] for kind in set(self.kinds))
+
+    def _too_many(self, there_are: str, split: str, count: int) -> ConfigError:
+        return ConfigError(
+            f"arithmetic has {there_are} distinct {split} problems of {self.digits} digits and kinds "
+            f"{', '.join(self.kinds)}; {count} were asked for. Ask for fewer tasks, more kinds or more digits."
+        )
 
     def reference(self, task: Task) -> str:
         """The right number."""

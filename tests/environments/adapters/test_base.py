@@ -24,7 +24,7 @@ class Named(ActionEnvironment):
         ({}, "<answer>left</answer> no, <ANSWER>right</ANSWER>", "right"),
         ({}, "left", None),
         ({}, "<answer>  </answer>", None),
-        ({}, "<answer>left", None),
+        ({}, "<answer>left", "left"),
         ({"action": "text"}, " go left \n", "go left"),
         ({"action": "text"}, " \n", None),
         ({"action": "pattern", "pattern": r"\[(\w+)\]"}, "[left] or [right]", "right"),
