@@ -107,7 +107,7 @@ def test_nobody_is_asked_at_the_terminal_either(tiny_model: Path, tmp_path: Path
 
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__"}
-# Between processes of one command, through a folder that only this user can read; or to itself, by a file without a name.
+# Between processes of one command, by a folder that only this user can read; or to itself, by a file without a name.
 PICKLES = {"comparison/jobs.py", "exports/run.py"}
 
 

@@ -90,9 +90,10 @@ def test_the_command_line_takes_them_by_name_and_a_run_is_its_settings(
     config = read_manifest(tmp_path / "m", "model")["spec"]["config"]
     assert config["lora"] == {"r": 2, "target_modules": ["q_proj", "v_proj"]}
     assert (config["arguments"]["weight_decay"], config["arguments"]["max_grad_norm"]) == (0.25, 1.0)
-    # One line on stdout: what was trained.
-    (said,) = capsys.readouterr().out.splitlines()
-    assert said.startswith(f"{tmp_path / 'm'}: 2 steps; ")
+    # Nothing on stdout but what was trained.
+    place, said, *left_out = capsys.readouterr().out.splitlines()
+    assert place == f"{tmp_path / 'm'}:" and said.startswith("2 steps on ")
+    assert all(each.startswith("Left out: ") for each in left_out)
     # What is left out is the same run as what it stands for.
     assert main([*line, "--arguments.weight_decay", "0.25", "--arguments.max_grad_norm", "1.0"]) == 0
     assert main([*line, "--arguments.weight_decay", "0.5"]) == 1
