@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 import drift
 from drift.errors import ConfigError, DriftError, unknown_name
-from drift.keywords import Option, descriptions_of, in_words, metavar, option, options_of_record
+from drift.keywords import Option, descriptions_of, help_formatter, in_words, metavar, option, options_of_record
 from drift.progress import leave
 from drift.secrets import scrubbed
 
@@ -176,7 +176,7 @@ def parser_of(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
         description=f"{summary}\n\nExample: {verb.example}",
         exit_on_error=False,
         allow_abbrev=False,
-        formatter_class=_formatter(),
+        formatter_class=help_formatter(),
     )
     for argument in verb.positional:
         parser.add_argument(argument.upper(), type=str, help=_positional_help(name, argument, words))
@@ -231,22 +231,6 @@ def _add(group: Any, option: Option, *, brief: bool = False) -> None:
     more: dict[str, Any] = {"nargs": "?", "const": True} if flag else {"metavar": metavar(option.type)}
     words = re.sub(r"\.(?: .*?)??(?=$| \(default: )", ".", option.help, count=1) if brief else option.help
     group.add_argument(f"--{option.name}", type=option.type, default=SUPPRESS, help=words, **more)
-
-
-def _formatter() -> type:
-    from argparse import RawDescriptionHelpFormatter
-
-    class Formatter(RawDescriptionHelpFormatter):
-        """Help in which a description is as wide as the terminal and options have room."""
-
-        def __init__(self, prog: str, **more: Any) -> None:
-            super().__init__(prog, max_help_position=32, **more)
-
-        def _format_action_invocation(self, action: Any) -> str:
-            # Lists have a second option that appends, of which the first one's line is enough.
-            return re.sub(r", --\S+\+ \S+$", "", super()._format_action_invocation(action))
-
-    return Formatter
 
 
 def _positional_help(verb: str, name: str, words: Mapping[str, str]) -> str:

@@ -199,3 +199,20 @@ def in_words(kind: Any) -> str:
         return "a list, such as [a, b]"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return words.get(kind, "keys and values, such as {key: value}")
+
+
+def help_formatter() -> type:
+    """The class that lays out help: descriptions as wide as the terminal, room for long options."""
+    from argparse import RawDescriptionHelpFormatter
+
+    class Formatter(RawDescriptionHelpFormatter):
+        """Help in which a description is as wide as the terminal and options have room."""
+
+        def __init__(self, prog: str, **more: Any) -> None:
+            super().__init__(prog, max_help_position=32, **more)
+
+        def _format_action_invocation(self, action: Any) -> str:
+            # Lists have a second option that appends, of which the first one's line is enough.
+            return re.sub(r", --\S+\+ \S+$", "", super()._format_action_invocation(action))
+
+    return Formatter

@@ -77,15 +77,14 @@ class VLLMPolicy:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         engine: Mapping[str, Any] | None = None,
     ) -> None:
-        where = "policy"
         require(dtype in _DTYPES, "policy.dtype", dtype, f"one of {', '.join(_DTYPES)}")
-        require(tensor_parallel_size >= 1, f"{where}.tensor_parallel_size", tensor_parallel_size, "a whole number ≥ 1")
-        require(0 <= gpu_memory_utilization <= 1, f"{where}.gpu_memory_utilization", gpu_memory_utilization, "0 to 1")
-        require(max_model_len >= 0, f"{where}.max_model_len", max_model_len, "a whole number ≥ 0")
-        require(max_num_seqs >= 1, f"{where}.max_num_seqs", max_num_seqs, "a whole number ≥ 1")
+        require(tensor_parallel_size >= 1, "policy.tensor_parallel_size", tensor_parallel_size, "a whole number ≥ 1")
+        require(0 <= gpu_memory_utilization <= 1, "policy.gpu_memory_utilization", gpu_memory_utilization, "0 to 1")
+        require(max_model_len >= 0, "policy.max_model_len", max_model_len, "a whole number ≥ 0")
+        require(max_num_seqs >= 1, "policy.max_num_seqs", max_num_seqs, "a whole number ≥ 1")
         for key in engine or {}:
             if key in _FIXED_ARGUMENTS:
-                raise ConfigError(f"{where}.engine.{key}: not to be given there; it is {_FIXED_ARGUMENTS[key]}.")
+                raise ConfigError(f"policy.engine.{key}: not to be given there; it is {_FIXED_ARGUMENTS[key]}.")
         self._engine_class = _import_engine()
         from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
@@ -94,7 +93,7 @@ class VLLMPolicy:
         for key in engine or {}:
             known = AsyncEngineArgs.__dataclass_fields__
             if key not in known:
-                raise unknown_name("argument of vLLM's engine", key, known, where=f"{where}.engine")
+                raise unknown_name("argument of vLLM's engine", key, known, where="policy.engine")
         from drift.policies import model_path
         from drift.policies.hf import id_count
         from drift.policies.stored import StoredModel, adapter_facts, context_limit

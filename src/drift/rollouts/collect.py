@@ -95,22 +95,7 @@ def collect(
         raise ConfigError("two tasks have the same id; ids must be unique. Fix the environment's tasks().")
     require(concurrency >= 1, "concurrency", concurrency, "a whole number ≥ 1")
     planned = len(tasks) * samples
-    spec = {
-        "environment": dict(environment),
-        "tasks": len(tasks),
-        "task_hash": task_hash(tasks),
-        "samples": samples,
-        "trajectories": planned,
-        "seed": seed,
-        "sampling": {**asdict(sampling), "stop": list(sampling.stop)},
-        "policy": policy.fingerprint,
-        "ids": "none" if _text_only(policy) else "sampled",
-    }
-    if first:
-        spec["first"] = first
-    # A judge or a simulated user decides the data as much as the policy does.
-    if asked := getattr(factory, "fingerprints", None):
-        spec["environment_policies"] = dict(asked)
+    spec = _spec_of(tasks, factory, policy, environment, samples=samples, seed=seed, sampling=sampling, first=first)
     before = counts_of(policy, factory)
     with TrajectoryWriter(out, spec, tasks) as writer:
         rounds = _Rounds(tasks, samples, first, seed, out, writer)
@@ -128,21 +113,54 @@ def collect(
                     run_to_end(_hold_all(rounds, factory, policy, deliver, sampling, concurrency))
             except KeyboardInterrupt as stop:
                 writer.flush()
-                most = "at most " if first else ""
                 raise Interrupted(
-                    f"stopped: {writer.count} of {most}{planned} conversations are in {out}. "
+                    f"stopped: {writer.count} of {'at most ' if first else ''}{planned} conversations are in {out}. "
                     "Run the same command again to go on."
                 ) from stop
         record = policy.record() if isinstance(policy, Executor) else _since(before, counts_of(policy, factory))
         manifest = writer.finish({**record, **rounds.record(), **source_of(factory, tasks)})
+    _check_any_outcome(manifest, environment.get("name"), out)
+    return manifest
+
+
+def _spec_of(
+    tasks: Sequence[Task],
+    factory: EnvironmentFactory,
+    policy: AnyPolicy | Executor,
+    environment: Mapping[str, Any],
+    *,
+    samples: int,
+    seed: int,
+    sampling: Sampling,
+    first: int,
+) -> dict[str, Any]:
+    """What decides the conversations: a directory begun with another one is refused."""
+    spec: dict[str, Any] = {
+        "environment": dict(environment),
+        "tasks": len(tasks),
+        "task_hash": task_hash(tasks),
+        "samples": samples,
+        "trajectories": len(tasks) * samples,
+        "seed": seed,
+        "sampling": {**asdict(sampling), "stop": list(sampling.stop)},
+        "policy": policy.fingerprint,
+        "ids": "none" if _text_only(policy) else "sampled",
+    }
+    if first:
+        spec["first"] = first
+    # A judge or a simulated user decides the data as much as the policy does.
+    if asked := getattr(factory, "fingerprints", None):
+        spec["environment_policies"] = dict(asked)
+    return spec
+
+
+def _check_any_outcome(manifest: Mapping[str, Any], name: object, out: Path) -> None:
     if manifest["counts"].get("stop_error", 0) == manifest["counts"]["trajectories"]:
-        name = environment.get("name")
         told = ", ".join(f"{kind} {count}" for kind, count in manifest.get("environment_counts", {}).items())
         raise EnvironmentFault(
             f"every conversation failed in the environment {name!r}{f' ({told})' if told else ''}; "
             f"look at the error column in {out}, or run `drift check {name}`."
         )
-    return manifest
 
 
 class _Rounds:
