@@ -25,8 +25,7 @@ class Chain:
     Attributes:
         scheme: what a conversation weighs.
         settings: the scheme's, defaults included; ``beta`` is ``auto`` where it is to be found.
-        gamma, repetition: γ and λ of the return.
-        turns, steps: how a weight is spread over replies, and what is done to them then.
+        gamma, repetition, turns, steps: γ and λ of the return; how a weight is spread over replies; what is done then.
     """
 
     scheme: Scheme
@@ -41,9 +40,8 @@ class Chain:
         """What the scheme asks for by name."""
         return data_of(self.scheme.function)
 
-    @property
-    def told_apart(self) -> bool:
-        """Whether the scheme asks what was said."""
+    def asks_what_was_said(self) -> bool:
+        """Whether the scheme asks for replies or feedback."""
         return "reply_T" in self.asked or "feedback_T" in self.asked
 
     def try_settings(self) -> None:
@@ -93,11 +91,10 @@ class WeightConfig:
     group_by: GroupBy = "task"
 
     def __post_init__(self) -> None:
-        beta, gamma = self.beta, self.gamma
-        sound = self.beta_is_found or beta is None or (isinstance(beta, float | int) and beta > 0)
+        beta, gamma, share = self.beta, self.gamma, self.ess_target
+        sound = share is not None or beta is None or (isinstance(beta, float | int) and beta > 0)
         require(sound, "weights.beta", beta, "a number > 0, or auto", "β divides the return; 0.1 is published.")
-        share = self.ess_target
-        sound = share == "success" or (isinstance(share, float | int) and 0 < share < 1)
+        sound = share in (None, "success") or (isinstance(share, float | int) and 0 < share < 1)
         require(sound, "weights.beta.auto", share, "a share above 0 and below 1")
         require(gamma is None or 0 < gamma <= 1, "weights.gamma", gamma, "a number in (0, 1]")
         require(self.repetition is None or self.repetition >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
@@ -107,19 +104,19 @@ class WeightConfig:
         self.chain  # noqa: B018 - found wrong here, if it is
 
     @property
-    def beta_is_found(self) -> bool:
-        """Whether β is found from the returns."""
-        return self.beta == "auto" or (isinstance(self.beta, Mapping) and list(self.beta) == ["auto"])
-
-    @property
-    def ess_target(self) -> float | Literal["success"]:
-        """At which β is found: an effective sample size as a share of K, or ``success``, the share that succeeds."""
-        return self.beta["auto"] if isinstance(self.beta, Mapping) else "success"
+    def ess_target(self) -> float | Literal["success"] | None:
+        """Effective sample size at which β is found, as a share of K or ``success``; ``None`` where β is given."""
+        if isinstance(self.beta, Mapping) and list(self.beta) == ["auto"]:
+            return self.beta["auto"]
+        return "success" if self.beta == "auto" else None
 
     @cached_property
     def chain(self) -> Chain:
         """The configuration with nothing left to default; raises ``ConfigError`` where it makes no sense."""
-        name, given = self.named_scheme
+        schemes: Any = self.scheme if isinstance(self.scheme, Mapping) else {self.scheme: {}}
+        one = len(schemes) == 1 and isinstance(next(iter(schemes.values())), Mapping)
+        require(one, "weights.scheme", self.scheme, "one scheme with its settings, such as {awr: {w_max: 20}}")
+        ((name, given),) = schemes.items()
         scheme = find_scheme(name)
         turns = link(self.turns or scheme.turns, TURNS, "weights.turns")
         fits = not scheme.first_turn or turns.name == "first"
@@ -137,26 +134,16 @@ class WeightConfig:
         chain.try_settings()
         return chain
 
-    @property
-    def named_scheme(self) -> tuple[Any, dict[str, Any]]:
-        """The scheme's name (or function), and the settings given to it."""
-        if not isinstance(self.scheme, Mapping):
-            return self.scheme, {}
-        one = len(self.scheme) == 1 and isinstance(next(iter(self.scheme.values())), Mapping)
-        require(one, "weights.scheme", dict(self.scheme), "one scheme with its settings, such as {awr: {w_max: 20}}")
-        name, settings = next(iter(self.scheme.items()))
-        return name, dict(settings)
-
     def _scheme_settings(self, scheme: Scheme, settings: Mapping[str, Any]) -> dict[str, Any]:
         known = settings_of(scheme.function)
         if self.beta is not None and "beta" not in known:
             raise ConfigError(f"weights.beta: got {self.beta!r}, and the scheme {scheme.name} has no β. Leave it out.")
-        fits = not self.beta_is_found or scheme.partitioned
+        fits = self.ess_target is None or scheme.partitioned
         require(fits, "weights.beta", "auto", f"a number with the scheme {scheme.name}", "auto is for drift and bolt.")
         where = f"weights.scheme.{scheme.name}"
         require("beta" not in settings, f"{where}.beta", settings.get("beta"), "weights.beta instead")
         check_settings(scheme.function, settings, where=where)
-        beta = {} if self.beta is None else {"beta": "auto" if self.beta_is_found else self.beta}
+        beta = {} if self.beta is None else {"beta": "auto" if self.ess_target else self.beta}
         return complete({**known, **beta, **settings}, where)
 
     def _links(self, signed: bool) -> tuple[Link, ...]:
@@ -173,7 +160,7 @@ class WeightConfig:
 
     def check_adaptive(self, first: int) -> None:
         """Raise ``ConfigError`` where sampling ``first`` conversations before the rest can't be undone; 0 is none."""
-        fits = not first or (self.group_by == "task" and not self.chain.told_apart)
+        fits = not first or (self.group_by == "task" and not self.chain.asks_what_was_said())
         expected = f"0 with weights.group_by {self.group_by} and weights.scheme {self.chain.scheme.name}"
         advice = "Adaptive sampling can't be undone with them; sample every prompt alike."
         require(fits, "rollouts.first", first, expected, advice)

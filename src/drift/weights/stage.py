@@ -56,7 +56,7 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
     """
     start = time.monotonic()
     manifest, chain = read_manifest(data, TRAJECTORIES), config.chain
-    outcomes = read_outcomes(data, group_by=config.group_by, spoken=chain.told_apart)
+    outcomes = read_outcomes(data, group_by=config.group_by, spoken=chain.asks_what_was_said())
     ids, groups, turns_N = outcomes.ids, outcomes.groups, outcomes.turns_N
     conversations = _conversations(outcomes, config, first=int(manifest["spec"].get("first", 0)))
     # What the returns were made of is not needed again, and there may be very much of it.
@@ -100,13 +100,8 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
     scheme, asked = chain.scheme, chain.asked
     no_mistakes = chain.turns.name in ("terminal", "first", "all") and "rejected_T" not in asked
     seen = outcomes.first_turn() if scheme.first_turn else outcomes
-    returns_N = trajectory_return(
-        seen,
-        outcome=config.outcome,
-        gamma=chain.gamma,
-        repetition=chain.repetition,
-        format_failure=config.format_failure,
-    )
+    shaping = {"gamma": chain.gamma, "repetition": chain.repetition, "format_failure": config.format_failure}
+    returns_N = trajectory_return(seen, outcome=config.outcome, **shaping)
     if scheme.grouped and np.bincount(index_N).max() < 2:
         raise ConfigError(
             f"scheme {scheme.name!r} compares conversations of one prompt, and no prompt has more than one. "
@@ -140,7 +135,7 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
     chain = config.chain
     settings, found = dict(chain.settings), {}
     if settings.get("beta") == "auto":
-        value, share = temperature_of(data.returns_N, data.group_N, data.success_N, config.ess_target)
+        value, share = temperature_of(data.returns_N, data.group_N, data.success_N, config.ess_target or "success")
         found = {"beta": {"value": value if np.isfinite(value) else None, "effective_share": share}}
         # An array may hold the limits 0 and ∞, which a setting may not.
         settings["beta"] = np.full(len(data.returns_N), value)

@@ -110,8 +110,7 @@ def read_weights(path: Path, data: Path) -> WeightTable:
     current = read_checked(data)["dataset_hash"]
     if manifest["dataset_hash"] != current:
         raise DatasetError(
-            f"the weights in {path} were made from another data set than {data} "
-            f"(hash {manifest['dataset_hash']}, now {current}). Run drift weigh again."
+            f"{path} weighs other data than {data} ({manifest['dataset_hash']}, now {current}). Run drift weigh again."
         )
     return read_table(path, manifest)
 
