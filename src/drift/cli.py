@@ -292,23 +292,21 @@ def _switched_on(parser: ArgumentParser, given: Sequence[str]) -> Iterator[str]:
 
 def as_declared(parser: ArgumentParser, argument: str) -> str:
     """``argument`` with its option as it was declared; raises ``ConfigError`` where there is no such option."""
-    options = {option.replace("-", "_"): option for option in parser._option_string_actions if option.startswith("--")}
+    declared = [option for option in parser._option_string_actions if option.startswith("--")]
+    options = {option[2:].replace("-", "_"): option for option in declared}
     name, equals, value = argument.partition("=")
     if not name.startswith("--") or name == "--":
         return argument
-    stem, dot, key = name.partition(".")
-    declared = options.get(name.replace("-", "_"))
-    if declared:
-        return declared + equals + value
-    # A key of an option that takes a mapping, or the last part of the one key of that name.
-    mapping = options.get(stem.replace("-", "_"))
-    if mapping and dot:
-        return mapping + dot + key + equals + value
-    last = [option for spelled, option in options.items() if spelled.endswith(f".{name[2:].replace('-', '_')}")]
-    if len(last) == 1:
-        return last[0] + equals + value
-    if last:
-        raise ConfigError(f"{name} may be {' or '.join(last)}. Say which.")
+    # The option itself, or a key of one that takes a mapping; in full, or by a last part that no other option has.
+    parts = name[2:].replace("-", "_").split(".")
+    for cut in range(len(parts), 0, -1):
+        stem, rest = ".".join(parts[:cut]), "".join(f".{part}" for part in name[2:].split(".")[cut:])
+        named = [options[stem]] if stem in options else []
+        named = named or [option for spelled, option in options.items() if spelled.endswith(f".{stem}")]
+        if len(named) == 1:
+            return named[0] + rest + equals + value
+        if named:
+            raise ConfigError(f"{name} may be {' or '.join(each + rest for each in named)}. Say which.")
     raise unknown_name("option", name, options.values(), where=parser.prog)
 
 

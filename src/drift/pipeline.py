@@ -164,6 +164,11 @@ def split_steps(config: TrainingConfig, rounds: int) -> list[TrainingConfig]:
 
 def check_recipe(recipe: Recipe) -> None:
     """Find what can be found wrong without long work: the environment, its tasks of both splits, the model folder."""
+    if recipe.training.lora or recipe.training.arguments:
+        # Asks the libraries that know them, which takes seconds to load.
+        from drift.training.arguments import check_settings
+
+        check_settings(recipe.training, recipe.device)
     factory = make_environment(recipe.environment)
     draw_tasks(factory, "train", recipe.rollouts.tasks, recipe.seed, default=TASKS)
     held_out_tasks(factory, recipe.evaluation, recipe.seed)

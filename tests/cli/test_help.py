@@ -120,3 +120,10 @@ def test_a_flag_takes_no_word_that_is_not_its_own(told) -> None:
         ["--dry_run=true", "quickstart"],
     ):
         assert told("run", *arguments) == (plain, 0)
+
+
+def test_a_key_within_a_mapping_may_be_named(told) -> None:
+    for line in (["--training.lora.r", "4"], ["--lora.r", "4"], ["--lora", "{r: 4}"]):
+        out = told("run", "quickstart", *line, "--dry_run")[0]
+        assert "r: 4" in out.partition("lora:")[2]
+    assert "Did you mean 'weight_decay'?" in told("run", "quickstart", "--arguments.wieght_decay", "0", "--dry_run")[1]
