@@ -126,4 +126,4 @@ def test_a_key_within_a_mapping_may_be_named(told) -> None:
     for line in (["--training.lora.r", "4"], ["--lora.r", "4"], ["--lora", "{r: 4}"]):
         out = told("run", "quickstart", *line, "--dry_run")[0]
         assert "r: 4" in out.partition("lora:")[2]
-    assert "Did you mean 'weight_decay'?" in told("run", "quickstart", "--arguments.wieght_decay", "0", "--dry_run")[1]
+    assert "Did you mean 'weight_decay'?" in told("run", "quickstart", "--arguments.wieght_decay", "0", "--dry_run")[0]
