@@ -95,7 +95,7 @@ def test_the_chain_that_is_recorded_is_a_configuration_of_the_same_weights(
 def test_weights_of_other_data_and_files_that_were_changed_are_refused(tmp_path: Path, data: list[Trajectory]) -> None:
     first, other = stored(tmp_path / "first", data), stored(tmp_path / "other", data[:6])
     weigh_dataset(first, WeightConfig(), tmp_path / "weights")
-    with pytest.raises(DatasetError, match="made from another data set"):
+    with pytest.raises(DatasetError, match="weighs other data"):
         read_weights(tmp_path / "weights", other)
     # Weights that can be read, and are not those that the manifest is of.
     weigh_dataset(first, WeightConfig(beta=0.3), tmp_path / "changed")
