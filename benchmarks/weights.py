@@ -92,6 +92,7 @@ def shard(columns: dict[str, Any], groups: int, tokens: int = TOKENS) -> pa.Tabl
         "messages": spoken.take(pa.array(np.zeros(turns, np.int64))),
         "info": pa.array(["{}"] * turns),
         "graded": pa.array(np.ones(turns, bool)),
+        "thinking": pa.array([""] * turns),
     }
     kind = SCHEMA.field("turns").type
     struct = pa.StructArray.from_arrays([made[field.name] for field in kind.value_type], fields=list(kind.value_type))
