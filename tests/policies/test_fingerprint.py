@@ -234,7 +234,7 @@ def test_what_the_template_is_given_is_in_the_fingerprint_and_leaves_the_model_k
 
 
 def test_data_of_an_earlier_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"earlier version of drift.*If they do, say --any-policy true"):
+    with pytest.raises(DatasetError, match=r"earlier version of drift.*If they do, say --any_policy"):
         check_policy("model-1", "hf-1", tmp_path, "m")
 
 

@@ -248,6 +248,18 @@ def test_a_gradient_alone_that_differs_is_enough() -> None:
     assert why_not_trees(model).startswith("its gradients differ there")
 
 
+def test_running_out_of_memory_says_nothing_of_the_model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> str:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = tf.AutoModelForCausalLM.from_pretrained(tiny_model, trust_remote_code=False)
+    use_weighted_loss(model)
+    assert why_not_trees(model) == ""
+    monkeypatch.setattr("drift.training.forward._difference", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        why_not_trees(model)
+
+
 def test_arguments_that_the_attention_does_not_know_are_refused_unless_they_are_none() -> None:
     part = torch.randn(1, 1, 4, 8)
     layout = Layout([4], [()])

@@ -195,6 +195,9 @@ def why_not_trees(model: Any, longest: int = 2**31) -> str:
         module.training = type(module).__module__.startswith("bitsandbytes")
     try:
         return _difference(model, longest)
+    except torch.OutOfMemoryError:
+        # Says nothing of the model, and the answer is kept.
+        raise
     except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
         return f"its forward pass does not take one ({type(error).__name__}: {str(error)[:120]})"
     finally:

@@ -213,7 +213,7 @@ def check_policy(own: str, made_by: str, data: Path, model: str) -> None:
         raise DatasetError(
             f"{data} was sampled by another policy ({made_by}) than {model!r} ({own}).{note} The weights assume that "
             "the trajectories come from the model that is trained. "
-            + ("If they do, say --any-policy true." if note else "Train that one, or say --any-policy true.")
+            + ("If they do, say --any_policy." if note else "Train that one, or say --any_policy.")
         )
 
 
