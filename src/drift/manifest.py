@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ _LIBRARIES = ("gymnasium", "openenv", "verifiers")
 _PACKAGES = ("drift-rl", "torch", "transformers", "accelerate", "peft", "pyarrow", "numpy", *_LIBRARIES)
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Versions of the packages that can change a result."""
     found = {}

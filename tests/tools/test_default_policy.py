@@ -23,6 +23,7 @@ from drift.types import Message
 SMALL = PretrainConfig(steps=40, knowing_steps=20, hidden=32, layers=1, heads=2, feed_forward=64, rows=16)
 
 
+@pytest.mark.slow
 def test_a_smaller_policy_can_be_made_twice_and_learns(tmp_path: Path) -> None:
     first = make_default_policy(SMALL, tmp_path / "a")
     second = make_default_policy(SMALL, tmp_path / "b")
@@ -49,6 +50,7 @@ def test_reply_probability_is_that_of_sampling(tiny_model: Path) -> None:
         assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_shipped_policy_fits_and_is_calibrated_to_its_flaws() -> None:
     weights = DEFAULT_MODEL / "model.safetensors"
     assert weights.stat().st_size <= 4_000_000
@@ -64,6 +66,7 @@ def test_the_shipped_policy_fits_and_is_calibrated_to_its_flaws() -> None:
         assert found[f"insist/{kind}"] == pytest.approx(flaws.insist, abs=0.08), kind
 
 
+@pytest.mark.slow
 def test_the_shipped_policy_starts_where_the_papers_base_models_start(tmp_path: Path) -> None:
     greedy: dict[str, Any] = {"tasks": 100, "samples": 1, "max_new_tokens": 16, "temperature": 0}
     measured = runs_of(read_trajectories(rollout(out=tmp_path / "greedy", split="test", **greedy)))
@@ -79,6 +82,7 @@ def test_the_shipped_policy_starts_where_the_papers_base_models_start(tmp_path: 
     assert sum(len(found) == 2 for found in kinds.values()) >= 0.6 * len(kinds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=16, temperature=0), Sampling(max_new_tokens=16)])
 def test_batches_of_8_and_64_give_the_same_conversations(tmp_path: Path, sampling: Sampling) -> None:
     from drift.manifest import read_manifest
@@ -93,6 +97,7 @@ def test_batches_of_8_and_64_give_the_same_conversations(tmp_path: Path, samplin
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 def test_the_shipped_policy_also_plays_the_guessing_game(tmp_path: Path) -> None:
     drawn = outcomes(read_trajectories(rollout("guess", out=tmp_path, tasks=40, samples=4, max_new_tokens=16)))
     assert 0.02 < drawn.success_N.mean() < 0.6
