@@ -69,13 +69,13 @@ TEMPLATES = {
 MARKS = ["<|open|>", "<|lane|>", "<|say|>", "<|shut|>", "<|done|>", "<|turn|>", "<|over|>", "<|start|>", "<|stop|>"]
 
 
-def chat_of(name: str) -> tuple[TemplateChat, Any, list[int]]:
+def chat_of(name: str, **settings: Any) -> tuple[TemplateChat, Any, list[int]]:
     """The chat, its tokenizer, and the ids that end a reply."""
     template, ends = TEMPLATES[name]
     tokenizer = make_tokenizer(0, Flaws(), 300)
     tokenizer.add_special_tokens({"extra_special_tokens": MARKS})
     tokenizer.chat_template, tokenizer.eos_token = template, ends[0]
-    return TemplateChat(tokenizer, source=name), tokenizer, tokenizer.convert_tokens_to_ids(ends)
+    return TemplateChat(tokenizer, source=name, **settings), tokenizer, tokenizer.convert_tokens_to_ids(ends)
 
 
 def said(role: Any, content: str, thought: str = "") -> Message:
@@ -225,6 +225,9 @@ def test_a_response_template_goes_before_marks() -> None:
     }
     prompt = chat.first([said("user", "1 + 2?")])
     assert chat.parts(prompt, ids_of(tokenizer, "(2 + 1)3<|over|>"), ends) == ("3", "2 + 1")
+    begun = TemplateChat(tokenizer, source="begun", prefill="(2")
+    prompt = begun.first([said("user", "1 + 2?")])
+    assert begun.parts(prompt, ids_of(tokenizer, " + 1)3<|over|>"), ends) == ("3", "2 + 1")
 
 
 class Listening:
@@ -253,14 +256,14 @@ class Listening:
 
 
 class Saying:
-    """Always samples the same ids."""
+    """Always samples the same text."""
 
     context_length = None
     fingerprint = "saying"
 
-    def __init__(self, name: str) -> None:
-        self.chat, self.tokenizer, self._ends = chat_of(name)
-        self.ids = ids_of(self.tokenizer, SAMPLED[name])
+    def __init__(self, name: str, text: str, **settings: Any) -> None:
+        self.chat, self.tokenizer, self._ends = chat_of(name, **settings)
+        self.ids = ids_of(self.tokenizer, text)
 
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
         text, thinking = self.chat.parts(prompt_ids, self.ids, self._ends)
@@ -269,7 +272,7 @@ class Saying:
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_an_environment_hears_no_thinking_and_history_is_what_the_template_makes_of_the_parts(name: str) -> None:
-    environment, policy = Listening(), Saying(name)
+    environment, policy = Listening(), Saying(name, SAMPLED[name])
     task = Task(id="t", group_id="t", split="test", payload={})
     found = asyncio.run(episode(Assignment(task=task, sample=0, seed=0), environment, policy, Sampling()))
     assert environment.heard == ["The answer is 3."] * 2 and found.error is None
@@ -290,3 +293,52 @@ def test_an_environment_hears_no_thinking_and_history_is_what_the_template_makes
     for row in rows:
         trained = [i for i, on in zip(row.token_ids, row.sampled, strict=True) if on]
         assert trained == [*policy.ids] * (3 - len(rows))
+
+
+ANSWER = "The answer is 3."
+# The template, how each reply begins, what is sampled after that, and the thinking in it.
+PREFILLED = {
+    "a thought begun": ("kept", "<think>\nLet me", " see\n</think>\n\nThe answer is 3.<|over|>", "Let me see"),
+    "a thought opened by the template": (
+        "opened",
+        "Let me",
+        " see\n</think>\n\nThe answer is 3.<|over|>",
+        "Let me see",
+    ),
+    "a thought ended at once": ("opened", "\n</think>\n\n", "The answer is 3.<|over|>", ""),
+    "no thought": ("kept", "<think>\n\n</think>\n\nThe", " answer is 3.<|over|>", ""),
+    "a lane": ("lanes", "<|lane|>outer<|say|>The answer", " is 3.<|done|>", ""),
+    "a word": ("plain", "The answer", " is 3.<|over|>", ""),
+}
+
+
+@pytest.mark.parametrize("case", PREFILLED)
+def test_a_prefill_is_heard_and_never_trained(case: str) -> None:
+    name, prefill, sampled, thought = PREFILLED[case]
+    environment, policy = Listening(), Saying(name, sampled, system="Be brief.", prefill=prefill)
+    task = Task(id="t", group_id="t", split="test", payload={})
+    found = asyncio.run(episode(Assignment(task=task, sample=0, seed=0), environment, policy, Sampling()))
+    assert environment.heard == [ANSWER] * 2 and found.error is None
+    assert [turn.completion.thinking for turn in found.turns] == [thought] * 2
+    begun = policy.tokenizer.apply_chat_template(
+        [said("system", "Be brief."), said("user", "1 + 2?")], tokenize=False, add_generation_prompt=True
+    )
+    prompts = [turn.prompt_ids for turn in found.turns]
+    assert prompts[0] == ids_of(policy.tokenizer, begun + prefill)
+    assert policy.tokenizer.decode(prompts[1]).endswith(prefill) and "Sure?" in policy.tokenizer.decode(prompts[1])
+    # Where history holds the reply as it was sampled, the second turn goes on from it.
+    assert extends(*found.turns) == (case in ("a thought begun", "a word"))
+    for row in (rows := rows_of(found, [1.0, 1.0], normalization="sum")):
+        trained = [i for i, on in zip(row.token_ids, row.sampled, strict=True) if on]
+        assert trained == [*policy.ids] * (3 - len(rows))
+
+
+def test_the_systems_own_message_stays_below_the_settings() -> None:
+    chat, tokenizer, _ = chat_of("plain", system="Be brief, <|over|>.")
+    opening = [said("system", "You mend clocks."), said("user", "late")]
+    ids = chat.first(opening)
+    assert "system\nBe brief, <|over|>.\n\nYou mend clocks.<|over|>\n<|turn|>user" in tokenizer.decode(ids)
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|over|>")) == 2
+    tokenizer.chat_template = PLAIN.replace("{{ m.content }}", "{{ m.content if m.role != 'system' }}")
+    with pytest.raises(PolicyError, match="leaves out what the system message says"):
+        TemplateChat(tokenizer, source="deaf", system="Be brief.")

@@ -49,13 +49,24 @@ class TemplateChat:
         tokenizer: with a chat template.
         source: how messages name the model.
         arguments: what the template is given beside the messages.
+        system: stands first in every conversation, before the conversation's own system message.
+        prefill: how every reply begins: part of the prompt's ids and of the reply's text. Names of control tokens in
+            it are control tokens.
 
     Raises:
         ConfigError: the template reads no such argument.
         PolicyError: the tokenizer has no chat template, or the template refuses a conversation.
     """
 
-    def __init__(self, tokenizer: Any, *, source: str, arguments: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        source: str,
+        arguments: Mapping[str, Any] | None = None,
+        system: str = "",
+        prefill: str = "",
+    ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise PolicyError(
                 f"the tokenizer of {source!r} has no chat template, which multi-turn conversation needs. "
@@ -71,6 +82,7 @@ class TemplateChat:
         self._tokenizer = tokenizer
         self._source = source
         self._arguments = dict(arguments or {})
+        self._system, self._prefill = system, prefill
         added = getattr(tokenizer, "added_tokens_decoder", {}).items()
         names = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         names |= {token.content: token_id for token_id, token in added if token.special}
@@ -91,10 +103,16 @@ class TemplateChat:
         self._thinking = self._marks_of_thinking()
         self._joins = self._thinking is _IN_THE_TEXT
         self._has_parts = self._thinking is not None or self._has_template_of_replies()
+        asked = self._sealed([{"role": "user", "content": "?"}])[1] if system else ""
+        if system.strip() not in _MARKS.sub("", asked):
+            raise PolicyError(
+                f"the chat template of {source!r} leaves out what the system message says. "
+                "Take policy.system away, and let the environment's first message say it."
+            )
 
     def first(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the opening messages, ready for the assistant's first reply."""
-        return self._ids(self._sealed(messages)[1])
+        return self._ids(self._sealed(messages)[1] + self._prefill)
 
     def next(self, messages: Sequence[Message], previous: Turn) -> tuple[int, ...]:
         """Ids ready for the next reply; extends the sampled ids wherever the template allows it."""
@@ -102,9 +120,10 @@ class TemplateChat:
         reply_at = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
         before = self._render(messages[:reply_at])
         sampled = previous.completion.token_ids
-        in_parts = self._has_parts and self._plain(sampled) != previous.completion.text
+        after += self._prefill
+        in_parts = self._has_parts and self._text(previous.prompt_ids, sampled, plain=True) != previous.completion.text
         if in_parts:
-            cut = self._end_of_parts(before, sampled, after)
+            cut = self._end_of_parts(before, previous, after)
         else:
             cut = _end_of_reply(before, messages[reply_at]["content"], after)
         if cut is None:
@@ -133,7 +152,7 @@ class TemplateChat:
         while kept and token_ids[kept - 1] in end_ids:
             kept -= 1
         ids = list(token_ids[:kept])
-        text, raw = self._plain(ids), self._decoded(ids)
+        text, raw = (self._text(prompt_ids, ids, plain=plain) for plain in (True, False))
         if self._has_template_of_replies():
             parsed = _parsed(self._tokenizer, self._decoded(token_ids), self._decoded(prompt_ids))
             if parsed is not None:
@@ -142,7 +161,8 @@ class TemplateChat:
             return text, ""
         opening, closing, header = self._thinking
         thought, closed, said = raw.partition(closing)
-        opened = self._decoded(list(prompt_ids[-_OPENING_IDS:])).rstrip().endswith(opening)
+        asked = self._decoded(self._end_of_prompt(prompt_ids)).removesuffix(self._prefill)
+        opened = asked.rstrip().endswith(opening)
         if not closed and not opened and not raw.lstrip().startswith(opening):
             if not header or not raw.lstrip().startswith(header):
                 return text, ""
@@ -153,14 +173,21 @@ class TemplateChat:
     def _has_template_of_replies(self) -> bool:
         return bool(getattr(self._tokenizer, "response_template", None))
 
-    def _plain(self, ids: Sequence[int]) -> str:
-        """All of a reply's text, without control tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+    def _text(self, prompt_ids: Sequence[int], ids: Sequence[int], *, plain: bool) -> str:
+        """A reply's text from its prefill on, with the names of its control tokens or, if ``plain``, without them."""
+        if not self._prefill:
+            return self._decoded(ids, plain=plain)
+        # In one piece: some tokenizers write a word's space only after another word.
+        before = self._end_of_prompt(prompt_ids)
+        continued = self._decoded([*before, *ids], plain=plain)[len(self._decoded(before, plain=plain)) :]
+        return (self._control.sub("", self._prefill) if plain else self._prefill) + continued
 
-    def _decoded(self, ids: Sequence[int]) -> str:
-        """A reply's text with the names of its control tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def _end_of_prompt(self, prompt_ids: Sequence[int]) -> Sequence[int]:
+        """As much of a prompt as holds the prefill and what the template opens a thought with before it."""
+        return prompt_ids[-_OPENING_IDS - len(self._prefill.encode()) :]
+
+    def _decoded(self, ids: Sequence[int], *, plain: bool = False) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=plain, clean_up_tokenization_spaces=False)
         return text
 
     def _marks_of_thinking(self) -> tuple[str, str, str] | None:
@@ -191,12 +218,13 @@ class TemplateChat:
         header = plain.removeprefix(before).partition(_PROBE)[0].strip() if plain.startswith(before) else ""
         return opening, closing, header
 
-    def _end_of_parts(self, before: str, sampled: Sequence[int], after: str) -> int | None:
+    def _end_of_parts(self, before: str, previous: Turn, after: str) -> int | None:
         """As ``_end_of_reply``, of a reply with thinking or a header: the whole of what was sampled must be there."""
+        sampled = previous.completion.token_ids
         kept = len(sampled)
         while kept and sampled[kept - 1] in self._control_ids:
             kept -= 1
-        words = map(re.escape, self._decoded(sampled[:kept]).split())
+        words = map(re.escape, self._text(previous.prompt_ids, sampled[:kept], plain=False).split())
         found = re.compile(r"\s*" + r"\s*".join(words)).match(after, len(before)) if after.startswith(before) else None
         if found is None:
             return None
@@ -311,6 +339,7 @@ class TemplateChat:
 
     def _sealed(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> tuple[list[Message], str]:
         """The messages with marks, and the template's text of them, in which no control token is of their making."""
+        messages = self._with_system(messages)
         marked = _marked(messages, self._control, _around)
         text = self._render(marked, add_generation_prompt=add_generation_prompt)
         found = self._controls(text)
@@ -319,6 +348,13 @@ class TemplateChat:
         parted = _marked(messages, self._begins, _around_or_after)
         other = self._render(parted, add_generation_prompt=add_generation_prompt)
         return (marked, text) if self._controls(other) == found else (parted, other)
+
+    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The conversation under the system message that every one has."""
+        if not self._system:
+            return messages
+        own = [message["content"] for message in messages[:1] if message["role"] == "system"]
+        return [{"role": "system", "content": "\n\n".join([self._system, *own])}, *messages[len(own) :]]
 
     def _controls(self, text: str) -> tuple[str, ...]:
         """The control tokens of a rendered text that no mark stands around, in their order."""

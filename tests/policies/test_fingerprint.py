@@ -227,7 +227,9 @@ def test_what_the_template_is_given_is_in_the_fingerprint_and_leaves_the_model_k
     given = with_template_arguments("model-1", {"enable_thinking": False})
     assert plain == "model-1" != given
     assert given != with_template_arguments("model-1", {"enable_thinking": True})
-    assert model_part(given) == model_part(plain) == "model-1"
+    told = [with_template_arguments("model-1", {}, *texts) for texts in (("", ""), ("a", ""), ("", "a"), ("a", "a"))]
+    assert told[0] == plain and len({*told, given}) == 5
+    assert {model_part(each) for each in (given, *told)} == {"model-1"}
     check_policy("model-1", given, tmp_path, "m")
     with pytest.raises(DatasetError, match="Train that one"):
         check_policy("model-2", given, tmp_path, "m")

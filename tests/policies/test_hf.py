@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from drift.api import rollout
+from drift.dataset.store import stream_trajectories
 from drift.errors import ConfigError, PolicyError
 from drift.policies import DEFAULT_MODEL, make_policy, settings_for
 from drift.policies.base import Policy, Sampling, next_reply
@@ -175,6 +178,19 @@ def test_a_plain_models_settings_are_known_or_refused(tiny_model: Path, tmp_path
             make_policy(str(told), {"chat_template_kwargs": {key: True}})
     with pytest.raises(ConfigError, match="unknown setting 'chat_template'"):
         make_policy(str(told), {"chat_template": {}})
+
+
+def test_a_system_message_and_a_prefill_are_in_the_prompts_and_in_the_record(tiny_model: Path, tmp_path: Path) -> None:
+    given = {"system": "Add up.", "prefill": "<answer>"}
+    sampling = Sampling(max_new_tokens=4)
+    data = rollout("arithmetic", model=tiny_model, policy=given, tasks=1, samples=2, sampling=sampling, out=tmp_path)
+    spec = data.manifest["spec"]
+    assert spec["prompts"] == given and "+template-" in spec["policy"]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for turn in (turn for trajectory in stream_trajectories(data) for turn in trajectory.turns):
+        prompt, sampled = tokenizer.decode(turn.prompt_ids), tokenizer.decode(turn.completion.token_ids)
+        assert "Add up." in prompt and prompt.endswith("<answer>")
+        assert turn.completion.text.startswith("<answer>") and not sampled.startswith("<answer>")
 
 
 @pytest.mark.parametrize(

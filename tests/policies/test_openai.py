@@ -47,13 +47,15 @@ def essence(trajectories: list[Trajectory]) -> list[Any]:
 def test_what_comes_through_the_server_is_what_the_policy_behind_it_says(
     server: PolicyServer, tiny_model: Path, tmp_path: Path
 ) -> None:
-    found = through(server.url, tiny_model, tmp_path / "served")
-    direct = read_trajectories(rollout("guess", model=tiny_model, out=tmp_path / "direct", **SETTINGS))
+    begun: dict[str, Any] = {"system": "Guess well.", "prefill": "<answer>"}
+    found = through(server.url, tiny_model, tmp_path / "served", **begun)
+    direct = read_trajectories(rollout("guess", model=tiny_model, policy=begun, out=tmp_path / "direct", **SETTINGS))
     assert essence(found) == essence(direct)
     for ours, theirs in zip(found, direct, strict=True):
         for one, other in zip(ours.turns, theirs.turns, strict=True):
             assert one.completion.logprobs == pytest.approx(other.completion.logprobs, abs=1e-4)
     assert len(set(server.seeds)) == len(server.seeds) >= 24
+    assert all(turn.completion.text.startswith("<answer>") for each in found for turn in each.turns)
 
 
 def test_a_fifth_of_the_requests_fail_and_every_conversation_arrives_once(

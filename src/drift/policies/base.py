@@ -154,11 +154,18 @@ def check_finite(policy: AnyPolicy, messages: Sequence[Message], reply: Completi
         )
 
 
-def with_template_arguments(own: str, arguments: Mapping[str, Any]) -> str:
-    """The fingerprint of a policy whose chat template is given ``arguments``; without any, that of the model."""
-    if not arguments:
+def with_template_arguments(own: str, arguments: Mapping[str, Any], *texts: str) -> str:
+    """The fingerprint of a policy whose prompts have more to them than the conversation; without it, that of the model.
+
+    Args:
+        own: the model's.
+        arguments: what its chat template is given.
+        texts: what prompts hold besides: a system message, a prefill.
+    """
+    given = [dict(arguments), *texts] if any(texts) else dict(arguments)
+    if not given:
         return own
-    return own + _TEMPLATE + hashlib.sha256(json.dumps(dict(arguments), sort_keys=True).encode()).hexdigest()[:8]
+    return own + _TEMPLATE + hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def model_part(fingerprint: str) -> str:

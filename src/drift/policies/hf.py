@@ -108,6 +108,8 @@ class HFPolicy:
         device: ``cpu``, ``cuda``, …, or ``auto``: CUDA if there is one.
         batch_size: the most requests in one batch.
         chat_template_kwargs: what the chat template is given beside the messages, such as {enable_thinking: false}.
+        system: a system message that stands first in every conversation, before the environment's own.
+        prefill: how every reply begins, such as <think>. It is read, not sampled, and so is never trained.
 
     Raises:
         ConfigError: a setting is out of range, or the chat template knows no such argument.
@@ -122,12 +124,15 @@ class HFPolicy:
         device: str = "auto",
         batch_size: int = 128,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        system: str = "",
+        prefill: str = "",
     ) -> None:
         require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
         loaded, tokenizer = load_model(model, dtype=dtype, device=device)
         arguments = dict(chat_template_kwargs or {})
-        self.fingerprint = with_template_arguments(fingerprint_of(model), arguments)
-        self._take_model(loaded, tokenizer, model, batch_size, arguments)
+        self.fingerprint = with_template_arguments(fingerprint_of(model), arguments, system, prefill)
+        self.chat = TemplateChat(tokenizer, source=model, arguments=arguments, system=system, prefill=prefill)
+        self._take_model(loaded, tokenizer, model, batch_size)
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, source: str, batch_size: int = 128) -> HFPolicy:
@@ -141,14 +146,12 @@ class HFPolicy:
         """
         policy = cls.__new__(cls)
         policy.fingerprint = fingerprint(model, tokenizer)
-        policy._take_model(model, tokenizer, source, batch_size, {})
+        policy.chat = TemplateChat(tokenizer, source=source)
+        policy._take_model(model, tokenizer, source, batch_size)
         return policy
 
-    def _take_model(
-        self, model: Any, tokenizer: Any, source: str, batch_size: int, arguments: Mapping[str, Any]
-    ) -> None:
+    def _take_model(self, model: Any, tokenizer: Any, source: str, batch_size: int) -> None:
         self._model, self._tokenizer, self._source = model, tokenizer, source
-        self.chat = TemplateChat(self._tokenizer, source=source, arguments=arguments)
         self.context_length: int | None = context_limit(self._model.config)
         self._batch_size = batch_size
         self._known_ids = id_count(tokenizer)

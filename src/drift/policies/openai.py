@@ -13,7 +13,7 @@ from typing import Any
 
 from drift.chat import TemplateChat
 from drift.errors import PolicyError, require
-from drift.policies.base import DEFAULT_MODEL, ContextExceeded, Sampling
+from drift.policies.base import DEFAULT_MODEL, ContextExceeded, Sampling, with_template_arguments
 from drift.secrets import HIDDEN, refuse_secrets, scrubbed
 from drift.types import Completion, Message
 
@@ -153,8 +153,12 @@ class OpenAIPolicy(_ServerPolicy):
         deadline: seconds that one attempt may take in all.
         retries: how often one request is sent again.
         key_env: environment variable that holds the key. The key is written nowhere.
+        chat_template_kwargs: what the chat template is given beside the messages, such as {enable_thinking: false}.
+        system: a system message that stands first in every conversation, before the environment's own.
+        prefill: how every reply begins, such as <think>. It is read, not sampled, and so is never trained.
 
     Raises:
+        ConfigError: the chat template knows no such argument.
         PolicyError: no server there, it does not serve ``model``, or the tokenizer can't be used.
     """
 
@@ -168,13 +172,20 @@ class OpenAIPolicy(_ServerPolicy):
         deadline: float = 600.0,
         retries: int = 8,
         key_env: str = "OPENAI_API_KEY",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        system: str = "",
+        prefill: str = "",
     ) -> None:
         super().__init__(model, url, concurrency, deadline, retries, key_env)
         self._tokenizer = _load_tokenizer(tokenizer or model)
-        self.chat = TemplateChat(self._tokenizer, source=tokenizer or model)
+        template = dict(chat_template_kwargs or {})
+        self.chat = TemplateChat(
+            self._tokenizer, source=tokenizer or model, arguments=template, system=system, prefill=prefill
+        )
         self.context_length: int | None = self._longest_context()
         facts = f"{model}|{self._tokenizer.chat_template}|{len(self._tokenizer)}"
-        self.fingerprint = "openai-" + hashlib.sha256(facts.encode()).hexdigest()[:16]
+        made = "openai-" + hashlib.sha256(facts.encode()).hexdigest()[:16]
+        self.fingerprint = with_template_arguments(made, template, system, prefill)
 
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
         """Sample one reply; raises ``PolicyError`` if the server refuses, or fails more often than allowed."""

@@ -57,6 +57,8 @@ class VLLMPolicy:
         max_model_len: the most tokens of a prompt and its reply; 0 takes the model's limit.
         max_num_seqs: the most replies generated at once.
         chat_template_kwargs: what the chat template is given beside the messages, such as {enable_thinking: false}.
+        system: a system message that stands first in every conversation, before the environment's own.
+        prefill: how every reply begins, such as <think>. It is read, not sampled, and so is never trained.
         engine: further arguments of vLLM's ``AsyncEngineArgs``.
 
     Raises:
@@ -75,6 +77,8 @@ class VLLMPolicy:
         max_model_len: int = 0,
         max_num_seqs: int = 256,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        system: str = "",
+        prefill: str = "",
         engine: Mapping[str, Any] | None = None,
     ) -> None:
         require(dtype in _DTYPES, "policy.dtype", dtype, f"one of {', '.join(_DTYPES)}")
@@ -102,7 +106,7 @@ class VLLMPolicy:
         self._tokenizer, self._end_ids = stored.tokenizer, stored.end_ids
         self._known_ids = id_count(self._tokenizer)
         template = dict(chat_template_kwargs or {})
-        self.chat = TemplateChat(self._tokenizer, source=model, arguments=template)
+        self.chat = TemplateChat(self._tokenizer, source=model, arguments=template, system=system, prefill=prefill)
         self.fingerprint = stored.fingerprint()
         self.counts: Counter[str] = Counter()
         on_cpu = current_platform.is_cpu()
@@ -126,7 +130,7 @@ class VLLMPolicy:
             self.fingerprint += f"+{digest}"
             self._lora = LoRARequest(f"adapter-{digest}", 1, str(folder.resolve()))
             arguments |= {"enable_lora": True, "max_lora_rank": min(r for r in _LORA_RANKS if r >= min(rank, 512))}
-        self.fingerprint = with_template_arguments(self.fingerprint, template)
+        self.fingerprint = with_template_arguments(self.fingerprint, template, system, prefill)
         if on_cpu:
             limit = max_model_len or context_limit(stored.config) or 0
             arguments |= _cpu_arguments(dtype, limit, own_cache=not gpu_memory_utilization)

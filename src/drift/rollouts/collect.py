@@ -63,6 +63,7 @@ def collect(
     sampling: Sampling,
     first: int = 0,
     concurrency: int = CONCURRENCY,
+    prompts: Mapping[str, Any] | None = None,
     label: str = "rollouts",
 ) -> dict[str, Any]:
     """Hold every conversation that ``out`` does not hold yet, and return the manifest.
@@ -79,6 +80,7 @@ def collect(
         first: conversations per task that come first; the rest are held only for prompts whose first ones hold both
             successes and failures. 0 holds all of them for every prompt.
         concurrency: the most conversations open at once.
+        prompts: what the policy's prompts have beside the conversations, for the record.
         label: shown while it runs.
 
     Raises:
@@ -97,6 +99,8 @@ def collect(
     planned = len(tasks) * samples
     spec = _spec_of(tasks, factory, policy, environment, samples=samples, seed=seed, sampling=sampling, first=first)
     before = counts_of(policy, factory)
+    if prompts:
+        spec["prompts"] = dict(prompts)
     with TrajectoryWriter(out, spec, tasks) as writer:
         rounds = _Rounds(tasks, samples, first, seed, out, writer)
         with Progress(label, planned, done=len(writer.done), unit="conversations") as progress:

@@ -57,6 +57,7 @@ def roll_out(
             sampling=sampling,
             first=config.first,
             concurrency=concurrency,
+            prompts=setup.prompts,
         )
 
 

@@ -12,6 +12,8 @@ from drift.environments.base import EnvironmentFactory
 from drift.policies import make_policy
 from drift.policies.base import AnyPolicy
 
+PROMPT_SETTINGS = ("chat_template_kwargs", "system", "prefill")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -38,6 +40,11 @@ class Setup:
     def make_environment(self) -> EnvironmentFactory:
         """Make the environment."""
         return make_environment(self.environment)
+
+    @property
+    def prompts(self) -> dict[str, Any]:
+        """What the policy's prompts have beside the conversations, by setting, for manifests."""
+        return {key: self.policy[key] for key in PROMPT_SETTINGS if self.policy.get(key)}
 
     @property
     def record(self) -> dict[str, Any]:
