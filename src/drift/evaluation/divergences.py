@@ -43,9 +43,10 @@ def check_divergence(models: Mapping[str, Any], config: EvaluationConfig, sampli
         config.samples,
         f"at least 1 with {WHERE}, which is of sampled conversations",
     )
-    plain = sampling.temperature == 1 and sampling.top_p == 1
-    drawn = f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}"
-    require(plain, "sampling", drawn, f"temperature 1 and top_p 1 with {WHERE}: the policies' own distribution")
+    plain = sampling.temperature == 1 and not sampling.truncates
+    drawn = f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, top_k {sampling.top_k}, min_p "
+    drawn += f"{sampling.min_p:g}"
+    require(plain, "sampling", drawn, f"temperature 1 and no truncation with {WHERE}: the policies' own distribution")
     return paths
 
 

@@ -70,7 +70,7 @@ def _contents(tasks: Sequence[Task]) -> dict[str, str]:
 
 def modes_of(config: EvaluationConfig, sampling: Sampling) -> dict[str, tuple[int, Sampling]]:
     """Conversations per task and how replies are drawn, by mode; greedy takes its length and stop strings."""
-    modes = {GREEDY: (1, replace(sampling, temperature=0.0, top_p=1.0))}
+    modes = {GREEDY: (1, replace(sampling, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0))}
     return {**modes, SAMPLED: (config.samples, sampling)} if config.samples else modes
 
 

@@ -28,18 +28,24 @@ class Sampling:
     Args:
         temperature: logits are divided by it; 0 means greedy.
         top_p: sample from the smallest set of tokens whose probabilities sum to at least this.
+        top_k: sample from so many of the likeliest tokens, among which ``top_p`` chooses; 0 from all.
+        min_p: sample from tokens that are at least this share as likely as the likeliest.
         max_new_tokens: the longest reply, in tokens.
         stop: strings that end a reply; the string itself stays in it.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
     max_new_tokens: int = 512
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, "sampling.temperature", self.temperature, "a number ≥ 0 (0 is greedy)")
         require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "a number in (0, 1]")
+        require(self.top_k >= 0, "sampling.top_k", self.top_k, "a whole number ≥ 0 (0 is all tokens)")
+        require(0 <= self.min_p <= 1, "sampling.min_p", self.min_p, "a number in [0, 1]")
         require(self.max_new_tokens >= 1, "sampling.max_new_tokens", self.max_new_tokens, "a whole number ≥ 1")
         require(all(self.stop), "sampling.stop", self.stop, "strings that are not empty")
 
@@ -47,6 +53,11 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens are never drawn."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 @runtime_checkable

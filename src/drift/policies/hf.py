@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,11 +14,11 @@ from drift.chat import TemplateChat
 from drift.errors import ConfigError, PolicyError, require
 from drift.policies.base import Sampling, with_template_arguments
 from drift.policies.fingerprint import end_ids, fingerprint
-from drift.policies.sampler import RowEnds, SeededPicker
+from drift.policies.generated import generate
+from drift.policies.rows import SHOWN, Row, RowPicker
 from drift.policies.stored import NO_CODE, context_limit, fingerprint_of, loading, local_folder
 from drift.types import Completion
 
-_SHOWN = 200
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -88,19 +87,11 @@ def load_tokenizer(model: str) -> Any:
         return AutoTokenizer.from_pretrained(source, padding_side="left", **NO_CODE)
 
 
-@dataclass
-class _QueuedPrompt:
-    prompt_ids: tuple[int, ...]
-    sampling: Sampling
-    seed: int
-    reply: asyncio.Future[Completion]
-
-
 class HFPolicy:
     """A transformers causal LM with its own chat template.
 
     Requests that wait at the same time are batched by length and sent through ``generate``. In float32 the batch
-    changes no token of any reply (see ``sampler``); in 16-bit floats it can.
+    changes no token of any reply (see ``pick``); in 16-bit floats it can.
 
     Args:
         model: a folder, or a hub id.
@@ -160,8 +151,8 @@ class HFPolicy:
         self._pad_id = int(pad if pad is not None else self._eos_ids[0])
         # The model folder's own generation settings (top-k, penalties) would bend the distribution we record.
         self._model.generation_config = GenerationConfig(eos_token_id=self._eos_ids, pad_token_id=self._pad_id)
-        self._exact = next(self._model.parameters()).dtype in (torch.float32, torch.float64)
-        self._waiting: list[_QueuedPrompt] = []
+        self._picker = RowPicker(model, tokenizer, source, self._eos_ids)
+        self._waiting: list[Row] = []
         self._pump: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift-hf")
 
@@ -170,11 +161,11 @@ class HFPolicy:
         rows = self._model.get_input_embeddings().weight.shape[0]
         if max(prompt_ids, default=0) >= rows:
             raise PolicyError(
-                f"the prompt {self._tokenizer.decode(prompt_ids)[-_SHOWN:]!r} has the id {max(prompt_ids)}, and the "
+                f"the prompt {self._tokenizer.decode(prompt_ids)[-SHOWN:]!r} has the id {max(prompt_ids)}, and the "
                 f"model {self._source!r} has {rows} ids. Use the tokenizer that the model was trained with."
             )
         loop = asyncio.get_running_loop()
-        request = _QueuedPrompt(prompt_ids, sampling, seed, loop.create_future())
+        request = Row(prompt_ids, sampling, seed, loop.create_future())
         self._waiting.append(request)
         if self._pump is None or self._pump.done():
             self._pump = loop.create_task(self._run_batches())
@@ -206,7 +197,7 @@ class HFPolicy:
                 if not request.reply.done():
                     request.reply.set_result(reply)
 
-    def _take(self) -> list[_QueuedPrompt]:
+    def _take(self) -> list[Row]:
         """Remove from the queue the batch that wastes the least padding."""
         sampling = self._waiting[0].sampling
         alike = sorted((r for r in self._waiting if r.sampling == sampling), key=lambda r: len(r.prompt_ids))
@@ -219,59 +210,21 @@ class HFPolicy:
         return batch
 
     @torch.inference_mode()
-    def _generate(self, batch: list[_QueuedPrompt]) -> list[Completion]:
-        sampling = batch[0].sampling
-        device = self._model.device
-        width = max(len(request.prompt_ids) for request in batch)
-        ids_BT = torch.full((len(batch), width), self._pad_id)
-        mask_BT = torch.zeros((len(batch), width), dtype=torch.long)
-        for row, request in enumerate(batch):
-            ids_BT[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
-            mask_BT[row, width - len(request.prompt_ids) :] = 1
-        mask_BT = mask_BT.to(device)
-        canonical = self._logits_alone if self._exact else None
-        picker = SeededPicker([request.seed for request in batch], sampling, canonical, mask_BT, self._not_finite)
-        ends = RowEnds(self._eos_ids, sampling.stop, self._text, width, picker)
-        out_BT = self._model.generate(
-            input_ids=ids_BT.to(device),
-            attention_mask=mask_BT,
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=False,
-            logits_processor=[picker],
-            stopping_criteria=[ends],
+    def _generate(self, batch: list[Row]) -> list[Completion]:
+        generate(self._model, self._picker, batch, self._pad_id)
+        return [self._completion(row) for row in batch]
+
+    def _completion(self, row: Row) -> Completion:
+        ids = row.reply_ids
+        check_known_ids(self._tokenizer, self._known_ids, row.prompt_ids, ids, source=self._source)
+        text, thinking = self.chat.parts(row.prompt_ids, ids, self._eos_ids)
+        return Completion(
+            text=text,
+            token_ids=tuple(ids),
+            logprobs=tuple(row.logprobs),
+            finish_reason="stop" if row.finish == "stop" else "length",
+            thinking=thinking,
         )
-        new_BT = out_BT[:, width:].tolist()
-        logprobs_BT = torch.stack(picker.logprobs, dim=1).tolist()
-        rows = zip(new_BT, logprobs_BT, ends.lengths_B.tolist(), ends.ended_B.tolist(), strict=True)
-        completions = []
-        for request, (ids, logprobs, length, ended) in zip(batch, rows, strict=True):
-            text, thinking = self.chat.parts(request.prompt_ids, ids[:length], self._eos_ids)
-            completions.append(
-                Completion(
-                    text=text,
-                    token_ids=tuple(ids[:length]),
-                    logprobs=tuple(logprobs[:length]),
-                    finish_reason="stop" if ended else "length",
-                    thinking=thinking,
-                )
-            )
-        for request, reply in zip(batch, completions, strict=True):
-            check_known_ids(self._tokenizer, self._known_ids, request.prompt_ids, reply.token_ids, source=self._source)
-        return completions
-
-    def _not_finite(self, ids: list[int]) -> PolicyError:
-        return PolicyError(
-            f"the model {self._source!r} computes NaN or infinite logits after the prompt "
-            f"{self._tokenizer.decode(ids)[-_SHOWN:]!r} ({len(ids)} ids). Its weights are damaged or its precision is "
-            "too low: look at how it was trained, or set policy.dtype to float32 or bfloat16."
-        )
-
-    def _text(self, ids: list[int]) -> str:
-        return reply_text(self._tokenizer, ids, self._eos_ids)
-
-    def _logits_alone(self, ids_T: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._model(input_ids=ids_T.unsqueeze(0), use_cache=False).logits[0, -1]
-        return logits
 
 
 def id_count(tokenizer: Any) -> int:
@@ -300,15 +253,6 @@ def check_known_ids(
     if len(beyond) > 1 and 2 * len(beyond) >= len(reply_ids):
         raise PolicyError(
             f"{len(beyond)} of {len(reply_ids)} ids that the model {source!r} replied to the prompt "
-            f"{tokenizer.decode(prompt_ids)[-_SHOWN:]!r} are beyond its tokenizer, such as {beyond[0]}; expected ids "
+            f"{tokenizer.decode(prompt_ids)[-SHOWN:]!r} are beyond its tokenizer, such as {beyond[0]}; expected ids "
             f"below {known}. Use the tokenizer that the model was trained with."
         )
-
-
-def reply_text(tokenizer: Any, ids: list[int], ends: Collection[int]) -> str:
-    """A reply's ids as text, without the end-of-turn token."""
-    kept = len(ids)
-    while kept and ids[kept - 1] in ends:
-        kept -= 1
-    text: str = tokenizer.decode(ids[:kept], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
