@@ -79,6 +79,11 @@ class Progress:
         )
 
 
+def say(text: str) -> None:
+    """Tell whoever watches something that is no error."""
+    print(f"drift: {text}", file=sys.stderr, flush=True)
+
+
 def leave(code: int) -> NoReturn:
     """End one of several ranks: threads of gloo that outlive Python's own end abort the process now and then."""
     sys.stdout.flush()

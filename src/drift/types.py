@@ -11,7 +11,7 @@ from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
 StopReason = Literal["success", "turns", "context", "error"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "refusal"]
 TokenNormalization = Literal["sum", "mean"]
 
 STOP_REASONS: tuple[str, ...] = get_args(StopReason)
@@ -80,7 +80,8 @@ class Completion:
         token_ids: the ids that were sampled, end-of-turn token included when the policy emitted it.
         logprobs: natural-log probability of each id under the policy at temperature 1 and without truncation,
             so that it does not depend on how the id was picked; ``None`` where the policy can't tell.
-        finish_reason: ``stop`` (end of turn or stop string) or ``length`` (out of new tokens).
+        finish_reason: ``stop`` (end of turn or stop string) or ``length`` (out of new tokens); of a server also
+            ``content_filter`` (cut off by it), ``tool_calls``, or ``refusal`` (``text`` is what it declined with).
         thinking: what was thought before ``text``, where the model's template tells the two apart; empty if nothing.
     """
 
@@ -110,7 +111,9 @@ class Turn:
 class Trajectory:
     """One whole conversation, ``τ = (x_1, y_1, f_1, …, x_L, y_L)`` of method.md section 1.
 
-    A trajectory whose environment failed carries the failure in ``error`` and is counted, never dropped.
+    One that failed carries the failure in ``error`` and is counted, never dropped: ``server KIND: …`` where the policy
+    gave no reply, ``reply KIND: …`` where the last reply is one that can't be gone on from, ``context: …`` where even
+    the first prompt was too long; anything else is of the environment.
 
     Attributes:
         id: ``<task id>#<sample>``, unique within a data set.

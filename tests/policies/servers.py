@@ -10,8 +10,16 @@ from typing import Any, ClassVar, Self
 
 from drift.policies.base import Sampling
 from drift.policies.hf import HFPolicy
+from drift.types import Completion
 
 CONTEXT = 256
+
+
+class SmallSeeds(HFPolicy):
+    """Sampled with seeds of 31 bits, as servers are asked to."""
+
+    async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
+        return await super().complete(prompt_ids, sampling=sampling, seed=seed % 2**31)
 
 
 def ample(seconds: float) -> float:
@@ -67,6 +75,36 @@ class LoopbackServer:
     def packed(status: int, body: bytes, more: str = "") -> bytes:
         head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{more}"
         return head.encode() + b"Connection: close\r\n\r\n" + body
+
+
+class AnsweringServer(LoopbackServer):
+    """Answers every request for a reply with what ``answer`` makes of it and of how many came before.
+
+    An answer is a message's text, a message, a whole body, raw bytes, or a tuple of status, body and further headers.
+    The list of models is ``models``, or an answer of that kind.
+    """
+
+    def __init__(self, answer: Callable[[dict[str, Any], int], Any], models: Any = ("m",), owner: str = "x") -> None:
+        super().__init__()
+        self._answer, self._models, self._owner = answer, models, owner
+        self.requests: list[dict[str, Any]] = []
+
+    async def respond(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
+        if path.endswith("/models"):
+            found = self._models
+            if isinstance(found, tuple) and isinstance(found[0], str):
+                found = {"data": [{"id": name, "object": "model", "owned_by": self._owner} for name in found]}
+        else:
+            self.requests.append(json.loads(body))
+            found = self._answer(self.requests[-1], len(self.requests) - 1)
+        status, content, more = (*found, "")[:3] if isinstance(found, tuple) else (200, found, "")
+        if isinstance(content, str):
+            content = {"role": "assistant", "content": content}
+        if isinstance(content, dict) and "role" in content:
+            content = {"choices": [{"index": 0, "finish_reason": "stop", "message": content}]}
+        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+        writer.write(self.packed(status, raw, more))
+        await writer.drain()
 
 
 class PolicyServer(LoopbackServer):

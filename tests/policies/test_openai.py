@@ -22,7 +22,7 @@ from drift.policies.openai import OpenAIPolicy
 from drift.rollouts.collect import collect
 from drift.types import Trajectory
 
-from .servers import FaultProxy, PolicyServer, ample
+from .servers import FaultProxy, PolicyServer, SmallSeeds, ample
 
 SETTINGS: dict[str, Any] = {"tasks": 8, "samples": 3, "sampling": Sampling(max_new_tokens=12)}
 
@@ -49,7 +49,8 @@ def test_what_comes_through_the_server_is_what_the_policy_behind_it_says(
 ) -> None:
     begun: dict[str, Any] = {"system": "Guess well.", "prefill": "<answer>"}
     found = through(server.url, tiny_model, tmp_path / "served", **begun)
-    direct = read_trajectories(rollout("guess", model=tiny_model, policy=begun, out=tmp_path / "direct", **SETTINGS))
+    plain = SmallSeeds(str(tiny_model), **begun)
+    direct = read_trajectories(rollout("guess", model=plain, out=tmp_path / "direct", **SETTINGS))
     assert essence(found) == essence(direct)
     for ours, theirs in zip(found, direct, strict=True):
         for one, other in zip(ours.turns, theirs.turns, strict=True):
@@ -96,7 +97,7 @@ def test_a_server_that_is_gone_stops_the_run_and_what_was_finished_stays(
         "concurrency": 4,
     }
     tasks = Guess().tasks("train", 8, 1)
-    with pytest.raises(PolicyError, match=r"failed 2 times for one request, the last time with broken_reply"):
+    with pytest.raises(PolicyError, match=r"more than 5% .*failed 2 times for one request, .*with broken_reply"):
         collect(tasks, Guess(), policy, tmp_path, **plan)
     kept = len(read_trajectories(tmp_path, complete_only=False))
     assert 0 < kept < 24
@@ -140,7 +141,7 @@ def test_replies_that_can_not_be_trained_on_are_refused(tiny_model: Path) -> Non
 
     assert "returned no token ids" in refusing(without_ids, tiny_model)
     assert "changed the prompt" in refusing(other_prompt, tiny_model)
-    assert "the last time with broken_reply" in refusing(no_choice, tiny_model, retries=0)
+    assert "no conversation got a reply (empty_choices 1)" in refusing(no_choice, tiny_model, retries=0)
 
 
 def test_a_request_that_the_server_refuses_is_not_sent_again(
@@ -166,19 +167,21 @@ def test_a_request_that_the_server_refuses_is_not_sent_again(
         assert proxy.asked <= 24
 
 
-def test_mistakes_are_told_before_anything_is_sampled(server: PolicyServer, tiny_model: Path) -> None:
+def test_mistakes_are_told_before_anything_is_sampled(
+    server: PolicyServer, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
         with pytest.raises(PolicyError, match=r"no server that speaks OpenAI's interface at .*Start it"):
             OpenAIPolicy("served", url=nobody, tokenizer=str(tiny_model))
-    with pytest.raises(PolicyError, match=r"serves served, not 'other'"):
-        OpenAIPolicy("other", url=server.url, tokenizer=str(tiny_model))
+    OpenAIPolicy("other", url=server.url, tokenizer=str(tiny_model))
+    assert "it lists served, not 'other'" in capsys.readouterr().err
     with pytest.raises(PolicyError, match=r"tokenizer './nowhere' can't be loaded"):
         OpenAIPolicy("served", url=server.url, tokenizer="./nowhere")
     with pytest.raises(ConfigError, match=r"Did you mean 'retries'\?"):
         make_policy("openai:served", {"retrys": 1})
-    for wrong in ({"concurrency": 0}, {"deadline": 0}, {"retries": -1}):
+    for wrong in ({"concurrency": 0}, {"deadline": 0}, {"retries": -1}, {"max_failed": 5}):
         with pytest.raises(ConfigError, match=f"policy.{next(iter(wrong))}: got"):
             OpenAIPolicy("served", url=server.url, tokenizer=str(tiny_model), **wrong)
     policy = OpenAIPolicy("served", url=server.url, tokenizer=str(tiny_model))

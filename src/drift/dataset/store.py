@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from drift.checksums import sum_of, sum_of_bytes
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.schema import SCHEMA, dataset_hash, from_row, to_row
+from drift.dataset.tally import Tally
 from drift.errors import ConfigError, DatasetError
 from drift.keywords import by_fields
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_atomic, write_manifest, writing
@@ -44,6 +44,7 @@ class TrajectoryWriter:
     Attributes:
         done: ids of the trajectories that were there before.
         count: trajectories that are on disk now.
+        before: the manifest that was there before; empty if none.
 
     Raises:
         DatasetError: begun with another spec, or another process is writing to it.
@@ -73,16 +74,19 @@ class TrajectoryWriter:
         with writing(directory):
             (directory / "shards").mkdir(exist_ok=True)
         self._seconds_before = 0.0
+        self.before: Mapping[str, Any] = {}
         if (directory / MANIFEST).is_file():
             old = read_manifest(directory, KIND)
             changed = differing_keys(old["spec"], self._spec)
-            if changed:
+            # One that was begun and holds nothing yet is nobody's.
+            if changed and shards(directory):
                 raise DatasetError(
                     f"{directory} holds trajectories of another run: {'; '.join(changed)}."
                     f"{old_note(str(old['spec'].get('policy')))} Give another directory, or the settings it was begun "
                     "with."
                 )
-            self._seconds_before = float(old["cost"]["seconds"])
+            self.before = {} if changed else old
+            self._seconds_before = float(self.before["cost"]["seconds"]) if self.before else 0.0
             # What is gone is sampled again; what is another's would be taken for this run's.
             _refuse_others(directory, old.get("shards"))
         for leftover in (directory / "shards").glob(".*.tmp"):
@@ -134,23 +138,19 @@ class TrajectoryWriter:
     def finish(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Close the data set: write counts, cost, hash and ``more`` into the manifest, and return it."""
         self.flush()
-        stops: Counter[str] = Counter()
-        tokens: int | None = 0
+        tally = Tally()
 
         def counted() -> Iterator[Trajectory]:
-            nonlocal tokens
             for trajectory in _stored(self._directory):
-                stops[trajectory.stop_reason] += 1
-                sampled = trajectory.tokens_sampled
-                tokens = None if tokens is None or sampled is None else tokens + sampled
+                tally.add(trajectory)
                 yield trajectory
 
         names = [path.name for path in shards(self._directory)]
         tasks_sum = sum_of(self._directory / TASKS)
         digest = dataset_hash(counted())
-        counts = {"trajectories": stops.total(), **{f"stop_{reason}": n for reason, n in sorted(stops.items())}}
-        more = {"shards": names, "tasks_sum": tasks_sum, **(more or {})}
-        self._write_manifest(complete=True, counts=counts, dataset_hash=digest, tokens_sampled=tokens, more=more)
+        more = {"shards": names, "tasks_sum": tasks_sum, **tally.record(), **(more or {})}
+        told: dict[str, Any] = {"counts": tally.counts, "tokens_sampled": tally.tokens_sampled}
+        self._write_manifest(complete=True, dataset_hash=digest, more=more, **told)
         return read_manifest(self._directory, KIND)
 
     def _write_manifest(

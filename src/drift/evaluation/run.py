@@ -91,7 +91,7 @@ def hold_modes(
     concurrency: int,
     label: str,
 ) -> dict[str, dict[str, Any]]:
-    """Hold the conversations of every mode with one policy; returns what each cost.
+    """Hold the conversations of every mode with one policy; returns what each cost, and what failed by kind.
 
     Args:
         tasks: the held-out tasks.
@@ -118,7 +118,7 @@ def hold_modes(
             concurrency=concurrency,
             label=f"{label}, {mode}",
         )
-        costs[mode] = manifest["cost"]
+        costs[mode] = manifest["cost"] | ({"failures": found} if (found := manifest["failures"]) else {})
     return costs
 
 

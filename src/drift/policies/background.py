@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from drift.errors import require, unknown_name
-from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, next_reply
+from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, UnusableReply, next_reply
 from drift.types import Completion, Message
 
 Result = TypeVar("Result")
@@ -102,6 +102,8 @@ class BackgroundPolicy:
             return (await next_reply(self.policy, messages, None, sampling=sampling, seed=seed))[1]
         except ContextExceeded:
             return None
+        except UnusableReply as failure:
+            return failure.completion
 
     async def aclose(self) -> None:
         """Close the policy's connections and end the loop; a later question starts another."""

@@ -65,9 +65,10 @@ class Policy(Protocol):
     """A way to sample replies. Many ``complete`` calls may be awaited at once; the policy batches them as it likes,
     and the batch must not change what any of them returns.
 
-    A policy may have ``counts``, a ``Counter`` of what went wrong and was tried again, which goes into the manifest,
-    and ``async aclose()``, called when a collection ends. Where that is costly to undo it may have ``keep_running()``,
-    a context within which ``aclose`` waits for the context's end.
+    A policy may have ``counts``, a ``Counter`` of what went wrong and was tried again, and ``usage``, one of the tokens
+    that a server says it read and wrote, which both go into the manifest; ``max_failed``, the share of conversations
+    that may fail with ``RequestFailed``; and ``async aclose()``, called when a collection ends. Where that is costly to
+    undo it may have ``keep_running()``, a context within which ``aclose`` waits for the context's end.
     """
 
     @property
@@ -95,7 +96,7 @@ class TextPolicy(Protocol):
     """A policy that is given text and returns text, because nobody says which ids it saw and sampled.
 
     What it says can be judged, measured and logged. To be trained it must be tokenized first (``drift import``).
-    ``counts`` and ``aclose`` are as in ``Policy``.
+    ``counts``, ``usage``, ``max_failed`` and ``aclose`` are as in ``Policy``.
     """
 
     @property
@@ -117,7 +118,38 @@ def is_text_only(policy: AnyPolicy) -> TypeIs[TextPolicy]:
 
 
 class ContextExceeded(PolicyError):
-    """A server refuses a conversation because it has become too long; the conversation ends there."""
+    """A conversation has become too long for the policy, which may be a server that says so; it ends there."""
+
+
+class RequestFailed(PolicyError):
+    """One request got no reply, while others may get theirs: its conversation fails, and the run goes on.
+
+    Args:
+        kind: under which it is counted, such as ``content_filter`` or ``http_500``.
+        words: why; a server's own.
+    """
+
+    def __init__(self, kind: str, words: str) -> None:
+        super().__init__(f"{kind}: {words}")
+        self.kind, self.words = kind, words
+
+
+class UnusableReply(RequestFailed):
+    """A reply that a conversation can't go on from, such as a thought without an answer; it is recorded as it is.
+
+    Args:
+        kind: under which it is counted.
+        words: why.
+        completion: the reply.
+
+    Attributes:
+        prompt_ids: what the policy was prompted with; empty for text alone.
+    """
+
+    def __init__(self, kind: str, words: str, completion: Completion) -> None:
+        super().__init__(kind, words)
+        self.completion = completion
+        self.prompt_ids: tuple[int, ...] = ()
 
 
 async def next_reply(
@@ -137,6 +169,7 @@ async def next_reply(
 
     Raises:
         ContextExceeded: prompt and reply would not fit the policy's context.
+        RequestFailed: this request gets no reply that the conversation can go on from; others may.
         PolicyError: a log-probability of the reply is not finite.
     """
     if is_text_only(policy):
@@ -150,7 +183,11 @@ async def next_reply(
             f"a prompt of {len(prompt)} tokens and a reply of up to {sampling.max_new_tokens} don't fit the policy's "
             f"context of {limit}. Shorten the conversation or lower sampling.max_new_tokens."
         )
-    reply = await policy.complete(prompt, sampling=sampling, seed=seed)
+    try:
+        reply = await policy.complete(prompt, sampling=sampling, seed=seed)
+    except UnusableReply as failure:
+        failure.prompt_ids = prompt
+        raise
     check_finite(policy, messages, reply)
     return prompt, reply
 

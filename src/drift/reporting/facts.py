@@ -115,17 +115,24 @@ def _pairs(folder: Path, policies: list[str], count: int) -> list[tuple[Trajecto
 
 
 def warnings_of(facts: Facts) -> list[str]:
-    """What makes an evaluation worth little, aloud; empty where nothing does."""
+    """What an evaluation leaves out, and what makes it worth little, aloud; empty where nothing does."""
     metric = f"multi@{facts.evaluation['max_turns']}"
     rows = [
         facts.rows.get((policy, f"{mode}/{metric}")) for policy in facts.policies for mode in facts.evaluation["modes"]
     ]
     values = [row["value"] for row in rows if row and row["value"] is not None]
+    warnings = []
+    for place, cost in facts.evaluation["cost"].items():
+        if failures := cost.get("failures"):
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in failures.items())
+            warnings.append(f"{place}: {kinds} failed and are left out.")
     if values and max(values) == 0:
-        return ["NOTHING SUCCEEDED, by any policy: look at what they reply, and how it is judged (drift report)."]
-    if values and min(values) == 1:
-        return ["EVERYTHING SUCCEEDED, by every policy: these tasks tell nothing apart. Take harder ones."]
-    return []
+        warnings.append(
+            "NOTHING SUCCEEDED, by any policy: look at what they reply, and how it is judged (drift report)."
+        )
+    elif values and min(values) == 1:
+        warnings.append("EVERYTHING SUCCEEDED, by every policy: these tasks tell nothing apart. Take harder ones.")
+    return warnings
 
 
 def verdict(facts: Facts) -> str:

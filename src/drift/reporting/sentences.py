@@ -79,13 +79,52 @@ def summary_of(kind: str, manifest: Mapping[str, Any], path: Path) -> Iterator[s
         yield f"{len(manifest['methods'])} methods, seeds {', '.join(map(str, manifest['seeds']))}."
 
 
+def _replies(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What is odd about the replies of rollouts."""
+    names = {
+        "empty_reply": "were empty",
+        "reasoning_only": "were thinking alone: raise max_new_tokens or switch thinking off",
+        "refusal": "were refusals",
+        "tool_calls": "were calls of tools",
+        "content_filter": "were cut off by the server's filter",
+    }
+    replies, asked = manifest.get("replies", {}), manifest.get("policy_errors", {})
+    odd = [f"{replies[kind]:,} {said}" for kind, said in names.items() if replies.get(kind)]
+    if odd:
+        yield f"Of the replies {'; '.join(odd)}."
+    early = manifest["counts"].get("stop_context", 0) - manifest.get("failures", {}).get("context", 0)
+    if early:
+        yield f"{early:,} conversations ended early: too long to go on, or after an empty reply."
+    left_out = [kind.removeprefix("left_out_") for kind in asked if kind.startswith("left_out_")]
+    if left_out:
+        yield (
+            f"THE SERVER REFUSES {', '.join(left_out)}: its own defaults apply, so that replies may come from another "
+            "distribution than the one asked for."
+        )
+    again = {kind: count for kind, count in asked.items() if not kind.startswith(("left_out_", "renamed_"))}
+    if again:
+        yield f"Requests that were sent again: {', '.join(f'{count:,} {kind}' for kind, count in again.items())}."
+    repeated, temperature = manifest.get("repeated_tasks", {}), manifest["spec"].get("sampling", {}).get("temperature")
+    if temperature and repeated.get("all_alike"):
+        tasks, alike = repeated["tasks"], repeated["all_alike"]
+        yield f"In {alike:,} of {tasks:,} tasks all conversations say the same at temperature {temperature:g}" + (
+            ": THERE IS NOTHING TO COMPARE; the server may ignore temperature and seed." if alike == tasks else "."
+        )
+
+
+def _short(words: str) -> str:
+    return words if len(words) <= 240 else words[:240] + " …"
+
+
 def _conversations(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
     from drift.dataset.outcomes import read_outcomes
 
     counts = manifest["counts"]
-    failed = counts.get("stop_error", 0)
-    if failed:
-        yield f"{failed:,} of {counts['trajectories']:,} conversations failed in the environment (see their error)."
+    failures, words = manifest.get("failures", {}), manifest.get("failure_words", {})
+    if failures:
+        yield f"{sum(failures.values()):,} of {counts['trajectories']:,} conversations failed and are left out:"
+        yield from (f"  {count:,} {kind}, such as: {_short(words[kind])}" for kind, count in failures.items())
+    yield from _replies(manifest)
     data = read_outcomes(path)
     count = len(data.success_N)
     if not count:

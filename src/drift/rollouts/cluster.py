@@ -12,8 +12,10 @@ from typing import Any, NoReturn, Self
 
 from drift.errors import ClusterError, PolicyError
 from drift.policies.base import AnyPolicy, Sampling
+from drift.progress import say
 from drift.rollouts.config import ClusterConfig
 from drift.rollouts.episode import Assignment, Counts
+from drift.rollouts.failures import MAX_FAILED
 from drift.rollouts.fleet import Answer, Fleet, Gone, Member
 from drift.rollouts.ledger import Ledger
 from drift.rollouts.setup import Setup
@@ -84,6 +86,11 @@ class Cluster:
     def text_only(self) -> bool:
         """Whether the policy tells no token ids, told in the same way."""
         return self._text_only if self.fingerprint else False
+
+    @property
+    def max_failed(self) -> float:
+        """Share of the conversations that may fail for want of a reply, as the policy's settings have it."""
+        return float(self._setup.policy.get("max_failed", MAX_FAILED))
 
     def hold(
         self,
@@ -166,13 +173,13 @@ class Cluster:
         held = ledger.lose(member.key)
         self._fleet.dismiss(member, for_good=for_good)
         if kind == "lost" and member.state != "pending":
-            _say(f"the worker on {member.where} is lost; its {held} open conversations are held again")
+            say(f"the worker on {member.where} is lost; its {held} open conversations are held again")
 
     def _count_failure(self, member: Member, failure: Failure) -> None:
         self._failures += 1
         limit = max(FAILURES, len(self._fleet.members) + 1)
         if self._failures < limit and not self._fleet.hopeless():
-            _say(f"a worker on {member.where} failed: {failure.message.splitlines()[-1]}")
+            say(f"a worker on {member.where} failed: {failure.message.splitlines()[-1]}")
             return
         self._give_up(member, failure)
 
@@ -207,7 +214,7 @@ class Cluster:
             )
         elif now - self._said > SAY_SECONDS:
             self._said = now
-            _say(f"waiting for a worker: {self._fleet.describe()}")
+            say(f"waiting for a worker: {self._fleet.describe()}")
 
 
 @contextmanager
@@ -218,7 +225,3 @@ def sampler(config: ClusterConfig, setup: Setup) -> Iterator[AnyPolicy | Cluster
     else:
         with Cluster(config, setup) as cluster:
             yield cluster
-
-
-def _say(text: str) -> None:
-    print(f"drift: {text}", file=sys.stderr, flush=True)

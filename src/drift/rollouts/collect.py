@@ -11,13 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from drift.dataset.store import TrajectoryWriter
 from drift.environments.base import EnvironmentFactory, source_of, task_hash
-from drift.errors import ConfigError, EnvironmentFault, Interrupted, require
+from drift.errors import ConfigError, EnvironmentFault, Interrupted, PolicyError, require
 from drift.event_loop import run_to_end
 from drift.policies.base import AnyPolicy, Sampling, derive_seed, is_text_only
 from drift.progress import Progress
 from drift.rollouts.adaptive import undecided
 from drift.rollouts.config import CONCURRENCY
 from drift.rollouts.episode import Assignment, Counts, counts_of, episode
+from drift.rollouts.failures import MAX_FAILED, Failures
 from drift.types import Task, Trajectory
 
 
@@ -84,18 +85,15 @@ def collect(
         label: shown while it runs.
 
     Raises:
-        ConfigError: no tasks, two tasks with one id, or ``concurrency`` below 1.
+        ConfigError: no tasks, two tasks with one id, ``concurrency`` below 1, or replies as long as the context.
         DatasetError: ``out`` was begun with other settings, tasks or policy.
         EnvironmentFault: every conversation failed in the environment.
-        PolicyError: the policy, or a model that the environment asks, can't be used.
+        PolicyError: the policy, or a model that the environment asks, can't be used; more conversations than the
+            policy's ``max_failed`` got no reply; or every prompt is too long for its context.
         Interrupted: Ctrl-C; what was finished is on disk.
         StorageError: the disk refuses.
     """
-    if not tasks:
-        raise ConfigError("there are no tasks to roll out. Ask for at least one.")
-    if len({task.id for task in tasks}) != len(tasks):
-        raise ConfigError("two tasks have the same id; ids must be unique. Fix the environment's tasks().")
-    require(concurrency >= 1, "concurrency", concurrency, "a whole number ≥ 1")
+    _check(tasks, policy, sampling, concurrency)
     planned = len(tasks) * samples
     spec = _spec_of(tasks, factory, policy, environment, samples=samples, seed=seed, sampling=sampling, first=first)
     before = counts_of(policy, factory)
@@ -103,10 +101,11 @@ def collect(
         spec["prompts"] = dict(prompts)
     with TrajectoryWriter(out, spec, tasks) as writer:
         rounds = _Rounds(tasks, samples, first, seed, out, writer)
+        failures = Failures(writer, planned, getattr(policy, "max_failed", MAX_FAILED))
         with Progress(label, planned, done=len(writer.done), unit="conversations") as progress:
 
             def deliver(trajectory: Trajectory) -> None:
-                writer.append(trajectory)
+                failures.deliver(trajectory)
                 progress.advance()
 
             try:
@@ -121,7 +120,11 @@ def collect(
                     f"stopped: {writer.count} of {'at most ' if first else ''}{planned} conversations are in {out}. "
                     "Run the same command again to go on."
                 ) from stop
+        failures.settle()
         record = policy.record() if isinstance(policy, Executor) else _since(before, counts_of(policy, factory))
+        if not failures.delivered:
+            # Nothing was left to do: what was counted when it was done stays.
+            record = {key: writer.before.get(key, value) for key, value in record.items()}
         manifest = writer.finish({**record, **rounds.record(), **source_of(factory, tasks)})
     _check_any_outcome(manifest, environment.get("name"), out)
     return manifest
@@ -158,13 +161,34 @@ def _spec_of(
     return spec
 
 
+def _check(tasks: Sequence[Task], policy: AnyPolicy | Executor, sampling: Sampling, concurrency: int) -> None:
+    if not tasks:
+        raise ConfigError("there are no tasks to roll out. Ask for at least one.")
+    if len({task.id for task in tasks}) != len(tasks):
+        raise ConfigError("two tasks have the same id; ids must be unique. Fix the environment's tasks().")
+    require(concurrency >= 1, "concurrency", concurrency, "a whole number ≥ 1")
+    limit = getattr(policy, "context_length", None)
+    require(
+        limit is None or sampling.max_new_tokens < limit,
+        "sampling.max_new_tokens",
+        sampling.max_new_tokens,
+        f"less than the policy's context of {limit} tokens, which the prompt must fit in too",
+    )
+
+
 def _check_any_outcome(manifest: Mapping[str, Any], name: object, out: Path) -> None:
-    if manifest["counts"].get("stop_error", 0) == manifest["counts"]["trajectories"]:
-        told = ", ".join(f"{kind} {count}" for kind, count in manifest.get("environment_counts", {}).items())
-        raise EnvironmentFault(
-            f"every conversation failed in the environment {name!r}{f' ({told})' if told else ''}; "
-            f"look at the error column in {out}, or run `drift check {name}`."
-        )
+    failures = manifest["failures"]
+    if sum(failures.values()) < manifest["counts"]["trajectories"]:
+        return
+    told = ", ".join(f"{kind} {count:,}" for kind, count in failures.items())
+    first = next(iter(manifest["failure_words"].values()))
+    if not any(kind.startswith("environment") for kind in failures):
+        raise PolicyError(f"every conversation failed ({told}); they are in {out}. The first: {first}")
+    told = ", ".join(f"{kind} {count}" for kind, count in manifest.get("environment_counts", {}).items())
+    raise EnvironmentFault(
+        f"every conversation failed in the environment {name!r}{f' ({told})' if told else ''}; "
+        f"look at the error column in {out}, or run `drift check {name}`."
+    )
 
 
 class _Rounds:

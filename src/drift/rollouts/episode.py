@@ -16,9 +16,21 @@ from drift.environments.base import (
     start_episode,
 )
 from drift.errors import ConfigError, PolicyError
-from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, derive_seed, is_text_only, next_reply
+from drift.policies.base import (
+    AnyPolicy,
+    ContextExceeded,
+    RequestFailed,
+    Sampling,
+    UnusableReply,
+    derive_seed,
+    is_text_only,
+    next_reply,
+)
 from drift.secrets import scrubbed
-from drift.types import Message, Step, StopReason, Task, Trajectory, Turn
+from drift.types import Completion, Message, Step, StopReason, Task, Trajectory, Turn
+
+# What stands in for the environment's word on a reply that it was not shown.
+_NOT_SHOWN = Step(messages=(), reward=0.0, done=True, success=False, answer=None, graded=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +52,11 @@ Counts = dict[str, dict[str, int]]
 
 def counts_of(policy: object, factory: object) -> Counts:
     """What policy and environment counted on the way, such as requests that were sent again, for the manifest."""
-    found = {"policy_errors": getattr(policy, "counts", None), "environment_counts": getattr(factory, "counts", None)}
+    found = {
+        "policy_errors": getattr(policy, "counts", None),
+        "policy_usage": getattr(policy, "usage", None),
+        "environment_counts": getattr(factory, "counts", None),
+    }
     return {key: dict(counts) for key, counts in found.items() if counts is not None}
 
 
@@ -54,9 +70,9 @@ async def episode(
     """Hold one conversation and record it.
 
     An exception from the environment ends the conversation and is recorded in ``Trajectory.error`` with the turns so
-    far. An exception from the policy is a fault of the run and is raised; so is the ``PolicyError`` of a model that
-    the environment asks, its judge or its simulated user, and the ``ConfigError`` of a verifier that can't run: without
-    it no other conversation would fare better.
+    far; so is ``RequestFailed``, which is of one prompt. Any other exception from the policy is a fault of the run and
+    is raised; so is the ``PolicyError`` of a model that the environment asks, its judge or its simulated user, and the
+    ``ConfigError`` of a verifier that can't run: without it no other conversation would fare better.
 
     Turn t is sampled with ``derive_seed(assignment.seed, t)``; what is chance in the environment comes from
     ``derive_seed(assignment.seed, "environment")``.
@@ -75,9 +91,10 @@ async def episode(
         while True:
             seed, previous = derive_seed(assignment.seed, len(turns)), turns[-1] if turns else None
             prompt, completion = await next_reply(policy, history, previous, sampling=sampling, seed=seed)
-            said: Message = {"role": "assistant", "content": completion.text}
-            messages.append(said)
-            history.append({**said, "reasoning_content": completion.thinking} if completion.thinking else said)
+            messages.append(_said(completion))
+            history.append(
+                {**messages[-1], "reasoning_content": completion.thinking} if completion.thinking else messages[-1]
+            )
             step = await _step(environment, completion.text)
             turns.append(Turn(prompt_ids=prompt, completion=completion, step=step))
             messages += step.messages
@@ -85,8 +102,14 @@ async def episode(
             if step.done:
                 reason = "success" if step.success else "turns"
                 break
-    except ContextExceeded:
-        reason = "context"
+    except ContextExceeded as failure:
+        reason, error = "context", None if turns else f"context: {scrubbed(str(failure))}"
+    except UnusableReply as failure:
+        reason, error = "error", scrubbed(f"reply {failure}")
+        messages.append(_said(failure.completion))
+        turns.append(Turn(prompt_ids=failure.prompt_ids, completion=failure.completion, step=_NOT_SHOWN))
+    except RequestFailed as failure:
+        reason, error = "error", scrubbed(f"server {failure}")
     except _EnvironmentFailure as failure:
         reason, error = "error", scrubbed(str(failure))
     finally:
@@ -104,6 +127,10 @@ async def episode(
         error=error,
         text_only=is_text_only(policy),
     )
+
+
+def _said(completion: Completion) -> Message:
+    return {"role": "assistant", "content": completion.text}
 
 
 def _start(factory: EnvironmentFactory, assignment: Assignment) -> Any:

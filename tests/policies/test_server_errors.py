@@ -1,0 +1,127 @@
+"""Errors and replies as vLLM, llama.cpp, TGI, LM Studio and hosted models give them, by public reports."""
+
+import json
+import time
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+
+from drift.errors import PolicyError
+from drift.policies.base import RequestFailed, UnusableReply
+from drift.policies.replies import BrokenReply, chat_completion, checked_for_filter, ids_of
+from drift.policies.server_errors import asked_to_wait, error_in_reply, read_error
+
+SENT = ("model", "messages", "max_tokens", "temperature", "top_k", "min_p", "seed", "stop")
+# Status, body, "kind name fields", words that must be there.
+ERRORS: list[tuple[int, Any, str, str]] = [
+    # vLLM: the second names max_tokens, and is about the context.
+    (400, {"message": "maximum context length is 96 tokens, got 120", "code": 400}, "context context", "120"),
+    (
+        400,
+        {"error": {"message": "max_tokens is too large: 90. The context length is 96, the input 50", "type": "Bad"}},
+        "context context max_tokens",
+        "the input 50",
+    ),
+    # llama.cpp: known by its type alone.
+    (400, {"error": {"type": "exceed_context_size_error", "message": "no room"}}, "context context", "no room"),
+    # TGI: the error is a string, in two sentences.
+    (422, {"error": "`inputs` tokens + `max_new_tokens` must be <= 96. Given: 120"}, "context context", "120"),
+    (422, {"error": "`inputs` must have less than 96 tokens. Given: 120"}, "context context", "120"),
+    # LM Studio.
+    (400, {"error": "The prompt's 120 tokens are more than the context length of 96."}, "context context", "96"),
+    (400, [{"error": {"message": "input token count exceeds the maximum, 96"}}], "context context", "96"),
+    (400, {"type": "error", "error": {"message": "prompt is too long: 120 tokens > 96"}}, "context context", "120"),
+    (413, "too large", "context context", "too large"),
+    # As many words of length, but of the reply that is asked for, and of a rate.
+    (
+        400,
+        {"error": {"message": "at most 96 completion tokens", "param": "max_tokens"}},
+        "fields http_400 max_tokens",
+        "",
+    ),
+    (429, {"error": {"message": "Rate limit: more than 96 input tokens a minute"}}, "passing http_429", ""),
+    (400, {"error": {"code": "content_filter", "message": "held back"}}, "prompt content_filter", "held back"),
+    (403, {"error": {"code": 403, "message": "Your input was flagged"}}, "prompt content_filter", "flagged"),
+    (400, {"error": {"message": "template failed", "param": "messages"}}, "prompt http_400", "template failed"),
+    (422, {"detail": [{"loc": ["body", "top_k"], "msg": "Unknown"}]}, "fields http_422 top_k", "top_k: Unknown"),
+    (400, {"error": {"message": "Unrecognized: min_p, seed"}}, "fields http_400 min_p seed", ""),
+    (400, {"error": {"message": "stop here: nothing to do for this model"}}, "prompt http_400", ""),
+    (401, {"message": "who are you"}, "everything http_401", "who are you"),
+    (404, {"detail": "Not Found"}, "everything http_404", "Not Found"),
+    (402, {"error": {"message": "Insufficient Balance"}}, "everything http_402", "Balance"),
+    (429, {"error": {"code": "insufficient_quota", "message": "used up"}}, "everything http_429", "used up"),
+    (503, {"error": {"message": "Loading model"}}, "passing http_503", "Loading model"),
+    (502, "<html><style>b {}</style><h1>Bad</h1>" + "<p>x</p>" * 99, "passing http_502", "Bad x"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "expected", "words"), ERRORS)
+def test_an_error_is_known_by_codes_and_status_first(status: int, body: Any, expected: str, words: str) -> None:
+    found = read_error(status, body if isinstance(body, str) else json.dumps(body), SENT)
+    assert " ".join([found.kind, found.name, *sorted(found.fields)]) == expected
+    assert words in found.words and "<p" not in found.words and len(found.words) <= 300
+
+
+def test_a_pause_is_asked_for_in_seconds_or_as_a_date() -> None:
+    assert asked_to_wait("1.5") == 1.5 and asked_to_wait("") == asked_to_wait("soon") == 0
+    assert 28 < asked_to_wait(formatdate(time.time() + 30, usegmt=True)) <= 30
+
+
+def test_an_error_in_a_body_of_status_200_is_an_error() -> None:
+    """OpenRouter's and LM Studio's: the status was sent before the model failed."""
+    whole = error_in_reply({"error": {"code": 429, "message": "slow down"}})
+    within = error_in_reply({"choices": [{"finish_reason": "error", "error": {"code": 502, "message": "gone"}}]})
+    plain = error_in_reply({"error": "the prompt has 120 tokens, more than the context length of 96"})
+    assert whole and within and plain
+    assert [(e.kind, e.status) for e in (whole, within, plain)] == [
+        ("passing", 429),
+        ("passing", 502),
+        ("context", 500),
+    ]
+    assert error_in_reply({"choices": [{"message": {"content": "a"}}], "error": None}) is None
+
+
+def chat(message: dict[str, Any], finish: Any = "stop") -> Any:
+    return {"choices": [{"message": {"role": "assistant", **message}, "finish_reason": finish}]}
+
+
+def test_replies_of_every_form() -> None:
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "so"}]}, {"type": "text", "text": "a"}]
+    for message, finish, expected in [
+        ({"content": "a", "reasoning_content": "so"}, "eos_token", ("a", "so", "stop")),
+        ({"content": "a", "reasoning": "so"}, None, ("a", "so", "stop")),
+        ({"content": [*parts, {"type": "text", "text": "b"}]}, "stop", ("ab", "so", "stop")),
+        ({"content": None, "refusal": "No."}, "stop", ("No.", "", "refusal")),
+        ({"content": "", "tool_calls": []}, "max_tokens", ("", "", "length")),
+        ({"content": "a\ud800"}, "stop", ("a\ufffd", "", "stop")),
+    ]:
+        found = chat_completion(chat(message, finish))
+        assert (found.text, found.thinking, found.finish_reason) == expected, message
+    for message, finish, kind, thinking in [
+        ({"content": None, "reasoning_content": "so"}, "length", "reasoning_only", "so"),
+        ({"content": None, "tool_calls": [{"function": {"name": "look"}}]}, "tool_calls", "tool_calls", ""),
+        ({"content": "It beg"}, "content_filter: SAFETY", "content_filter", ""),
+    ]:
+        with pytest.raises(UnusableReply) as caught:
+            chat_completion(chat(message, finish))
+        assert caught.value.kind == kind and caught.value.completion.thinking == thinking
+        assert caught.value.completion.finish_reason == finish.partition(":")[0]
+    with pytest.raises(RequestFailed, match="not_text"):
+        chat_completion(chat({"content": [{"type": "image_url", "image_url": {}}]}))
+    # vLLM ends what it could not finish with 200 and this reason.
+    for broken, name in [(chat({"content": "It"}, "abort"), "finish_abort"), ({"choices": []}, "empty_choices")]:
+        with pytest.raises(BrokenReply, match=name):
+            chat_completion(broken)
+
+
+def test_ids_are_taken_where_a_server_tells_them_and_nowhere_else() -> None:
+    llama = {"content": [{"id": 5, "logprob": -0.5}, {"id": 6, "logprob": -1.0}]}
+    told: dict[str, Any] = {"choices": [{"logprobs": llama, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3}}
+    assert ids_of(told, (1, 2, 3)) == ((5, 6), (-0.5, -1.0))
+    with pytest.raises(PolicyError, match=r"changed the prompt \(2 ids sent, 3 seen\)"):
+        ids_of(told, (1, 2))
+    vllm = {"token_ids": [5], "prompt_token_ids": [1], "logprobs": None, "finish_reason": "length"}
+    assert ids_of({"choices": [vllm], "usage": {"prompt_tokens": 9}}, (1,)) == ((5,), None)
+    assert ids_of({"choices": [{"text": "a", "logprobs": {"token_logprobs": [-1.0]}}]}, (1,)) is None
+    assert checked_for_filter(chat_completion(chat({"content": "a"}))).text == "a"
