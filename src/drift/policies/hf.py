@@ -16,7 +16,7 @@ from drift.errors import ConfigError, PolicyError, require
 from drift.policies.base import Sampling, with_template_arguments
 from drift.policies.fingerprint import end_ids, fingerprint
 from drift.policies.sampler import RowEnds, SeededPicker
-from drift.policies.stored import NO_CODE, context_limit, fingerprint_of, loading, local_folder
+from drift.policies.stored import NO_CODE, check_stored, context_limit, fingerprint_of, loading, local_folder
 from drift.types import Completion
 
 _SHOWN = 200
@@ -128,6 +128,14 @@ class HFPolicy:
         arguments = dict(chat_template_kwargs or {})
         self.fingerprint = with_template_arguments(fingerprint_of(model), arguments)
         self._take_model(loaded, tokenizer, model, batch_size, arguments)
+
+    @staticmethod
+    def check(model: str, **settings: Any) -> None:
+        """Find wrong what can be without loading weights; arguments and errors are the policy's."""
+        dtype, batch_size = settings.get("dtype", "auto"), settings.get("batch_size", 1)
+        require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
+        require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
+        check_stored(model, settings.get("chat_template_kwargs"))
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, source: str, batch_size: int = 128) -> HFPolicy:
