@@ -11,7 +11,7 @@ PACKAGE = Path(drift.__file__).parent
 FLOORS = [
     {"types", "errors", "event_loop"},
     {"secrets"},
-    {"keywords", "manifest", "progress", "registry"},
+    {"keywords", "manifest", "own_process", "progress", "registry"},
     {"checksums"},
     {"chat", "problems"},
     {"policies"},
@@ -22,7 +22,7 @@ FLOORS = [
     {"rollouts", "training", "exports"},
     {"evaluation", "baselines"},
     {"reporting"},
-    {"api", "artifacts", "recipe"},
+    {"api", "artifacts", "recipe", "serving"},
     {"pipeline"},
     {"audit", "comparison"},
     {"cli", "__main__"},

@@ -52,7 +52,7 @@ def rollout(
         split: split of the tasks, train or test.
         seed: decides tasks and samples.
         device: where the model computes: auto, cpu, cuda, …
-        policy: settings of the policy, such as dtype and batch_size.
+        policy: settings of the policy, such as engine (hf unless given, vllm or openai) and dtype.
         concurrency: the most conversations open at once; with a cluster, on each worker.
         cluster: workers on many machines that hold the conversations.
 
@@ -219,7 +219,8 @@ def evaluate(
         seen: rollouts whose tasks must not be measured on.
         seed: decides tasks and samples.
         device: where the models compute: auto, cpu, cuda, …
-        policy: settings of the policies, such as dtype and batch_size.
+        policy: settings of the policies, such as engine and dtype; under the name of one those that are its alone, as
+            {engine: vllm, tuned: {dtype: float32}}.
         concurrency: the most conversations open at once; with a cluster, on each worker.
         cluster: workers on many machines that hold the conversations.
 

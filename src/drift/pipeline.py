@@ -13,12 +13,14 @@ from drift.artifacts import Run
 from drift.environments import make_environment
 from drift.errors import ConfigError, require
 from drift.evaluation.run import evaluate_policies, held_out_tasks
-from drift.policies import kind_of
+from drift.own_process import call_apart
 from drift.policies.base import derive_seed
 from drift.recipe import SECTIONS, Recipe, make_recipe, override, recipe_values
 from drift.rollouts.config import TASKS
 from drift.rollouts.run import draw_tasks, roll_out
+from drift.serving import check_model, check_tuned, needs_own_process, served, unseen_weights, who_samples
 from drift.training.config import TrainingConfig
+from drift.training.launch import needs_launch
 from drift.weights.stage import weigh_dataset
 
 
@@ -77,10 +79,10 @@ def run_recipe(recipe: Recipe, out: Path) -> None:
     check_recipe(recipe)
     claim(recipe.to_dict(), out)
     sample(recipe, out / "rollouts")
-    model = tune(recipe, out / "rollouts", out)
+    setup, models = served(recipe, tune(recipe, out / "rollouts", out))
     evaluate_policies(
-        recipe.setup,
-        {"base": recipe.model, "tuned": str(model)},
+        setup,
+        models,
         recipe.evaluation,
         recipe.sampling,
         out / "evaluation",
@@ -103,18 +105,18 @@ def one_process() -> None:
     )
 
 
-def sample(recipe: Recipe, out: Path, *, model: Any = None, round: int = 1, source: Any = None) -> None:
+def sample(recipe: Recipe, out: Path, *, model: Path | None = None, round: int = 1, source: Any = None) -> None:
     """Sample the conversations of one round of ``recipe`` into ``out``.
 
     Args:
         recipe: what to sample.
         out: directory of the trajectories.
-        model: whose replies; the recipe's unless given.
+        model: the tuned model whose replies they are; the recipe's own unless given.
         round: from 1. Every round has the same tasks; samples are seeded apart.
         source: see ``roll_out``.
     """
     roll_out(
-        recipe.setup if model is None else replace(recipe.setup, model=model),
+        who_samples(recipe, model),
         recipe.rollouts,
         recipe.sampling,
         out,
@@ -136,17 +138,28 @@ def tune(recipe: Recipe, data: Path, out: Path) -> Path:
         data: conversations of the recipe's own model, for the first round.
         out: where to.
     """
-    model: Any = recipe.model
+    model: Path | None = None
     for number, config in enumerate(split_steps(recipe.training, recipe.rounds), 1):
         folder = stage_folder(out, number, recipe.rounds)
         if number > 1:
             data = folder / "rollouts"
-            sample(recipe, data, model=str(model), round=number)
+            sample(recipe, data, model=model, round=number)
         weigh_dataset(data, recipe.weights, folder / "weights")
-        more: dict[str, Any] = {"config": config, "seed": recipe.seed, "device": recipe.device}
-        train(data, folder / "weights", out=folder / "model", model=model, **more)
+        more: dict[str, Any] = {
+            "config": config,
+            "out": folder / "model",
+            "model": os.fspath(model or recipe.model),
+            "seed": recipe.seed,
+            "device": recipe.device,
+            "any_policy": unseen_weights(recipe),
+        }
+        if needs_own_process(recipe) and not needs_launch(config):
+            call_apart("drift.training.run:train_model", data=data, weights=folder / "weights", **more)
+        else:
+            train(data, folder / "weights", **more)
         model = folder / "model"
-    return Path(model)
+    assert model is not None
+    return model
 
 
 def stage_folder(out: Path, number: int, rounds: int) -> Path:
@@ -172,12 +185,8 @@ def check_recipe(recipe: Recipe) -> None:
     factory = make_environment(recipe.environment)
     draw_tasks(factory, "train", recipe.rollouts.tasks, recipe.seed, default=TASKS)
     held_out_tasks(factory, recipe.evaluation, recipe.seed)
-    kind, model = kind_of(recipe.model)
-    sound = kind == "hf" and model is not None
-    require(sound, "model", recipe.model, "default, a model folder, or a hub id: what can be trained")
-    folder = Path(str(model)).expanduser()
-    if str(model).startswith((".", "/", "~")) and not (folder / "config.json").is_file():
-        raise ConfigError(f"model: no model in {folder}. Give a folder that holds config.json, or a hub id.")
+    check_model(recipe)
+    check_tuned(recipe)
 
 
 def claim(values: Mapping[str, Any], out: Path) -> None:

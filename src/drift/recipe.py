@@ -37,7 +37,8 @@ class Recipe:
         model: the model that is sampled, trained and measured against: default (the small one that comes with drift), a
             folder, or a hub id.
         device: where it computes: auto, cpu, cuda, …
-        policy: settings of the policy that samples, such as dtype and batch_size.
+        policy: settings of the policy that samples: engine (hf unless given, vllm or openai), dtype and more; under
+            base and tuned those of the one model alone, as {engine: openai, tuned: {engine: hf}}.
         environment: who the policy talks to, by name, as {name: guess, width: 20} with its own settings.
         concurrency: the most conversations open at once; with a cluster, on each worker.
         sampling: how replies are drawn, in the rollouts and in the evaluation.

@@ -70,6 +70,18 @@ class Registry:
         Raises:
             ConfigError: an unknown name or setting, with the nearest known one; or settings that it can't be made with.
         """
+        constructor = self._constructor(thing, settings, where)
+        if not callable(constructor):
+            return constructor
+        return self._called(constructor, thing, settings, where)
+
+    def check(self, thing: Any, settings: Mapping[str, Any], *, where: str) -> None:
+        """Refuse what ``make`` refuses without making it; a class may have a static ``check`` that takes the same."""
+        constructor = self._constructor(thing, settings, where)
+        if isinstance(inspect.getattr_static(constructor, "check", None), staticmethod):
+            self._called(constructor.check, thing, settings, where)
+
+    def _constructor(self, thing: Any, settings: Mapping[str, Any], where: str) -> Any:
         constructor = thing
         if isinstance(thing, str):
             constructor = load_attribute(thing, self.kind) if ":" in thing else self.get(thing)
@@ -85,10 +97,14 @@ class Registry:
             for key in settings:
                 if key not in parameters:
                     raise unknown_name("setting", key, parameters, where=f"{where} of {self.kind} {name!r}")
+        return constructor
+
+    def _called(self, function: Callable[..., Any], thing: Any, settings: Mapping[str, Any], where: str) -> Any:
         try:
             # YAML has no tuples, and settings are frozen.
-            return constructor(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+            return function(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
         except TypeError as error:
+            name = thing if isinstance(thing, str) else path_of(thing)
             raise ConfigError(f"{where}: {self.kind} {name!r} can't be made from {dict(settings)}: {error}.") from error
 
 

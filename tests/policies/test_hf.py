@@ -224,12 +224,21 @@ def test_unknown_policies_and_settings_are_refused() -> None:
         make_policy(str(DEFAULT_MODEL), {"dtype": "float8"})
 
 
-def test_each_of_several_models_takes_the_settings_that_its_kind_knows() -> None:
-    models = ["default", "openai-chat:served", ScriptedPolicy(["a"])]
-    settings = {"url": "http://x", "batch_size": 3, "retires": 1}
-    taken = [settings_for(model, settings, models) for model in models]
+def test_each_of_several_models_takes_the_settings_that_its_kind_knows_and_its_own() -> None:
+    models = {"base": "default", "chat": "openai-chat:served", "own": ScriptedPolicy(["a"])}
+    settings = {"url": "http://x", "batch_size": 3, "retires": 1, "engine": "hf", "chat": {"url": "http://y"}}
+    taken = [settings_for(name, settings, models) for name in models]
     # What none of them knows is refused when the first of them is made.
-    assert taken == [{"batch_size": 3, "retires": 1}, {"url": "http://x", "retires": 1}, {"retires": 1}]
+    plain = {"batch_size": 3, "retires": 1, "engine": "hf"}
+    assert taken == [plain, {"url": "http://y", "retires": 1}, {"retires": 1}]
+    # Of a server's models only the first has the name that is told for all.
+    served = {"engine": "openai", "model": "served", "url": "http://x", "tuned": {"adapter": "./a", "retries": 2}}
+    both = {"base": "default", "tuned": "default"}
+    assert settings_for("base", served, both) == {"engine": "openai", "model": "served", "url": "http://x"}
+    shared = {"engine": "openai", "url": "http://x"}
+    assert settings_for("tuned", served, both) == {**shared, "adapter": "./a", "retries": 2}
+    elsewhere = {**served, "tuned": {"engine": "hf", "batch_size": 2}}
+    assert settings_for("tuned", elsewhere, both) == {"engine": "hf", "batch_size": 2}
 
 
 def test_scripted_replies_depend_on_the_seed_alone() -> None:

@@ -42,8 +42,11 @@ def test_without_vllm_the_extra_is_named_before_anything_is_read() -> None:
         ({"max_model_len": -1}, r"policy\.max_model_len: got -1"),
         ({"dtype": "int8"}, r"policy\.dtype: got 'int8'"),
         ({"max_num_seq": 3}, r"Did you mean 'max_num_seqs'\?"),
-        ({"engine": {"trust_remote_code": True}}, r"engine\.trust_remote_code: not to be given there; it is false"),
-        ({"engine": {"logprobs_mode": "processed_logprobs"}}, r"engine\.logprobs_mode: not to be given there"),
+        (
+            {"arguments": {"trust_remote_code": True}},
+            r"arguments\.trust_remote_code: not to be given there; it is false",
+        ),
+        ({"arguments": {"logprobs_mode": "processed_logprobs"}}, r"arguments\.logprobs_mode: not to be given there"),
     ],
 )
 def test_wrong_settings_are_told_before_anything_is_loaded(settings: dict[str, Any], message: str) -> None:
@@ -55,7 +58,7 @@ def test_wrong_settings_are_told_before_anything_is_loaded(settings: dict[str, A
 def policy() -> Iterator[VLLMPolicy]:
     if not installed:
         pytest.skip("no vLLM here; make test-vllm runs this where there is")
-    made = VLLMPolicy("default", engine=QUICK)
+    made = VLLMPolicy("default", arguments=QUICK)
     with made.keep_running():
         yield made
 
@@ -178,7 +181,7 @@ def test_what_the_engine_refuses_is_told_with_what_to_do(policy: VLLMPolicy) -> 
     with pytest.raises(ConfigError, match=r"sampling\.temperature: got 0\.001"):
         ask(policy, [(5, 6)], Sampling(temperature=0.001))
     with pytest.raises(ConfigError, match=r"argument of vLLM's engine 'block_sise'.*Did you mean 'block_size'\?"):
-        VLLMPolicy("default", engine={"block_sise": 16})
+        VLLMPolicy("default", arguments={"block_sise": 16})
     with pytest.raises(PolicyError, match=r"vLLM can't start with 'default': .*max_model_len"):
         VLLMPolicy("default", max_model_len=4096)
 
@@ -218,7 +221,7 @@ def test_an_adapter_speaks_as_the_model_that_it_is_merged_into_and_an_engine_tha
     tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
     tokenizer.save_pretrained(tmp_path / "merged")
     before = children()
-    policy = VLLMPolicy("default", adapter=str(tmp_path / "adapter"), engine=QUICK)
+    policy = VLLMPolicy("default", adapter=str(tmp_path / "adapter"), arguments=QUICK)
     merged = HFPolicy(str(tmp_path / "merged"))
     greedy = Sampling(temperature=0, max_new_tokens=16)
     base = [reply.token_ids for reply in ask(HFPolicy(str(DEFAULT_MODEL)), openings(merged), greedy)]
@@ -266,7 +269,7 @@ def test_a_run_that_is_stopped_leaves_no_engine_behind(tmp_path: Path, number: s
     import psutil
 
     command = [sys.executable, "-m", "drift", "rollout", "arithmetic", "--out", str(tmp_path / "run")]
-    command += ["--model", "vllm:default", "--policy.engine", '{"enforce_eager": true}']
+    command += ["--model", "vllm:default", "--policy.arguments", '{"enforce_eager": true}']
     command += ["--tasks", "2000", "--samples", "64", "--max_new_tokens", "12"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:

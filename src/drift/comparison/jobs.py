@@ -26,6 +26,7 @@ from drift import errors
 from drift.comparison.methods import BASE
 from drift.comparison.settings import Comparison
 from drift.errors import DriftError, Interrupted, StorageError, TrainingError
+from drift.own_process import ended_with
 from drift.progress import leave
 
 Failed = dict[str, dict[int, str]]
@@ -186,9 +187,7 @@ def _ask(worker: subprocess.Popen[str], number: int, name: str) -> dict[str, str
         found: dict[str, str] = json.loads(line)
         return found
     code = worker.wait()
-    ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-    hint = " The system ends processes so when memory runs out." if code == -signal.SIGKILL else ""
-    return {"reason": f"its process ended with {ended}; see worker-*.log.{hint}"}
+    return {"reason": f"its process {ended_with(code)}; see worker-*.log."}
 
 
 def main() -> int:
@@ -228,7 +227,7 @@ def _do(comparison: Comparison, out: Path, number: int, name: str) -> dict[str, 
     seed = Seed.of(comparison, number, out)
     try:
         if name == BASE:
-            with opened(seed.recipe, seed.recipe.model) as policy:
+            with opened(seed.recipe) as policy:
                 run_base(seed, policy)
         else:
             run_method(comparison, seed, name)

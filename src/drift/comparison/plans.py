@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from drift.api import train_online, train_preference
 from drift.baselines.config import BUILT_IN, BUILT_IN_RATE, OnlineConfig, PreferenceConfig
 from drift.comparison.methods import ONLINE, PREFERENCE, Method, own_overrides
 from drift.manifest import read_manifest
+from drift.own_process import call_apart
 from drift.pipeline import stage_folder, tune
 from drift.recipe import Recipe, change
 from drift.registry import name_of, settings_of
 from drift.rollouts.config import TASKS
+from drift.serving import needs_own_process, unseen_weights
 from drift.weights.schemes import SCHEMES, find_scheme
 
 # The most rows of one forward pass of TRL's trainers.
@@ -49,12 +51,19 @@ class Plan:
         """Make the model from the shared rollouts, or from conversations of its own; go on where it was stopped."""
         recipe, model = self.recipe, out / "model"
         more: dict[str, Any] = {"model": recipe.model, "seed": recipe.seed, "device": recipe.device, "out": model}
+        if self.settings is None:
+            return tune(recipe, data, out)
+        more["config"] = self.settings
+        function: Callable[..., Any] = train_preference
         if isinstance(self.settings, PreferenceConfig):
-            train_preference(data, config=self.settings, **more)
-        elif isinstance(self.settings, OnlineConfig):
-            train_online(recipe.environment, config=self.settings, sampling=self.settings.sampling, **more)
+            more |= {"data": data, "any_policy": unseen_weights(recipe)}
         else:
-            model = tune(recipe, data, out)
+            function = train_online
+            more |= {"environment": recipe.environment, "sampling": self.settings.sampling}
+        if needs_own_process(recipe):
+            call_apart(f"drift.api:{function.__name__}", **more)
+        else:
+            function(**more)
         return model
 
     def costs(self, out: Path) -> dict[str, Any]:

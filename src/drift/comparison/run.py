@@ -23,6 +23,7 @@ from drift.pipeline import check_claim, check_recipe, one_process
 from drift.recipe import make_recipe, override
 from drift.registry import plain
 from drift.reporting.page import write_comparison_page
+from drift.serving import check_tuned, loads_adapter
 
 
 def compare(
@@ -141,6 +142,8 @@ def check_comparison(comparison: Comparison, out: Path) -> None:
             plan = comparison.plan_of(name, number)
             if not at:
                 check_recipe(plan.recipe)
+            elif loads_adapter(plan.recipe):
+                check_tuned(plan.recipe, adapter=bool(plan.recipe.training.lora) and plan.settings is None)
             check_claim(plan.to_dict(), out / f"seed-{number}" / "methods" / name)
 
 
@@ -149,7 +152,7 @@ def _run_here(comparison: Comparison, out: Path) -> Failed:
     seeds = [Seed.of(comparison, number, out) for number in comparison.seeds]
     if not all(seed.finished(BASE) for seed in seeds):
         # One policy for all seeds: an engine may take a minute to start.
-        with opened(comparison.recipe, comparison.recipe.model) as policy:
+        with opened(comparison.recipe) as policy:
             for seed in seeds:
                 if not seed.finished(BASE):
                     _say(f"seed {seed.number}: rollouts and {BASE}")

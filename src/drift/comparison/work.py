@@ -17,6 +17,7 @@ from drift.manifest import MANIFEST, write_json, write_manifest
 from drift.pipeline import claim, sample
 from drift.recipe import Recipe
 from drift.rollouts.cluster import sampler
+from drift.serving import who_samples
 
 KIND = "method"
 SPENT = "seconds.json"
@@ -63,9 +64,9 @@ def run_base(seed: Seed, policy: Any) -> None:
 
 
 @contextmanager
-def opened(recipe: Recipe, model: Any) -> Iterator[Any]:
-    """The policy ``model``, or the cluster that samples it; an engine stays up for several collections."""
-    opened = sampler(recipe.cluster, replace(recipe.setup, model=model))
+def opened(recipe: Recipe, model: Path | None = None) -> Iterator[Any]:
+    """The policy of the recipe's model, or of the tuned one in a folder; an engine stays up for several collections."""
+    opened = sampler(recipe.cluster, who_samples(recipe, model))
     with opened as policy, getattr(policy, "keep_running", nullcontext)():
         yield policy
 
@@ -76,7 +77,7 @@ def run_method(comparison: Comparison, seed: Seed, name: str) -> None:
     claim(plan.to_dict(), folder)
     with _clock(folder):
         model = plan.train(seed.rollouts, folder)
-    with opened(seed.recipe, str(model)) as policy:
+    with opened(seed.recipe, model) as policy:
         _measure(seed, name, policy)
     _finish(seed, name, plan.costs(folder))
 

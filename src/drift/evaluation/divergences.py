@@ -20,7 +20,12 @@ from drift.types import Trajectory
 WHERE = "evaluation.kl"
 
 
-def check_divergence(models: Mapping[str, Any], config: EvaluationConfig, sampling: Sampling) -> dict[str, str]:
+def check_divergence(
+    models: Mapping[str, Any],
+    settings: Mapping[str, Mapping[str, Any]],
+    config: EvaluationConfig,
+    sampling: Sampling,
+) -> dict[str, str]:
     """Where the model of each policy lies; found wrong before anything is sampled.
 
     Raises:
@@ -29,11 +34,11 @@ def check_divergence(models: Mapping[str, Any], config: EvaluationConfig, sampli
     """
     paths = {}
     for name, model in models.items():
-        kind, argument = kind_of(model)
-        if kind not in ("hf", "vllm") or argument is None:
+        kind, argument = kind_of(model, settings[name].get("engine"))
+        if kind not in ("hf", "vllm") or argument is None or settings[name].get("adapter"):
             raise ConfigError(
-                f"{WHERE}: policy {name!r} is {model!r}, whose probabilities over the vocabulary can't be had. "
-                "Give model folders or hub ids, or leave the KL out."
+                f"{WHERE}: policy {name!r} is {model!r} with {dict(settings[name])}, whose probabilities over the "
+                "vocabulary can't be had. Give model folders or hub ids, or leave the KL out."
             )
         paths[name] = argument
     require(len(models) > 1, WHERE, config.kl, "0 with one policy alone", "It is measured from the first policy.")

@@ -12,14 +12,14 @@ from drift.checksums import sum_of
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.store import read_tasks, read_trajectories
 from drift.environments.base import EnvironmentFactory, content_hash, options_of, reference_of, task_hash
-from drift.errors import ConfigError, EnvironmentFault, check_folder_name, require
+from drift.errors import ConfigError, EnvironmentFault, PolicyError, check_folder_name, require
 from drift.evaluation.config import SPLIT, TASKS, EvaluationConfig
 from drift.evaluation.divergences import check_divergence, measure_divergence
 from drift.evaluation.estimates import GREEDY, SAMPLED, estimate_all, estimate_measured
 from drift.evaluation.judging import judge_policies, make_judge
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
 from drift.manifest import write_json, write_manifest
-from drift.policies import model_name, settings_for
+from drift.policies import check_policy, model_name, settings_for
 from drift.policies.base import AnyPolicy, Sampling
 from drift.rollouts.cluster import sampler
 from drift.rollouts.collect import Executor, collect
@@ -137,7 +137,8 @@ def evaluate_policies(
     """Measure each policy on the same tasks and write ``estimates.json`` and a manifest to ``out``.
 
     Args:
-        setup: the environment, and settings of the policies; its own model is not looked at.
+        setup: the environment, and settings of the policies, as ``settings_for`` takes them; its own model is not
+            looked at.
         models: as for ``make_policy``, by name; the first is the baseline of the paired differences.
         config: what to measure on.
         sampling: how replies are drawn in the sampled mode.
@@ -156,15 +157,20 @@ def evaluate_policies(
         check_folder_name(name, "models")
     factory, modes = setup.make_environment(), modes_of(config, sampling)
     tasks = held_out_tasks(factory, config, seed)
-    check_quality(models, config, sampling)
+    settings = {name: settings_for(name, setup.policy, models) for name in models}
+    for name, model in models.items():
+        try:
+            check_policy(model, settings[name], device=setup.device)
+        except (ConfigError, PolicyError) as error:
+            raise type(error)(f"model {name!r}: {error}") from error
+    check_quality(models, settings, config, sampling)
     unseen = {"unseen": check_unseen(tasks, seen)} if seen is not None else {}
     # A second process would open again what this one is about to read.
     with DirectoryLock(out):
         costs: dict[str, dict[str, Any]] = {}
         for name, model in models.items():
             # An engine that takes a minute to start serves all modes.
-            own = settings_for(model, setup.policy, models.values())
-            opened = sampler(cluster or ClusterConfig(), replace(setup, model=model, policy=own))
+            opened = sampler(cluster or ClusterConfig(), replace(setup, model=model, policy=settings[name]))
             with opened as policy, getattr(policy, "keep_running", nullcontext)():
                 places = {mode: out / mode / name for mode in modes}
                 more: dict[str, Any] = {"seed": seed, "concurrency": concurrency, "label": name}
@@ -172,12 +178,12 @@ def evaluate_policies(
                 costs |= {f"{mode}/{name}": cost for mode, cost in found.items()}
         rows = _estimates(tasks, factory, list(models), list(modes), out)
         references = {task.id: reference_of(factory, task) for task in tasks} if config.judge else {}
-        better, quality = measure_quality(models, config, sampling, out, setup, references=references)
+        better, quality = measure_quality(models, settings, config, sampling, out, setup.device, references=references)
         rows += better
         write_json(out / ESTIMATES, [asdict(row) for row in rows])
         content = {
             "environment": setup.record,
-            "policies": {name: model_name(model) for name, model in models.items()},
+            "policies": {name: settings[name].get("adapter") or model_name(models[name]) for name in models},
             "modes": list(modes),
             "max_turns": factory.max_turns,
             "tasks": len(tasks),
@@ -214,20 +220,26 @@ def _estimates(
     ]
 
 
-def check_quality(models: Mapping[str, Any], config: EvaluationConfig, sampling: Sampling) -> None:
+def check_quality(
+    models: Mapping[str, Any],
+    settings: Mapping[str, Mapping[str, Any]],
+    config: EvaluationConfig,
+    sampling: Sampling,
+) -> None:
     """Find wrong what of ``kl`` and ``judge`` can't be, before anything is sampled."""
     if config.kl:
-        check_divergence(models, config, sampling)
+        check_divergence(models, settings, config, sampling)
     if config.judge:
         make_judge(config)
 
 
 def measure_quality(
     models: Mapping[str, Any],
+    settings: Mapping[str, Mapping[str, Any]],
     config: EvaluationConfig,
     sampling: Sampling,
     out: Path,
-    setup: Setup,
+    device: str,
     *,
     references: Mapping[str, str],
 ) -> tuple[list[Estimate], dict[str, Any]]:
@@ -239,9 +251,10 @@ def measure_quality(
     rows: list[Estimate] = []
     facts: dict[str, Any] = {}
     if config.kl:
-        paths, dtype = check_divergence(models, config, sampling), str(setup.policy.get("dtype", "auto"))
+        paths = check_divergence(models, settings, config, sampling)
+        dtype = str(settings[next(iter(models))].get("dtype", "auto"))
         held = {name: read_trajectories(out / SAMPLED / name) for name in models}
-        measured, facts["kl"] = measure_divergence(held, paths, config, dtype=dtype, device=setup.device)
+        measured, facts["kl"] = measure_divergence(held, paths, config, dtype=dtype, device=device)
         rows += estimate_measured(measured, mode=SAMPLED, baseline=None)
     if config.judge:
         held = {name: read_trajectories(out / GREEDY / name) for name in models}

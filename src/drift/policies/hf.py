@@ -16,7 +16,7 @@ from drift.policies.base import Sampling, with_template_arguments
 from drift.policies.fingerprint import end_ids, fingerprint
 from drift.policies.generated import generate
 from drift.policies.rows import SHOWN, Row, RowPicker
-from drift.policies.stored import NO_CODE, context_limit, fingerprint_of, loading, local_folder
+from drift.policies.stored import NO_CODE, check_stored, context_limit, fingerprint_of, loading, local_folder
 from drift.types import Completion
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -124,6 +124,14 @@ class HFPolicy:
         self.fingerprint = with_template_arguments(fingerprint_of(model), arguments, system, prefill)
         self.chat = TemplateChat(tokenizer, source=model, arguments=arguments, system=system, prefill=prefill)
         self._take_model(loaded, tokenizer, model, batch_size)
+
+    @staticmethod
+    def check(model: str, **settings: Any) -> None:
+        """Find wrong what can be without loading weights; arguments and errors are the policy's."""
+        dtype, batch_size = settings.get("dtype", "auto"), settings.get("batch_size", 1)
+        require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
+        require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
+        check_stored(model, settings.get("chat_template_kwargs"))
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, source: str, batch_size: int = 128) -> HFPolicy:

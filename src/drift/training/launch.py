@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from drift import errors
 from drift.errors import DriftError, Interrupted, TrainingError, require
+from drift.own_process import GO_ON, ended_with, reported
 from drift.training.config import TrainingConfig
 from drift.training.distributed import is_launched
 
@@ -62,7 +62,7 @@ def train_in_processes(request: Mapping[str, Any], processes: int) -> None:
         failure = _run(["-m", "drift.training.worker_process", str(path)], processes, Path(folder))
         if failure is None:
             return
-        raise _reported_error(report) or failure
+        raise reported(report) or failure
 
 
 def _run(arguments: list[str], processes: int, folder: Path) -> DriftError | None:
@@ -87,23 +87,10 @@ def _run(arguments: list[str], processes: int, folder: Path) -> DriftError | Non
             elastic_launch(config, sys.executable)(*arguments)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            ended = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-            hint = " The system ends processes so when memory runs out." if failure.exitcode == -signal.SIGKILL else ""
-            return TrainingError(
-                f"rank {rank} of {processes} ended with {ended}; see above.{hint} "
-                "Run the same command again to go on from the last checkpoint."
-            )
+            return TrainingError(f"rank {rank} of {processes} {ended_with(failure.exitcode)}; see above. {GO_ON}")
         except (SignalException, KeyboardInterrupt):
-            return Interrupted("stopped. Run the same command again to go on from the last checkpoint.")
+            return Interrupted(f"stopped. {GO_ON}")
     return None
-
-
-def _reported_error(report: Path) -> DriftError | None:
-    if not report.is_file():
-        return None
-    found = json.loads(report.read_text())
-    kind = getattr(errors, found["type"], None)
-    return kind(found["message"]) if isinstance(kind, type) and issubclass(kind, DriftError) else None
 
 
 @contextmanager

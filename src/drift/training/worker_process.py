@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from drift.errors import DriftError
+from drift.own_process import report_to
 from drift.progress import leave
 from drift.training.config import TrainingConfig
 
@@ -29,7 +30,7 @@ def main() -> int:
         data, weights, out = (Path(request.pop(name)) for name in ("data", "weights", "out"))
         train_model(data, weights, TrainingConfig(**config), out, **request)
     except DriftError as error:
-        report.write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
+        report_to(report, error)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
