@@ -145,7 +145,7 @@ def _numbers(turns: pa.StructArray, turns_N: NDArray[np.int64]) -> dict[str, Any
         "distinct": np.bincount(distinct, minlength=count),
         "failures": np.bincount(row_T[graded_T & (answer_T < 0)], minlength=count),
         "first_success": success_T[start_N],
-        "first_known": known_T[start_N],
+        "first_known": known_T[start_N] & known_T[end_N - 1],
         "first_reward": reward_T[start_N],
         "first_graded": graded_T[start_N],
         "first_read": answer_T[start_N] >= 0,
@@ -164,9 +164,9 @@ def _keys(turns: pa.StructArray) -> dict[str, pa.Array]:
     """Of each reply: a key that is equal where the same was said, and one of what the environment said to it."""
     graded = turns.field("graded").to_pylist() if _has(turns, "graded") else [True] * len(turns)
     replies = zip(graded, turns.field("answer").to_pylist(), turns.field("text").to_pylist(), strict=True)
-    keys = {"reply": itertools.starmap(_reply_key, replies)}
-    keys["feedback"] = map(_words_key, turns.field("messages").to_pylist())
-    return {name: pa.array(list(values), pa.int64()) for name, values in keys.items()}
+    keys = {"reply": list(itertools.starmap(_reply_key, replies))}
+    keys["feedback"] = list(map(_words_key, turns.field("messages").to_pylist()))
+    return {name: pa.array(values, pa.int64()) for name, values in keys.items()}
 
 
 def _openings(batch: pa.RecordBatch, turns: pa.StructArray, offsets: pa.Array) -> Iterator[Sequence[Message]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from drift.dataset.columns import COLUMNS, NOTE, Asked, outcome_columns
 from drift.dataset.schema import SCHEMA, to_row
 from drift.dataset.store import count_trajectories, stream_columns
-from drift.errors import ConfigError, DatasetError
+from drift.errors import ConfigError, DatasetError, require
 from drift.types import Step, Trajectory
 
 _TURN = SCHEMA.field("turns").type.value_type
@@ -99,9 +99,7 @@ class Outcomes:
         """What the log notes of each conversation under ``name``, encoded; raises ``ConfigError`` where nothing is."""
         texts = self.notes[name].combine_chunks()
         if texts.null_count == len(texts):
-            raise ConfigError(
-                f"nothing is noted as {name!r} in the log, of any conversation. Import it with the column."
-            )
+            raise ConfigError(f"the log notes no {name!r} of any conversation. Import it with that column.")
         return texts.dictionary_encode("encode")
 
     def noted_numbers(self, name: str) -> NDArray[np.float64]:
@@ -145,7 +143,9 @@ class Outcomes:
             turns_N=one_T,
             rejected_T=self.rejected_T,
             loss_weight_T=self.loss_weight_T,
-            **{f"{name}_N": one_T * 0 for name in ("graded", "distinct", "failures")},
+            graded_N=one_T * 0,
+            distinct_N=one_T * 0,
+            failures_N=one_T * 0,
         )
 
 
@@ -162,13 +162,14 @@ def outcome_values(outcomes: Outcomes, outcome: str | Mapping[str, Any]) -> NDAr
     ``clip: [low, high]``; ``normalize: true``, less the mean of all and divided by their standard deviation; and
     ``above: x``, 1 where it is larger than x, else 0.
     """
-    given = {outcome: 1.0} if isinstance(outcome, str) else outcome
+    given: Mapping[str, Any] = {outcome: 1.0} if isinstance(outcome, str) else outcome
     values_N = np.zeros(len(outcomes.turns_N))
     for name, factor in given.items():
         if name not in SHAPING:
             values_N = values_N + factor * _named(outcomes, name)
     if "clip" in given:
-        values_N = np.clip(values_N, *given["clip"])
+        low, high = given["clip"]
+        values_N = np.clip(values_N, low, high)
     if given.get("normalize"):
         centred_N = values_N - np.nanmean(values_N) if np.isfinite(values_N).any() else values_N
         sigma = np.sqrt(np.nanmean(centred_N**2)) if len(centred_N) else 0.0
@@ -182,6 +183,24 @@ def _named(outcomes: Outcomes, name: str) -> NDArray[np.float64]:
     if name == "success":
         return np.where(outcomes.known_N, outcomes.success_N, np.nan)
     return outcomes.reward_N.astype(float) if name == "reward" else outcomes.noted_numbers(name)
+
+
+def check_outcome(outcome: Any) -> None:
+    """Raise ``ConfigError`` for what can't be an outcome; which names a log notes is seen when it is read."""
+    where, expected = "weights.outcome", "success, reward, or a sum such as {reward: 1, success: 0.5}"
+    if not isinstance(outcome, Mapping):
+        require(outcome in (None, "success", "reward"), where, outcome, expected)
+        return
+    require(any(name not in SHAPING for name in outcome), where, dict(outcome), expected)
+    for name, value in outcome.items():
+        number = isinstance(value, int | float) and np.isfinite(value)
+        if name == "clip":
+            pair = isinstance(value, list | tuple) and len(value) == 2 and value[0] < value[1]
+            require(pair, f"{where}.clip", value, "two numbers, the smaller first")
+        elif name == "normalize":
+            require(isinstance(value, bool), f"{where}.normalize", value, "true or false")
+        else:
+            require(number and not isinstance(value, bool), f"{where}.{name}", value, "a number")
 
 
 def outcomes(trajectories: Sequence[Trajectory], **asked: Any) -> Outcomes:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from drift.dataset.outcomes import SHAPING, Outcomes
+from drift.dataset.outcomes import SHAPING, Outcomes, check_outcome
 from drift.errors import ConfigError, require
 from drift.registry import Link, check_settings, complete, data_of, is_own, link, name_of, plain, settings_of, try_once
 from drift.weights.schemes import Scheme, find_scheme, sft_weights
@@ -80,7 +80,8 @@ class WeightConfig:
         repetition: λ, what repeating oneself costs; null is 0.5 for drift and 0 for the others.
         format_failure: cost of each reply without a readable answer; 0 in the paper, 0.1 in its published code.
         turns: replies that get the weight: terminal (the last), all, first, credited (all but rejected ones), or
-            module:function, or own, by which each reply is weighed alone, by its own reward; null is all for refit, swift, group_relative and star_gate, first for bolt, else terminal.
+            own (each reply is weighed alone, by its own reward), or module:function; null is all for refit, swift,
+            group_relative and star_gate, first for bolt, else terminal.
         steps: what is done then, in order: drop_unsolved, shrink_unsolved, bound_negative, skip_small, resample, or
             module:function, each a name or {name: setting}. bound_negative (where weights can be negative) and
             skip_small come last unless named; {skip_small: null} leaves one out.
@@ -110,7 +111,7 @@ class WeightConfig:
         require(gamma is None or 0 < gamma <= 1, "weights.gamma", gamma, "a number in (0, 1]")
         require(self.repetition is None or self.repetition >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
         require(self.format_failure >= 0, "weights.format_failure", self.format_failure, "a number ≥ 0")
-        _check_outcome(self.outcome)
+        check_outcome(self.outcome)
         by_column = isinstance(self.baseline, Mapping) and list(self.baseline) == ["column"]
         expected = f"{', '.join(BASELINES)}, or {{column: NAME}}"
         require(by_column or self.baseline in (None, *BASELINES), "weights.baseline", self.baseline, expected)
@@ -123,11 +124,6 @@ class WeightConfig:
     def counts_success(self) -> bool:
         """Whether what counts is a success, as far as that is settled."""
         return self.outcome in (None, "success") or "above" in (self.outcome or ())
-
-    @property
-    def automatic(self) -> list[str]:
-        """What is left to the data."""
-        return [name for name in ("outcome", "baseline") if getattr(self, name) is None]
 
     @property
     def asks_success(self) -> bool:
@@ -227,21 +223,3 @@ class WeightConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, for manifests."""
         return {each.name: plain(getattr(self, each.name)) for each in fields(self)}
-
-
-def _check_outcome(outcome: Any) -> None:
-    """Raise ``ConfigError`` for what can't be an outcome; which names a log notes is seen when it is read."""
-    where, expected = "weights.outcome", "success, reward, or a sum such as {reward: 1, success: 0.5}"
-    if not isinstance(outcome, Mapping):
-        require(outcome in (None, "success", "reward"), where, outcome, expected)
-        return
-    require(any(name not in SHAPING for name in outcome), where, dict(outcome), expected)
-    for name, value in outcome.items():
-        number = isinstance(value, int | float) and np.isfinite(value)
-        if name == "clip":
-            pair = isinstance(value, list | tuple) and len(value) == 2 and value[0] < value[1]
-            require(pair, f"{where}.clip", value, "two numbers, the smaller first")
-        elif name == "normalize":
-            require(isinstance(value, bool), f"{where}.normalize", value, "true or false")
-        else:
-            require(number and not isinstance(value, bool), f"{where}.{name}", value, "a number")

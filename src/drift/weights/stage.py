@@ -70,7 +70,7 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
     weights = _run(conversations, settled)
     start_N = np.concatenate([[0], np.cumsum(turns_N, dtype=np.int64)])
     # Where each reply was weighed alone, the return of a conversation is their sum.
-    alone = len(weights.returns_N) > len(ids)
+    alone, missing = len(weights.returns_N) > len(ids), read - len(ids)
     returns_N = np.add.reduceat(weights.returns_N, start_N[:-1]) if alone else weights.returns_N
     with replacing(out / FILE) as temporary:
         write_table(temporary, ids, groups, returns_N, start_N, weights.weights_T)
@@ -83,8 +83,9 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
         "dataset_hash": manifest["dataset_hash"],
         "weights_hash": weights_hash(ids, start_N, weights.weights_T),
         "file_sum": file_sum,
-        "excluded": {"failed": count_trajectories(data) - read, "unlabelled": read - len(ids)},
-        "diagnostics": {**weights.report, "unlabelled": read - len(ids), "automatic": config.automatic},
+        "excluded": {"failed": count_trajectories(data) - read, **({"unlabelled": missing} if missing else {})},
+        "automatic": [name for name in ("outcome", "baseline") if getattr(config, name) is None],
+        "diagnostics": weights.report,
         "cost": {"seconds": round(time.monotonic() - start, 3)},
     }
     write_manifest(out, KIND, content)
@@ -109,7 +110,8 @@ def labelled(outcomes: Outcomes, config: WeightConfig) -> Outcomes:
         ConfigError: there are none.
     """
     seen, outcome = outcomes.first_turn() if config.chain.scheme.first_turn else outcomes, config.outcome or "success"
-    known_N = ~np.isnan(outcome_values(seen, outcome))
+    # What is no number is refused with the returns, and not taken for unknown.
+    known_N = ~np.isnan(outcome_values(seen, outcome)) | np.isnan(seen.reward_N)
     if config.asks_success and "above" not in outcome:
         known_N &= seen.known_N
     if not known_N.any():

@@ -66,7 +66,11 @@ class Conversations:
     @cached_property
     def advantage_N(self) -> Floats:
         """``(N,)`` what schemes are given: R less its baseline, where there is one."""
-        return self.returns_N if self.baseline_N is None else advantages(self.returns_N, self.baseline_N)
+        if self.baseline_N is None:
+            return self.returns_N
+        gap_N = self.returns_N - self.baseline_N
+        # Rounding alone sets equal returns apart.
+        return np.where(np.abs(gap_N) <= 1e-12 * np.abs(self.returns_N).max(), 0.0, gap_N)
 
     @cached_property
     def pool_N(self) -> Indices:
