@@ -5,7 +5,7 @@ Each record has one producer and is complete when made. ``None`` means "not ther
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
@@ -21,12 +21,17 @@ class Message(TypedDict):
     """One chat message in the form every chat template of the ecosystem takes.
 
     ``reasoning_content`` is what the assistant thought before it said ``content``. Only what a policy is asked to
-    continue has it; records have it as ``Completion.thinking``.
+    continue has it; records have it as ``Completion.thinking``. ``tool_calls`` are an assistant's, each
+    ``{"type": "function", "id"?, "function": {"name", "arguments"}}`` with the arguments as an object (or as the text
+    that they were, where it is no object). A tool's message has the ``tool_call_id`` and the ``name`` that it answers.
     """
 
     role: Role
     content: str
     reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,7 @@ class Step:
         messages: what the environment adds to the conversation; empty when the episode ends here.
         reward: the environment's own scalar for this reply (arbitrary units, higher is better).
         done: the episode is over.
-        success: the reply solved the task.
+        success: the reply solved the task; ``None`` where nobody judged that, as in most logs.
         answer: the answer in normalised form, compared to count repeats; ``None`` if none could be parsed
             (a format failure, which is not the same as a wrong answer).
         info: anything else worth keeping (JSON values only).
@@ -65,7 +70,7 @@ class Step:
     messages: tuple[Message, ...]
     reward: float
     done: bool
-    success: bool
+    success: bool | None
     answer: str | None
     info: Mapping[str, Any] = field(default_factory=dict)
     graded: bool = True
@@ -100,11 +105,14 @@ class Turn:
 
         token_ids = prompt_ids              + completion.token_ids
         sampled   = [False]*len(prompt_ids) + [True]*len(completion.token_ids)
+
+    ``loss_weight`` is what a log says of this reply's loss; its weight is multiplied by it.
     """
 
     prompt_ids: tuple[int, ...]
     completion: Completion
     step: Step
+    loss_weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +133,7 @@ class Trajectory:
             would not fit the policy's context) or ``error``.
         text_only: the policy returned no token ids. Those of every turn are empty, which here means unknown; it can't
             be trained on until ``drift import`` has tokenized it.
+        tools: what the assistant could call, as the chat template was told.
     """
 
     id: str
@@ -138,11 +147,12 @@ class Trajectory:
     stop_reason: StopReason
     error: str | None = None
     text_only: bool = False
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
-    def success(self) -> bool:
-        """Whether the conversation ended with the task solved."""
-        return bool(self.turns) and self.turns[-1].step.success
+    def success(self) -> bool | None:
+        """Whether the conversation ended with the task solved; ``None`` where nobody judged that."""
+        return self.turns[-1].step.success if self.turns else False
 
     @property
     def tokens_sampled(self) -> int | None:

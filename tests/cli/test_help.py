@@ -92,7 +92,7 @@ def test_a_recipe_has_few_keys() -> None:
         (["run", "quickstart", "--rollouts.task", "5"], "--rollouts.tasks"),
         (["quickstart", "--dry"], "--dry_run"),
         (["quickstart", "--max_step", "5"], "--training.max_steps"),
-        (["weigh", "nowhere", "--group", "task"], "--group_by"),
+        (["weigh", "nowhere", "--base", "task"], "--baseline"),
         (["check", "guess", "--rep"], "--repair"),
     ],
 )

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from drift.dataset import outcomes as reading
+from drift.dataset.columns import GroupBy
 from drift.dataset.outcomes import Outcomes, is_rejected, outcomes, read_outcomes
 from drift.dataset.schema import SCHEMA
 from drift.dataset.store import TrajectoryWriter, read_trajectories, shards
@@ -58,7 +59,7 @@ def plain(found: Outcomes) -> dict[str, object]:
         if isinstance(value, np.ndarray):
             values[field.name] = (value.dtype, value.tolist())
         else:
-            values[field.name] = value if value is None or isinstance(value, list) else value.to_pylist()
+            values[field.name] = value if value is None or isinstance(value, list | dict) else value.to_pylist()
     return values
 
 
@@ -87,18 +88,24 @@ def by_objects(trajectories: list[Trajectory], *, group_by: str = "task", spoken
         "groups": [t.group_id if group_by == "task" else opening(t) for t in kept],
         "sample_N": (np.int32, [t.sample for t in kept]),
         "success_N": (np.bool_, [t.success for t in kept]),
+        "known_N": (np.bool_, [t.success is not None for t in kept]),
         "reward_N": (np.float64, [reduce(add, (step.reward for step in each), 0.0) for each in steps]),
         "turns_N": (np.int16, [len(each) for each in steps]),
         "graded_N": (np.int16, [len(each) for each in graded]),
         "distinct_N": (np.int16, [len({*answers} - {None}) for answers in graded]),
         "failures_N": (np.int16, [answers.count(None) for answers in graded]),
         "first_success_N": (np.bool_, [each[0].success for each in steps]),
+        "first_known_N": (np.bool_, [each[0].success is not None for each in steps]),
         "first_reward_N": (np.float64, [each[0].reward for each in steps]),
         "first_graded_N": (np.bool_, [each[0].graded for each in steps]),
         "first_read_N": (np.bool_, [each[0].answer is not None for each in steps]),
         "rejected_T": (np.bool_, mistakes),
         "reply_T": (np.int64, replies) if spoken else None,
         "feedback_T": (np.int64, words) if spoken else None,
+        "loss_weight_T": None,
+        "reply_reward_T": None,
+        "notes": {},
+        "words": None,
     }
 
 
@@ -124,7 +131,7 @@ def test_columns_give_the_outcomes_that_objects_do(tmp_path: Path, random_trajec
 @pytest.mark.parametrize("group_by", ["task", "opening"])
 @pytest.mark.parametrize("spoken", [False, True])
 def test_columns_give_the_openings_and_what_was_said_as_objects_do(
-    tmp_path: Path, random_trajectories: Made, group_by: reading.GroupBy, spoken: bool
+    tmp_path: Path, random_trajectories: Made, group_by: GroupBy, spoken: bool
 ) -> None:
     folder = stored(tmp_path / "data", random_trajectories(0))
     trajectories = read_trajectories(folder)

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from drift.dataset.outcomes import read_outcomes
-from drift.dataset.schema import dataset_hash, from_row, to_row
+from drift.dataset.schema import SCHEMA, dataset_hash, from_row, to_row
 from drift.dataset.store import (
     TrajectoryWriter,
     as_hf_dataset,
@@ -291,13 +292,29 @@ def test_turns_that_ask_for_no_answer_are_kept_and_older_shards_read_as_ever(six
     assert from_row(old) == six[0]
 
 
+def test_calls_tools_loss_weights_and_unknown_success_are_kept_and_change_the_hash(six: list[Trajectory]) -> None:
+    call = {"type": "function", "id": "c1", "function": {"name": "look", "arguments": {"at": [1, None]}}}
+    turn, asked = six[0].turns[0], {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "look"}
+    changes: list[Trajectory] = [
+        replace(six[0], tools=({"type": "function", "function": {"name": "look"}},)),
+        replace(six[0], messages=(*six[0].messages[:1], {"role": "assistant", "content": "", "tool_calls": [call]})),
+        replace(six[0], turns=(replace(turn, step=replace(turn.step, messages=(asked,))), *six[0].turns[1:])),
+        replace(six[0], turns=(replace(turn, loss_weight=0.5), *six[0].turns[1:])),
+        replace(six[0], turns=(replace(turn, step=replace(turn.step, success=None)),)),
+    ]
+    for changed in changes:
+        table = pa.Table.from_pylist([to_row(changed)], schema=SCHEMA)
+        assert from_row(table.to_pylist()[0]) == changed
+    assert changes[4].success is None and len({dataset_hash([each]) for each in (six[0], *changes)}) == 6
+
+
 def test_the_hash_of_graded_turns_is_that_of_the_first_version(make_trajectory: Make) -> None:
     import hashlib
 
     columns = "id task_id group_id sample policy seed messages turns stop_reason error".split()  # noqa: SIM905
     row = {name: value for name, value in to_row(make_trajectory("t", 0, ("1", None))).items() if name in columns}
     for turn in row["turns"]:
-        for key in ("logprobs", "info", "graded", "thinking"):
+        for key in ("logprobs", "info", "graded", "thinking", "loss_weight", "extras"):
             del turn[key]
     line = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
     assert dataset_hash([make_trajectory("t", 0, ("1", None))]) == hashlib.sha256(line.encode()).hexdigest()
@@ -308,11 +325,9 @@ def test_the_hash_of_a_data_set_is_that_of_its_sorted_digests(make_trajectory: C
     digests = []
     for trajectory in made:
         row = to_row(trajectory)
-        turns = [
-            {k: v for k, v in turn.items() if k not in ("logprobs", "info", "graded", "thinking")}
-            for turn in row["turns"]
-        ]
-        kept = {**{k: v for k, v in row.items() if k != "text_only"}, "turns": turns}
+        left_out = ("logprobs", "info", "graded", "thinking", "loss_weight", "text_only", "tools", "extras")
+        turns = [{k: v for k, v in turn.items() if k not in left_out} for turn in row["turns"]]
+        kept = {**{k: v for k, v in row.items() if k not in left_out}, "turns": turns}
         digests.append(hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest())
     expected = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
     assert dataset_hash(made) == dataset_hash(reversed(made)) == expected

@@ -4,6 +4,7 @@ from drift.reporting.sentences import chain_line, sentences
 
 REPORT = {
     "outcome": "success",
+    "baseline": "task",
     "trajectories": 3200,
     "groups": 200,
     "successes": 1200,
@@ -28,7 +29,7 @@ def test_a_chain_is_a_line_from_outcome_to_steps() -> None:
         "settings": {"beta": 0.12345, "w_max": 20.0},
         "turns": {"credited": {"rejected": -1}},
         "steps": ["drop_unsolved", {"resample": {"share": 0.5, "seed": 1}}],
-        "group_by": "task",
+        "baseline": "task",
     }
     assert chain_line(record) == (
         "reward (γ 1, λ 0) → awr (beta 0.123, w_max 20) → credited (rejected -1) → drop_unsolved → "

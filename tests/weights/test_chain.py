@@ -135,10 +135,9 @@ def downwards(weights_N: np.ndarray, data: Conversations) -> np.ndarray:
 def test_a_grouped_scheme_needs_two_conversations_of_a_prompt(make_trajectory: Make) -> None:
     alone = outcomes([make_trajectory("a", 0, ("1",), True), make_trajectory("b", 0, ("1",))])
     for scheme in ("drift", "drift_averaged", "bolt", "star_gate", "swift", "group_relative", "awr"):
-        with pytest.raises(
-            ConfigError, match=f"'{scheme}' compares conversations of one prompt, and no prompt has more"
-        ):
-            compute_weights(alone, WeightConfig(scheme=scheme))
+        said = f"'{scheme}' compares conversations of one prompt, and no prompt has more"
+        with pytest.raises(ConfigError, match=said):
+            compute_weights(alone, WeightConfig(scheme=scheme, baseline="task"))
     assert compute_weights(alone, WeightConfig(scheme="rft")).weights_T.tolist() == [1, 0]
 
 
@@ -198,7 +197,7 @@ def test_tasks_that_open_alike_are_one_prompt_if_asked(make_trajectory: Make) ->
     )
     hidden = [dataclasses.replace(make_trajectory(task, 0, ("4",), task == "b"), messages=opening) for task in "abc"]
     found = outcomes(hidden, group_by="opening")
-    result = compute_weights(found, WeightConfig(beta=0.5, group_by="opening", **ALL))
+    result = compute_weights(found, WeightConfig(beta=0.5, baseline="opening", **ALL))
     z = (math.exp(2) + 2) / 3
     assert result.weights_T == pytest.approx([1 / z, math.exp(2) / z, 1 / z], rel=1e-12)
 
@@ -319,9 +318,9 @@ def test_of_adaptive_data_whose_first_conversations_all_failed_nothing_is_known_
     assert report["mixed_by_samples"] == {"k": [], "share": []} and report["mixed_share"] == 1
 
 
-@pytest.mark.parametrize("settings", [{"group_by": "opening"}, {"scheme": "drift_averaged"}])
+@pytest.mark.parametrize("settings", [{"baseline": "opening"}, {"scheme": "drift_averaged"}])
 def test_adaptive_sampling_can_be_undone_for_tasks_alone(data: list[Trajectory], settings: dict[str, Any]) -> None:
-    said = r"rollouts\.first: got 2, expected 0 with weights\.group_by \w+ and weights\.scheme \w+\. Adaptive"
+    said = r"rollouts\.first: got 2, expected 0 with weights\.baseline \w+ and weights\.scheme \w+\. Adaptive"
     with pytest.raises(ConfigError, match=said):
         compute_weights(outcomes(data, spoken=True), WeightConfig(**settings), first=2)
     # A recipe is refused before anything is rolled out.

@@ -107,7 +107,7 @@ def test_a_step_that_is_none_is_refused_with_the_nearest(item, said):
     ("turns", "said"),
     [
         ("last", "unknown spread over turns 'last'."),
-        ("termnal", "Did you mean 'terminal'? Known: all, credited, first, terminal."),
+        ("termnal", "Did you mean 'terminal'? Known: all, credited, first, own, terminal."),
         (
             {"credited": {"reject": -1}},
             "unknown setting 'reject' in weights.turns of credited. Did you mean 'rejected'?",
@@ -174,7 +174,7 @@ def test_what_is_left_out_is_as_in_the_paper_of_the_scheme(name):
 
 def test_the_default_configuration_is_the_published_one():
     config = WeightConfig()
-    assert (config.scheme, config.outcome, config.format_failure, config.group_by) == ("drift", "success", 0.0, "task")
+    assert (config.scheme, config.outcome, config.format_failure, config.baseline) == ("drift", None, 0.0, None)
     assert (config.chain.settings, config.chain.gamma, config.chain.repetition) == ({"beta": 0.1}, 0.9, 0.5)
     assert config.chain.turns.function is terminal
     # Less than a thousandth of a prompt's weight is not computed.
@@ -304,8 +304,9 @@ def test_partial_functions_keep_what_they_were_given():
         ("gamma", 1.01, r"a number in \(0, 1\]"),
         ("repetition", -0.5, "a number ≥ 0"),
         ("format_failure", -0.1, "a number ≥ 0"),
-        ("outcome", "profit", "success or reward"),
-        ("group_by", "prompt", "task or opening"),
+        ("outcome", "profit", "success, reward, or a sum such as {reward: 1, success: 0.5}"),
+        ("outcome", {"above": 3}, "success, reward, or a sum"),
+        ("baseline", "prompt", "task, opening, leave_one_out, dataset, fitted, or {column: NAME}"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(setting, value, expected):
@@ -364,7 +365,9 @@ def test_shrinking_needs_a_partition():
     for scheme in ("drift", "bolt"):
         assert "shrink_unsolved" in str(steps_of(scheme=scheme, steps=["shrink_unsolved"], beta="auto"))
     for scheme in ("rft", "rwr", "drift_averaged"):
-        with pytest.raises(ConfigError, match="shrink_unsolved needs a scheme that divides by Ẑ, drift or bolt"):
+        with pytest.raises(
+            ConfigError, match="shrink_unsolved needs a scheme that divides by a prompt's Ẑ, drift or bolt"
+        ):
             WeightConfig(scheme=scheme, steps=["shrink_unsolved"])
 
 
@@ -377,7 +380,7 @@ def test_shrinking_needs_a_partition():
         {"scheme": {"awr": {"w_max": 1e-3}}},
         {"steps": ["drop_unsolved", {"skip_small": 0}, {"bound_negative": {"share": 0.0}}]},
         {"steps": [{"skip_small": None}], "turns": {"credited": {"rejected": -1}}},
-        {"outcome": "reward", "group_by": "opening"},
+        {"outcome": "reward", "baseline": "opening"},
         {"beta": {"auto": 1e-3}},
     ],
 )
@@ -387,11 +390,11 @@ def test_a_setting_at_the_edge_of_its_range_is_accepted_and_recorded(settings_in
     assert WeightConfig(**recorded) == WeightConfig(**settings_in_range)
 
 
-@pytest.mark.parametrize("settings", [{"group_by": "opening"}, {"scheme": "drift_averaged"}])
+@pytest.mark.parametrize("settings", [{"baseline": "opening"}, {"scheme": "drift_averaged"}])
 def test_adaptive_sampling_can_be_undone_for_tasks_alone(settings):
     config = WeightConfig(**settings)
     config.check_adaptive(0)
     WeightConfig(scheme="rft").check_adaptive(2)
-    said = r"rollouts\.first: got 2, expected 0 with weights\.group_by \w+ and weights\.scheme \w+\. Adaptive sampling"
+    said = r"rollouts\.first: got 2, expected 0 with weights\.baseline \w+ and weights\.scheme \w+\. Adaptive sampling"
     with pytest.raises(ConfigError, match=said):
         config.check_adaptive(2)

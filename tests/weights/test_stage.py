@@ -221,7 +221,7 @@ OPTIONS += [{"steps": [{"shrink_unsolved": prior}, {"skip_small": None}]} for pr
 OPTIONS += [{"scheme": {"refit": {"shift": True}}, "repetition": 0.5}]
 OPTIONS += [{"scheme": {"awr": {"w_max": 2.0}}, "beta": 0.3}]
 OPTIONS += [
-    {"group_by": "opening", **more}
+    {"baseline": "opening", **more}
     for more in ({}, {"scheme": "swift"}, {"scheme": "drift_averaged", "steps": ["drop_unsolved"], "beta": 0.4})
 ]
 
@@ -235,7 +235,7 @@ def test_what_is_written_is_bit_for_bit_what_the_links_give_one_after_the_other(
     trajectories = read_trajectories(folder)
     for number, options in enumerate(OPTIONS[seed::2]):
         config = WeightConfig(**options)
-        found = outcomes(trajectories, group_by=config.group_by, spoken=True)
+        found = outcomes(trajectories, **{**config.asked(logged=False), "spoken": True})
         returns, lists = link_by_link(found, options)
         manifest = weigh_dataset(folder, config, tmp_path / str(number))
         rows = pq.read_table(tmp_path / str(number) / FILE).to_pylist()
@@ -273,7 +273,7 @@ def test_what_concerns_all_prompts_is_counted_over_all_of_them(tmp_path: Path, m
     alone = [make_trajectory(f"t{n}", 0, ("1", "1"), n == 0) for n in range(60)]
     folder = stored(tmp_path / "alone", alone)
     with pytest.raises(ConfigError, match="no prompt has more than one"):
-        weigh_dataset(folder, WeightConfig(), tmp_path / "w")
+        weigh_dataset(folder, WeightConfig(baseline="task"), tmp_path / "w")
     with pytest.raises(ConfigError, match=r"refit needs returns ≥ 0: 59 of 60 are negative, the smallest -0\.25"):
         weigh_dataset(folder, WeightConfig(scheme="refit", repetition=0.5), tmp_path / "w")
     with pytest.raises(ConfigError, match="leaves every weight 0: 60 of 60 prompts have no success, 60 have equal"):
@@ -282,7 +282,7 @@ def test_what_concerns_all_prompts_is_counted_over_all_of_them(tmp_path: Path, m
     assert not (tmp_path / "w").exists() or list((tmp_path / "w").iterdir()) == []
     # One prompt of two is enough for a scheme that compares; one success is enough for one that takes successes.
     paired = stored(tmp_path / "paired", [*alone, make_trajectory("t0", 1, ("1",))])
-    assert weigh_dataset(paired, WeightConfig(), tmp_path / "w")["diagnostics"]["groups_of_one"] == 59
+    assert weigh_dataset(paired, WeightConfig(baseline="task"), tmp_path / "w")["diagnostics"]["groups_of_one"] == 59
     assert weigh_dataset(folder, WeightConfig(scheme="rft"), tmp_path / "w")["diagnostics"]["zero_weights"] == 59
 
 

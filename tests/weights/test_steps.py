@@ -214,7 +214,7 @@ def test_at_the_limits_of_beta_shrinking_leaves_the_best_of_all_or_everything():
 
 def test_shrinking_is_refused_without_a_partition_and_for_fewer_than_no_conversations():
     data = single([0, 0])
-    with pytest.raises(ConfigError, match="shrink_unsolved needs a scheme that divides by Ẑ, drift or bolt"):
+    with pytest.raises(ConfigError, match="shrink_unsolved needs a scheme that divides by a prompt's Ẑ, drift or bolt"):
         shrink_unsolved(np.ones(2), data)
     with pytest.raises(ConfigError, match=r"weights\.steps\.shrink_unsolved: got -1, expected a number ≥ 0"):
         shrink_unsolved(np.ones(2), replace(data, partitioned=True, beta=1.0), prior=-1)

@@ -84,7 +84,7 @@ class Live:
         counted = Counter(
             conversations=len(trajectories),
             failed=len(trajectories) - len(known),
-            successes=sum(t.success for t in trajectories),
+            successes=sum(bool(t.success) for t in trajectories),
             tokens_sampled=sum(sum(row["env_mask"]) for row in rows),
             tokens_trained=self._config.passes * sum(len(r["prompt_ids"]) + len(r["completion_ids"]) for r in rows),
         )

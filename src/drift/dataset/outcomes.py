@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from drift.dataset.columns import COLUMNS, NOTE, Asked, outcome_columns
 from drift.dataset.schema import SCHEMA, to_row
 from drift.dataset.store import count_trajectories, stream_columns
-from drift.errors import DatasetError
-from drift.types import Message, Step, Trajectory
+from drift.errors import ConfigError, DatasetError, require
+from drift.types import Step, Trajectory
 
-GroupBy = Literal["task", "opening"]
-_TURNS = "turns.list.element."
-# The columns of a shard that outcomes are read off. Text, ids and log-probabilities are left on disk.
-COLUMNS = ["id", "task_id", "group_id", "sample", "error"]
-COLUMNS += [_TURNS + name for name in ("reward", "success", "answer", "graded")]
 _TURN = SCHEMA.field("turns").type.value_type
 _SCHEMA = pa.schema(
     [SCHEMA.field(name) for name in COLUMNS if "." not in name]
-    + [("turns", pa.list_(pa.struct([_TURN.field(name.removeprefix(_TURNS)) for name in COLUMNS if "." in name])))]
+    + [("turns", pa.list_(pa.struct([_TURN.field(name.rpartition(".")[2]) for name in COLUMNS if "." in name])))]
 )
-# Where conversations are told apart by what was said in them.
-_SPOKEN = ["messages", _TURNS + "text", _TURNS + "messages"]
 # Read at once: each batch costs some milliseconds.
 ROWS_AT_ONCE, SPOKEN_AT_ONCE = 65_536, 4096
-# What two bytes hold.
-MOST_TURNS = 32_767
-_LISTS = ("rejected", "reply", "feedback")
+# Keys of an outcome that are no names of what is added up.
+SHAPING = ("clip", "above", "normalize")
+_LISTS = ("rejected", "reply", "feedback", "loss_weight", "reply_reward")
 _COUNTS = ("turns", "graded", "distinct", "failures")
-_FLAGS = ("success", "first_success", "first_graded", "first_read")
+_FLAGS = ("success", "known", "first_success", "first_known", "first_graded", "first_read")
 _NUMBERS = {
     "sample": np.int32,
     **dict.fromkeys(_COUNTS, np.int16),
@@ -51,28 +43,37 @@ _NUMBERS = {
 class Outcomes:
     """How N conversations went, T replies in all; those that failed are left out.
 
-    ``ids`` and ``groups`` are lists of strings, or Arrow strings where there may be very many. Of the first turn:
-    whether it succeeded, its reward, whether an answer was asked for, and whether one could be read. Of each reply,
-    conversation after conversation: whether it was a mistake that another followed, and, where that was asked for, a
-    key that is equal where the same was said, and one of what the environment said to it.
+    ``ids`` and ``groups`` are lists of strings, or Arrow strings where there may be very many. A success that is not
+    known, which nobody judged, is false. Of the first turn: whether it succeeded, whether that is known, its reward,
+    whether an answer was asked for, and whether one could be read. Of each reply, conversation after conversation:
+    whether it was a mistake that another followed, and, where that was asked for, a key that is equal where the same
+    was said, one of what the environment said to it, what a log says it counts for, and its reward. Where asked for
+    too: what a log notes by name (JSON texts, encoded; null where it notes nothing), and the distinct words of each
+    opening as hashes below ``WORDS``.
     """
 
     ids: Any
     groups: Any
     sample_N: NDArray[np.int32]
     success_N: NDArray[np.bool_]
+    known_N: NDArray[np.bool_]
     reward_N: NDArray[np.float64]
     turns_N: NDArray[np.int16]
     graded_N: NDArray[np.int16]
     distinct_N: NDArray[np.int16]
     failures_N: NDArray[np.int16]
     first_success_N: NDArray[np.bool_]
+    first_known_N: NDArray[np.bool_]
     first_reward_N: NDArray[np.float64]
     first_graded_N: NDArray[np.bool_]
     first_read_N: NDArray[np.bool_]
     rejected_T: NDArray[np.bool_]
     reply_T: NDArray[np.int64] | None = None
     feedback_T: NDArray[np.int64] | None = None
+    loss_weight_T: NDArray[np.float64] | None = None
+    reply_reward_T: NDArray[np.float64] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    words: Any = None
 
     def first_turn(self) -> Outcomes:
         """The outcomes as if each conversation had ended after its first reply; what is of each reply stays."""
@@ -80,6 +81,7 @@ class Outcomes:
         return replace(
             self,
             success_N=self.first_success_N,
+            known_N=self.first_known_N,
             reward_N=self.first_reward_N,
             turns_N=np.ones_like(self.turns_N),
             graded_N=self.first_graded_N.astype(np.int16),
@@ -93,55 +95,155 @@ class Outcomes:
         index_N: NDArray[np.intp] = groups.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.intp)
         return index_N
 
+    def noted(self, name: str) -> pa.DictionaryArray:
+        """What the log notes of each conversation under ``name``, encoded; raises ``ConfigError`` where nothing is."""
+        texts = self.notes[name].combine_chunks()
+        if texts.null_count == len(texts):
+            raise ConfigError(f"the log notes no {name!r} of any conversation. Import it with that column.")
+        return texts.dictionary_encode("encode")
+
+    def noted_numbers(self, name: str) -> NDArray[np.float64]:
+        """``(N,)`` the same as numbers, truth values as 1 and 0; NaN where nothing is noted."""
+        texts = self.noted(name)
+        values = [np.nan if text is None else json.loads(text) for text in texts.dictionary.to_pylist()]
+        wrong = [value for value in values if not isinstance(value, bool | int | float)]
+        if wrong:
+            raise ConfigError(f"the log notes {wrong[0]!r} as {name!r}, expected a number. Add up numbers alone.")
+        numbers: NDArray[np.float64] = np.array(values, float)[texts.indices.to_numpy()]
+        return numbers
+
+    def take(self, at: NDArray[np.intp]) -> Outcomes:
+        """The conversations at these places, without what is of each reply."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        taken = {name: value[at] for name, value in values.items() if name.endswith("_N")}
+        places = pa.array(at)
+        for name in ("ids", "groups", "words"):
+            value = values[name]
+            if isinstance(value, list):
+                taken[name] = [value[place] for place in at.tolist()]
+            elif value is not None:
+                taken[name] = value.take(places)
+        notes = {name: value.take(places) for name, value in self.notes.items()}
+        return Outcomes(**taken, notes=notes, rejected_T=np.zeros(0, bool))
+
+    def kept(self, kept_N: NDArray[np.bool_]) -> Outcomes:
+        """Some of the conversations alone."""
+        kept_T = np.repeat(kept_N, self.turns_N)
+        of_replies = {each.name: getattr(self, each.name) for each in fields(self) if each.name.endswith("_T")}
+        there = {name: values[kept_T] for name, values in of_replies.items() if values is not None}
+        return replace(self.take(np.flatnonzero(kept_N)), **there)
+
+    def each_reply(self) -> Outcomes:
+        """The outcomes as if each reply were a conversation with its own reward: N is T."""
+        assert self.reply_reward_T is not None, "read where it is asked for"
+        one_T = np.ones(len(self.reply_reward_T), np.int16)
+        return replace(
+            self.take(np.repeat(np.arange(len(self.turns_N)), self.turns_N)),
+            reward_N=self.reply_reward_T,
+            turns_N=one_T,
+            rejected_T=self.rejected_T,
+            loss_weight_T=self.loss_weight_T,
+            graded_N=one_T * 0,
+            distinct_N=one_T * 0,
+            failures_N=one_T * 0,
+        )
+
 
 def is_rejected(step: Step) -> bool:
     """Whether an answer was asked for and the reply was no success and earned nothing: a mistake, not a step."""
     return step.graded and not step.success and step.reward <= 0
 
 
-def outcomes(trajectories: Sequence[Trajectory], *, group_by: GroupBy = "task", spoken: bool = False) -> Outcomes:
+def outcome_values(outcomes: Outcomes, outcome: str | Mapping[str, Any]) -> NDArray[np.float64]:
+    """What counts of each conversation, ``(N,)``; NaN where that is not known.
+
+    A name, or a sum of several with a factor each, ``{reward: 1, success: 0.5}``: success (1 or 0), reward (the sum of
+    the replies' rewards), or a number that the log notes under that name. Then, as far as given and in this order:
+    ``clip: [low, high]``; ``normalize: true``, less the mean of all and divided by their standard deviation; and
+    ``above: x``, 1 where it is larger than x, else 0.
+    """
+    given: Mapping[str, Any] = {outcome: 1.0} if isinstance(outcome, str) else outcome
+    values_N = np.zeros(len(outcomes.turns_N))
+    for name, factor in given.items():
+        if name not in SHAPING:
+            values_N = values_N + factor * _named(outcomes, name)
+    if "clip" in given:
+        low, high = given["clip"]
+        values_N = np.clip(values_N, low, high)
+    if given.get("normalize"):
+        centred_N = values_N - np.nanmean(values_N) if np.isfinite(values_N).any() else values_N
+        sigma = np.sqrt(np.nanmean(centred_N**2)) if len(centred_N) else 0.0
+        values_N = centred_N / sigma if sigma > 1e-12 * np.nanmax(np.abs(values_N)) else centred_N * 0.0
+    if "above" in given:
+        values_N = np.where(np.isnan(values_N), np.nan, values_N > given["above"])
+    return values_N
+
+
+def _named(outcomes: Outcomes, name: str) -> NDArray[np.float64]:
+    if name == "success":
+        return np.where(outcomes.known_N, outcomes.success_N, np.nan)
+    return outcomes.reward_N.astype(float) if name == "reward" else outcomes.noted_numbers(name)
+
+
+def check_outcome(outcome: Any) -> None:
+    """Raise ``ConfigError`` for what can't be an outcome; which names a log notes is seen when it is read."""
+    where, expected = "weights.outcome", "success, reward, or a sum such as {reward: 1, success: 0.5}"
+    if not isinstance(outcome, Mapping):
+        require(outcome in (None, "success", "reward"), where, outcome, expected)
+        return
+    require(any(name not in SHAPING for name in outcome), where, dict(outcome), expected)
+    for name, value in outcome.items():
+        number = isinstance(value, int | float) and np.isfinite(value)
+        if name == "clip":
+            pair = isinstance(value, list | tuple) and len(value) == 2 and value[0] < value[1]
+            require(pair, f"{where}.clip", value, "two numbers, the smaller first")
+        elif name == "normalize":
+            require(isinstance(value, bool), f"{where}.normalize", value, "true or false")
+        else:
+            require(number and not isinstance(value, bool), f"{where}.{name}", value, "a number")
+
+
+def outcomes(trajectories: Sequence[Trajectory], **asked: Any) -> Outcomes:
     """Read outcomes off trajectories. Those with an error or without a turn have none and are left out.
 
     Args:
         trajectories: as recorded.
-        group_by: the prompt is what the task's ``group_id`` says, or what the policy could see of it.
-        spoken: tell what was said in each.
+        asked: fields of ``Asked``.
     """
-    rows = [to_row(trajectory) for trajectory in trajectories]
+    rows, ask = [to_row(trajectory) for trajectory in trajectories], Asked(**asked)
     # Text may be what no Parquet file can hold, so it is left out unless it is needed.
-    schema = SCHEMA if spoken or group_by == "opening" else _SCHEMA
-    read = outcome_columns(pa.RecordBatch.from_pylist(rows, schema=schema), group_by=group_by, spoken=spoken)
+    read = outcome_columns(pa.RecordBatch.from_pylist(rows, schema=SCHEMA if ask.columns != COLUMNS else _SCHEMA), ask)
     return Outcomes(
         ids=read["id"].to_pylist(),
         groups=read["group_id"].to_pylist(),
         **{f"{name}_N": np.asarray(read[name], kind) for name, kind in _NUMBERS.items()},
         **{f"{name}_T": read[name].flatten().to_numpy(zero_copy_only=False) for name in _LISTS if name in read},
+        notes={name: pa.chunked_array([read[NOTE + name]]) for name in ask.notes},
+        words=pa.chunked_array([read["words"]]) if ask.words else None,
     )
 
 
-def read_outcomes(directory: str | Path, *, group_by: GroupBy = "task", spoken: bool = False) -> Outcomes:
+def read_outcomes(directory: str | Path, **asked: Any) -> Outcomes:
     """The outcomes of a finished data set, in the order of tasks and samples, whatever order they were written in.
 
     Some 60 bytes for each conversation, its id among them.
 
     Args:
         directory: the data set.
-        group_by: as of ``outcomes``.
-        spoken: tell what was said in each.
+        asked: fields of ``Asked``.
 
     Raises:
         DatasetError: it is missing, empty, damaged or incomplete, or every conversation in it failed.
     """
-    large = spoken or group_by == "opening"
-    columns, rows = ([*COLUMNS, *_SPOKEN], SPOKEN_AT_ONCE) if large else (COLUMNS, ROWS_AT_ONCE)
+    ask = Asked(**asked)
+    columns, rows = ask.columns, SPOKEN_AT_ONCE if ask.texts or ask.notes else ROWS_AT_ONCE
     total, count = count_trajectories(directory), 0
     # In place from the start: parts that are joined later would be there twice.
     numbers: dict[str, Any] = {name: np.empty(total, kind) for name, kind in _NUMBERS.items()}
     parts: dict[str, list[Any]] = {"id": [], "task_id": [], "group_id": [], "rejected": []}
-    if spoken:
-        parts |= {"reply": [], "feedback": []}
+    parts |= {name: [] for name in ask.lists}
     for batch in _together(stream_columns(directory, columns, rows=rows), rows):
-        read = outcome_columns(batch, group_by=group_by, spoken=spoken)
+        read = outcome_columns(batch, ask)
         # More than the manifest says is an error, which the stream raises at its end.
         if count + len(read["id"]) <= total:
             for name, values in numbers.items():
@@ -175,8 +277,10 @@ def _in_order(numbers: dict[str, Any], held: dict[str, Any]) -> Outcomes:
             numbers[name] = numbers[name][order]
         for name in held:
             held[name] = held[name].take(pa.array(order))
-    flat = {f"{name}_T": pc.list_flatten(held.pop(name)).to_numpy() for name in list(held) if name != "id"}
-    return Outcomes(ids=held["id"], groups=groups, **{f"{name}_N": values for name, values in numbers.items()}, **flat)
+    flat = {f"{name}_T": pc.list_flatten(held.pop(name)).to_numpy() for name in list(held) if name in _LISTS}
+    notes = {name.removeprefix(NOTE): held.pop(name) for name in list(held) if name.startswith(NOTE)}
+    named = {f"{name}_N": values for name, values in numbers.items()}
+    return Outcomes(ids=held["id"], groups=groups, notes=notes, words=held.get("words"), **named, **flat)
 
 
 def _together(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
@@ -193,114 +297,3 @@ def _together(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Recor
             held = []
     if held:
         yield pa.concat_batches(held)
-
-
-def outcome_columns(batch: pa.RecordBatch, *, group_by: GroupBy = "task", spoken: bool = False) -> dict[str, Any]:
-    """The outcomes of rows of a shard, read with ``COLUMNS``, by name; failed trajectories are left out.
-
-    The same numbers as ``outcomes`` without a Python object for each: turns of all rows lie one after the other. With
-    ``spoken``, or prompts by their opening, what was said must have been read too.
-
-    Returns:
-        Numbers as ``(N,)`` arrays; ids as Arrow strings, tasks and groups encoded; what is of replies as Arrow lists.
-    """
-    lengths = batch.column("turns").value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    kept_N = batch.column("error").is_null().to_numpy(zero_copy_only=False) & (lengths > 0)
-    if not kept_N.all():
-        batch, lengths = batch.filter(pa.array(kept_N)), lengths[kept_N]
-    count, turns_N = len(lengths), lengths.astype(np.int64)
-    if turns_N.max(initial=0) > MOST_TURNS:
-        name = batch.column("id")[int(turns_N.argmax())].as_py()
-        raise DatasetError(
-            f"conversation {name!r} has {turns_N.max()} turns, expected at most {MOST_TURNS}. Leave it out."
-        )
-    end_N = np.cumsum(turns_N)
-    row_T = np.repeat(np.arange(count), turns_N)
-    turns = batch.column("turns").flatten()
-    # Shards written before there was this column hold graded turns alone.
-    has_graded = turns.type.get_field_index("graded") >= 0
-    graded_T = _flags(turns.field("graded")) if has_graded else np.ones(len(row_T), bool)
-    answers = turns.field("answer").dictionary_encode()
-    answer_T = answers.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    read_T = graded_T & (answer_T >= 0)
-    # One number for each answer of each conversation; equal ones come to lie side by side.
-    kinds = max(len(answers.dictionary), 1)
-    pairs = np.sort(row_T[read_T] * kinds + answer_T[read_T])
-    distinct = pairs[np.diff(pairs, prepend=-1) != 0] // kinds
-    start_N = end_N - turns_N
-    success_T, reward_T = _flags(turns.field("success")), turns.field("reward").to_numpy(zero_copy_only=False)
-    rejected_T = graded_T & ~success_T & (reward_T <= 0)
-    rejected_T[end_N - 1] = False
-    offsets = pa.array(np.concatenate([[0], end_N]).astype(np.int32))
-    task_id = batch.column("task_id").dictionary_encode()
-    same = batch.column("task_id").equals(batch.column("group_id"))
-    columns: dict[str, Any] = {
-        # Offsets of 64 bits: ids of very many trajectories are longer together than 32 reach.
-        "id": batch.column("id").cast(pa.large_string()),
-        "task_id": task_id,
-        "group_id": task_id if same else batch.column("group_id").dictionary_encode(),
-        "sample": batch.column("sample").to_numpy(),
-        "success": success_T[end_N - 1],
-        "reward": _sums(reward_T, start_N, turns_N),
-        "turns": turns_N,
-        "graded": np.bincount(row_T[graded_T], minlength=count),
-        "distinct": np.bincount(distinct, minlength=count),
-        "failures": np.bincount(row_T[graded_T & (answer_T < 0)], minlength=count),
-        "first_success": success_T[start_N],
-        "first_reward": reward_T[start_N],
-        "first_graded": graded_T[start_N],
-        "first_read": answer_T[start_N] >= 0,
-        "rejected": pa.ListArray.from_arrays(offsets, pa.array(rejected_T)),
-    }
-    words = turns.field("messages").to_pylist() if spoken or group_by == "opening" else []
-    if group_by == "opening":
-        opened = batch.column("messages").to_pylist()
-        said = (list(itertools.chain(*words[a:b])) for a, b in itertools.pairwise(offsets.to_pylist()))
-        keys = [_opening_key(*each) for each in zip(opened, turns_N.tolist(), said, strict=True)]
-        columns["group_id"] = pa.array(keys, pa.string()).dictionary_encode()
-    if spoken:
-        replies = zip(
-            graded_T.tolist(), turns.field("answer").to_pylist(), turns.field("text").to_pylist(), strict=True
-        )
-        for name, values in (("reply", itertools.starmap(_reply_key, replies)), ("feedback", map(_words_key, words))):
-            columns[name] = pa.ListArray.from_arrays(offsets, pa.array(list(values), pa.int64()))
-    return columns
-
-
-def _opening_key(messages: Sequence[Message], turns: int, said: Sequence[Message]) -> str:
-    """Names what the policy could see before its first reply: what is left without replies and the words after them."""
-    opening = messages[: len(messages) - turns - len(said)]
-    return f"opening-{_digest([[m['role'], m['content']] for m in opening])[:32]}"
-
-
-def _reply_key(graded: bool, answer: str | None, text: str) -> int:
-    """Equal for equal replies: those that were judged by their answer in normalised form, others by their words."""
-    return _key([answer] if graded else text)
-
-
-def _words_key(messages: Sequence[Message]) -> int:
-    return _key([[message["role"], message["content"]] for message in messages])
-
-
-def _key(value: Any) -> int:
-    return int.from_bytes(bytes.fromhex(_digest(value)[:16]), "big", signed=True)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _flags(column: pa.Array) -> NDArray[np.bool_]:
-    flags: NDArray[np.bool_] = column.fill_null(False).to_numpy(zero_copy_only=False)
-    return flags
-
-
-def _sums(values_T: NDArray[np.float64], start_N: NDArray[np.int64], length_N: NDArray[np.int64]) -> Any:
-    """``(N,)`` sums of runs of ``values_T``, each added up from its first value to its last."""
-    total_N = values_T[start_N] + 0.0
-    at, turn = np.flatnonzero(length_N > 1), 1
-    while len(at):
-        total_N[at] += values_T[start_N[at] + turn]
-        turn += 1
-        at = at[length_N[at] > turn]
-    return total_N

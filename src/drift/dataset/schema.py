@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from drift.types import Completion, Step, Trajectory, Turn
+from drift.types import Completion, Message, Step, Trajectory, Turn
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _TURN = pa.struct(
@@ -28,6 +28,8 @@ _TURN = pa.struct(
         ("info", pa.string()),
         ("graded", pa.bool_()),
         ("thinking", pa.string()),
+        ("loss_weight", pa.float64()),
+        ("extras", pa.string()),
     ]
 )
 SCHEMA = pa.schema(
@@ -43,8 +45,12 @@ SCHEMA = pa.schema(
         ("stop_reason", pa.string()),
         ("error", pa.string()),
         ("text_only", pa.bool_()),
+        ("tools", pa.string()),
+        ("extras", pa.string()),
     ]
 )
+# What data had before there were such columns.
+_AS_EVER = {"graded": True, "thinking": "", "loss_weight": 1.0, "extras": None, "tools": None}
 
 
 def to_row(trajectory: Trajectory) -> dict[str, Any]:
@@ -56,7 +62,7 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
         "sample": trajectory.sample,
         "policy": trajectory.policy,
         "seed": trajectory.seed,
-        "messages": list(trajectory.messages),
+        "messages": _plain(trajectory.messages),
         "turns": [
             {
                 "prompt_ids": turn.prompt_ids,
@@ -68,17 +74,37 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
                 "done": turn.step.done,
                 "success": turn.step.success,
                 "answer": turn.step.answer,
-                "messages": list(turn.step.messages),
+                "messages": _plain(turn.step.messages),
                 "info": json.dumps(dict(turn.step.info), sort_keys=True),
                 "graded": turn.step.graded,
                 "thinking": turn.completion.thinking,
+                "loss_weight": turn.loss_weight,
+                "extras": _extras(turn.step.messages),
             }
             for turn in trajectory.turns
         ],
         "stop_reason": trajectory.stop_reason,
         "error": trajectory.error,
         "text_only": trajectory.text_only,
+        "tools": json.dumps(trajectory.tools) if trajectory.tools else None,
+        "extras": _extras(trajectory.messages),
     }
+
+
+def _plain(messages: Sequence[Message]) -> list[Message]:
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _extras(messages: Sequence[Message]) -> str | None:
+    """What messages have beside role and content, as JSON: one object for each; ``None`` where none has any."""
+    extras = [{key: value for key, value in each.items() if key not in ("role", "content")} for each in messages]
+    return json.dumps(extras, sort_keys=True) if any(extras) else None
+
+
+def _messages(row: dict[str, Any]) -> tuple[Message, ...]:
+    if not row.get("extras"):
+        return tuple(row["messages"])
+    return tuple({**each, **more} for each, more in zip(row["messages"], json.loads(row["extras"]), strict=True))  # type: ignore[typeddict-item]
 
 
 def from_row(row: dict[str, Any]) -> Trajectory:
@@ -95,7 +121,7 @@ def from_row(row: dict[str, Any]) -> Trajectory:
             thinking=turn.get("thinking") or "",
         )
         step = Step(
-            messages=tuple(turn["messages"]),
+            messages=_messages(turn),
             reward=turn["reward"],
             done=turn["done"],
             success=turn["success"],
@@ -104,10 +130,19 @@ def from_row(row: dict[str, Any]) -> Trajectory:
             # Shards written before there was this column hold graded turns alone.
             graded=turn.get("graded", True),
         )
-        turns.append(Turn(prompt_ids=tuple(turn["prompt_ids"]), completion=completion, step=step))
+        weight = turn.get("loss_weight")
+        turns.append(
+            Turn(
+                prompt_ids=tuple(turn["prompt_ids"]),
+                completion=completion,
+                step=step,
+                loss_weight=1.0 if weight is None else weight,
+            )
+        )
     plain = {key: row[key] for key in ("id", "task_id", "group_id", "sample", "policy", "seed", "stop_reason", "error")}
     plain["text_only"] = bool(row.get("text_only"))
-    return Trajectory(**plain, messages=tuple(row["messages"]), turns=tuple(turns))
+    plain["tools"] = tuple(json.loads(row.get("tools") or "[]"))
+    return Trajectory(**plain, messages=_messages(row), turns=tuple(turns))
 
 
 def dataset_hash(trajectories: Iterable[Trajectory]) -> str:
@@ -115,8 +150,8 @@ def dataset_hash(trajectories: Iterable[Trajectory]) -> str:
 
     Left out: log-probabilities, whose last bits depend on the batch, ``info``, which is the environment's own, and
     ``text_only``, which the ids tell.
-    ``graded`` is left out where it is true, and ``thinking`` where it is empty, so that data without other turns keep
-    the hash they always had.
+    What is as it always was (``graded``, no ``thinking``, a ``loss_weight`` of 1, no ``tools`` or ``extras``) is left
+    out, so that such data keep the hash they always had.
     """
     # 32 bytes each: texts would take four times as much.
     digests = bytearray()
@@ -125,10 +160,9 @@ def dataset_hash(trajectories: Iterable[Trajectory]) -> str:
         del row["text_only"]
         for turn in row["turns"]:
             del turn["logprobs"], turn["info"]
-            if turn["graded"]:
-                del turn["graded"]
-            if not turn["thinking"]:
-                del turn["thinking"]
+        for part in (row, *row["turns"]):
+            for key in [key for key, usual in _AS_EVER.items() if part.get(key, ...) == usual]:
+                del part[key]
         digests += hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest()
     words_N4 = np.frombuffer(digests, ">u8").reshape(-1, 4)
     whole, between = hashlib.sha256(), b""

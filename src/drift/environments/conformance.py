@@ -190,7 +190,7 @@ def _check_step(step: Step, whose: str) -> None:
 
 
 def _check_reply(factory: EnvironmentFactory, count: int, seed: int, reply: str) -> str:
-    solved = sum(_play(factory, task, seed, reply)[-1].success for task in _tasks(factory, count, seed))
+    solved = sum(bool(_play(factory, task, seed, reply)[-1].success) for task in _tasks(factory, count, seed))
     return f"{solved} solved"
 
 

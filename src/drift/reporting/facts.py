@@ -106,7 +106,7 @@ def _pairs(folder: Path, policies: list[str], count: int) -> list[tuple[Trajecto
     kinds: dict[tuple[bool, bool], list[tuple[Trajectory, Trajectory]]] = {}
     for task_id in sorted(before.keys() & after.keys()):
         pair = before[task_id], after[task_id]
-        kinds.setdefault((pair[0].success, pair[1].success), []).append(pair)
+        kinds.setdefault((bool(pair[0].success), bool(pair[1].success)), []).append(pair)
     order = [kinds[key] for key in ((False, True), (True, False), (False, False), (True, True)) if key in kinds]
     chosen: list[tuple[Trajectory, Trajectory]] = []
     while len(chosen) < count and any(order):

@@ -14,7 +14,31 @@ def chain_line(record: Mapping[str, Any]) -> str:
     links = [record["turns"], *record["steps"]]
     parts = [f"{record['scheme']}{_settings(record['settings'])}", *(_link(each) for each in links)]
     shaping = f"γ {record['gamma']:g}, λ {record['repetition']:g}"
-    return f"{record['outcome']} ({shaping}) → {' → '.join(parts)}"
+    within = "" if record["baseline"] == "task" else f" − {_baseline(record['baseline'])}"
+    return f"{_outcome(record['outcome'])} ({shaping}){within} → {' → '.join(parts)}"
+
+
+def _outcome(outcome: str | Mapping[str, Any]) -> str:
+    return outcome if isinstance(outcome, str) else ", ".join(f"{name} {value}" for name, value in outcome.items())
+
+
+def _baseline(baseline: str | Mapping[str, str]) -> str:
+    return baseline if isinstance(baseline, str) else f"mean by {baseline['column']}"
+
+
+def chosen(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What was left to the data and what it made of that, and which conversations had nothing to go by."""
+    chain, automatic = manifest["chain"], manifest["automatic"]
+    if "outcome" in automatic and chain["outcome"] != "success":
+        yield "What counts is the reward: no conversation says whether it succeeded."
+    if "baseline" in automatic and chain["baseline"] != "task":
+        yield (
+            "Most prompts have one conversation, so each is measured against what the words of its prompt let one "
+            "expect (baseline fitted)."
+        )
+    unlabelled = manifest["excluded"].get("unlabelled", 0)
+    if unlabelled:
+        yield f"{unlabelled:,} conversations were left out: they don't say how they went."
 
 
 def _link(record: str | Mapping[str, Any]) -> str:
@@ -31,22 +55,27 @@ def sentences(report: Mapping[str, Any]) -> Iterator[str]:
     """The diagnostics of a manifest in plain sentences with rounded figures."""
     count, groups, successes = report["trajectories"], report["groups"], report["successes"]
     mixed, equal = round(report["mixed_share"] * groups), report["groups_with_equal_returns"]
-    if report["outcome"] == "reward":
+    graded = report["outcome"] != "success" and "above" not in report["outcome"]
+    within = report["baseline"] in ("task", "opening")
+    if graded:
         low, high = report["return_histogram"]["edges"][0], report["return_histogram"]["edges"][-1]
         yield f"{count:,} conversations have returns from {low:.3g} to {high:.3g}."
-        yield f"{groups - equal:,} of {groups:,} prompts have returns that differ ({1 - equal / groups:.0%})."
+        if within:
+            yield f"{groups - equal:,} of {groups:,} prompts have returns that differ ({1 - equal / groups:.0%})."
     else:
         yield f"{successes:,} of {count:,} conversations succeeded ({successes / count:.0%})."
         yield (
             f"{mixed:,} of {groups:,} prompts hold both successes and failures ({report['mixed_share']:.0%}); "
             f"{report['groups_without_success']:,} without any success."
         )
-    if report["outcome"] == "reward":
-        if equal == groups:
+    if not within:
+        yield f"The baseline ({_baseline(report['baseline'])}) explains {report['explained']:.0%} of their variance."
+    if graded:
+        if within and equal == groups:
             yield "NO PROMPT HAS RETURNS THAT DIFFER: weights can't tell better from worse within one."
     elif not successes:
         yield "NOTHING SUCCEEDED: before training on this, look at what the policy replies, and how it is judged."
-    elif not mixed:
+    elif not mixed and within:
         yield "NO PROMPT IS MIXED: weights can't tell better from worse within one. Take other tasks, or more samples."
     if report.get("beta") is not None:
         share = report["beta"]["effective_share"]
@@ -67,6 +96,7 @@ def summary_of(kind: str, manifest: Mapping[str, Any], path: Path) -> Iterator[s
     if kind == "trajectories":
         yield from _conversations(manifest, path)
     elif kind == "weights":
+        yield from chosen(manifest)
         yield from sentences(manifest["diagnostics"])
     elif kind == "model":
         yield from _training(manifest)
@@ -131,15 +161,20 @@ def _conversations(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
         return
     names, group_N = np.unique(np.asarray(data.groups, dtype=object).astype(str), return_inverse=True)
     groups = len(names)
+    unknown = int((~data.known_N).sum())
     right_G = np.bincount(group_N, weights=data.success_N, minlength=groups)
     size_G = np.bincount(group_N, minlength=groups)
     right, mixed = int(right_G.sum()), int(((right_G > 0) & (right_G < size_G)).sum())
-    yield f"{count:,} conversations of {groups:,} prompts; {right:,} succeeded ({right / count:.0%})."
+    low, high = float(data.reward_N.min()), float(data.reward_N.max())
+    if unknown == count:
+        yield f"{count:,} conversations of {groups:,} prompts; rewards go from {low:.3g} to {high:.3g}."
+        return
+    known, share = f" of {count - unknown:,} that say so" if unknown else "", right / (count - unknown)
+    yield f"{count:,} conversations of {groups:,} prompts; {right:,}{known} succeeded ({share:.0%})."
     yield (
         f"{mixed:,} of {groups:,} prompts hold both successes and failures ({mixed / groups:.0%}); "
         f"{int((right_G == 0).sum()):,} without any success."
     )
-    low, high = float(data.reward_N.min()), float(data.reward_N.max())
     if not right and low < high:
         yield f"NOTHING COUNTS AS A SUCCESS, but rewards go from {low:.3g} to {high:.3g}: weigh by outcome reward."
     elif not right:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from drift.dataset.outcomes import COLUMNS, outcome_columns
+from drift.dataset.columns import COLUMNS, outcome_columns
 from drift.dataset.store import stored_columns
 from drift.types import Task
 

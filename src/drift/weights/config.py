@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from drift.dataset.outcomes import GroupBy
+from drift.dataset.outcomes import SHAPING, Outcomes, check_outcome
 from drift.errors import ConfigError, require
 from drift.registry import Link, check_settings, complete, data_of, is_own, link, name_of, plain, settings_of, try_once
-from drift.weights.schemes import Scheme, find_scheme
+from drift.weights.schemes import Scheme, find_scheme, sft_weights
 from drift.weights.steps import REGISTRY as STEPS
 from drift.weights.turns import REGISTRY as TURNS
 from drift.weights.turns import Conversations
+
+# Baselines that are the others of a prompt, in the scheme itself; and all that have a name.
+PROMPTS = ("task", "opening")
+BASELINES = (*PROMPTS, "leave_one_out", "dataset", "fitted")
+# Keys of an outcome that no log has to note.
+NOT_NOTED = ("success", "reward", *SHAPING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,28 +73,34 @@ class WeightConfig:
         beta: temperature β of drift, bolt, rwr and awr, which divides the return; null is 0.1. auto, for drift and
             bolt, finds it, so that as many conversations of a prompt count as succeed; {auto: 0.3} so that the
             effective sample size of its weights is that share of K.
-        outcome: what counts: success (1 or 0), or reward (the sum of the environment's rewards).
-        gamma: discount γ per turn; null is 0.9 for drift and 1 for the others.
+        outcome: what counts: success (1 or 0), or reward (the sum of the rewards); null is success, or reward where no
+            success is known. Or a sum, of numbers too that a log notes: {reward: 1, success: 0.5}, with clip: [0, 5],
+            normalize: true (less the mean, over the deviation) or above: 3 (1 where it is more, which is then success).
+        gamma: discount γ per turn; null is 0.9 for drift, where success is what counts, and 1 else.
         repetition: λ, what repeating oneself costs; null is 0.5 for drift and 0 for the others.
         format_failure: cost of each reply without a readable answer; 0 in the paper, 0.1 in its published code.
         turns: replies that get the weight: terminal (the last), all, first, credited (all but rejected ones), or
-            module:function; null is all for refit, swift, group_relative and star_gate, first for bolt, else terminal.
+            own (each reply is weighed alone, by its own reward), or module:function; null is all for refit, swift,
+            group_relative and star_gate, first for bolt, else terminal.
         steps: what is done then, in order: drop_unsolved, shrink_unsolved, bound_negative, skip_small, resample, or
             module:function, each a name or {name: setting}. bound_negative (where weights can be negative) and
             skip_small come last unless named; {skip_small: null} leaves one out.
-        group_by: what a prompt is: a task, or whatever opens alike for the policy (opening), so that tasks that differ
-            only in what the policy can't see are weighed together.
+        baseline: what a conversation is measured against: the others of its task, or of whatever opens alike for the
+            policy (opening), so that tasks that differ only in what the policy can't see are weighed together. Where
+            there are few others, with drift, bolt, swift, group_relative and awr: leave_one_out (the mean of the
+            others, or of all), dataset (the mean of all), {column: NAME} (the mean of what the log notes alike), or
+            fitted (what the words of the prompt let one expect). null is task, or fitted where most are alone.
     """
 
     scheme: str | dict[str, Any] = "drift"
     beta: float | Literal["auto"] | dict[str, float] | None = None
-    outcome: Literal["success", "reward"] = "success"
+    outcome: str | dict[str, Any] | None = None
     gamma: float | None = None
     repetition: float | None = None
     format_failure: float = 0.0
     turns: str | dict[str, Any] | None = None
     steps: list[str | dict[str, Any]] = field(default_factory=list)
-    group_by: GroupBy = "task"
+    baseline: str | dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         beta, gamma, share = self.beta, self.gamma, self.ess_target
@@ -99,9 +111,51 @@ class WeightConfig:
         require(gamma is None or 0 < gamma <= 1, "weights.gamma", gamma, "a number in (0, 1]")
         require(self.repetition is None or self.repetition >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
         require(self.format_failure >= 0, "weights.format_failure", self.format_failure, "a number ≥ 0")
-        require(self.outcome in ("success", "reward"), "weights.outcome", self.outcome, "success or reward")
-        require(self.group_by in ("task", "opening"), "weights.group_by", self.group_by, "task or opening")
-        self.chain  # noqa: B018 - found wrong here, if it is
+        check_outcome(self.outcome)
+        by_column = isinstance(self.baseline, Mapping) and list(self.baseline) == ["column"]
+        expected = f"{', '.join(BASELINES)}, or {{column: NAME}}"
+        require(by_column or self.baseline in (None, *BASELINES), "weights.baseline", self.baseline, expected)
+        scheme = self.chain.scheme
+        fits = scheme.centred or self.baseline in (None, *PROMPTS)
+        advice = "Others need drift, bolt, swift, group_relative or awr."
+        require(fits, "weights.baseline", self.baseline, f"task or opening with the scheme {scheme.name}", advice)
+
+    @property
+    def counts_success(self) -> bool:
+        """Whether what counts is a success, as far as that is settled."""
+        return self.outcome in (None, "success") or "above" in (self.outcome or ())
+
+    @property
+    def asks_success(self) -> bool:
+        """Whether scheme, steps or β ask which conversations succeeded."""
+        steps = {each.name for each in self.chain.steps} & {"drop_unsolved", "shrink_unsolved"}
+        return "success_N" in self.chain.asked or bool(steps) or self.ess_target == "success"
+
+    def asked(self, *, logged: bool) -> dict[str, Any]:
+        """What is to be read of each conversation beside what all have: fields of ``Asked``."""
+        notes = [name for name in (self.outcome if isinstance(self.outcome, Mapping) else ()) if name not in NOT_NOTED]
+        notes += self.baseline.values() if isinstance(self.baseline, Mapping) else []
+        return {
+            "group_by": "opening" if self.baseline == "opening" else "task",
+            "spoken": self.chain.asks_what_was_said(),
+            "logged": logged,
+            "replies": self.chain.turns.name == "own",
+            "notes": tuple(dict.fromkeys(notes)),
+            "words": self.baseline == "fitted",
+        }
+
+    def settled(self, outcomes: Outcomes) -> WeightConfig:
+        """With outcome and baseline, where they are left to the data."""
+        known_N, scheme = outcomes.known_N, self.chain.scheme
+        # Plain fine-tuning asks for no outcome, and leaves no conversation out for lack of one.
+        judged = known_N.all() if scheme.function is sft_weights else known_N.any()
+        alone = np.bincount(outcomes.group_index(), minlength=1) == 1
+        baseline = "fitted" if scheme.centred and 2 * alone.sum() > len(known_N) > 1 else "task"
+        return replace(
+            self,
+            outcome=self.outcome or ("success" if judged else "reward"),
+            baseline=self.baseline or baseline,
+        )
 
     @property
     def ess_target(self) -> float | Literal["success"] | None:
@@ -126,7 +180,7 @@ class WeightConfig:
         chain = Chain(
             scheme=scheme,
             settings=self._scheme_settings(scheme, given),
-            gamma=scheme.gamma if self.gamma is None else self.gamma,
+            gamma=self.gamma or (scheme.gamma if self.counts_success else 1.0),
             repetition=scheme.repetition if self.repetition is None else self.repetition,
             turns=turns,
             steps=self._links(signed),
@@ -160,8 +214,9 @@ class WeightConfig:
 
     def check_adaptive(self, first: int) -> None:
         """Raise ``ConfigError`` where sampling ``first`` conversations before the rest can't be undone; 0 is none."""
-        fits = not first or (self.group_by == "task" and not self.chain.asks_what_was_said())
-        expected = f"0 with weights.group_by {self.group_by} and weights.scheme {self.chain.scheme.name}"
+        turns = self.chain.turns.name
+        fits = not first or (self.baseline in (None, "task") and not self.chain.asks_what_was_said() and turns != "own")
+        expected = f"0 with weights.baseline {self.baseline} and weights.scheme {self.chain.scheme.name}"
         advice = "Adaptive sampling can't be undone with them; sample every prompt alike."
         require(fits, "rollouts.first", first, expected, advice)
 

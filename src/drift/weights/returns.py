@@ -1,19 +1,21 @@
-"""Returns: how good a conversation was."""
+"""Returns: how good a conversation was, and what it is measured against."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from drift.dataset.outcomes import Outcomes
-from drift.weights.groups import Floats
+from drift.dataset.expected import expected_values
+from drift.dataset.outcomes import Outcomes, outcome_values
+from drift.weights.groups import Floats, Indices, group_sum
 
 
 def trajectory_return(
     outcomes: Outcomes,
     *,
-    outcome: Literal["success", "reward"],
+    outcome: str | Mapping[str, Any],
     gamma: float,
     repetition: float,
     format_failure: float,
@@ -27,17 +29,49 @@ def trajectory_return(
 
     Args:
         outcomes: of N conversations.
-        outcome: success (1 or 0), or the sum of the environment's rewards.
+        outcome: what counts, as ``outcome_values`` takes it.
         gamma: γ per turn, in (0, 1].
         repetition: λ ≥ 0.
         format_failure: c ≥ 0.
 
     Returns:
-        ``(N,)`` R, in the units of the outcome.
+        ``(N,)`` R, in the units of the outcome; NaN where the outcome is not known.
     """
-    outcome_N = np.asarray(outcomes.success_N if outcome == "success" else outcomes.reward_N, float)
+    outcome_N = outcome_values(outcomes, outcome)
     discounted_N = outcome_N * np.power(float(gamma), np.asarray(outcomes.turns_N, float) - 1)
     asked_N = np.asarray(outcomes.graded_N, float)
     distinct_share_N = np.where(asked_N > 0, np.asarray(outcomes.distinct_N, float) / np.maximum(asked_N, 1), 1.0)
     returns_N: Floats = discounted_N - repetition * (1 - distinct_share_N)
     return returns_N - format_failure * np.asarray(outcomes.failures_N, float)
+
+
+def baseline_values(kind: str, returns_N: Floats, index_N: Indices, outcomes: Outcomes) -> Floats:
+    """What each return is measured against, ``(N,)``, where that is not what others of the prompt got alone.
+
+    None of them knows the conversation's own return, so that at the policy that was logged ``Σ (R − b) ∇log p`` has the
+    expectation of ``∇V``; what each leaves in ``R − b`` beside the worth of the reply is in docs/method.md.
+
+    Args:
+        kind: ``leave_one_out``, the mean of the prompt's others, or of all others where there are none; ``dataset``, of
+            all others; ``fitted``, see ``expected_values``; or a name that the log notes: the mean of the others of the
+            same value.
+        returns_N: ``(N,)`` R.
+        index_N: ``(N,)`` prompt of each, 0…G−1.
+        outcomes: where what the log notes and the words of openings are.
+    """
+    if kind == "fitted":
+        return expected_values(returns_N, index_N, outcomes.words)
+    if kind == "dataset":
+        index_N = np.zeros_like(index_N)
+    elif kind != "leave_one_out":
+        index_N = outcomes.noted(kind).indices.to_numpy(zero_copy_only=False).astype(np.intp)
+    return others_mean(returns_N, index_N)
+
+
+def others_mean(returns_N: Floats, index_N: Indices) -> Floats:
+    """``(N,)`` the mean return of the others of a group; of all others where a group has no others."""
+    groups = int(index_N.max(initial=-1)) + 1
+    count_N = np.bincount(index_N, minlength=groups)[index_N] - 1
+    sum_N = group_sum(returns_N, index_N, groups)[index_N] - returns_N
+    all_N = (returns_N.sum() - returns_N) / max(len(returns_N) - 1, 1)
+    return np.where(count_N > 0, sum_N / np.maximum(count_N, 1), all_N)

@@ -212,6 +212,7 @@ class Scheme:
         gamma: discount γ per turn.
         repetition: λ, what repeating oneself costs.
         grouped: it compares conversations of one prompt, so a prompt needs at least two.
+        centred: it does so by returns alone, and can compare ``R − b`` of all prompts where b is a baseline.
         signed: its weights can be negative.
         partitioned: it divides ``e^{R/β}`` by the prompt's Ẑ, so that β can be found from the data and Ẑ be shrunk.
         first_turn: return and success are those of the first reply, which is all that may be trained.
@@ -223,6 +224,7 @@ class Scheme:
     gamma: float = 1.0
     repetition: float = 0.0
     grouped: bool = False
+    centred: bool = False
     signed: bool = True
     partitioned: bool = False
     first_turn: bool = False
@@ -238,22 +240,23 @@ def _scheme(name: str, function: Callable[..., Floats], **more: Any) -> Scheme:
     return Scheme(function=function, name=name, **{"signed": False, **more})
 
 
+_COMPARED: dict[str, Any] = {"grouped": True, "centred": True}
 _DRIFT: dict[str, Any] = {"gamma": 0.9, "repetition": 0.5, "grouped": True}
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
-        _scheme("drift", drift_weights, partitioned=True, **_DRIFT),
+        _scheme("drift", drift_weights, partitioned=True, centred=True, **_DRIFT),
         _scheme("drift_averaged", averaged_weights, **_DRIFT),
-        _scheme("bolt", bolt_weights, grouped=True, partitioned=True, first_turn=True, turns="first"),
+        _scheme("bolt", bolt_weights, **_COMPARED, partitioned=True, first_turn=True, turns="first"),
         _scheme("sft", sft_weights),
         _scheme("rft", rft_weights),
         _scheme("star", star_weights),
         _scheme("star_gate", star_gate_weights, grouped=True, turns="all"),
         _scheme("refit", refit_weights, turns="all"),
-        _scheme("swift", swift_weights, grouped=True, turns="all", signed=True),
-        _scheme("group_relative", group_relative_weights, grouped=True, turns="all", signed=True),
+        _scheme("swift", swift_weights, **_COMPARED, turns="all", signed=True),
+        _scheme("group_relative", group_relative_weights, **_COMPARED, turns="all", signed=True),
         _scheme("rwr", rwr_weights),
-        _scheme("awr", awr_weights, grouped=True),
+        _scheme("awr", awr_weights, **_COMPARED),
     )
 }
 REGISTRY = Registry("scheme", "drift.schemes", SCHEMES)

@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 
 from drift.checksums import sum_of
-from drift.dataset.outcomes import Outcomes, read_outcomes
+from drift.dataset.outcomes import Outcomes, outcome_values, read_outcomes
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories
 from drift.errors import ConfigError
 from drift.manifest import MANIFEST, read_manifest, replacing, write_manifest
-from drift.registry import link
-from drift.weights.config import Chain, WeightConfig
+from drift.registry import link, plain
+from drift.weights.config import PROMPTS, Chain, WeightConfig
 from drift.weights.diagnostics import diagnose, mixed_shares
 from drift.weights.groups import Floats
-from drift.weights.returns import trajectory_return
+from drift.weights.returns import baseline_values, trajectory_return
 from drift.weights.steps import REGISTRY as STEPS
 from drift.weights.table import FILE, KIND, weights_hash, write_table
 from drift.weights.temperature import temperature_of
@@ -55,17 +55,25 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
         StorageError: the disk refuses.
     """
     start = time.monotonic()
-    manifest, chain = read_manifest(data, TRAJECTORIES), config.chain
-    outcomes = read_outcomes(data, group_by=config.group_by, spoken=chain.asks_what_was_said())
+    manifest = read_manifest(data, TRAJECTORIES)
+    logged = "import" in manifest["spec"]
+    outcomes = read_outcomes(data, **config.asked(logged=logged))
+    settled = config.settled(outcomes)
+    if settled.baseline == "fitted" and outcomes.words is None:
+        outcomes = read_outcomes(data, **settled.asked(logged=logged))
+    read, outcomes = len(outcomes.ids), labelled(outcomes, settled)
     ids, groups, turns_N = outcomes.ids, outcomes.groups, outcomes.turns_N
-    conversations = _conversations(outcomes, config, first=int(manifest["spec"].get("first", 0)))
+    conversations = _conversations(outcomes, settled, first=int(manifest["spec"].get("first", 0)))
     # What the returns were made of is not needed again, and there may be very much of it.
     del outcomes
     pa.default_memory_pool().release_unused()
-    weights = _run(conversations, config)
+    weights = _run(conversations, settled)
     start_N = np.concatenate([[0], np.cumsum(turns_N, dtype=np.int64)])
+    # Where each reply was weighed alone, the return of a conversation is their sum.
+    alone, missing = len(weights.returns_N) > len(ids), read - len(ids)
+    returns_N = np.add.reduceat(weights.returns_N, start_N[:-1]) if alone else weights.returns_N
     with replacing(out / FILE) as temporary:
-        write_table(temporary, ids, groups, weights.returns_N, start_N, weights.weights_T)
+        write_table(temporary, ids, groups, returns_N, start_N, weights.weights_T)
         file_sum = sum_of(temporary)
         # Until the manifest of the new weights is there, there is none: one never describes others' weights.
         (out / MANIFEST).unlink(missing_ok=True)
@@ -75,7 +83,8 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
         "dataset_hash": manifest["dataset_hash"],
         "weights_hash": weights_hash(ids, start_N, weights.weights_T),
         "file_sum": file_sum,
-        "excluded": {"failed": count_trajectories(data) - len(ids)},
+        "excluded": {"failed": count_trajectories(data) - read, **({"unlabelled": missing} if missing else {})},
+        "automatic": [name for name in ("outcome", "baseline") if getattr(config, name) is None],
         "diagnostics": weights.report,
         "cost": {"seconds": round(time.monotonic() - start, 3)},
     }
@@ -90,22 +99,48 @@ def compute_weights(outcomes: Outcomes, config: WeightConfig, *, first: int = 0)
         ConfigError: a grouped scheme and no prompt with two conversations, or all weights 0; or a scheme or step that
             gives what are no weights.
     """
-    return _run(_conversations(outcomes, config, first=first), config)
+    settled = config.settled(outcomes)
+    return _run(_conversations(labelled(outcomes, settled), settled, first=first), settled)
+
+
+def labelled(outcomes: Outcomes, config: WeightConfig) -> Outcomes:
+    """The conversations of which what the chain asks is known: what counts, and whether they succeeded.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    seen, outcome = outcomes.first_turn() if config.chain.scheme.first_turn else outcomes, config.outcome or "success"
+    # What is no number is refused with the returns, and not taken for unknown.
+    known_N = ~np.isnan(outcome_values(seen, outcome)) | np.isnan(seen.reward_N)
+    if config.asks_success and "above" not in outcome:
+        known_N &= seen.known_N
+    if not known_N.any():
+        raise ConfigError(
+            f"no conversation says whether it succeeded, or has a value of what counts ({outcome}), and scheme "
+            f"{config.chain.scheme.name!r} with its steps asks for it. Say what counts as a success, with "
+            "outcome: {reward: 1, above: 3} say, or use swift, refit, awr or rwr."
+        )
+    return outcomes if known_N.all() else outcomes.kept(known_N)
 
 
 def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> Conversations:
     """What a chain can look at, returns among it."""
     config.check_adaptive(first)
-    chain, index_N = config.chain, outcomes.group_index()
+    chain, outcome = config.chain, config.outcome or "success"
+    if chain.turns.name == "own":
+        outcomes = outcomes.each_reply()
+    index_N = outcomes.group_index()
     scheme, asked = chain.scheme, chain.asked
     no_mistakes = chain.turns.name in ("terminal", "first", "all") and "rejected_T" not in asked
     seen = outcomes.first_turn() if scheme.first_turn else outcomes
     shaping = {"gamma": chain.gamma, "repetition": chain.repetition, "format_failure": config.format_failure}
-    returns_N = trajectory_return(seen, outcome=config.outcome, **shaping)
-    if scheme.grouped and np.bincount(index_N).max() < 2:
+    returns_N = trajectory_return(seen, outcome=outcome, **shaping)
+    within = config.baseline in PROMPTS
+    if scheme.grouped and within and np.bincount(index_N).max() < 2:
+        other = "give baseline: fitted, " if scheme.centred else ""
         raise ConfigError(
             f"scheme {scheme.name!r} compares conversations of one prompt, and no prompt has more than one. "
-            "Sample at least two per task (--samples 16 is published), or use sft, rft, refit or rwr."
+            f"Sample at least two per task (--samples 16 is published), {other}or use sft, rft, refit or rwr."
         )
     at = int(np.abs(returns_N).argmax())
     if not abs(returns_N[at]) <= LARGEST:
@@ -113,10 +148,12 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
             f"the return of trajectory {str(outcomes.ids[at])!r} is {returns_N[at]:g}, expected at most {LARGEST:g} in "
             "size. Look at its rewards, or scale them."
         )
+    kind = str(config.baseline["column"] if isinstance(config.baseline, Mapping) else config.baseline)
     return Conversations(
         group_N=index_N,
         returns_N=returns_N,
-        success_N=seen.success_N,
+        baseline_N=None if within else baseline_values(kind, returns_N, index_N, outcomes),
+        success_N=outcome_values(seen, outcome) > 0 if "above" in outcome else seen.success_N,
         turns_N=outcomes.turns_N,
         first_wrong_N=outcomes.first_graded_N & ~outcomes.first_success_N,
         stopped_N=outcomes.success_N,
@@ -125,7 +162,8 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
         sample_N=outcomes.sample_N if first or "sample_N" in asked else None,
         reply_T=outcomes.reply_T,
         feedback_T=outcomes.feedback_T,
-        partitioned=scheme.partitioned,
+        loss_weight_T=outcomes.loss_weight_T,
+        partitioned=scheme.partitioned and within,
         first=first,
     )
 
@@ -135,13 +173,15 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
     chain = config.chain
     settings, found = dict(chain.settings), {}
     if settings.get("beta") == "auto":
-        value, share = temperature_of(data.returns_N, data.group_N, data.success_N, config.ess_target or "success")
+        target = config.ess_target or "success"
+        value, share = temperature_of(data.advantage_N, data.pool_N, data.success_N, target)
         found = {"beta": {"value": value if np.isfinite(value) else None, "effective_share": share}}
         # An array may hold the limits 0 and ∞, which a setting may not.
         settings["beta"] = np.full(len(data.returns_N), value)
     data = replace(data, beta=settings.get("beta"))
     weights_T, taken = _weights(data, chain, settings)
-    report = {"outcome": config.outcome, **_diagnose(weights_T, data), "steps": taken, **found}
+    report = {"outcome": config.outcome, "baseline": plain(config.baseline), **_diagnose(weights_T, data)}
+    report |= {"steps": taken, **found}
     if not np.any(weights_T):
         raise ConfigError(
             f"scheme {chain.scheme.name!r} leaves every weight 0: {report['groups_without_success']} of "
@@ -149,7 +189,7 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
             "Sample more, or leave out what drops prompts."
         )
     record = {
-        "outcome": config.outcome,
+        "outcome": plain(config.outcome),
         "gamma": chain.gamma,
         "repetition": chain.repetition,
         "format_failure": config.format_failure,
@@ -157,7 +197,7 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
         "settings": {**settings, **{name: value["value"] for name, value in found.items()}},
         "turns": chain.turns.record,
         "steps": [each["step"] for each in taken],
-        "group_by": config.group_by,
+        "baseline": plain(config.baseline),
     }
     return Weights(returns_N=data.returns_N, weights_T=weights_T, chain=record, report=report)
 
@@ -168,9 +208,11 @@ def _weights(data: Conversations, chain: Chain, settings: Mapping[str, Any]) -> 
     for name in (name for name, values in named.items() if values is None):
         known = ", ".join(key for key in vars(data) if key.endswith(("_N", "_T")))
         raise ConfigError(f"scheme {chain.scheme.name!r} asks for {name}, which there is not. Known: {known}.")
-    weights = chain.scheme.function(data.returns_N, data.group_N, **named, **settings)
+    weights = chain.scheme.function(data.advantage_N, data.pool_N, **named, **settings)
     weights = chain.turns(_checked(weights, len(data.returns_N), chain.scheme.name), data)
     weights = _checked(weights, int(data.turns_N.sum()), chain.turns.name)
+    if data.loss_weight_T is not None:
+        weights = _checked(weights * data.loss_weight_T, len(weights), "loss_weight of the log")
     links, taken = list(chain.steps), []
     if data.first and "undo_adaptive" not in [each.name for each in links]:
         links.insert(0, link("undo_adaptive", STEPS, "weights.steps"))
@@ -191,6 +233,9 @@ def _diagnose(weights_T: Floats, data: Conversations) -> Mapping[str, Any]:
     largest_N = np.where(up_N >= -down_N, up_N, down_N)
     fair_N = data.first_N if data.first else np.ones(len(largest_N), bool)
     report = diagnose(largest_N, data.returns_N, data.group_N, data.success_N)
+    if data.baseline_N is not None:
+        spread = float(np.var(data.returns_N))
+        report["explained"] = 1 - float(np.var(data.advantage_N)) / spread if spread > 0 else 0.0
     # Only samples that are there whatever the outcomes were tell what share of prompts is mixed.
     return {**report, "mixed_by_samples": mixed_shares(data.success_N[fair_N], data.group_N[fair_N])}
 

@@ -33,7 +33,7 @@ def shrink_unsolved(weights_T: Floats, data: Conversations, *, prior: float = 16
     """
     require(prior >= 0, "weights.steps.shrink_unsolved", prior, "a number ≥ 0")
     if not data.partitioned:
-        raise ConfigError("weights.steps: shrink_unsolved needs a scheme that divides by Ẑ, drift or bolt.")
+        raise ConfigError("weights.steps: shrink_unsolved needs a scheme that divides by a prompt's Ẑ, drift or bolt.")
     factor_G: Floats = np.where(_unsolved_G(data), _shrinkage(data, prior), 1.0)
     return weights_T * data.by_reply(factor_G[data.group_N])
 
@@ -54,19 +54,20 @@ def _shrinkage(data: Conversations, prior: float) -> Floats:
 def bound_negative(weights_T: Floats, data: Conversations, *, share: float = 0.1) -> Floats:
     """Scale each prompt's negative weights so that ``Σ|w⁻| ≤ share · Σw⁺``; positive ones stay as they are.
 
-    ``w⁻ ← w⁻ · min(1, share · Σw⁺ / Σ|w⁻|)``, sums over all replies of the prompt. Nothing else keeps the loss from
+    ``w⁻ ← w⁻ · min(1, share · Σw⁺ / Σ|w⁻|)``, sums over all replies of the prompt; of all prompts where conversations
+    are measured against a baseline, here and in the steps below. Nothing else keeps the loss from
     falling without end where w < 0. A prompt without positive weights loses its negative ones: it would only push away
     from what the policy does, towards nothing in particular. Ours; measured in docs/LOG.md.
     A ``share`` of 0 leaves no negative weight; 1 lets them balance the positive ones, as Swift's do.
     """
     require(share >= 0, "weights.steps.bound_negative", share, "a number ≥ 0")
-    groups = data.groups
-    up_G = group_sum(data.total(np.maximum(weights_T, 0.0)), data.group_N, groups)
-    down_G = group_sum(data.total(np.maximum(-weights_T, 0.0)), data.group_N, groups)
+    groups = data.pools
+    up_G = group_sum(data.total(np.maximum(weights_T, 0.0)), data.pool_N, groups)
+    down_G = group_sum(data.total(np.maximum(-weights_T, 0.0)), data.pool_N, groups)
     # The first test is for sums that rounding leaves a little apart: Swift's at share 1.
     over_G = (down_G > share * up_G * (1 + 1e-12)) & (down_G > 0)
     factor_G = np.divide(share * up_G, down_G, out=np.ones(groups), where=over_G)
-    return np.where(weights_T < 0, weights_T * data.by_reply(factor_G[data.group_N]), weights_T)
+    return np.where(weights_T < 0, weights_T * data.by_reply(factor_G[data.pool_N]), weights_T)
 
 
 def skip_small(weights_T: Floats, data: Conversations, *, share: float = 1e-3) -> Floats:
@@ -79,7 +80,7 @@ def skip_small(weights_T: Floats, data: Conversations, *, share: float = 1e-3) -
     require(0 <= share < 1, "weights.steps.skip_small", share, "a share of at least 0 and below 1")
     if not share:
         return weights_T
-    return np.where(data.by_reply(_small(data.mass(weights_T), data.group_N, data.groups, share)), 0.0, weights_T)
+    return np.where(data.by_reply(_small(data.mass(weights_T), data.pool_N, data.pools, share)), 0.0, weights_T)
 
 
 def _small(mass_N: Floats, index_N: Indices, groups: int, share: float) -> Bools:
@@ -110,7 +111,7 @@ def resample(weights_T: Floats, data: Conversations, *, share: float = 0.5, seed
     ``share`` is in (0, 1]; the shift of prompt g is the g-th number drawn with ``seed``.
     """
     require(0 < share <= 1, "weights.steps.resample", share, "a share above 0 and at most 1")
-    index_N, groups, mass_N = data.group_N, data.groups, data.mass(weights_T)
+    index_N, groups, mass_N = data.pool_N, data.pools, data.mass(weights_T)
     points_G, total_G = np.maximum(1, np.rint(share * np.bincount(index_N))), group_sum(mass_N, index_N, groups)
     # Shares of the prompt first: the number of points over a tiny total is no float.
     share_N = np.divide(mass_N, total_G[index_N], out=np.zeros(len(mass_N)), where=total_G[index_N] > 0)

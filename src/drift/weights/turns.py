@@ -24,6 +24,7 @@ class Conversations:
     Attributes:
         group_N: ``(N,)`` prompt of each, 0…G−1.
         returns_N: ``(N,)`` R.
+        baseline_N: ``(N,)`` what R is measured against; ``None`` where the others of the prompt are, in the scheme.
         success_N: ``(N,)`` whether each succeeded; under a scheme of first turns, whether its first reply did.
         turns_N: ``(N,)`` number of turns L.
         first_wrong_N: ``(N,)`` whether an answer was asked for at turn 1 and the reply was not right.
@@ -36,6 +37,7 @@ class Conversations:
         feedback_T: ``(T,)`` keys of what the environment said to each.
         beta: the β of the scheme, a number or ``(N,)``; ``None`` where it has none.
         partitioned: the scheme divides by the prompt's Ẑ.
+        loss_weight_T: ``(T,)`` what a log says that each reply counts for.
         first: with adaptive sampling, how many samples of a prompt came first; 0 without.
     """
 
@@ -50,6 +52,8 @@ class Conversations:
     sample_N: Ints | None = None
     reply_T: Ints | None = None
     feedback_T: Ints | None = None
+    loss_weight_T: Floats | None = None
+    baseline_N: Floats | None = None
     beta: Any = None
     partitioned: bool = False
     first: int = 0
@@ -58,6 +62,25 @@ class Conversations:
     def groups(self) -> int:
         """G."""
         return int(self.group_N.max(initial=-1)) + 1
+
+    @cached_property
+    def advantage_N(self) -> Floats:
+        """``(N,)`` what schemes are given: R less its baseline, where there is one."""
+        if self.baseline_N is None:
+            return self.returns_N
+        gap_N = self.returns_N - self.baseline_N
+        # Rounding alone sets equal returns apart.
+        return np.where(np.abs(gap_N) <= 1e-12 * np.abs(self.returns_N).max(), 0.0, gap_N)
+
+    @cached_property
+    def pool_N(self) -> Indices:
+        """``(N,)`` whom each is compared with, as a number: its prompt, or all where there is a baseline."""
+        return self.group_N if self.baseline_N is None else np.zeros_like(self.group_N)
+
+    @cached_property
+    def pools(self) -> int:
+        """How many such sets there are."""
+        return self.groups if self.baseline_N is None else 1
 
     @property
     def first_N(self) -> Bools:
@@ -117,5 +140,10 @@ def credited(weights_N: Floats, data: Conversations, *, rejected: float = 0.0) -
     return np.where(data.rejected_T, rejected * np.abs(weights_T), weights_T)
 
 
-TURNS = {"terminal": terminal, "all": every, "first": first, "credited": credited}
+def own(weights_T: Floats, data: Conversations) -> Floats:
+    """Every reply has its own weight: it was weighed alone, as if it were a conversation, by its own reward."""
+    return weights_T
+
+
+TURNS = {"terminal": terminal, "all": every, "first": first, "credited": credited, "own": own}
 REGISTRY = Registry("spread over turns", "drift.turns", TURNS)

@@ -30,6 +30,7 @@ def authors(row: Mapping[str, Any]) -> Logged:
         rewards=tuple(number(rewards, turn, f"turn_rewards.{turn}") for turn in _turns(count)),
         success=_success(row, count),
         answers=_answers(row, count),
+        graded=(True,) * count,
         group_id=name(row, "prompt_id"),
     )
 

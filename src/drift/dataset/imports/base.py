@@ -39,7 +39,7 @@ class Logged:
         group_id: the prompt that it shares with others; ``None`` takes a hash of what opens the conversation.
         id: its own name in the log, if it has one.
         info: anything else worth keeping, for each assistant message (JSON values only).
-        graded: whether an answer was asked for, for each assistant message; empty where it was everywhere.
+        graded: whether an answer was asked for, for each assistant message; empty where the log has no answers.
         cut_off: whether it ran out of tokens, for each assistant message; empty where none did.
     """
 

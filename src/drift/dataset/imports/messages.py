@@ -49,7 +49,7 @@ def trajectories(row: Mapping[str, Any]) -> Logged:
     return Logged(
         messages=found,
         rewards=tuple(float(turn["reward"]) for turn in turns),
-        success=bool(turns[-1]["success"]),
+        success=turns[-1]["success"],
         answers=tuple(turn["answer"] for turn in turns),
         group_id=name(row, "group_id"),
         id=name(row, "id"),

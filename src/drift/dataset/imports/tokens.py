@@ -46,7 +46,6 @@ def to_trajectory(logged: Logged, *, group_id: str, sample: int, target: Target,
     Raises:
         BadRow: the template refuses the conversation or rewrites a reply, or it is too long for the model.
     """
-    success = bool(logged.success)
     return Trajectory(
         id=f"{group_id}#{sample}",
         task_id=group_id,
@@ -55,12 +54,12 @@ def to_trajectory(logged: Logged, *, group_id: str, sample: int, target: Target,
         policy=target.fingerprint,
         seed=0,
         messages=_plain(logged.messages),
-        turns=_turns(logged, success, {"line": line, **({"id": logged.id} if logged.id else {})}, target),
-        stop_reason="success" if success else "turns",
+        turns=_turns(logged, {"line": line, **({"id": logged.id} if logged.id else {})}, target),
+        stop_reason="success" if logged.success else "turns",
     )
 
 
-def _turns(logged: Logged, success: bool, origin: Mapping[str, Any], target: Target) -> tuple[Turn, ...]:
+def _turns(logged: Logged, origin: Mapping[str, Any], target: Target) -> tuple[Turn, ...]:
     messages = logged.messages
     spoken = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
     turns: list[Turn] = []
@@ -82,10 +81,10 @@ def _turns(logged: Logged, success: bool, origin: Mapping[str, Any], target: Tar
             messages=_plain(messages[at + 1 : None if last else spoken[turn + 1]]),
             reward=logged.rewards[turn],
             done=last,
-            success=last and success,
+            success=logged.success if last else False,
             answer=logged.answers[turn],
             info={**(logged.info[turn] if logged.info else {}), **(origin if last else {})},
-            graded=not logged.graded or logged.graded[turn],
+            graded=bool(logged.graded) and logged.graded[turn],
         )
         completion = Completion(
             text=messages[at]["content"],
