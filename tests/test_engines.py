@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.policies.servers import PolicyServer
 
 import drift
 from drift.dataset.store import read_trajectories
@@ -15,7 +16,6 @@ from drift.errors import ConfigError, DatasetError, Interrupted, PolicyError, Tr
 from drift.own_process import call_apart
 from drift.policies import DEFAULT_MODEL
 from drift.policies.hf import HFPolicy
-from tests.policies.servers import PolicyServer
 
 SMALL: dict[str, Any] = {
     "max_new_tokens": 12, "rollouts.tasks": 6, "rollouts.samples": 4, "max_steps": 10, "training.batch_size": 4,

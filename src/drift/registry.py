@@ -110,13 +110,13 @@ class Registry:
 
 def _declared(group: str) -> EntryPoints:
     """What installed packages declare in ``group``; a folder of packages that changed is read again."""
-    return _declared_in(tuple((place, _changed(place)) for place in sys.path)).select(group=group)
+    return _declared_in(group, tuple((place, _changed(place)) for place in sys.path))
 
 
-@lru_cache(maxsize=4)
-def _declared_in(places: tuple[tuple[str, int], ...]) -> EntryPoints:
+@lru_cache(maxsize=64)
+def _declared_in(group: str, places: tuple[tuple[str, int], ...]) -> EntryPoints:
     # A hundred packages take 50 ms to read, and one check of a comparison asks a hundred times.
-    return entry_points()
+    return entry_points(group=group)
 
 
 def _changed(place: str) -> int:

@@ -131,7 +131,7 @@ class HFPolicy:
         dtype, batch_size = settings.get("dtype", "auto"), settings.get("batch_size", 1)
         require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
         require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
-        check_stored(model, settings.get("chat_template_kwargs"))
+        check_stored(model, settings.get("chat_template_kwargs"), settings.get("system", ""))
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, *, source: str, batch_size: int = 128) -> HFPolicy:

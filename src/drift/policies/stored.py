@@ -150,17 +150,17 @@ class StoredModel:
         return made
 
 
-def check_stored(model: str, arguments: Mapping[str, Any] | None = None) -> None:
-    """Look whether a model folder has a configuration, a tokenizer and a chat template that takes ``arguments``.
+def check_stored(model: str, arguments: Mapping[str, Any] | None = None, system: str = "") -> None:
+    """Look whether a model folder has a configuration, a tokenizer and a chat template that takes these.
 
     Nothing is fetched: of a hub id nothing is known before.
 
     Raises:
         ConfigError: the template knows no such argument.
-        PolicyError: no such folder, or what is in it can't be read.
+        PolicyError: no such folder, what is in it can't be read, or the template leaves ``system`` out.
     """
     if (Path(model).expanduser() / "config.json").is_file():
-        TemplateChat(StoredModel(model).tokenizer, source=model, arguments=arguments)
+        TemplateChat(StoredModel(model).tokenizer, source=model, arguments=arguments, system=system)
     else:
         local_folder(model)
 

@@ -151,7 +151,7 @@ class VLLMPolicy:
         _check(settings)
         if find_spec("vllm") is None:
             raise _missing("no module named vllm")
-        check_stored(model, settings.get("chat_template_kwargs"))
+        check_stored(model, settings.get("chat_template_kwargs"), settings.get("system", ""))
         if settings.get("adapter"):
             adapter_facts(settings["adapter"])
 
