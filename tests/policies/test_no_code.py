@@ -108,7 +108,7 @@ def test_nobody_is_asked_at_the_terminal_either(tiny_model: Path, tmp_path: Path
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__"}
 # Between processes of one command, by a folder that only this user can read; or to itself, by a file without a name.
-PICKLES = {"comparison/jobs.py", "exports/run.py"}
+PICKLES = {"comparison/jobs.py", "exports/run.py", "own_process.py"}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
