@@ -1,80 +1,15 @@
-r"""An answer without what surrounds it: Markdown, HTML, punctuation, words, units, separators, Unicode signs.
-
-``tidy`` takes off what no answer of any kind means; ``expression`` reads what is left as mathematics, as a whole or not
-at all. Parsing algebra is left to math-verify.
-"""
+r"""What the text of an answer is as mathematics, as a whole or not at all; parsing algebra is left to math-verify."""
 
 from __future__ import annotations
 
-import html
 import re
-import unicodedata
 from dataclasses import dataclass
 
+from drift.verifiers.markup import MAX_CHARACTERS, TEXT_COMMAND, tidy, unwrapped, without_end
+from drift.verifiers.notation import FUNCTIONS, NAMES, latex
+from drift.verifiers.number_words import SCALES, number_in_words
 from drift.verifiers.reading import boxed_answer, stated
 from drift.verifiers.units import UNIT_OF, read_unit
-
-_HTML = re.compile(
-    r"</?(?:b|i|em|strong|p|br|span|div|code|pre|u|mark|small|font|center|h[1-6]|li|ul|ol|td|tr|table|math)\b[^<>]{0,80}>"
-    r"|</?(?:final_)?answer>",
-    re.I,
-)
-_RAISED_HTML = re.compile(r"<(sup|sub)>([^<>]{1,40})</\1>", re.IGNORECASE)
-# A longer text is no answer.
-MAX_CHARACTERS = 4_000
-_WRAPPERS = (
-    ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("```", "```"), ("`", "`"), ("***", "***"), ("**", "**"),
-    ("__", "__"), ("*", "*"), ("_", "_"), ("~~", "~~"),
-    *((mark, other) for mark, other in ('""', "''", "“”", "‘’", "«»", "„“")),
-)  # fmt: skip
-_STYLE = re.compile(
-    r"\\(?:mathbf|textbf|mathit|textit|mathsf|mathtt|texttt|mathrm|rm|bm|boldsymbol|underline|emph|displaystyle|textstyle"
-    r"|large|Large|bf|it|mathnormal|fbox|boxed|textsf|textrm|operatorname|mbox|hbox|ensuremath|color\{[a-z]+\})(?![A-Za-z])\s*"
-)
-_HEADING = re.compile(r"(?:#{1,6}|>|•|=>|->|→|⇒|✅|⟹|∴)\s+|\\(?:therefore|implies|Rightarrow)\s+")
-_HALF_OF_DAY = re.compile(r"\b[ap]\.\s?m\.$")
-_FACTORIAL = re.compile(r"[\d)}\]a-zA-Z]!$")
-_END = ".,;:?…。，；、"
-
-
-def tidy(text: str) -> str:
-    """``text`` without HTML, Markdown marks, formula signs, quotes and final punctuation around it."""
-    if "&" in text or "<" in text:
-        text = _HTML.sub(" ", html.unescape(text))
-        text = _RAISED_HTML.sub(lambda m: ("^" if m[1].lower() == "sup" else "_") + "{" + m[2] + "}", text)
-    text = text.strip()
-    for _ in range(12):
-        before = text
-        if match := _HEADING.match(text):
-            text = text[match.end() :]
-        text = _without_end(text)
-        for left, right in _WRAPPERS:
-            inner = text[len(left) : len(text) - len(right)]
-            if len(text) > len(left + right) and text.startswith(left) and text.endswith(right) and inner.strip():
-                again = re.search(r"(?<!\\)\$", inner) if left == "$" else left in inner
-                if again or (left == "$" and inner.endswith("\\")) or (left == "_" and "_" in inner):
-                    continue
-                text = re.sub(r"^[a-z]{1,12}\n", "", inner) if left == "```" else inner
-                break
-        text = text.strip().strip("*`").strip()
-        if text == before:
-            return text
-    return text
-
-
-def _without_end(text: str) -> str:
-    """``text`` without the punctuation of the sentence that it ends."""
-    for _ in range(6):
-        before = text
-        text = text.rstrip()
-        if text.endswith(("\\,", "\\;", "\\!", "\\:", "\\ ")) or text.endswith("\\\\"):
-            text = text[:-2]
-        mark = len(text) > 1 and text[-1] in _END and not _HALF_OF_DAY.search(text)
-        if mark or (text.endswith("!") and not _FACTORIAL.search(text)):
-            text = text[:-1]
-        if text == before:
-            break
-    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,199 +27,6 @@ class Expression:
     unit: str = ""
     percent: bool = False
     words: str = ""
-
-
-_SIGNS = {
-    "−": "-", "–": "-", "—": "-", "﹣": "-", "‐": "-", "‑": "-", "×": r" \times ", "✕": r" \times ", "·": r" \cdot ",
-    "⋅": r" \cdot ", "∙": r" \cdot ", "÷": " / ", "⁄": "/", "∕": "/", "∗": "*", "≤": r" \leq ", "≥": r" \geq ",
-    "⩽": r" \leq ", "⩾": r" \geq ", "≠": r" \ne ", "∈": r" \in ", "∪": r" \cup ", "∩": r" \cap ", "∅": r" \emptyset ",
-    "ø": r" \emptyset ", "∖": r" \setminus ", "ℝ": r" \mathbb{R} ", "ℤ": r" \mathbb{Z} ", "ℕ": r" \mathbb{N} ",
-    "ℚ": r" \mathbb{Q} ", "ℂ": r" \mathbb{C} ", "±": r" \pm ", "∓": r" \mp ", "∞": r" \infty ", "≈": r" \approx ",
-    "≅": r" \approx ", "∼": "~", "π": r" \pi ", "∠": r" \angle ", "′": "'", "º": "°", "˚": "°", "，": ", ", "∶": ":",
-    "√": r"\sqrt", "∛": r"\sqrt[3]", "↔": " ", "。": ".", "\u2061": "", "\u200b": "", "\ufeff": "", "\u2062": "",
-    "ⅈ": "i", "ⅇ": "e", "ⅰ": "i",
-}  # fmt: skip
-_GREEK_NAMES = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
-    "Delta Gamma Theta Lambda Xi Pi Sigma Phi Psi Omega"
-)
-_GREEK = dict(zip("αβγδεζηθικλμνξρστυφχψωΔΓΘΛΞΠΣΦΨΩ", _GREEK_NAMES.split(), strict=True))
-_TRANSLATED = str.maketrans(_SIGNS | {letter: f" \\{name} " for letter, name in _GREEK.items()})
-_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿⁱ⁽⁾ˣ"
-_LOWERED = "₀₁₂₃₄₅₆₇₈₉₋₊ₙ"
-_POSITIONED = str.maketrans(_RAISED + _LOWERED, "0123456789-+ni()x" + "0123456789-+n")
-_VULGAR = re.compile("(?:(?P<whole>[0-9]+) ?)?(?P<part>[¼½¾⅐-⅞↉])")
-
-
-def plain_signs(text: str) -> str:
-    """``text`` with typographic signs, raised and lowered digits and full-width characters in LaTeX's spelling."""
-    if text.isascii():
-        return text
-
-    def fraction(match: re.Match[str]) -> str:
-        above, below = unicodedata.normalize("NFKC", match["part"]).split("\u2044")
-        spelled = rf"\frac{{{above}}}{{{below}}}"
-        return f"({match['whole']}+{spelled})" if match["whole"] else spelled
-
-    text = _VULGAR.sub(fraction, text)
-    text = re.sub(f"[{_RAISED}]+", lambda run: "^{" + run.group().translate(_POSITIONED) + "}", text)
-    text = re.sub(f"[{_LOWERED}]+", lambda run: "_{" + run.group().translate(_POSITIONED) + "}", text)
-    wide = ("<wide>", "<narrow>", "<font>", "<noBreak>")
-    text = text.translate(_TRANSLATED)
-    return "".join(
-        unicodedata.normalize("NFKC", one) if unicodedata.decomposition(one).startswith(wide) else one for one in text
-    ).translate(_TRANSLATED)
-
-
-_FUNCTION_NAMES = (
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt det max min gcd lcm mod"
-)
-_FUNCTIONS = _FUNCTION_NAMES.split()
-_NAMES = {"pi": r"\pi", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "Infinity": r"\infty"} | {
-    name: f"\\{name}" for name in ("theta", "alpha", "beta", "gamma", "lambda", "mu", "phi", "omega", "sigma", "rho")
-}
-_PLAIN_NAME = re.compile(rf"(?<![A-Za-z\\])(?:{'|'.join(_NAMES)})(?![A-Za-z])")
-_PLAIN_FUNCTION = re.compile(rf"(?<![A-Za-z\\])(?:{'|'.join(_FUNCTIONS)})(?![A-Za-z])")
-_TEXT_COMMAND = re.compile(r"\\(?:text|mbox|hbox|textrm|textnormal)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
-_SPACING = re.compile(r"\\[,;:> ]|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|~(?=\S)|[\u00a0\u2009\u202f]")
-_SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|limits|nolimits|displaystyle|textstyle|!)(?![a-zA-Z])\.?|\\!")
-_REWRITTEN = (
-    (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
-    (re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d)(?!\d)"), r"\1{\2}"),
-    (re.compile(r"\\sqrt\s*(\d+|[a-z](?![a-zA-Z]))"), r"\\sqrt{\1}"),
-    (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?:s)?(?![a-z])|\\circ(?![a-z])"), "°"),
-    (re.compile(r"\\varnothing(?![a-z])|\\O(?![a-z])|\\\{\s*\\\}|\{\s*\}(?=$)"), r"\\emptyset"),
-    (re.compile(r"\\(?:le|leqslant)(?![a-zA-Z])|<="), r"\\leq "),
-    (re.compile(r"\\(?:ge|geqslant)(?![a-zA-Z])|>="), r"\\geq "),
-    (re.compile(r"\\lt(?![a-z])"), "<"),
-    (re.compile(r"\\gt(?![a-z])"), ">"),
-    (re.compile(r"\\neq(?![a-z])|!="), r"\\ne "),
-    (re.compile(r"\+\s?/\s?-"), r"\\pm "),
-    (
-        re.compile(r"\\(?:cup|bigcup)(?![a-z])|(?<=[\])])\s*U\s*(?=[\[(])|(?<=[\])}])\s+(?:union)\s+(?=[\[({])"),
-        r"\\cup ",
-    ),
-    (re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s+in\s+(?=[\[({\\])"), r"\1 \\in "),
-    (re.compile(r"\\([%$#&])"), r"\1"),
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(r"(?<![A-Za-z\\])([nN])?C\((\w+), ?(\w+)\)"), r"\\binom{\2}{\3}"),
-    (re.compile(r"\\operatorname\s*\{([a-z]+)\}"), r"\\\1 "),
-    (re.compile(r"\\(?:simeq|approxeq|cong|doteq)(?![a-z])|(?<=[\w)])\s*~=\s*"), r"\\approx "),
-)
-
-
-_INLINE_MARKS = re.compile(r"(?<![\w)*])\*\*([^*\n]+)\*\*(?![\w(*])|(?<![\w)`])`([^`\n]+)`(?!\w)")
-
-
-def _unwrapped(text: str) -> str:
-    """``text`` without marks of style, spacing and size; texts within a formula stand as words."""
-    text = plain_signs(text)
-    text = _TEXT_COMMAND.sub(lambda match: f" {match[1]} ", text)
-    text = _SIZES.sub("", text)
-    text = _SPACING.sub(" ", text)
-    text = re.sub(r"\\operatorname\s*\{([a-z]+)\}", r"\\\1 ", text)
-    text = _INLINE_MARKS.sub(lambda match: match[1] or match[2], text)
-    text = re.sub(r"\s+\^", "^", text.replace("\\%", "%").replace("{,}", ","))
-    return _without_style(text)
-
-
-def _without_style(text: str) -> str:
-    """Marks of style go; what they held stays, in brackets where it is more than one sign."""
-    for _ in range(20):
-        match = re.search(_STYLE.pattern + r"\{", text)
-        if match is None:
-            return _STYLE.sub(" ", text) if re.search(_STYLE, text) else text
-        depth, at = 1, match.end()
-        while at < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            at += 1
-        if depth:
-            return text
-        inner = text[match.end() : at - 1]
-        rest = text[: match.start()].strip() + text[at:].strip()
-        simple = not rest or "\\begin" in inner or re.fullmatch(r"\s*[\w.,\s]*|\\?\w+|[A-Za-z' -]+", inner)
-        text = text[: match.start()] + (inner if simple else f"({inner})") + text[at:]
-    return text
-
-
-def latex(text: str) -> str:
-    r"""One formula, in plain or LaTeX spelling, in the LaTeX that math-verify's grammar reads."""
-    text = " ".join(text.split())
-    for pattern, replacement in _REWRITTEN:
-        text = pattern.sub(replacement, text)
-    text = re.sub(r"\*\*", "^", text)
-    text = _bracketed_arguments(text)
-    text = _PLAIN_NAME.sub(lambda match: _NAMES[match.group()] + " ", text)
-    text = _PLAIN_FUNCTION.sub(lambda match: f"\\{match.group()} ", text)
-    text = re.sub(r"\^\s*(-?\d[\d.]*)", r"^{\1}", text)
-    text = re.sub(r"\^\s*\(([^()]*)\)", r"^{(\1)}", text)
-    text = re.sub(r"_\s*(\d{2,})", r"_{\1}", text)
-    text = re.sub(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?!\w)", r"\1 \\times 10^{\2}", text)
-    text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*\^|\d)", r" \\times ", text)
-    text = re.sub(r"(?<![\w.}^/])(\d{1,18})\s*(?:\\ )?\\frac\{(\d{1,18})\}\{(\d{1,18})\}", r"(\1+\\frac{\2}{\3})", text)
-    text = re.sub(r"(?<![\w.}^/])(\d{1,18}) +(?:and +)?(\d{1,18}) ?/ ?(\d{1,18})(?!\d)", r"(\1+\\frac{\2}{\3})", text)
-    text = re.sub(r"(?<![\w.}^/\\)])(\d{1,40})\s?/\s?(\d{1,40})(?!\s?[\d./!^{]|[A-Za-z(])", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"(?<![\d.])[1-9]\d{0,2}(?: \d{3})+(?![\d/])(?! \d)", lambda m: m.group().replace(" ", ""), text)
-    text = re.sub(r"(?<=[0-9A-Za-z)}])\s*\*\s*(?=\S)", r" \\cdot ", text)
-    text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
-    text = re.sub(r"(\d)\.(?!\d)", r"\1", text)
-    text = re.sub(r"(?<=[(\[,])\s*\+\s*(?=\\infty)", " ", text)
-    text = re.sub(r"^\+\s*", "", text.strip())
-    matrix = re.fullmatch(r"\[\s*(\[[^\[\]]*\](?:\s*,\s*\[[^\[\]]*\])*)\s*\]", text)
-    if matrix:
-        rows = re.findall(r"\[([^\[\]]*)\]", matrix[1])
-        text = r"\begin{pmatrix}" + r"\\".join(row.replace(",", "&") for row in rows) + r"\end{pmatrix}"
-    return " ".join(text.split())
-
-
-def _bracketed_arguments(text: str) -> str:
-    r"""``sqrt(x)`` and ``\sqrt(x)`` as ``\sqrt{x}``, also within one another."""
-    for _ in range(20):
-        match = re.search(r"(?:\\|(?<![A-Za-z\\]))sqrt(\[\d\])?\s*\(", text)
-        if match is None:
-            break
-        depth, at = 1, match.end()
-        while at < len(text) and depth:
-            depth += {"(": 1, ")": -1}.get(text[at], 0)
-            at += 1
-        if depth:
-            break
-        text = rf"{text[: match.start()]}\sqrt{match[1] or ''}{{{text[match.end() : at - 1]}}}{text[at:]}"
-    return re.sub(r"(?<![A-Za-z\\])sqrt\s?(\d+|[a-z](?![a-z]))", r"\\sqrt{\1}", text)
-
-
-_ONE_NAMES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-)
-_ONES = _ONE_NAMES.split()
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_SMALL = {word: at for at, word in enumerate(_ONES)} | {word: 20 + 10 * at for at, word in enumerate(_TENS)}
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-
-
-def number_in_words(text: str) -> int | None:
-    """The whole number that English words spell, as in "two hundred and five"; ``None`` if they spell none."""
-    words = [word for word in re.split(r"[\s-]+", text.lower().strip()) if word and word != "and"]
-    negative = bool(words) and words[0] in ("minus", "negative")
-    words = words[1:] if negative else words
-    if not words or len(words) > 20 or any(word not in _SMALL and word not in _SCALES for word in words):
-        return None
-    total = group = 0
-    last = 10**3
-    for word in words:
-        if word in _SMALL:
-            value = _SMALL[word]
-            if value >= last:
-                return None
-            group, last = group + value, (10 if value >= 20 else 0)
-        elif word in ("hundred", "dozen"):
-            group, last = max(group, 1) * _SCALES[word], 100
-        else:
-            total, group, last = total + max(group, 1) * _SCALES[word], 0, 10**3
-    return -(total + group) if negative else total + group
 
 
 _LEAD = re.compile(
@@ -358,7 +100,7 @@ def core(text: str) -> str:
         before = text
         text = tidy(text)
         if "\\text" in text and "box" not in text:
-            text = tidy(_TEXT_COMMAND.sub(lambda match: f" {match[1]} ", text))
+            text = tidy(TEXT_COMMAND.sub(lambda match: f" {match[1]} ", text))
         inner = boxed_answer(text)
         if inner is not None:
             text = inner
@@ -381,7 +123,7 @@ def core(text: str) -> str:
 
 def bare(text: str) -> str:
     """``text`` without Markdown, HTML, marks of style, formula signs and final punctuation."""
-    return tidy(_dollars(_unwrapped(tidy(text))).replace("\\$", "$"))
+    return tidy(_dollars(unwrapped(tidy(text))).replace("\\$", "$"))
 
 
 def _dollars(text: str) -> str:
@@ -405,7 +147,7 @@ def plain_words(text: str) -> str:
 def _is_words(text: str) -> bool:
     """Whether a text of letters is words and no product of variables or function."""
     words = re.findall(r"[A-Za-zÀ-ɏ]+", text)
-    if any(word in _FUNCTIONS or word in _NAMES for word in words) or "" in words:
+    if any(word in FUNCTIONS or word in NAMES for word in words) or "" in words:
         return False
     return any(len(word) >= 3 or word.lower() in _SHORT_WORDS for word in words)
 
@@ -433,7 +175,7 @@ def _split(text: str) -> tuple[str, str]:
         piece = match.group()
         if (piece[0].isalpha() and len(piece) > 1) or (piece in ("a", "A", "I") and _is_article(text, match)):
             name = piece.split("-")[0]
-            known = name in _FUNCTIONS or name in _NAMES or (name in ("and", "or") and match.start() > 0)
+            known = name in FUNCTIONS or name in NAMES or (name in ("and", "or") and match.start() > 0)
             known = known or (name in ("in", "union") and bool(re.fullmatch(r"[A-Za-z]|[\])}]", last[-1:])))
             attached = (
                 bool(re.fullmatch(r"[\d})^_*/+({]", text[match.start() - 1 : match.start()])) and match.start() > 0
@@ -486,7 +228,7 @@ def _formula_in_prose(text: str) -> tuple[str, str] | None:
     joined = re.search(r"[-+*/^=<>\\]$|\b(?:and|or)$", formula)
     if joined:
         return None
-    formula = _without_end(formula.rstrip(" (,;:"))
+    formula = without_end(formula.rstrip(" (,;:"))
     if not rest:
         return formula, ""
     limit = _LIMITING.search(rest)
@@ -526,7 +268,7 @@ def _quantity(formula: str, rest: str, decimal_comma: bool) -> Expression | None
     if name.startswith("per"):
         percent, rest = True, rest[len(name) :].strip()
     elif name:
-        scale, rest = _SCALES[name], rest[len(name) :].strip()
+        scale, rest = SCALES[name], rest[len(name) :].strip()
     if rest:
         limit = re.search(r"\b(?:for|in|out of|on|at|when|if|after|with|from|by|of)\b|\(|[.,;]", rest)
         unit = read_unit(" " + (rest[: limit.start()] if limit else rest)) or ""

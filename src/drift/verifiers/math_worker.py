@@ -17,7 +17,8 @@ import sys
 from fractions import Fraction
 from typing import Any
 
-from drift.verifiers.expressions import Expression, expression, tidy
+from drift.verifiers.expressions import Expression, expression
+from drift.verifiers.markup import tidy
 from drift.verifiers.numeric import show_value
 from drift.verifiers.units import same_unit
 from drift.verifiers.values import value_of
