@@ -9,9 +9,12 @@ _SIGNS = {
     "−": "-", "–": "-", "—": "-", "﹣": "-", "‐": "-", "‑": "-", "×": r" \times ", "✕": r" \times ", "·": r" \cdot ",
     "⋅": r" \cdot ", "∙": r" \cdot ", "÷": " / ", "⁄": "/", "∕": "/", "∗": "*", "≤": r" \leq ", "≥": r" \geq ",
     "⩽": r" \leq ", "⩾": r" \geq ", "≠": r" \ne ", "∈": r" \in ", "∪": r" \cup ", "∩": r" \cap ", "∅": r" \emptyset ",
-    "ø": r" \emptyset ", "∖": r" \setminus ", "ℝ": r" \mathbb{R} ", "ℤ": r" \mathbb{Z} ", "ℕ": r" \mathbb{N} ",
+    "ø": r" \emptyset ", "Ø": r" \emptyset ", "∖": r" \setminus ",
+    "ℝ": r" \mathbb{R} ", "ℤ": r" \mathbb{Z} ", "ℕ": r" \mathbb{N} ",
     "ℚ": r" \mathbb{Q} ", "ℂ": r" \mathbb{C} ", "±": r" \pm ", "∓": r" \mp ", "∞": r" \infty ", "≈": r" \approx ",
-    "≅": r" \approx ", "∼": "~", "π": r" \pi ", "∠": r" \angle ", "′": "'", "º": "°", "˚": "°", "，": ", ", "∶": ":",
+    "≅": r" \approx ", "∼": "~", "π": r" \pi ", "∠": r" \angle ", "′": "'", "º": "°", "˚": "°", "，": ", ", 
+    "→": r" \to ", "⌊": r" \lfloor ", "⌋": r" \rfloor ", "⌈": r" \lceil ", "⌉": r" \rceil ", "≡": r" \equiv ",
+    "∶": ":",
     "√": r"\sqrt", "∛": r"\sqrt[3]", "↔": " ", "。": ".", "\u2061": "", "\u200b": "", "\ufeff": "", "\u2062": "",
     "ⅈ": "i", "ⅇ": "e", "ⅰ": "i",
 }  # fmt: skip
@@ -37,6 +40,8 @@ def plain_signs(text: str) -> str:
         spelled = rf"\frac{{{above}}}{{{below}}}"
         return f"({match['whole']}+{spelled})" if match["whole"] else spelled
 
+    text = re.sub("(?<=[０-９])，(?=[０-９]{3})", ",", text)
+    text = re.sub("([³⁴])√", lambda match: rf"\sqrt[{match[1].translate(_POSITIONED)}]", text)
     text = _VULGAR.sub(fraction, text)
     text = re.sub(f"[{_RAISED}]+", lambda run: "^{" + run.group().translate(_POSITIONED) + "}", text)
     text = re.sub(f"[{_LOWERED}]+", lambda run: "_{" + run.group().translate(_POSITIONED) + "}", text)
@@ -48,20 +53,35 @@ def plain_signs(text: str) -> str:
 
 
 _FUNCTION_NAMES = (
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt det max min gcd lcm mod"
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt det max min gcd lcm mod "
+    "abs floor ceil cbrt choose"
 )
 FUNCTIONS = _FUNCTION_NAMES.split()
-NAMES = {"pi": r"\pi", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "Infinity": r"\infty"} | {
-    name: f"\\{name}" for name in ("theta", "alpha", "beta", "gamma", "lambda", "mu", "phi", "omega", "sigma", "rho")
-}
+NAMES = {
+    "pi": r"\pi",
+    "Pi": r"\pi",
+    "infinity": r"\infty",
+    "inf": r"\infty",
+    "oo": r"\infty",
+    "Infinity": r"\infty",
+} | {name: f"\\{name}" for name in ("theta", "alpha", "beta", "gamma", "lambda", "mu", "phi", "omega", "sigma", "rho")}
 _PLAIN_NAME = re.compile(rf"(?<![A-Za-z\\])(?:{'|'.join(NAMES)})(?![A-Za-z])")
 _PLAIN_FUNCTION = re.compile(rf"(?<![A-Za-z\\])(?:{'|'.join(FUNCTIONS)})(?![A-Za-z])")
 _REWRITTEN = (
     (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*([\da-z])\s*([\da-z])(?![a-zA-Z])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d)(?!\d)"), r"\1{\2}"),
-    (re.compile(r"\\sqrt\s*(\d+|[a-z](?![a-zA-Z]))"), r"\\sqrt{\1}"),
+    (re.compile(r"\\sqrt\s*(\[\w\])?\s*(\d+|[a-z](?![a-zA-Z]))"), r"\\sqrt\1{\2}"),
+    (re.compile(r"\\sqrt\s*(\\sqrt\{\w+\})"), r"\\sqrt{\1}"),
+    (re.compile(r"\\binom\s*(\d)\s*(\d)"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(\d+) choose (\d+)"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(?<![A-Za-z\\])abs\s?\(([^()]*)\)"), r"|\1|"),
+    (re.compile(r"(?<![A-Za-z\\])(floor|ceil)\s?\(([^()]*)\)"), r"\\l\1 \2 \\r\1 "),
+    (re.compile(r"(?<![A-Za-z\\])cbrt\s?\(([^()]*)\)"), r"\\sqrt[3]{\1}"),
+    (re.compile(r"(\\?(?<![A-Za-z])(?:sin|cos|tan)\s*[{(]{0,2}\s*)(\d+(?:\.\d+)?)\s*°"), r"\1\\frac{\2\\pi}{180}"),
+    (re.compile(r"\\begin\{smallmatrix\}(.*)\\end\{smallmatrix\}"), r"\\begin{pmatrix}\1\\end{pmatrix}"),
+    (re.compile(r"\\\\\s*(?:\[\d+[a-z]{2}\]|(?=\\end))"), lambda match: r"\\" if match.group()[-1] == "]" else " "),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?:s)?(?![a-z])|\\circ(?![a-z])"), "°"),
     (re.compile(r"\\varnothing(?![a-z])|\\O(?![a-z])|\\\{\s*\\\}|\{\s*\}(?=$)"), r"\\emptyset"),
     (re.compile(r"\\(?:le|leqslant)(?![a-zA-Z])|<="), r"\\leq "),
@@ -78,14 +98,16 @@ _REWRITTEN = (
     (re.compile(r"\\([%$#&])"), r"\1"),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"(?<![A-Za-z\\])([nN])?C\((\w+), ?(\w+)\)"), r"\\binom{\2}{\3}"),
-    (re.compile(r"\\operatorname\s*\{([a-z]+)\}"), r"\\\1 "),
     (re.compile(r"\\(?:simeq|approxeq|cong|doteq)(?![a-z])|(?<=[\w)])\s*~=\s*"), r"\\approx "),
 )
 
 
+_PERIODIC = re.compile(r"(?P<whole>\d{0,20})\.(?P<fixed>\d{0,20})\\(?:overline|bar|dot)\s?\{?(?P<period>\d{1,20})\}?")
+
+
 def latex(text: str) -> str:
     r"""One formula, in plain or LaTeX spelling, in the LaTeX that math-verify's grammar reads."""
-    text = " ".join(text.split())
+    text = _PERIODIC.sub(_periodic, " ".join(text.split()))
     for pattern, replacement in _REWRITTEN:
         text = pattern.sub(replacement, text)
     text = re.sub(r"\*\*", "^", text)
@@ -111,6 +133,13 @@ def latex(text: str) -> str:
         rows = re.findall(r"\[([^\[\]]*)\]", matrix[1])
         text = r"\begin{pmatrix}" + r"\\".join(row.replace(",", "&") for row in rows) + r"\end{pmatrix}"
     return " ".join(text.split())
+
+
+def _periodic(match: re.Match[str]) -> str:
+    """A decimal with a period as a fraction."""
+    whole, fixed, period = match["whole"] or "0", match["fixed"], match["period"]
+    below = (10 ** len(period) - 1) * 10 ** len(fixed)
+    return rf"\frac{{{int(whole + fixed + period) - int(whole + fixed)}}}{{{below}}}"
 
 
 def _bracketed_arguments(text: str) -> str:
