@@ -214,10 +214,8 @@ def _same_part(answer: str, gold: str, answer_percent: bool, gold_percent: bool)
     if any(side.strip(" +-") == r"\infty" for side in (answer, gold)):
         return False
     one, other = value_of(answer), value_of(gold)
-    if one and other and (isinstance(one, float) or isinstance(other, float)):
-        # Of roots and constants: equal but for the rounding of doubles.
-        if abs(Fraction(one) - Fraction(other)) <= abs(Fraction(one)) / 10**15:
-            return True
+    if one and other and abs(Fraction(one) - Fraction(other)) <= abs(Fraction(one)) * _of_doubles(one, other):
+        return True
     if isinstance(one, Fraction) and isinstance(other, Fraction):
         if one == other:
             return True
@@ -225,6 +223,11 @@ def _same_part(answer: str, gold: str, answer_percent: bool, gold_percent: bool)
             return False
         return abs(one - other) <= Fraction(_RELATIVE) * max(abs(one), abs(other))
     return _algebra(answer, gold)
+
+
+def _of_doubles(*values: Fraction | float) -> Fraction:
+    """The share by which values of roots and constants may differ, for the rounding of doubles; 0 between fractions."""
+    return Fraction(any(isinstance(value, float) for value in values), 10**15)
 
 
 def _algebra(answer: str, gold: str) -> bool:

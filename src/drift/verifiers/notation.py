@@ -27,7 +27,7 @@ _TRANSLATED = str.maketrans(_SIGNS | {letter: f" \\{name} " for letter, name in 
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿⁱ⁽⁾ˣ"
 _LOWERED = "₀₁₂₃₄₅₆₇₈₉₋₊ₙ"
 _POSITIONED = str.maketrans(_RAISED + _LOWERED, "0123456789-+ni()x" + "0123456789-+n")
-_VULGAR = re.compile("(?:(?P<whole>[0-9]+) ?)?(?P<part>[¼½¾⅐-⅞↉])")
+_VULGAR = re.compile("(?:(?<![0-9])(?P<whole>[0-9]{1,18}) ?)?(?P<part>[¼½¾⅐-⅞↉])")
 
 
 def plain_signs(text: str) -> str:
@@ -75,7 +75,7 @@ _REWRITTEN = (
     (re.compile(r"\\sqrt\s*(\[\w\])?\s*(\d+|[a-z](?![a-zA-Z]))"), r"\\sqrt\1{\2}"),
     (re.compile(r"\\sqrt\s*(\\sqrt\{\w+\})"), r"\\sqrt{\1}"),
     (re.compile(r"\\binom\s*(\d)\s*(\d)"), r"\\binom{\1}{\2}"),
-    (re.compile(r"(\d+) choose (\d+)"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(?<!\d)(\d{1,9}) choose (\d{1,9})"), r"\\binom{\1}{\2}"),
     (re.compile(r"(?<![A-Za-z\\])abs\s?\(([^()]*)\)"), r"|\1|"),
     (re.compile(r"(?<![A-Za-z\\])(floor|ceil)\s?\(([^()]*)\)"), r"\\l\1 \2 \\r\1 "),
     (re.compile(r"(?<![A-Za-z\\])cbrt\s?\(([^()]*)\)"), r"\\sqrt[3]{\1}"),

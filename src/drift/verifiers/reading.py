@@ -87,6 +87,7 @@ _IS_THE_ANSWER = re.compile(
     r"\s(?:is|are|was)\s(?:the|my|our)\s(?:(?:final|correct|right)\s)?(?:answer|solution|result)\b", re.IGNORECASE
 )
 _OPENING_WORDS = re.compile(r"(?:(?:so|thus|hence|then|therefore|and|finally|that means|which means)\b[, ]*)+", re.I)
+_MARKS_AHEAD = re.compile(r"[ \t\n*_|`:]*+")
 _SUPPOSED = re.compile(
     r"\b(?:if|suppose|assume|assuming|whether|say|unless|wenn|falls|were)\b[^.!?\n]{0,30}$|如果$", re.I
 )
@@ -222,12 +223,13 @@ def _end_of_sentence(text: str, start: int) -> int:
     formula = re.compile(r"\s*(?:\$\$(.{1,500}?)\$\$|\\\[(.{1,500}?)\\\])", re.DOTALL).match(text, start)
     if formula:
         return formula.end()
-    for match in _SENTENCE_END.finditer(text, start):
+    last = min(len(text), start + MAX_ANSWER)
+    for match in _SENTENCE_END.finditer(text, start, last):
         if match.group() == "!" and text[match.start() - 1 : match.start()].isdigit():
             continue
         if match.group() != "." or not _NOT_THE_END.search(text, max(start, match.start() - 8), match.start()):
             return match.start()
-    return len(text)
+    return last
 
 
 def stated(text: str) -> str | None:
@@ -239,7 +241,7 @@ def stated(text: str) -> str | None:
             continue
         if _SUPPOSED.search(text, max(0, match.start() - 40), match.start()):
             continue
-        at = match.end() + len(text[match.end() :]) - len(text[match.end() :].lstrip(" \t\n*_|`:"))
+        at = _MARKS_AHEAD.match(text, match.end()).end()  # type: ignore[union-attr]
         if at >= len(text):
             continue
         end = _end_of_sentence(text, at)
