@@ -90,6 +90,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "run": (("quickstart",), "dry_rn", "dry_run"),
     "compare": (("quickstart",), "method", "methods"),
     "check": (("guess",), "repiar", "repair"),
+    "verify": (("replies.jsonl",), "fallbak", "fallback"),
     "as_hf_dataset": (("data",), "directry", "directory"),
 }
 

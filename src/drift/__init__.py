@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from drift.comparison.run import compare
     from drift.dataset.store import as_hf_dataset
     from drift.environments.base import Environment, EnvironmentFactory
+    from drift.environments.replies import verify
     from drift.errors import DriftError
     from drift.evaluation.config import EvaluationConfig
     from drift.pipeline import run
@@ -34,6 +35,7 @@ _FROM = {
     "comparison.run": ("compare",),
     "dataset.store": ("as_hf_dataset",),
     "environments.base": ("Environment", "EnvironmentFactory"),
+    "environments.replies": ("verify",),
     "errors": ("DriftError",),
     "evaluation.config": ("EvaluationConfig",),
     "pipeline": ("run",),

@@ -111,6 +111,9 @@ VERBS = {
         ("what",),
         example="drift check arithmetic",
         shows="print_findings"),
+    "verify": Verb(
+        "show your own replies beside what is read from them", "drift.environments.replies:verify", ("file",),
+        example="drift verify replies.jsonl --verifier math"),
 }
 # fmt: on
 

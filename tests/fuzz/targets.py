@@ -17,9 +17,11 @@ from drift.policies import DEFAULT_MODEL
 from drift.problems.boxed import boxed
 from drift.verifiers.choice import Choice
 from drift.verifiers.exact import Exact
+from drift.verifiers.expressions import expression
 from drift.verifiers.judge import HIGHEST, LOWEST, read_score
 from drift.verifiers.numeric import Numeric
 from drift.verifiers.quoting import quote
+from drift.verifiers.reading import read
 
 OPTIONS = ("a red fox", "a blue whale", "a grey owl", "a green frog")
 NUMERIC, CHOICE, EXACT = Numeric(), Choice(), Exact()
@@ -34,6 +36,11 @@ def answers(text: str) -> None:
     number = parse_whole_number(text)
     assert number is None or isinstance(number, int)
     assert boxed(text) is None or isinstance(boxed(text), str)
+    for reply in (text, text.replace("<think>", "")):
+        answer = read(reply)
+        assert answer is None or (answer.answer.strip() and 0 < answer.sure <= 1)
+    formula = expression(text)
+    assert formula is None or formula.parts or formula.words
 
 
 def mentions(text: str) -> None:

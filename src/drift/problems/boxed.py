@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 # One pass over commands and braces; an escaped brace is no brace.
-BOX = r"\\(?:boxed|fbox)(?![A-Za-z])\s*"
-_BRACES = re.compile(rf"{BOX}\{{|\\(?:boxed|fbox)\s{{1,3}}(?P<bare>[-+]?[^\s$\\{{}}]{{1,40}})|\\.|[{{}}]", re.DOTALL)
+BOX = r"(?:\\{1,2}|\x08|(?<![A-Za-z\\]))(?:b?oxed|fbox|framebox)(?![A-Za-z])\s*"
+_BARE = r"\\[dt]?frac\s?(?:\{[^{}]{1,40}\}\{[^{}]{1,40}\}|\d\d)|[-+]?\d[^\s$\\{}]{0,40}|(?<=\s)[-+]?[^\s$\\{}]{1,40}"
+_BRACES = re.compile(rf"{BOX}\{{|\\(?:boxed|fbox)(?![A-Za-z])\s{{0,3}}(?P<bare>{_BARE})|\\.|[{{}}]", re.DOTALL)
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from drift.errors import require
 from drift.verifiers.base import Verification, judged, unparseable
 from drift.verifiers.exact import Exact
-from drift.verifiers.expressions import bare
+from drift.verifiers.expressions import bare, expression
 from drift.verifiers.reading import boxed_answer, sentence, spoken, tagged
+from drift.verifiers.values import value_of
 
 # Only the end of a longer reply is read; a claim stands at the start or the end of a short one.
 MAX_CHARACTERS = 20_000
@@ -20,55 +22,84 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Possessive: marks next to marks must not be divided between them in every way there is.
 _MARKS = r"[*_`\"'$\s]{0,12}+"
-_OPEN = rf"{_MARKS}(?:\\(?:text|textbf|mathrm|mathbf)\s?\{{)?[(\[{{]?{_MARKS}"
-_CLOSE = rf"{_MARKS}[)\]}}]?{_MARKS}"
-_LABEL = re.compile(
-    rf"{_OPEN}(?:(?:option|choice|answer|letter)\b{_MARKS}:?{_OPEN})?([A-Za-z]){_CLOSE}[.,:;!。]?{_CLOSE}", re.I
-)
+_OPEN = rf"{_MARKS}(?:\\(?:text|textbf|mathrm|mathbf)\s?\{{)?[(\[{{【（]?{_MARKS}"
+_CLOSE = rf"{_MARKS}[)\]}}】）]?{_MARKS}"
+# What may stand around a letter that is a label; a sign, a question mark or a cross says something else.
+_AROUND = " \t\n#>*•\"'`()[]{}.,:;!$_“”‘’。、【】（）✓✔✅☑→-"
+_LABEL = re.compile(r"(?:the\s)?(?:(?:option|choice|answer|letter|opción)\b[\s:(\[*]{0,4})?([A-Za-z])", re.I)
 # "B. Because", "(B) because", "**B** because": a letter set apart by a mark. "A reaction" begins with an article.
 _LEADING = re.compile(
     r"\s{0,12}[*_`]{0,3}(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])[*_`]{0,3}[).:]|\*\*([A-Za-z])\*\*)(?=\W|$)"
 )
 _IS = (
-    r"(?:\s{1,3}(?:is|to|would\sbe|must\sbe|should\sbe|has\sto\sbe|ist|lautet|est|es)\b"
+    r"(?:\s{1,3}(?:is|to|would\sbe|must\sbe|should\sbe|has\sto\sbe|ist|lautet|est|es|è|é)\b"
     r"|[*_\s]{0,4}(?::|：|=|→|->|=>)|\s{1,2}[-–—](?=\s)|\s{1,2}(?=[*(]{0,3}[A-Z][)*]{0,3}\s{0,2}(?:[.,;!]|$)))"
 )
 _CLAIM = re.compile(
-    r"\b(?:(?:correct|right|best|final|my|the)\s{1,3})?(?:answer|ans|choice|option|Antwort|Lösung|réponse|respuesta|opción)"
+    r"\b(?:(?:correct|right|best|final|my|the)\s{1,3})?(?:answer|ans|choice|option|guess|result|Antwort|Lösung|réponse|respuesta|opción|risposta|resposta)\.?"
     r"(?:\s{1,3}(?:choice|option|letter|correcta|correcte|finale?|richtig))?"
-    rf"{_IS}\s{{0,3}}(?:(?:most\slikely|therefore|thus|clearly|option|choice|letter|Antwort|la|le|die|der|opción)\b)?:?"
-    r"|\b(?:choose|pick|select|go\swith)\b(?:\s(?:option|choice|answer))?"
-    r"|(?:答案|答え|正解|選択肢|选项|选择)[应應]?[该該]?[是为為はが]?[：:]?|(?<![不非])(?:应选|選|故选)(?=\s?[A-Z])"
+    rf"{_IS}\s{{0,3}}(?:(?:most\slikely|likely|probably|definitely|certainly|therefore|thus|clearly|option|choice|letter|Antwort|la|le|die|der|opción)\b)?:?"
+    r"|\b(?:choose|pick|select|go\swith|wähle|nehme|choisis|elijo|escojo)\b(?:\s(?:option|choice|answer|Antwort|opción))?"
+    r"|\bI(?:\swould|['’]d)?\s(?:say|guess)\b|\bfinal\s?:"
+    r"|(?:答案|答え|正解|選択肢|选项|选择)[应應]?[该該]?[是为為はが]?[：:]?|(?<![不非])(?:[应應][该該]?|故|所以)?[选選]择?[：:]?(?=\s?[(（【]?[A-Z])"
     r"|\bRichtig\s(?:ist|wäre)(?:\s(?:Antwort|Option))?",
     re.IGNORECASE,
 )
 # Weaker ones, which need a capital letter that ends a clause.
 _THUS = re.compile(
-    r"(?:\b(?i:so|hence|thus|therefore|then)[,:]?|[⇒→∴])\s{1,2}(?:it(?:['’]s|\sis|\smust\sbe)\s)?(?:option\s|choice\s)?"
+    r"(?:\b(?i:so|hence|thus|therefore|then|also|donc|entonces|likely|probably|leaves)[,:]?|[⇒→∴]|=>|->)\s{1,2}(?:it(?:['’]s|\sis|\smust\sbe)\s)?(?:option\s|choice\s)?"
     r"[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;!。]|$))"
-    r"|\b(?i:it|that)(?:['’]s|\s(?:is|must\sbe|has\sto\sbe|should\sbe|would\sbe))\s{1,2}(?:option\s|letter\s)?"
+    r"|\b(?i:wait|no|actually|hmm|sorry|correction|meant|change\sto)[,:.]{0,3}\s{1,2}(?:no,?\s)?[*(]{0,3}([A-Z])[)*]{0,3}"
+    r"(?=\s{0,2}(?:[.,;!。]|$))"
+    r"|(?<![A-Za-z])([A-Z])[).:]?\s{0,2}[✓✔✅☑]"
+    r"|(?<=[,;]\s)([A-Z])\sis(?=\s{0,2}[.!]?\s{0,2}$)|(?<![A-Za-z])([A-Z])\sit\sis\b"
+    r"|\b(?i:it|that|es)(?:['’]s|\s(?:is|ist|must\sbe|has\sto\sbe|should\sbe|would\sbe))\s{1,2}(?:option\s|letter\s)?"
     r"[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;:!。]|$|because\b|since\b))"
-    r"|(?:\bbut|\bsondern|\bsino|\bmais|而是)\s{0,2}(?:option\s|rather\s)?[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;!。，]|$))"
-    r"|(?<![A-Za-z])([A-Z])\s?(?:是?正确|是对的|が正しい|が正解|ist\srichtig|est\scorrecte?|es\s(?:la\s)?correcta)",
+    r"|(?:(?<!anything\s)(?<!nothing\s)\bbut|\bsondern|\bsino|\bmais|而是)\s{0,2}(?:option\s|rather\s)?[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;!。，]|$))"
+    r"|(?<![A-Za-z])([A-Z])\s?(?:是?正确|是对的|が正しい|が正解|ist\s(?:richtig|korrekt)|est\scorrecte?|es\s(?:la\s)?correcta)",
 )
 _SUPPOSED = re.compile(r"\b(?:if|suppose|assume|whether|unless|wenn|si)\b[^.!?]{0,30}$", re.IGNORECASE)
 _REVISED = re.compile(
-    r"\b(?:no|wait|actually|hmm|correction|change|rather|instead|on reflection|on balance)\b", re.IGNORECASE
+    r"\b(?:no|wait|actually|hmm|correction|change|rather|instead|on reflection|on balance|second thought|reconsider"
+    r"|meant|sorry)\b",
+    re.IGNORECASE,
 )
 _HEADED = re.compile(
     r"\b(answer|ans|答案|Antwort|respuesta|réponse)"
-    r"((?:\sis)?\s{0,2}[:：]?[*_]{0,3}[:：]?[*_]{0,3})[ \t]{0,9}\n\s{0,9}(?=\S)",
+    r"((?:\sis)?\s{0,2}[:：]?[*_]{0,3}[:：]?[*_]{0,3})[ \t]{0,9}\n\s{0,9}(?:[-•]\s)?(?=\S)",
     re.IGNORECASE,
 )
-_LETTER_AND_TEXT = re.compile(r"[(\[]?([A-Za-z])[)\]]?\s{0,2}(?:[-–—.:),=→]|\s|->)\s{0,3}(.{1,300})", re.DOTALL)
-_TEXT_AND_LETTER = re.compile(r"(.{1,300}?)\s{0,3}[(\[]([A-Za-z])[)\]]", re.DOTALL)
+_LETTER_AND_TEXT = re.compile(
+    r"(?:(?:option|choice|answer)\s)?[(\[]?([A-Za-z])[)\]]?\s{0,2}(?:[-–—.:),=]|\s|->|\\to\s)\s{0,3}(.{1,300})",
+    re.S | re.I,
+)
+_TEXT_AND_LETTER = re.compile(
+    r"(.{1,300}?)\s{0,3}(?:[(\[](?:option\s)?([A-Za-z])[)\]]|(?:,|\s[-–—])\s(?:option\s)?([A-Za-z]))", re.DOTALL
+)
+_REMARK = re.compile(
+    r",?\s(?:because|since|as|which|who|not|rather\sthan|instead\sof|over|although|even\sthough)\b|\s?\((?:not|because|since)\b"
+)
+# Statements in words: "it is a gas", "a gas is the answer".
+_IT_IS = re.compile(r"\b(?:it(?:['’]s|\sis|\smust\sbe)|(?:so|hence|thus|therefore),?)\s", re.IGNORECASE)
+_IS_ANSWER = re.compile(
+    r"(?:^|(?<=[.!?]\s)|\bso\s|\bthus\s|\btherefore,?\s)([^.!?]{1,200}?)\s(?:is|are|must\sbe)\s(?:the|my)\s"
+    r"(?:(?:correct|right|best|final)\s)?(?:answer|choice|option)\b",
+    re.IGNORECASE,
+)
 _CLAIMED = re.compile(rf"({_OPEN})([A-Za-z])(?![A-Za-z0-9'’])({_CLOSE})")
 _IS_RIGHT = re.compile(
     r"(?<![A-Za-z0-9'’])\(?([A-Z])\)?\W{0,3}\s?(?:is|would\sbe|must\sbe)\s(?:the\s|my\s)?(?:most\s)?"
     r"(?:(?:final|correct|right|best)\s)?(?:correct|right|best|answer|choice)\b"
 )
-_AND = re.compile(r"\s{0,3}(?:,|/|&|\bor\b|\band\b)\s{0,3}(?:option\s|choice\s)?[*(\[]{0,3}([A-Za-z])(?![A-Za-z0-9'’])")
-_NOT = re.compile(r"(?:\bnot|n't|\bneither|\bnor|\brather than|\binstead of)\s{1,3}(?:the\s)?$", re.IGNORECASE)
+_AND = re.compile(
+    r"\s{0,3}(?:,\s{0,2}(?:or|and)\b|,|/|&|\b(?:or|and|oder|und|ou|et|o|y)\b|或|和)\s{0,3}(?:maybe\s|perhaps\s|possibly\s)?(?:option\s|choice\s)?[*(\[]{0,3}([A-Za-z])(?![A-Za-z0-9'’])"
+)
+_NOT = re.compile(
+    r"(?:\bnot|n['’]t|\bneither|\bnor|\brather than|\binstead of)\s{1,3}(?:the\s)?$"
+    r"|(?:\bnot|n['’]t)\s(?:really\s)?(?:think|believe|say|agree|sure)\b[^.!?]{0,30}$",
+    re.IGNORECASE,
+)
+_BUT = re.compile(r"\s{0,2}(?:anything|everything|all|any)\s(?:but|except)\b", re.IGNORECASE)
 # What may follow a bare capital A or I for it to be a label and not a word.
 _GOES_ON = re.compile(
     r"\s+(?:because|since|as|for|due|and|or|which|with|is|not|but)\b|\s*(?:[^\w\s]|$|\n)", re.IGNORECASE
@@ -145,9 +176,9 @@ def _in_lines(text: str, letters: str, named: Sequence[tuple[str, str]], *, cut:
         if last and not claims and not (listing and leading[at]):
             claims |= _option(lines[at], letters, named, alone=True)
         first = leading[at]
-        if first and not listing and at == 0 and not cut:
+        if first and not listing and at == 0 and not cut and not claims:
             label, rest = first
-            claims |= {label, *_by_text(rest, named)}
+            claims = {label, *_by_text(rest, named)}
         if claims:
             return claims
     return set()
@@ -167,11 +198,28 @@ def _comparable(text: str) -> str:
 
 
 def _by_text(text: str, named: Sequence[tuple[str, str]]) -> set[str]:
-    """The options whose text ``text`` is; ``named`` holds (comparable text, letter)."""
+    """The options whose text ``text`` is, or has the value of; ``named`` holds (comparable text, letter)."""
     if not named or len(text) > 2000:
         return set()
-    comparable = _comparable(text)
-    return {letter for option, letter in named if option and option == comparable}
+    for said in dict.fromkeys((text, _REMARK.split(text)[0])):
+        comparable = _comparable(said)
+        if found := {letter for option, letter in named if option and option == comparable}:
+            return found
+        value = _value(said) if len(said) <= 200 else None
+        if value is not None and (found := {letter for option, letter in named if _value(option) == value}):
+            return found
+    return set()
+
+
+@functools.lru_cache(maxsize=4096)
+def _value(text: str) -> tuple[object, ...] | None:
+    """What a formula is, in a form in which equal ones are mostly equal; ``None`` for what is none."""
+    found = None if re.search(r"(?<![\\A-Za-z])[A-Za-z]{4,}", text) else expression(text)
+    if found is None or found.words:
+        return None
+    values = [(part, value_of(part)) for part in found.parts]
+    shown = [part.replace(" ", "") if value is None else f"{float(value):.12g}" for part, value in values]
+    return found.unit, found.percent, *shown
 
 
 def _option(text: str, letters: str, named: Sequence[tuple[str, str]], *, alone: bool = False) -> set[str]:
@@ -184,13 +232,16 @@ def _option(text: str, letters: str, named: Sequence[tuple[str, str]], *, alone:
     if found := _by_text(text, named):
         return found
     plain = bare(text)
-    if label := _label(text, letters) or _label(plain, letters):
+    first_words = _REMARK.split(plain)[0]
+    if label := _label(text, letters) or _label(plain, letters) or _label(first_words, letters):
         return {label}
     for pattern in (_LETTER_AND_TEXT, _TEXT_AND_LETTER):
         match = pattern.fullmatch(plain)
         if match is None:
             continue
-        letter, rest = match.groups() if pattern is _LETTER_AND_TEXT else match.groups()[::-1]
+        one, *others = match.groups()
+        last = next(group for group in others if group)
+        letter, rest = (one, last) if pattern is _LETTER_AND_TEXT else (last, one)
         other = _by_text(rest, named)
         if letter.upper() in letters and other:
             return {letter.upper(), *other}
@@ -200,9 +251,9 @@ def _option(text: str, letters: str, named: Sequence[tuple[str, str]], *, alone:
 
 def _label(text: str, letters: str) -> str | None:
     """The letter that ``text`` as a whole names, or None."""
-    if len(text) > 60:
+    if len(text) > 60 or text.strip()[-1:] == "?":
         return None
-    match = _LABEL.fullmatch(text.strip())
+    match = _LABEL.fullmatch(text.strip(_AROUND))
     return match.group(1).upper() if match and match.group(1).upper() in letters else None
 
 
@@ -236,6 +287,8 @@ def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterat
             line, before, match.start()
         ):
             continue
+        if _BUT.match(line, match.end()):
+            continue
         claimed = _CLAIMED.match(line, match.end())
         if claimed is None or not _is_label(claimed, line, letters):
             said = sentence(line[: match.end() + 300], match.end())
@@ -249,6 +302,7 @@ def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterat
                 break
             yield match.start(), letter
         read_to = at
+    yield from _said_in_words(line, named)
     for pattern in (_IS_RIGHT, _THUS):
         for match in pattern.finditer(line):
             letter = next(group for group in match.groups() if group)
@@ -258,7 +312,18 @@ def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterat
                 and not denied
                 and not _SUPPOSED.search(line, max(0, match.start() - 40), match.start())
             ):
-                yield match.start(), letter
+                yield match.end(), letter
+
+
+def _said_in_words(line: str, named: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str]]:
+    """Every option that ``line`` names by its text in a sentence of its own, and where."""
+    for pattern in (_IT_IS, _IS_ANSWER) if named else ():
+        for match in pattern.finditer(line):
+            start = max(0, match.start() - 40)
+            if _NOT.search(line, start, match.start()) or _SUPPOSED.search(line, start, match.start()):
+                continue
+            said = match[1] if pattern is _IS_ANSWER else sentence(line[: match.end() + 300], match.end())
+            yield from ((match.start(), letter) for letter in _by_text(said, named))
 
 
 def _is_label(claimed: re.Match[str], line: str, letters: str) -> bool:

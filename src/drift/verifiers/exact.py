@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from drift.errors import require
 from drift.verifiers.base import Verification, judged, unparseable
 from drift.verifiers.expressions import core
+from drift.verifiers.markup import tidy
+from drift.verifiers.reading import stated
 
 # Longer texts are no answers; and ordering a long run of combining marks takes quadratic time.
 MAX_CHARACTERS = 10_000
@@ -48,7 +50,7 @@ class Exact:
             return unparseable("length")
         answer = self.normalise(reply)
         if answer != expected and self.ignore_punctuation:
-            answer = self.normalise(core(reply)) if "\\" in reply or "<" in reply else answer
+            answer = self.normalise(core(reply) if "\\" in reply or "<" in reply else tidy(stated(reply) or reply))
             if expected in _OPPOSITE and (truth := _TRUTH.fullmatch(answer)):
                 answer = _OPPOSITE[truth[2]] if truth[1] else truth[2]
         return judged(answer == expected, answer) if answer else unparseable("empty")

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 
 from drift.errors import ConfigError, require
 from drift.verifiers.base import Verification, boxed, judged, unparseable
-from drift.verifiers.expressions import expression, tidy
+from drift.verifiers.expressions import expression
+from drift.verifiers.markup import tidy
 from drift.verifiers.math_pool import WorkerPool, shared_pool
 from drift.verifiers.numeric import show_value
 

@@ -14,10 +14,12 @@ import re
 import resource
 import signal
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from drift.verifiers.expressions import Expression, expression, tidy
+from drift.verifiers.expressions import Expression, expression
+from drift.verifiers.markup import tidy
 from drift.verifiers.numeric import show_value
 from drift.verifiers.units import same_unit
 from drift.verifiers.values import value_of
@@ -32,6 +34,7 @@ _NUMERAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1
 _ROUNDING = Fraction(1, 10**6)
 # How far two decimals may differ as a share of the larger: math-verify alone takes 0.0000001 for 0.
 _RELATIVE = 1e-5
+_RELATIONS = ("StrictGreaterThan", "StrictLessThan", "GreaterThan", "LessThan", "And")
 _WARM_UP = (
     (r"\boxed{\frac{1}{2}}", "0.5"),
     ("$x^2+1$", "$1+x^2$"),
@@ -125,10 +128,12 @@ def same(answer: Expression, gold: Expression) -> bool:
     """Whether two answers are equal by value; several values are compared as a set, whose members all have to occur."""
     if answer.words or gold.words:
         return answer.words == gold.words
-    if not same_unit(answer.unit, gold.unit):
+    if not same_unit(answer.unit, gold.unit) or _is_share_of_unit(answer, gold) or _is_share_of_unit(gold, answer):
         return False
     if _is_special(answer) or _is_special(gold):
         return _same_special(answer, gold)
+    if len(gold.parts) != len(answer.parts):
+        answer, gold = _as_union(answer), _as_union(gold)
     if len(set(answer.parts)) != len(set(gold.parts)):
         return False
     left = list(dict.fromkeys(gold.parts))
@@ -138,6 +143,33 @@ def same(answer: Expression, gold: Expression) -> bool:
             return False
         left.remove(match)
     return not left
+
+
+_LESS = r"(<|>|\\leq|\\geq)"
+_HALF_LINE = re.compile(rf"[a-z] ?{_LESS} ?([^<>=,]+)")
+_BETWEEN = re.compile(r"([^<>=,]+?) ?(<|\\leq) ?[a-z] ?(<|\\leq) ?([^<>=,]+)")
+_INTERVAL = re.compile(r"[(\[].*\\infty.*[)\]]|\[[^,]+,[^,]+\)|\([^,]+,[^,]+\]")
+
+
+def _as_union(found: Expression) -> Expression:
+    """Several intervals, or inequalities of one variable, as the one set that they are together."""
+    parts = [_as_interval(part) for part in found.parts]
+    if not all(_INTERVAL.fullmatch(part) for part in parts):
+        return found
+    return replace(found, parts=(r" \cup ".join(parts),))
+
+
+def _as_interval(part: str) -> str:
+    if match := _HALF_LINE.fullmatch(part):
+        left = {"<": r"(-\infty,{0})", r"\leq": r"(-\infty,{0}]", ">": r"({0},\infty)", r"\geq": r"[{0},\infty)"}
+        return left[match[1]].format(match[2])
+    if match := _BETWEEN.fullmatch(part):
+        return f"{'(' if match[2] == '<' else '['}{match[1]},{match[4]}{')' if match[3] == '<' else ']'}"
+    return part
+
+
+def _is_share_of_unit(one: Expression, other: Expression) -> bool:
+    return one.percent and not other.percent and bool(other.unit)
 
 
 def _is_special(found: Expression) -> bool:
@@ -182,6 +214,8 @@ def _same_part(answer: str, gold: str, answer_percent: bool, gold_percent: bool)
     if any(side.strip(" +-") == r"\infty" for side in (answer, gold)):
         return False
     one, other = value_of(answer), value_of(gold)
+    if one and other and abs(Fraction(one) - Fraction(other)) <= abs(Fraction(one)) * _of_doubles(one, other):
+        return True
     if isinstance(one, Fraction) and isinstance(other, Fraction):
         if one == other:
             return True
@@ -191,12 +225,20 @@ def _same_part(answer: str, gold: str, answer_percent: bool, gold_percent: bool)
     return _algebra(answer, gold)
 
 
+def _of_doubles(*values: Fraction | float) -> Fraction:
+    """The share by which values of roots and constants may differ, for the rounding of doubles; 0 between fractions."""
+    return Fraction(any(isinstance(value, float) for value in values), 10**15)
+
+
 def _algebra(answer: str, gold: str) -> bool:
     from math_verify import verify
 
     one, other = _parsed(answer), _parsed(gold)
     if one is None or other is None:
         return False
+    if type(one).__name__ in _RELATIONS and type(other).__name__ not in _RELATIONS:
+        # math-verify takes an inequality for an interval only where it is the gold one.
+        one, other = other, one
     return bool(verify([other], [one], timeout_seconds=None)) and _near(other, one)
 
 
@@ -217,12 +259,16 @@ def _without_label(answer: str, gold: str) -> tuple[str, str]:
 def _parsed(formula: str) -> Any:
     """What math-verify's grammar makes of a formula as a whole; ``None`` if it is none."""
     from latex2sympy2_extended import latex2sympy
+    from sympy import I
 
     if re.search(r"[A-Za-z]{4,}", _COMMAND.sub(" ", formula)):
         return None
     try:
         is_complex = re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])|\\sqrt\{-", formula) is not None
-        return latex2sympy(formula.replace("°", ""), is_real=not is_complex, normalization_config=None)
+        parsed = latex2sympy(formula.replace("°", ""), is_real=not is_complex, normalization_config=None)
+        if is_complex and not re.search(r"\\(?:sum|prod|int)|_\{?i", formula) and hasattr(parsed, "free_symbols"):
+            parsed = parsed.subs({symbol: I for symbol in parsed.free_symbols if symbol.name == "i"})
+        return parsed
     except Exception:
         return None
 

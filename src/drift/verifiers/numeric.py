@@ -56,7 +56,7 @@ class Numeric:
         require(bool(expected), "gold", gold[:80], "a number, or a list of numbers in brackets")
         if len(reply) > MAX_CHARACTERS:
             return unparseable("length")
-        numbers = _read_numbers(reply)[0] if is_list else _read_one(reply)
+        numbers = _read_numbers(reply)[0] if is_list else _read_one(reply) or _read_one(_DECIMAL_COMMA.sub(".", reply))
         if not numbers:
             return unparseable("not a number")
         correct = len(numbers) == len(expected) and all(map(self._same, numbers, expected))
@@ -256,7 +256,8 @@ def _scientific(text: str, at: int) -> tuple[Fraction, bool, int] | None:
 
 
 # What an expression holds that has a value without being a number in digits.
-_EXPRESSION = re.compile(r"\\|[^\x00-\x7f]|[\^!]|\bpi\b|[a-z]{3}")
+_EXPRESSION = re.compile(r"\\|[^\x00-\x7f]|[\^!*=(]|\b(?:pi|e|ln)\b|[a-z]{3}")
+_DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d$)")
 
 
 def _read_one(text: str) -> list[Quantity]:

@@ -6,8 +6,9 @@ The first of these that a reply has is read, and of several such places the last
 2. ``box``: ``\boxed{…}`` or ``\fbox{…}``; boxes that only "and", "or" or commas part are one answer;
 3. ``hash``: the rest of a line after ``####``;
 4. ``stated``: "answer: …", "the answer is …", and the same in Chinese, Japanese, German, French and Spanish;
-5. ``concluded``: a last sentence that begins with "so", "therefore" or the like, or with "in total";
-6. ``last_number``: only where ``fallback`` asks for it.
+5. ``alone``: a reply that is nothing but an answer;
+6. ``concluded``: a last sentence that begins with "so", "therefore" or the like, or with "in total";
+7. ``last_number``: only where ``fallback`` asks for it.
 
 Only what is after the thinking counts. All of it takes linear time.
 """
@@ -19,55 +20,81 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from drift.problems.boxed import boxes
+from drift.problems.boxed import BOX, boxes
 
-Place = Literal["tag", "box", "hash", "stated", "concluded", "last_number"]
+Place = Literal["tag", "box", "hash", "stated", "alone", "concluded", "last_number"]
 Fallback = Literal["", "last_number"]
 FALLBACKS: tuple[str, ...] = get_args(Fallback)
 # Only the end of a longer reply is searched for a statement in words.
 MAX_CHARACTERS = 20_000
 MAX_ANSWER = 2_000
-_SURE: dict[str, float] = {"tag": 1.0, "box": 1.0, "hash": 0.9, "stated": 0.8, "concluded": 0.5, "last_number": 0.2}
+_SURE: dict[str, float] = {
+    "tag": 1.0,
+    "box": 1.0,
+    "hash": 0.9,
+    "stated": 0.8,
+    "alone": 0.8,
+    "concluded": 0.5,
+    "last_number": 0.2,
+}
 
 _TAG_NAME = r"(?:final[_ ]?)?answer"
+_LESS, _MORE = r"\\?(?:[<＜]|&lt;)\s{0,3}", r"\s{0,3}\\?(?:[>＞]|&gt;)"
 _TAGS = re.compile(
-    rf"(?P<open>(?:<|&lt;)\s{{0,3}}{_TAG_NAME}\s{{0,3}}(?:>|&gt;)|\[{_TAG_NAME}\])"
-    rf"|(?P<close>(?:<|&lt;)\s{{0,3}}/\s{{0,3}}{_TAG_NAME}\s{{0,3}}(?:>|&gt;)|\[/{_TAG_NAME}\])",
+    rf"(?P<open>{_LESS}{_TAG_NAME}(?:\s[^<>&]{{0,40}})?{_MORE}|\[{_TAG_NAME}\])"
+    rf"|(?P<close>{_LESS}\\?/\s{{0,3}}{_TAG_NAME}{_MORE}|{_LESS}{_TAG_NAME}\s?/{_MORE}|\[/{_TAG_NAME}\])",
     re.IGNORECASE,
 )
+_THINKING = re.compile(r"<(?P<close>/)?(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _CUT_TAG = re.compile(r"</?[a-z_]{0,14}$", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
     r"[.…_?\s*`-]*|[\[({<]?\s?(?:your|the|final|my)?\s?(?:final )?(?:answer|letter|number|value|result|option)"
-    r"(?: here| letter)?\s?[\])}>]?\.{0,3}|n/?a",
+    r"(?: here| letter)?\s?[\])}>]?\.{0,3}|n/?a|tbd|todo",
     re.IGNORECASE,
 )
+_BOX = re.compile(BOX + r"(?=\{)")
 _BETWEEN_BOXES = re.compile(
     r"[\s$,;]*(?:and|or|\\text\{ ?(?:and|or) ?\})?[\s$,;]*(?:\$?[A-Za-z](?:_\{?\w\}?)? ?=)?[\s$]*"
 )
 _TAKEN_BACK = re.compile(
     r"\$?\s?(?:can't|cannot|can not|isn't|is not|is wrong|was wrong|is incorrect)\b", re.IGNORECASE
 )
-_HASH = re.compile(r"^[ \t]*####(?!#)[ \t]*(.*)$", re.MULTILINE)
+_DENIED_BEFORE = re.compile(r"\b(?:not|instead of|rather than)\s{0,2}\$?$", re.IGNORECASE)
+_HASH = re.compile(r"(?:^|(?<=\s))####(?!#)[ \t]*(.*)$", re.MULTILINE)
+_STEP = re.compile(r"\W*(?:step|part|case|phase|stage|question|problem|section|method)\b|\d{1,2}[.)]\s+[A-Za-z]", re.I)
 
 _MARKS = r"[*_`$\s|]{0,6}"
 _IS = (
     r"(?:\s{1,3}(?:choice|option|number))?(?:\s{1,3}(?:to|for|of)\s[^.:=\n]{1,80})?"
     r"(?:\s{1,3}(?P<not>is\s{1,3}not|isn['’]t|can['’]t\sbe|cannot\sbe)\b"
-    r"|\s{1,3}(?:is|are|equals|was|would\sbe|must\sbe|should\sbe|has\sto\sbe|comes\sto|to|will\sbe)\b"
+    r"|\s{1,3}(?:is|are|equals|was|would\sbe|must\sbe|should\sbe|has\sto\sbe|comes\s(?:out\s)?to"
+    r"|to|of(?=\s[-$\d\\])|will\sbe)\b"
     r"(?:\s(?:therefore|thus|then|simply|now|clearly|just)\b)?\s{0,3}[:=]?"
     rf"|{_MARKS}(?:[:=：→]|->|=>)|{_MARKS}[|]|\s{{0,2}}[*_]{{0,3}}\n|\s[-–—]\s)"
 )
 _STATED = re.compile(
-    rf"\b(?:answer|ans|result|solution){_IS}"
-    r"|(?P<east>答案|答え|正解|結果|结果)(?:(?P<east_not>不是)|[是为為はが]?[：:]?)"
-    r"|\b(?:Antwort|Lösung|Ergebnis|réponse|respuesta|resultado|solución|résultat)(?:\s(?:correcta|correct|correcte|finale?))?"
-    r"(?:\s{1,3}(?P<west_not>ist\snicht|n['’]est\spas|no\ses)\b|\s{1,3}(?:ist|lautet|est|es)\b\s?:?|\s{0,2}[*_]{0,3}:)",
+    rf"(?<![A-Za-z])(?:answer|ans|result|solution){_IS}"
+    r"|(?P<east>答案|答え|正解|結果|结果|정답|[答답](?=[：:은]))(?:(?P<east_not>不是)|[是为為はが은는이]?[：:]?)"
+    r"|\b(?:Antwort|Lösung|Ergebnis|réponse|respuesta|resultado|solución|résultat|risposta|resposta|ответ)"
+    r"(?:\s(?:correcta|correct|correcte|finale?))?"
+    r"(?:\s{1,3}(?P<west_not>ist\snicht|n['’]est\spas|no\ses)\b|\s{1,3}(?:ist|lautet|est|es|è|é)\b\s?:?|\s{0,2}[*_]{0,3}:)"
+    # What follows a statement and puts another one in its place.
+    r"|(?P<corrected>\bcorrection\b|\bI\sme(?:an|ant)\b|\b(?:it|that)\s(?:should|must)\s(?:actually\s)?be\b"
+    r"|\b(?:wait|no|sorry|actually|hmm)\b[,.]{0,3}\s(?:no\b[,.]?\s)?(?:it['’]s\s|it\sis\s)?(?=[-$]{0,2}\d))\s?[:,]?",
     re.IGNORECASE,
 )
+_IS_THE_ANSWER = re.compile(
+    r"\s(?:is|are|was)\s(?:the|my|our)\s(?:(?:final|correct|right)\s)?(?:answer|solution|result)\b", re.IGNORECASE
+)
+_OPENING_WORDS = re.compile(r"(?:(?:so|thus|hence|then|therefore|and|finally|that means|which means)\b[, ]*)+", re.I)
+_MARKS_AHEAD = re.compile(r"[ \t\n*_|`:]*+")
 _SUPPOSED = re.compile(
     r"\b(?:if|suppose|assume|assuming|whether|say|unless|wenn|falls|were)\b[^.!?\n]{0,30}$|如果$", re.I
 )
-_INSTEAD = re.compile(r"[.;,]?\s{0,3}(?:it is|it['’]s|but|rather|sondern|mais|sino|而是)\s{1,3}", re.IGNORECASE)
+_ONLY_IF = re.compile(r"\b(?:if|had|were|unless)\b", re.IGNORECASE)
+_INSTEAD = re.compile(
+    r"[.;,]?\s{0,3}(?:it is|it['’]s|(?<!anything )but|rather|sondern|mais|sino|而是)\s{1,3}", re.IGNORECASE
+)
 _SENTENCE_END = re.compile(r"[.!?](?=[*_`\"'”)$]{0,4}(?:\s|$))|[。！？]|\n")
 _NOT_THE_END = re.compile(r"(?:\b[ap]|\b[ap]\.m|\b(?:approx|sq|ca|vs|no|St))$", re.IGNORECASE)
 _CONCLUDING = re.compile(
@@ -113,11 +140,14 @@ def read(reply: str, *, strict: bool = False, fallback: str = "") -> Read | None
     if strict:
         return None
     text = text[-MAX_CHARACTERS:]
-    lines = [line for line in _HASH.findall(text) if line.strip()]
-    if lines and re.search(r"\d|^\W*\w\W*$|[\\=]", lines[-1]):
-        return Read(answer=lines[-1].strip(), where="hash")
+    lines = [line.strip() for line in _HASH.findall(text) if line.strip()]
+    last = lines[-1] if lines and not _STEP.match(lines[-1]) else ""
+    if last and (re.search(r"\d|^\W*\w\W*$|[\\=]", last) or text.rstrip().endswith(last)):
+        return Read(answer=last, where="hash")
     if found := stated(text):
         return Read(answer=found, where="stated")
+    if _is_alone(text):
+        return Read(answer=text.strip(), where="alone")
     if found := _concluded(text):
         return Read(answer=found, where="concluded")
     numbers = _NUMBER.findall(text) if fallback == "last_number" else []
@@ -125,16 +155,17 @@ def read(reply: str, *, strict: bool = False, fallback: str = "") -> Read | None
 
 
 def spoken(reply: str) -> str:
-    """``reply`` without its thinking: what follows each ``</think>``, and nothing of a thought that was cut off."""
-    for name in ("think", "thinking", "thought", "reasoning"):
-        opening, closing = f"<{name}>", f"</{name}>"
-        head, found, tail = reply.rpartition(closing)
-        if found or opening in reply:
-            before, cut, _ = tail.partition(opening)
-            reply = before
-            if cut and found and not before.strip():
-                reply = head.rpartition(closing)[2].partition(opening)[0]
-    return reply
+    """``reply`` without its thinking: neither whole thoughts, nor one that was begun before it or cut off."""
+    parts: list[str] = []
+    at, thinking = 0, False
+    for mark in _THINKING.finditer(reply):
+        if mark["close"] and not thinking:
+            parts = []
+        elif not thinking:
+            parts.append(reply[at : mark.start()])
+        thinking = not mark["close"]
+        at = mark.end()
+    return "".join(parts if thinking else [*parts, reply[at:]])
 
 
 def tagged(text: str) -> str | None:
@@ -166,7 +197,9 @@ def boxed_answer(text: str) -> str | None:
     if "box" not in text:
         return None
     spans = [span for span in boxes(text) if not is_placeholder(span[2])]
-    while spans and _TAKEN_BACK.match(text, spans[-1][1]):
+    while spans and (
+        _TAKEN_BACK.match(text, spans[-1][1]) or _DENIED_BEFORE.search(text, max(0, spans[-1][0] - 20), spans[-1][0])
+    ):
         spans.pop()
     if not spans:
         return None
@@ -178,44 +211,74 @@ def boxed_answer(text: str) -> str | None:
             break
         listed.insert(0, inner)
         start = earlier
-    return ", ".join(listed)
+    return _BOX.sub("", ", ".join(listed))
 
 
 def sentence(text: str, start: int = 0) -> str:
     r"""``text`` from ``start`` to the end of the sentence or line; ``$$`` and ``\[`` formulas may go over lines."""
+    return text[start : _end_of_sentence(text, start)].strip()
+
+
+def _end_of_sentence(text: str, start: int) -> int:
     formula = re.compile(r"\s*(?:\$\$(.{1,500}?)\$\$|\\\[(.{1,500}?)\\\])", re.DOTALL).match(text, start)
     if formula:
-        return formula.group().strip()
-    for match in _SENTENCE_END.finditer(text, start):
+        return formula.end()
+    last = min(len(text), start + MAX_ANSWER)
+    for match in _SENTENCE_END.finditer(text, start, last):
         if match.group() == "!" and text[match.start() - 1 : match.start()].isdigit():
             continue
         if match.group() != "." or not _NOT_THE_END.search(text, max(start, match.start() - 8), match.start()):
-            return text[start : match.start()].strip()
-    return text[start:].strip()
+            return match.start()
+    return last
 
 
 def stated(text: str) -> str | None:
     """What the last statement of ``text`` about its answer says; ``None`` if it is denied, supposed or cut off."""
     found: str | None = None
+    where = -1
     for match in _STATED.finditer(text):
+        if match["corrected"] and found is None:
+            continue
         if _SUPPOSED.search(text, max(0, match.start() - 40), match.start()):
             continue
-        at = match.end() + len(text[match.end() :]) - len(text[match.end() :].lstrip(" \t\n*_|`:"))
+        at = _MARKS_AHEAD.match(text, match.end()).end()  # type: ignore[union-attr]
         if at >= len(text):
             continue
-        said = sentence(text, at)
+        end = _end_of_sentence(text, at)
+        said = text[at:end].strip()
         if any(match[name] for name in ("not", "east_not", "west_not")) or said.startswith("not "):
             instead = _INSTEAD.search(text, at, at + 80)
             if instead is None:
                 found = None
                 continue
-            said = sentence(text, instead.end())
+            end = _end_of_sentence(text, instead.end())
+            said = text[instead.end() : end].strip()
+        if text[end : end + 1] in ("?", "？") or ("would" in match.group() and _ONLY_IF.search(said)):
+            continue
         if match["east"]:
-            said = re.sub(r"\s?(?:です|だ|である)$", "", said)
+            said = re.sub(r"\s?(?:です|だ|である|입니다)$", "", said)
         said = re.sub(r"^that\s", "", said.strip().strip("|").strip())
-        if said and not is_placeholder(said) and not said.endswith("?"):
+        if said and not is_placeholder(said):
+            found, where = said, match.start()
+    for match in _IS_THE_ANSWER.finditer(text, where + 1):
+        before = max(0, match.start() - 100)
+        start = max((one.end() for one in _SENTENCE_END.finditer(text, before, match.start())), default=before)
+        said = text[start : match.start()].strip()
+        said = said[opening.end() :] if (opening := _OPENING_WORDS.match(said)) else said
+        if len(said) < 60 and re.search(r"\d|\\", said) and text[_end_of_sentence(text, match.end()) :][:1] != "?":
             found = said
     return found
+
+
+def _is_alone(text: str) -> bool:
+    """Whether a reply is nothing but an answer: one short line with a number or a formula, or a truth value."""
+    whole = text.strip()
+    if len(whole) > 60 or "\n" in whole or whole.endswith(("?", "...", "…", ":")):
+        return False
+    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", whole)
+    return (len(words) <= 2 and re.search(r"\d|\\[a-z]", whole) is not None) or (
+        len(words) == 1 and words[0].lower() in ("true", "false", "yes", "no")
+    )
 
 
 def _concluded(text: str) -> str | None:

@@ -27,7 +27,7 @@ _SHORT_UNITS = (
 )
 _ATTACHED = {*UNIT_OF.values(), *_SHORT_UNITS.split()}
 UNIT_OF["mi per h"] = "mph"
-_UNIT_TOKEN = re.compile(r"\s*([A-Za-zµΩ°Å¢$€£][A-Za-z'’-]*)(\^?\{?-?[1-4]\}?(?![0-9]))?\s*([*×/]?)")
+_UNIT_TOKEN = re.compile(r"\s*([A-Za-zÀ-ɏµΩ°Å¢$€£][A-Za-zÀ-ɏ'’-]*)(\^?\{?-?[1-4]\}?(?![0-9]))?\s*([*×/]?)")
 _MAX_WORDS = 6
 _MONEY = "$€£¥₹"
 # Words after a number that change it, or that say there is another one.
@@ -57,6 +57,7 @@ def read_unit(rest: str) -> str | None:
     if bare.startswith("/"):
         bare = "per " + bare[1:].lstrip()
         rest = " " + bare
+    bare = re.sub(r"^(?:square|sq\.?)\s+([A-Za-z]+)", r"\1^2", re.sub(r"^cubic\s+([A-Za-z]+)", r"\1^3", bare))
     words: list[str] = []
     at = 0
     while at < len(bare):

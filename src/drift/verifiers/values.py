@@ -19,6 +19,7 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)|(?P<word>\\[a-zA-Z]+|pi(?![a-z])|sqrt(?![a-z])|e(?![a-z]))|(?P<sign>\*\*|[-+*/^!(){}\[\]]))"
 )
 _PRODUCT = {"*", "\\cdot", "\\times"}
+_FUNCTIONS = {"\\ln": math.log, "\\exp": math.exp, "\\sin": math.sin, "\\cos": math.cos, "\\tan": math.tan}
 _QUOTIENT = {"/", "\\div"}
 
 
@@ -137,6 +138,8 @@ class _Reader:
             return _bounded(above / self.group())
         if token in ("\\sqrt", "sqrt"):
             return self.root()
+        if token in _FUNCTIONS:
+            return _bounded(_FUNCTIONS[token](float(self.power())))
         raise _NoValue
 
     def group(self) -> Value:
