@@ -37,8 +37,8 @@ class LoopbackServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        server = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(30)
-        self.port = server.sockets[0].getsockname()[1]
+        self._server = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(30)
+        self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         return self
 
@@ -51,6 +51,7 @@ class LoopbackServer:
         self._thread.join(30)
 
     async def _end(self) -> None:
+        self._server.close()
         held = asyncio.all_tasks() - {asyncio.current_task()}
         for task in held:
             task.cancel()

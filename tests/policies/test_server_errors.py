@@ -32,6 +32,7 @@ ERRORS: list[tuple[int, Any, str, str]] = [
     (400, {"error": "The prompt's 120 tokens are more than the context length of 96."}, "context context", "96"),
     (400, [{"error": {"message": "input token count exceeds the maximum, 96"}}], "context context", "96"),
     (400, {"type": "error", "error": {"message": "prompt is too long: 120 tokens > 96"}}, "context context", "120"),
+    (400, {"message": "Input is too long for requested model."}, "context context", "too long"),
     (413, "too large", "context context", "too large"),
     # As many words of length, but of the reply that is asked for, and of a rate.
     (
@@ -48,6 +49,12 @@ ERRORS: list[tuple[int, Any, str, str]] = [
     (400, {"error": {"message": "Unrecognized: min_p, seed"}}, "fields http_400 min_p seed", ""),
     (400, {"error": {"message": "stop here: nothing to do for this model"}}, "prompt http_400", ""),
     (401, {"message": "who are you"}, "everything http_401", "who are you"),
+    (
+        400,
+        {"error": {"message": "API key not valid", "status": "INVALID_ARGUMENT"}},
+        "everything http_401",
+        "not valid",
+    ),
     (404, {"detail": "Not Found"}, "everything http_404", "Not Found"),
     (402, {"error": {"message": "Insufficient Balance"}}, "everything http_402", "Balance"),
     (429, {"error": {"code": "insufficient_quota", "message": "used up"}}, "everything http_429", "used up"),
@@ -93,6 +100,7 @@ def test_replies_of_every_form() -> None:
         ({"content": "a", "reasoning": "so"}, None, ("a", "so", "stop")),
         ({"content": [*parts, {"type": "text", "text": "b"}]}, "stop", ("ab", "so", "stop")),
         ({"content": None, "refusal": "No."}, "stop", ("No.", "", "refusal")),
+        ({"content": "<think>so</think>\n\na"}, "stop", ("a", "so", "stop")),
         ({"content": "", "tool_calls": []}, "max_tokens", ("", "", "length")),
         ({"content": "a\ud800"}, "stop", ("a\ufffd", "", "stop")),
     ]:

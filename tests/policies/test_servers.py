@@ -10,6 +10,7 @@ import pytest
 from drift.api import rollout
 from drift.dataset.store import read_trajectories
 from drift.errors import ConfigError, PolicyError
+from drift.policies import make_policy
 from drift.policies.scripted import ScriptedPolicy
 
 from .servers import AnsweringServer
@@ -204,3 +205,10 @@ def test_too_many_failures_stop_the_run_and_after_a_remedy_it_goes_on(tmp_path: 
     assert 3 < failed < 40 and kept + failed <= made.manifest["counts"]["trajectories"] == 40
     with pytest.raises(PolicyError, match="8 prompts in a row"):
         through(lambda *_: error(500, "down"), tmp_path / "down", tasks=40, retries=0, max_failed=1)
+
+
+def test_a_server_that_is_gone_stops_the_run_at_the_first_request_that_is_given_up(tmp_path: Path) -> None:
+    with AnsweringServer(lambda request, _: text(request)) as server:
+        policy = make_policy("openai-chat:m", {"url": server.url, "retries": 1, "max_failed": 1})
+    with pytest.raises(PolicyError, match=r"unreachable.*run the same command again"):
+        rollout("arithmetic", model=policy, tasks=1, samples=1, out=tmp_path)

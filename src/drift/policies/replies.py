@@ -16,8 +16,11 @@ _FINISHED: dict[str, FinishReason] = {
     "max_tokens": "length",
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
+    "refusal": "refusal",
 }
 _FILTERED = re.compile("filter|safety|recitation|prohibited|blocklist|sensitive|spii")
+# Of a server that does not tell a thought from the text.
+_OPENED, _CLOSED = "<think>", "</think>"
 _BROKEN_OFF = frozenset({"abort", "aborted", "error", "cancelled", "network_error", "insufficient_system_resource"})
 
 
@@ -61,8 +64,12 @@ def chat_completion(reply: Any) -> Completion:
     choice = first_choice(reply)
     message, reason = choice["message"], finish_reason(choice)
     text, thinking = _text_of(message.get("content"))
-    for name in ("reasoning_content", "reasoning", "thinking"):
+    for name in ("reasoning_content", "reasoning", "thinking", "reasoning_details"):
         thinking = thinking or _plain_text(message.get(name))
+    if not thinking and (_OPENED in text or _CLOSED in text):
+        thought, closed, said = text.partition(_CLOSED)
+        if closed or text.lstrip().startswith(_OPENED):
+            text, thinking = said.strip(), thought.strip().removeprefix(_OPENED).strip()
     if not text and message.get("refusal"):
         text, reason = str(message["refusal"]), "refusal"
     completion = Completion(

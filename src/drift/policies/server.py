@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from drift.errors import PolicyError, require
-from drift.policies.base import ContextExceeded, RequestFailed, UnusableReply
+from drift.policies.base import ContextExceeded, RequestFailed
 from drift.policies.replies import BrokenReply
 from drift.policies.request_fields import RequestFields
 from drift.policies.server_errors import ServerError, error_in_reply, read_error, shortened
@@ -26,6 +26,8 @@ LONGEST_PAUSE_SECONDS = 60.0
 LIST_SECONDS = 30.0
 # So many different prompts that fail with no reply to any other meanwhile: the server is away, not they are odd.
 PROMPTS_IN_A_ROW = 8
+# What the client's HTTP library raises where no connection comes about.
+_NOBODY_THERE = frozenset({"ConnectError", "ConnectTimeout"})
 _MASKED_KEY = re.compile(r"\S*(?:\*{3,}|…)\S*")
 
 
@@ -110,9 +112,6 @@ class Server:
             while True:
                 request = self.fields.accepted(fields)
                 outcome = await self._attempt(path, request, read)
-                if isinstance(outcome, Completion) or outcome.kind != "passing":
-                    self._last_reply = time.monotonic()
-                    self._failed_prompts.clear()
                 if isinstance(outcome, Completion):
                     return outcome
                 if changes := self.fields.adapt(outcome, request):
@@ -147,13 +146,17 @@ class Server:
         try:
             async with asyncio.timeout(self._deadline):
                 reply = await self._client.post(path, body=dict(request), cast_to=object)
+            # Not every server says that what it sends is JSON.
+            reply = json.loads(reply) if isinstance(reply, str) else reply
         except self._openai.APIStatusError as error:
             return _of_status(error, request)
         except (TimeoutError, self._openai.APITimeoutError):
             words = f"no whole reply within {self._deadline:g} seconds (policy.deadline)"
             return ServerError(name="timeout", kind="passing", words=words)
         except self._openai.APIConnectionError as error:
-            return ServerError(name="disconnected", kind="passing", words=shortened(str(error.__cause__ or error)))
+            cause = error.__cause__ or error
+            name = "unreachable" if type(cause).__name__ in _NOBODY_THERE else "disconnected"
+            return ServerError(name=name, kind="passing", words=shortened(str(cause)))
         except ValueError as error:
             return ServerError(name="broken_reply", kind="passing", words=shortened(f"no JSON: {error}"))
         error_inside = error_in_reply(reply, request)
@@ -161,12 +164,10 @@ class Server:
             return error_inside
         try:
             completion = read(reply)
-            self._count_usage(reply)
+            self._note(reply)
             return completion
-        except UnusableReply:
-            self._count_usage(reply)
-            raise
         except PolicyError:
+            self._note(reply)
             raise
         except BrokenReply as error:
             return ServerError(name=error.name, kind="passing", words=shortened(json.dumps(reply)[:200]))
@@ -186,7 +187,7 @@ class Server:
             names = ", ".join(sorted(error.fields))
             first = min(error.fields)
             remedy = f"Change {names}, or leave it out: --policy '{{request: {{{first}: null}}}}'."
-        elif error.status in (401, 403):
+        elif error.name in ("http_401", "http_403"):
             state = "holds another one" if self._key else "is empty"
             remedy = f"The key is read from the environment variable {self._key_env} (policy.key_env), which {state}."
         elif error.status in (404, 405, 501):
@@ -202,9 +203,11 @@ class Server:
         if self._last_reply < begun:
             content = json.dumps(fields.get("prompt") or fields.get("messages"))
             self._failed_prompts.add(hashlib.sha256(content.encode()).hexdigest())
-        if len(self._failed_prompts) >= PROMPTS_IN_A_ROW:
+        away = error.name == "unreachable"
+        if away or len(self._failed_prompts) >= PROMPTS_IN_A_ROW:
+            row = "" if away else f"; so did {PROMPTS_IN_A_ROW} prompts in a row"
             return PolicyError(
-                f"the server at {self._url} {said}; so did {PROMPTS_IN_A_ROW} prompts in a row. "
+                f"the server at {self._url} {said}{row}. "
                 "Look at the server's log, then run the same command again: it goes on where it was."
             )
         return RequestFailed(error.name, f"the server at {self._url} {said}")
@@ -222,13 +225,14 @@ class Server:
                     if error.status_code in (401, 403):
                         raise self._refused(failure) from None
                     if failure.kind != "passing" or attempt == self._retries:
-                        said = f"no list of models (status {failure.status}: {self._clean(failure.words)})"
-                        self._say_once(
-                            "models", f"{said}; {self._model!r} is taken as the name, the first reply tells."
-                        )
+                        said = f"status {failure.status}: {self._clean(failure.words)}"
+                        self._say_once("models", f"no list of models ({said}); {self._model!r} is asked for as it is.")
                         return
                     self._say_once(failure.name, f"{failure.name}: {self._clean(failure.words)}. Waiting for it.")
                     time.sleep(max(failure.wait, _pause(attempt + 1)))
+                except self._openai.APITimeoutError:
+                    self._say_once("models", f"no list of models within {LIST_SECONDS:g} seconds.")
+                    return
                 except (self._openai.OpenAIError, ValueError) as error:
                     raise PolicyError(
                         f"no server that speaks OpenAI's interface at {self._url}: {self._clean(str(error))}. "
@@ -242,7 +246,10 @@ class Server:
             names = ", ".join(sorted(self._listed)) or "no model"
             self._say_once("models", f"it lists {names}, not {self._model!r}, which is asked for all the same.")
 
-    def _count_usage(self, reply: Any) -> None:
+    def _note(self, reply: Mapping[str, Any]) -> None:
+        """The server is there, and says what the reply took."""
+        self._last_reply = time.monotonic()
+        self._failed_prompts.clear()
         used = reply.get("usage")
         if isinstance(used, Mapping):
             told = {name: used.get(name) for name in ("prompt_tokens", "completion_tokens")}

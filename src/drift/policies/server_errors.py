@@ -18,16 +18,22 @@ _MOST_CHARACTERS, _MOST_OF_A_PAGE = 300, 60
 _TRY_AGAIN = frozenset({408, 409, 425, 429})
 _WORD_KEYS = frozenset({"message", "msg", "detail", "error", "errors", "reason", "description", "title", "raw"})
 _CODE_KEYS = frozenset({"code", "type", "status", "error_type", "param", "n_ctx"})
-_TOO_LONG_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error", "request_too_large"})
-_FILTER_CODES = ("content_filter", "content_policy", "responsibleaipolicy", "moderation", "safety", "inspection_failed")
-_NO_MONEY_CODES = frozenset({"insufficient_quota", "insufficient_balance", "billing_hard_limit_reached"})
-_CONTEXT = re.compile(r"context[ _-]?(?:length|size|window|limit)|max_model_len|n_ctx|maximum context|input length")
+_TOO_LONG_CODES = re.compile(r"(?:exceed_)?context_(?:length|size|window)|too_(?:long|large)|above_max_length")
+_FILTER_CODES = re.compile("content_filter|content_policy|responsibleaipolicy|moderation|safety|inspection_failed")
+_NO_MONEY_CODES = re.compile("insufficient_(?:quota|balance|credits)|billing|deactivated")
+_FILTERED = re.compile(r"content (?:filter|policy|management policy)|moderation|\bflagged\b|inappropriate content")
+_KEY = re.compile(r"api[ _-]?key|unauthori[sz]ed|authenticat")
+# What is too long, in the order in which a sentence on it need say less: the context, tokens of the prompt, the prompt.
+_CONTEXT = re.compile(
+    r"context[ _-]?(?:length|size|window|limit)|maximum context|token limit|n_ctx|max_(?:model|seq|input)_len"
+    r"|(?:input|prompt|sequence) length"
+)
 _PROMPT_TOKENS = re.compile(r"(?=.*\btokens?\b)(?=.*(?:prompt|inputs?\b|message|conversation|sequence))(?=.*\d)")
 _TOO_MUCH = re.compile(
     r"exceed|too (?:long|large|many|big)|(?:long|larg|great)er than|more than|(?:less|fewer) than|at most|maximum"
     r"|limit|overflow|not enough|does(?: not|n't) fit|should be|<=|≤|≥|>"
 )
-_FILTERED = re.compile(r"content (?:filter|policy|management policy)|moderation|\bflagged\b|inappropriate content")
+_TOO_LONG_PROMPT = re.compile(r"(?:prompt|inputs?|conversation|messages?) (?:is |are |was )?too (?:long|large)")
 # These may be words of any sentence: a message names such a field only in quotation marks.
 _EVERYDAY = frozenset({"model", "stop"})
 # What is said of these is said of one conversation.
@@ -115,12 +121,15 @@ def shortened(text: str) -> str:
 
 def _kind(status: int, codes: set[str], said: str, names_fields: bool) -> tuple[Kind, str]:
     http = f"http_{status}"
-    if (status not in (401, 402, 403, 404, 429) and _says_too_long(status, said)) or codes & _TOO_LONG_CODES:
+    told = " ".join(codes)
+    if (status not in (401, 402, 403, 404, 429) and _says_too_long(status, said)) or _TOO_LONG_CODES.search(told):
         return "context", "context"
-    if status < 500 and (_FILTERED.search(said) or any(sign in code for code in codes for sign in _FILTER_CODES)):
+    if status < 500 and (_FILTERED.search(said) or _FILTER_CODES.search(told)):
         return "prompt", "content_filter"
-    if status in (401, 402, 403, 404, 405, 501) or codes & _NO_MONEY_CODES:
+    if status in (401, 402, 403, 404, 405, 501) or _NO_MONEY_CODES.search(told):
         return "everything", http
+    if status < 500 and status != 429 and _KEY.search(said):
+        return "everything", "http_401"
     if status >= 500 or status in _TRY_AGAIN:
         return "passing", http
     return ("fields" if names_fields else "prompt"), http
@@ -129,7 +138,8 @@ def _kind(status: int, codes: set[str], said: str, names_fields: bool) -> tuple[
 def _says_too_long(status: int, said: str) -> bool:
     if _CONTEXT.search(said):
         return bool(_TOO_MUCH.search(said))
-    return status == 413 or (status < 500 and bool(_PROMPT_TOKENS.search(said) and _TOO_MUCH.search(said)))
+    tokens = _PROMPT_TOKENS.search(said) and _TOO_MUCH.search(said)
+    return status == 413 or (status < 500 and bool(tokens or _TOO_LONG_PROMPT.search(said)))
 
 
 def _parts(value: Any, key: str = "error") -> Iterator[tuple[str, str]]:

@@ -192,7 +192,7 @@ def _training(manifest: Mapping[str, Any]) -> Iterator[str]:
         held, failed = counts["conversations"], counts["failed"]
         yield f"{manifest['rounds']:,} rounds of {held:,} conversations in all, {manifest['steps']:,} steps."
         if failed:
-            yield f"{failed:,} conversations failed in the environment."
+            yield f"{failed:,} conversations failed."
         return
     rows = counts.get("rows") or counts.get("pairs") or 0
     yield f"{manifest['steps']:,} steps on {rows:,} rows."
