@@ -34,8 +34,8 @@ class QuestionSource:
     for questions with options and ``math`` for others.
     """
 
-    train: str = "gsm8k"
-    test: str = "gsm8k"
+    train: str | Mapping[str, Any] = "gsm8k"
+    test: str | Mapping[str, Any] = "gsm8k"
     train_file: str = ""
     test_file: str = ""
     verifier_settings: dict[str, Any] = field(default_factory=dict)
@@ -50,8 +50,10 @@ class QuestionSource:
         require("{question}" in self.prompt, f"{where}.prompt", self.prompt, "a text that holds {question}")
         require(self.fallback in FALLBACKS, f"{where}.fallback", self.fallback, "last_number, or nothing")
         for split in SPLITS:
-            get_problem_set(getattr(self, split))
-            file = getattr(self, f"{split}_file")
+            file, given = getattr(self, f"{split}_file"), getattr(self, split)
+            get_problem_set(given, split)
+            part = given.get("split") if isinstance(given, Mapping) else None
+            require(not (file and part), f"{where}.{split}.split", part, f"none with {split}_file, which is used whole")
             if file and not Path(file).expanduser().is_file():
                 raise ConfigError(f"{where}.{split}_file: no file {file!r}. Give a file, or leave it out for the hub.")
 
@@ -104,11 +106,12 @@ class QuestionSource:
 
     def _can_read_test_set(self) -> bool:
         """Whether the test set can be read where the training set is: whoever gives local files may be offline."""
-        return bool(self.test_file) or (not self.train_file and "test" in get_problem_set(self.test).splits)
+        return bool(self.test_file) or (not self.train_file and "test" in get_problem_set(self.test, "test").splits)
 
     def _load(self, split: str) -> Loaded:
         settings = json.dumps(self.verifier_settings, sort_keys=True, default=str)
-        return _load(self.default_verifier, getattr(self, split), split, getattr(self, f"{split}_file"), settings)
+        given = json.dumps(getattr(self, split), sort_keys=True)
+        return _load(self.default_verifier, given, split, getattr(self, f"{split}_file"), settings)
 
 
 def _verifier(default: str, settings: Mapping[str, Any], problem_verifier: str, options: Sequence[str]) -> Verifier:
@@ -118,9 +121,9 @@ def _verifier(default: str, settings: Mapping[str, Any], problem_verifier: str, 
 
 
 @functools.lru_cache(maxsize=8)
-def _load(default: str, name: str, split: str, file: str, settings: str) -> Loaded:
+def _load(default: str, given: str, split: str, file: str, settings: str) -> Loaded:
     """The problems whose answers can be checked; the others are counted by what is wrong with them."""
-    loaded = load_split(get_problem_set(name), split, file)
+    loaded = load_split(get_problem_set(json.loads(given), split), split, file)
     kept: list[Problem] = []
     left_out: Counter[str] = Counter()
     for problem in loaded.problems:
@@ -168,8 +171,9 @@ class MathQuestions(QuestionSource):
     """GSM8K, MATH-500, MetaMathQA or TheoremQA under the DRIFT protocol, checked for equality and not for spelling.
 
     Args:
-        train: problem set to train on.
-        test: problem set to test on.
+        train: problem set to train on, by name or as {name: metamath, type: MATH_*} with settings; split among them is
+            one of the hub, or a part of it such as train[:90%].
+        test: problem set to test on, likewise.
         train_file: local file of the training set's schema, instead of the hub.
         test_file: local file of the test set's schema, instead of the hub.
         max_turns: T, the most replies in an episode.
@@ -218,8 +222,9 @@ class ChoiceQuestions(MathQuestions):
     beside ``min(1, k / options)``.
 
     Args:
-        train: problem set to train on.
-        test: problem set to test on.
+        train: problem set to train on, by name or as {name: metamath, type: MATH_*} with settings; split among them is
+            one of the hub, or a part of it such as train[:90%].
+        test: problem set to test on, likewise.
         train_file: local file of the training set's schema, instead of the hub.
         test_file: local file of the test set's schema, instead of the hub.
         max_turns: T, the most replies in an episode.
@@ -231,8 +236,8 @@ class ChoiceQuestions(MathQuestions):
         fallback: has no effect on a choice.
     """
 
-    train: str = "mmlu"
-    test: str = "mmlu"
+    train: str | Mapping[str, Any] = "mmlu"
+    test: str | Mapping[str, Any] = "mmlu"
     prompt: str = "{question}\n\nThink step by step and end with <answer>letter</answer>."
     format_feedback: str = "No answer found. Please end with <answer>letter</answer>."
 

@@ -70,6 +70,8 @@ class WeightConfig:
         outcome: what counts: success (1 or 0), or reward (the sum of the environment's rewards).
         gamma: discount γ per turn; null is 0.9 for drift and 1 for the others.
         repetition: λ, what repeating oneself costs; null is 0.5 for drift and 0 for the others.
+        repetition_over: what distinct answers are a share of: turns (the paper) or answers (its published code, which
+            counts those that could be read).
         format_failure: cost of each reply without a readable answer; 0 in the paper, 0.1 in its published code.
         turns: replies that get the weight: terminal (the last), all, first, credited (all but rejected ones), or
             module:function; null is all for refit, swift, group_relative and star_gate, first for bolt, else terminal.
@@ -85,6 +87,7 @@ class WeightConfig:
     outcome: Literal["success", "reward"] = "success"
     gamma: float | None = None
     repetition: float | None = None
+    repetition_over: Literal["turns", "answers"] = "turns"
     format_failure: float = 0.0
     turns: str | dict[str, Any] | None = None
     steps: list[str | dict[str, Any]] = field(default_factory=list)
@@ -98,6 +101,8 @@ class WeightConfig:
         require(sound, "weights.beta.auto", share, "a share above 0 and below 1")
         require(gamma is None or 0 < gamma <= 1, "weights.gamma", gamma, "a number in (0, 1]")
         require(self.repetition is None or self.repetition >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
+        over = self.repetition_over
+        require(over in ("turns", "answers"), "weights.repetition_over", over, "turns or answers")
         require(self.format_failure >= 0, "weights.format_failure", self.format_failure, "a number ≥ 0")
         require(self.outcome in ("success", "reward"), "weights.outcome", self.outcome, "success or reward")
         require(self.group_by in ("task", "opening"), "weights.group_by", self.group_by, "task or opening")
