@@ -21,6 +21,7 @@ from drift.own_process import call_apart
 from drift.policies import DEFAULT_MODEL
 from drift.policies.hf import HFPolicy
 
+MODELS = ("tuned", "base")
 SMALL: dict[str, Any] = {
     "max_new_tokens": 12, "rollouts.tasks": 6, "rollouts.samples": 4, "max_steps": 10, "training.batch_size": 4,
     "evaluation.tasks": 4, "evaluation.samples": 0,
@@ -94,7 +95,7 @@ def test_a_server_samples_the_base_and_another_engine_the_tuned_model(tmp_path: 
 
 @pytest.fixture
 def vllm_url(tmp_path: Path) -> Iterator[str]:
-    """The address of a server that was started by hand: vLLM with the shipped policy, told that it may load adapters."""
+    """The address of a server started by hand: vLLM with the shipped policy, which may be told to load adapters."""
     python = Path(os.environ.get("DRIFT_VLLM_PYTHON", ".venv-vllm/bin/python"))
     if not python.exists():
         pytest.skip("no vLLM environment; make test-vllm makes one")
@@ -131,7 +132,7 @@ def test_a_server_that_runs_is_told_to_load_the_adapter_that_was_trained(vllm_ur
     run = drift.run("guess", out=tmp_path / "run", policy=policy, **plan)
     assert run is not None
     assert run.evaluation.manifest["policies"] == {"base": "default", "tuned": str(run / "model" / "adapter")}
-    held = {name: read_trajectories(run / "evaluation" / "greedy" / name) for name in ("base", "tuned")}
+    held = {name: read_trajectories(run / "evaluation" / "greedy" / name) for name in MODELS}
     assert held["base"][0].policy != held["tuned"][0].policy
     # What the server says with the adapter is what the merged model says here, and not what the base says.
     drift.evaluate("guess", str(run / "model"), tasks=40, samples=0, max_new_tokens=12, out=tmp_path / "here")

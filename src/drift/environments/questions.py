@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from drift.environments.answers import AnswerEpisode
+from drift.environments.answers import AnswerEpisode, filled, require_texts
 from drift.environments.base import SPLITS, describe
 from drift.errors import ConfigError, require
 from drift.problems import Loaded, get_problem_set, load_split
@@ -89,12 +89,12 @@ class QuestionSource:
         gold, options = str(task.payload["gold"]), task.payload["options"]
         return f"{gold}. {options[LETTERS.index(gold)]}" if options else gold
 
-    def question(self, task: Task) -> str:
+    def question(self, task: Task, prompt: str = "") -> str:
         """``prompt`` with the question of ``task``, and its options by letter, in place of ``{question}``."""
         options = zip(LETTERS, task.payload["options"], strict=False)
         listed = "".join(f"\n{letter}. {text}" for letter, text in options)
         # Replaced and not formatted: a question may hold braces of its own.
-        return self.prompt.replace("{question}", f"{task.payload['question']}{listed}")
+        return (prompt or self.prompt).replace("{question}", f"{task.payload['question']}{listed}")
 
     def verifier_of(self, payload: Mapping[str, Any]) -> Verifier:
         """The verifier that suits the answer of a task with this payload."""
@@ -178,8 +178,10 @@ class MathQuestions(QuestionSource):
         test_file: local file of the test set's schema, instead of the hub.
         max_turns: T, the most replies in an episode.
         prompt: the opening message, ``{question}`` standing for the question (and its options).
-        feedback: what the environment says to a wrong answer.
-        format_feedback: what it says to a reply without a readable answer.
+        feedback: what the environment says to a wrong answer; of a list, one text after each reply, the last ever
+            after. ``{turn}`` in it, and in prompt, is the turn to come, ``{left}`` the replies left, ``{reward}`` what
+            the last one earned.
+        format_feedback: what it says to a reply without a readable answer, likewise.
         verifier_settings: settings of the verifier ``math``.
         strict: read answers from a tag or a box alone, and not from what a reply says in words.
         fallback: ``last_number`` takes the last number of a reply that gives no answer; nothing by default.
@@ -187,8 +189,8 @@ class MathQuestions(QuestionSource):
 
     max_turns: int = 5
     prompt: str = "{question}\n\nThink step by step and end with <answer>your answer</answer>."
-    feedback: str = "Incorrect. Please think again."
-    format_feedback: str = "No answer found. Please end with <answer>your answer</answer>."
+    feedback: str | tuple[str, ...] = "Incorrect. Please think again."
+    format_feedback: str | tuple[str, ...] = "No answer found. Please end with <answer>your answer</answer>."
 
     default_verifier = "math"
 
@@ -196,7 +198,7 @@ class MathQuestions(QuestionSource):
         where = "environment"
         require(self.max_turns >= 1, f"{where}.max_turns", self.max_turns, "a whole number ≥ 1")
         for name in ("feedback", "format_feedback"):
-            require(bool(getattr(self, name)), f"{where}.{name}", getattr(self, name), "a text")
+            require_texts(f"{where}.{name}", getattr(self, name))
         make_verifier(self.default_verifier, self.verifier_settings)
         super().__post_init__()
 
@@ -205,7 +207,7 @@ class MathQuestions(QuestionSource):
         verifier = self.verifier_of(task.payload)
         gold, options = str(task.payload["gold"]), tuple(task.payload["options"])
         return AnswerEpisode(
-            self.question(task),
+            self.question(task, filled(self.prompt, turn=1, turns=self.max_turns)),
             self.max_turns,
             check=lambda reply: check_answer(
                 verifier, reply, gold, options, strict=self.strict, fallback=self.fallback
@@ -229,8 +231,10 @@ class ChoiceQuestions(MathQuestions):
         test_file: local file of the test set's schema, instead of the hub.
         max_turns: T, the most replies in an episode.
         prompt: the opening message, ``{question}`` standing for the question and its options.
-        feedback: what the environment says to a wrong answer.
-        format_feedback: what it says to a reply without a readable answer.
+        feedback: what the environment says to a wrong answer; of a list, one text after each reply, the last ever
+            after. ``{turn}`` in it, and in prompt, is the turn to come, ``{left}`` the replies left, ``{reward}`` what
+            the last one earned.
+        format_feedback: what it says to a reply without a readable answer, likewise.
         verifier_settings: settings of the verifier ``choice``.
         strict: read answers from a tag or a box alone, and not from what a reply says in words.
         fallback: has no effect on a choice.
@@ -239,6 +243,6 @@ class ChoiceQuestions(MathQuestions):
     train: str | Mapping[str, Any] = "mmlu"
     test: str | Mapping[str, Any] = "mmlu"
     prompt: str = "{question}\n\nThink step by step and end with <answer>letter</answer>."
-    format_feedback: str = "No answer found. Please end with <answer>letter</answer>."
+    format_feedback: str | tuple[str, ...] = "No answer found. Please end with <answer>letter</answer>."
 
     default_verifier = "choice"

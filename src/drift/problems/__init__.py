@@ -45,9 +45,8 @@ def get_problem_set(given: str | Mapping[str, Any], split: str = "") -> ProblemS
     """
     settings = {"name": given} if isinstance(given, str) else dict(given)
     name, part = settings.pop("name", None), settings.pop("split", "")
-    require(
-        isinstance(name, str), f"environment.{split or 'train'}", given, "a problem set, or {name: …} with settings"
-    )
+    where = f"environment.{split or 'train'}"
+    require(isinstance(name, str), where, given, "a problem set, or {name: …} with settings")
     problem_set: ProblemSet = PROBLEM_SETS.make(name, settings, where="environment")
     if not part:
         return problem_set
