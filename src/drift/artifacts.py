@@ -85,11 +85,11 @@ class Run(Artifact):
     """The directory of a whole run, one handle for each of its stages."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path, EVALUATION)
+        super().__init__(path, EVALUATION if (Path(path) / "evaluation").is_dir() else MODEL)
 
     @property
     def rollouts(self) -> Artifact:
-        """The conversations that were sampled to learn from."""
+        """The conversations that were learned from, sampled or logged."""
         return Artifact(self.path / "rollouts", TRAJECTORIES)
 
     @property
@@ -109,12 +109,15 @@ class Run(Artifact):
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The manifest of the evaluation."""
-        return self.evaluation.manifest
+        """The manifest of the evaluation; of the model where nothing was measured."""
+        return self._last_stage().manifest
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for each estimate."""
-        return self.evaluation.to_pandas()
+        """A row for each estimate, or logged training step where nothing was measured."""
+        return self._last_stage().to_pandas()
+
+    def _last_stage(self) -> Artifact:
+        return self.evaluation if self.kind == EVALUATION else self.model
 
     def _last(self) -> Path:
         rounds = sorted(self.path.glob("round-*"), key=lambda path: int(path.name.rpartition("-")[2]))

@@ -155,7 +155,7 @@ def _run(name: str, verb: Verb, arguments: Sequence[str]) -> int:
         settings = found.pop("environment", {})
         positional[at] = {"name": positional[at], **settings} if settings else positional[at]
     # Dotted keys of a recipe are the function's keywords; of other verbs they are the parts of one argument.
-    keywords = _dotted(found) if verb.record == _RECIPE else found
+    keywords = _dotted(found) if verb.record == _RECIPE else _nested_policy(found)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = function(*positional, **keywords)
     if result is None or os.environ.get("RANK", "0") != "0":
@@ -279,11 +279,15 @@ def _types_of(parser: ArgumentParser) -> dict[str, Any]:
 
 
 def _named(arguments: Sequence[str]) -> Iterator[str]:
-    """``arguments`` with ``--environment NAME`` as ``--environment.name NAME``: settings may stand beside it."""
+    """``arguments`` with ``--environment NAME`` as ``--environment.name NAME``: settings may stand beside it.
+
+    So does ``--data FILE`` for ``--data.file FILE``.
+    """
+    short = {"--environment": "--environment.name", "--data": "--data.file"}
     for argument, value in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, own = argument.partition("=")
         plain = not (own if equals else value).lstrip().startswith("{")
-        yield f"{name}.name{equals}{own}" if name == "--environment" and plain else argument
+        yield f"{short[name]}{equals}{own}" if name in short and plain else argument
 
 
 def _switched_on(parser: ArgumentParser, given: Sequence[str]) -> Iterator[str]:
@@ -318,6 +322,13 @@ def _dotted(values: Mapping[str, Any]) -> dict[str, Any]:
     from drift.recipe import flatten
 
     return flatten(values)
+
+
+def _nested_policy(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with settings of one model alone, as {tuned.engine: hf}, under its name."""
+    from drift.recipe import nested
+
+    return {**values, "policy": nested(values["policy"])} if values.get("policy") else values
 
 
 def _as_dict(found: Namespace) -> dict[str, Any]:

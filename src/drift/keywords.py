@@ -157,7 +157,7 @@ def _type(name: str, hint: Any) -> Any:
     if name in ("methods", "seeds") or hint in (str, os.PathLike[str], Path):
         return str
     if hint is Any or name == "scheme":
-        return str | dict[str, Any] if name in ("scheme", "environment", "model") else Any
+        return str | dict[str, Any] if name in ("scheme", "environment", "data", "cluster", "model") else Any
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         kinds = [_type(name, part) for part in parts if part is not type(None)]

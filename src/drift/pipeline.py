@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from drift.api import train
+from drift.api import read_logs, train
 from drift.artifacts import Run
 from drift.environments import make_environment
-from drift.errors import ConfigError, require
+from drift.errors import ConfigError, require, unknown_name
 from drift.evaluation.run import evaluate_policies, held_out_tasks
 from drift.own_process import call_apart
 from drift.policies.base import derive_seed
@@ -20,7 +21,6 @@ from drift.rollouts.config import TASKS
 from drift.rollouts.run import draw_tasks, roll_out
 from drift.serving import check_model, check_tuned, needs_own_process, served, unseen_weights, who_samples
 from drift.training.config import TrainingConfig
-from drift.training.launch import needs_launch
 from drift.weights.stage import weigh_dataset
 
 
@@ -67,8 +67,8 @@ def run_recipe(recipe: Recipe, out: Path) -> None:
     """Run every stage of ``recipe`` into ``out``; stages that are finished are not run again.
 
     Writes ``recipe.yaml`` (resolved), ``rollouts/``, ``weights/``, ``model/``, ``evaluation/`` and ``report.html``.
-    Where there are several rounds, ``weights`` and ``model`` of each, and its ``rollouts`` from the second on, lie in
-    ``round-1/``, ``round-2/``, …
+    Without an environment there is no evaluation. Where there are several rounds, ``weights`` and ``model`` of each,
+    and its ``rollouts`` from the second on, lie in ``round-1/``, ``round-2/``, …
 
     Raises:
         ConfigError: ``out`` was begun with another recipe, or torchrun started this process as one of several.
@@ -80,17 +80,18 @@ def run_recipe(recipe: Recipe, out: Path) -> None:
     claim(recipe.to_dict(), out)
     sample(recipe, out / "rollouts")
     setup, models = served(recipe, tune(recipe, out / "rollouts", out))
-    evaluate_policies(
-        setup,
-        models,
-        recipe.evaluation,
-        recipe.sampling,
-        out / "evaluation",
-        seed=recipe.seed,
-        seen=out / "rollouts",
-        concurrency=recipe.concurrency,
-        cluster=recipe.cluster,
-    )
+    if recipe.environment:
+        evaluate_policies(
+            setup,
+            models,
+            recipe.evaluation,
+            recipe.sampling,
+            out / "evaluation",
+            seed=recipe.seed,
+            seen=out / "rollouts",
+            concurrency=recipe.concurrency,
+            cluster=recipe.cluster,
+        )
     write_report(out, out / "report.html")
 
 
@@ -106,7 +107,7 @@ def one_process() -> None:
 
 
 def sample(recipe: Recipe, out: Path, *, model: Path | None = None, round: int = 1, source: Any = None) -> None:
-    """Sample the conversations of one round of ``recipe`` into ``out``.
+    """Sample the conversations of one round of ``recipe`` into ``out``, or take them from its log.
 
     Args:
         recipe: what to sample.
@@ -115,6 +116,9 @@ def sample(recipe: Recipe, out: Path, *, model: Path | None = None, round: int =
         round: from 1. Every round has the same tasks; samples are seeded apart.
         source: see ``roll_out``.
     """
+    if recipe.data is not None:
+        read_logs(**recipe.data, model=recipe.model, out=out)
+        return
     roll_out(
         who_samples(recipe, model),
         recipe.rollouts,
@@ -138,6 +142,8 @@ def tune(recipe: Recipe, data: Path, out: Path) -> Path:
         data: conversations of the recipe's own model, for the first round.
         out: where to.
     """
+    from drift.training.launch import needs_launch
+
     model: Path | None = None
     for number, config in enumerate(split_steps(recipe.training, recipe.rounds), 1):
         folder = stage_folder(out, number, recipe.rounds)
@@ -176,17 +182,37 @@ def split_steps(config: TrainingConfig, rounds: int) -> list[TrainingConfig]:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Find what can be found wrong without long work: the environment, its tasks of both splits, the model folder."""
+    """Find what can be found wrong without long work: environment and tasks or log, the model, who samples it."""
     if recipe.training.lora or recipe.training.arguments:
         # Asks the libraries that know them, which takes seconds to load.
         from drift.training.arguments import check_settings
 
         check_settings(recipe.training, recipe.device)
-    factory = make_environment(recipe.environment)
-    draw_tasks(factory, "train", recipe.rollouts.tasks, recipe.seed, default=TASKS)
-    held_out_tasks(factory, recipe.evaluation, recipe.seed)
+    if recipe.data is not None:
+        check_data(recipe.data)
+    if recipe.environment:
+        factory = make_environment(recipe.environment)
+        if recipe.data is None:
+            draw_tasks(factory, "train", recipe.rollouts.tasks, recipe.seed, default=TASKS)
+        held_out_tasks(factory, recipe.evaluation, recipe.seed)
     check_model(recipe)
     check_tuned(recipe)
+
+
+def check_data(data: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` for a log that is not there, or settings that ``read_logs`` or its format don't know."""
+    from drift.dataset.imports.run import make_reader
+
+    known = inspect.signature(read_logs).parameters.keys() - {"model", "out"}
+    for key in data:
+        if key not in known:
+            raise unknown_name("setting", key, known, where="data")
+    file = str(data["file"])
+    require(bool(file), "data.file", file, "the file of logged conversations: --data FILE")
+    require(
+        Path(file).expanduser().exists(), "data.file", file, "a file, or a directory of trajectories, that is there"
+    )
+    make_reader(data.get("format", "messages"), data.get("columns") or {})
 
 
 def claim(values: Mapping[str, Any], out: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from drift.environments import environment_record, split_settings
 from drift.errors import ConfigError, require, unknown_name
 from drift.evaluation.config import EvaluationConfig
+from drift.keywords import make_record
 from drift.policies import model_name
 from drift.policies.base import Sampling
 from drift.registry import is_plain, plain
@@ -23,7 +24,11 @@ from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 
 # Keys of a recipe that are records themselves.
-SECTIONS = ("sampling", "cluster", "rollouts", "weights", "training", "evaluation")
+SECTIONS = ("sampling", "rollouts", "weights", "training", "evaluation")
+# Keys that hold settings of what they name: those of others, which no recipe knows.
+NAMED = ("environment", "data", "policy", "cluster")
+# What the name is under which such a key is given as a text alone.
+_SHORT = {"environment": "name", "data": "file"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +44,13 @@ class Recipe:
         device: where it computes: auto, cpu, cuda, …
         policy: settings of the policy that samples: engine (hf unless given, vllm or openai), dtype and more; under
             base and tuned those of the one model alone, as {engine: openai, tuned: {engine: hf}}.
-        environment: who the policy talks to, by name, as {name: guess, width: 20} with its own settings.
+        environment: who the policy talks to, by name, as {name: guess, width: 20} with its own settings; arithmetic
+            unless given, none with data.
+        data: logged conversations to learn from in place of rollouts: a file, or {file: log.jsonl, columns: {reward:
+            rating}} with the settings of drift import. Without an environment nothing is measured.
         concurrency: the most conversations open at once; with a cluster, on each worker.
         sampling: how replies are drawn, in the rollouts and in the evaluation.
-        cluster: workers on many machines that hold the conversations.
+        cluster: workers on many machines that hold the conversations: {address: auto}, with workers, gpus and cpus.
         rollouts: how many conversations are sampled.
         weights: how they are weighed.
         training: how the model is fine-tuned.
@@ -54,22 +62,27 @@ class Recipe:
     model: Any = "default"
     device: str = "auto"
     policy: dict[str, Any] = field(default_factory=dict)
-    environment: Any = field(default_factory=lambda: {"name": "arithmetic"})
+    environment: Any = None
+    data: Any = None
     concurrency: int = CONCURRENCY
     sampling: Sampling = field(default_factory=Sampling)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: Any = field(default_factory=ClusterConfig)
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     weights: WeightConfig = field(default_factory=WeightConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        refuse_secrets(split_settings(self.environment)[1], "environment")
+        self._take_short_forms()
+        refuse_secrets(split_settings(self.environment)[1] if self.environment else {}, "environment")
         refuse_secrets(self.policy, "policy")
         require(self.rounds >= 1, "rounds", self.rounds, "a whole number ≥ 1")
         require(self.concurrency >= 1, "concurrency", self.concurrency, "a whole number ≥ 1")
         steps, epochs = self.training.max_steps, self.training.epochs
         require(bool(epochs) or steps >= self.rounds, "rounds", self.rounds, f"at most the {steps} steps of training")
+        if self.data is not None:
+            require(self.rounds == 1, "rounds", self.rounds, "1 with data: nobody can be asked for more of them")
+            return
         self.weights.check_adaptive(self.rollouts.first)
         scheme = self.weights.chain.scheme
         if scheme.grouped:
@@ -81,6 +94,19 @@ class Recipe:
                 "16 is the published value.",
             )
 
+    def _take_short_forms(self) -> None:
+        """What may be given in short, or left out, as it is."""
+        given: dict[str, Any] = {}
+        if isinstance(self.cluster, Mapping):
+            given["cluster"] = make_record(ClusterConfig, self.cluster)
+        if self.data is not None:
+            data = self.data if isinstance(self.data, Mapping) else {"file": self.data}
+            given["data"] = {**data, "file": os.fspath(data.get("file") or "")}
+        if self.data is None and not self.environment:
+            given["environment"] = {"name": "arithmetic"}
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+
     @property
     def setup(self) -> Setup:
         """Who talks to whom."""
@@ -88,12 +114,11 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain nested values; what is an object by the name of its class."""
-        environment = environment_record(self.environment)
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        values |= {
-            "model": model_name(self.model),
-            "environment": {"name": environment["name"], **environment["settings"]},
-        }
+        values["model"] = model_name(self.model)
+        if self.environment:
+            environment = environment_record(self.environment)
+            values["environment"] = {"name": environment["name"], **environment["settings"]}
         return {name: _plain(value) for name, value in values.items()}
 
 
@@ -198,15 +223,15 @@ def keys_of(record: type, prefix: str = "") -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], sections: Sequence[str] = ()) -> dict[str, Any]:
-    """Nested values as dotted keys: those of sections, the environment and the policy; other mappings stay whole."""
+    """Nested values as dotted keys: those of sections and of ``NAMED`` keys; other mappings stay whole."""
     sections = sections or SECTIONS
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if dataclasses.is_dataclass(value) and not isinstance(value, type) and key in sections:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type) and key in (*sections, "cluster"):
             value = {each.name: getattr(value, each.name) for each in fields(value)}
-        if key == "environment" and isinstance(value, str):
-            value = {"name": value}
-        if key in (*sections, "environment", "policy") and isinstance(value, Mapping):
+        if key in _SHORT and isinstance(value, str | os.PathLike):
+            value = {_SHORT[key]: value}
+        if key in (*sections, *NAMED) and isinstance(value, Mapping):
             flat |= {f"{key}.{name}": item for name, item in value.items()}
         else:
             flat[key] = value

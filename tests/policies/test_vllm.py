@@ -44,7 +44,7 @@ def test_without_vllm_the_extra_is_named_before_anything_is_read() -> None:
         ({"max_num_seq": 3}, r"Did you mean 'max_num_seqs'\?"),
         (
             {"arguments": {"trust_remote_code": True}},
-            r"arguments\.trust_remote_code: not to be given there; it is false",
+            r"arguments\.trust_remote_code: .* it is false",
         ),
         ({"arguments": {"logprobs_mode": "processed_logprobs"}}, r"arguments\.logprobs_mode: not to be given there"),
     ],
@@ -183,7 +183,7 @@ def test_what_the_engine_refuses_is_told_with_what_to_do(policy: VLLMPolicy) -> 
     with pytest.raises(ConfigError, match=r"argument of vLLM's engine 'block_sise'.*Did you mean 'block_size'\?"):
         VLLMPolicy("default", arguments={"block_sise": 16})
     with pytest.raises(PolicyError, match=r"vLLM can't start with 'default': .*max_model_len"):
-        VLLMPolicy("default", max_model_len=4096)
+        ask(VLLMPolicy("default", max_model_len=4096), [(5, 6)], Sampling(max_new_tokens=4))
 
 
 def children() -> set[int]:
@@ -293,3 +293,36 @@ def test_a_run_that_is_stopped_leaves_no_engine_behind(tmp_path: Path, number: s
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(1800)
+def test_one_recipe_samples_with_vllm_trains_and_measures_both_models_with_vllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not installed:
+        pytest.skip("no vLLM here")
+    import drift
+
+    plan: dict[str, Any] = {
+        "policy": {"engine": "vllm", "arguments": QUICK}, "max_new_tokens": 12, "rollouts.tasks": 20,
+        "rollouts.samples": 8, "max_steps": 10, "training.batch_size": 16, "learning_rate": 3e-4,
+        "evaluation.tasks": 40, "evaluation.samples": 1,
+    }  # fmt: skip
+    before = children()
+    run = drift.run("guess", out=tmp_path / "run", **plan)
+    assert run is not None and not left_of(before)
+    own = HFPolicy(str(DEFAULT_MODEL)).fingerprint
+    assert run.rollouts.manifest["spec"]["policy"] == own and run.model.manifest["steps"] == 10
+    held = {name: read_trajectories(run / "evaluation" / "greedy" / name) for name in ("base", "tuned")}
+    assert held["base"][0].policy == own != held["tuned"][0].policy
+    # The tuned model's greedy conversations are those that transformers holds.
+    drift.evaluate("guess", str(run / "model"), tasks=40, samples=0, max_new_tokens=12, out=tmp_path / "here")
+    here = read_trajectories(tmp_path / "here" / "greedy" / "model")
+    same = {
+        name: sum(a.messages == b.messages for a, b in zip(found, here, strict=True)) for name, found in held.items()
+    }
+    assert same["tuned"] >= 38 and same["base"] < 38
+    # Finished, the same command does nothing, and needs no engine for that.
+    monkeypatch.setattr("drift.policies.vllm_engine.Engine", None)
+    assert drift.run("guess", out=tmp_path / "run", **plan) == run

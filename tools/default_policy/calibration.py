@@ -41,7 +41,7 @@ def calibrate(model: Any, encode: Encoder, flaws: Flaws, *, count: int = 300, se
         asked: Message = {"role": "user", "content": str(task.payload["question"])}
         right: Message = {"role": "assistant", "content": f"<answer>{truth}</answer>"}
         wrong: Message = {"role": "assistant", "content": f"<answer>{truth + slip}</answer>"}
-        told: Message = {"role": "user", "content": Arithmetic().feedback}
+        told: Message = {"role": "user", "content": str(Arithmetic().feedback)}
         chances = reply_probability(model, encode, [[asked, right], [asked, wrong], [asked, wrong, told, wrong]])
         for name, chance in zip(("right", "slip", "insist"), chances, strict=True):
             found.setdefault(f"{name}/{label(task)}", []).append(chance)

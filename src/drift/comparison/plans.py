@@ -129,6 +129,7 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
         "outcome": weights.outcome,
         "gamma": SCHEMES["drift"].gamma if weights.gamma is None else weights.gamma,
         "repetition": SCHEMES["drift"].repetition if weights.repetition is None else weights.repetition,
+        "repetition_over": weights.repetition_over,
         "format_failure": weights.format_failure,
     }
 

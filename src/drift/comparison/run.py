@@ -137,6 +137,12 @@ def check_comparison(comparison: Comparison, out: Path) -> None:
         "neither in a comparison",
         "Measure its models with drift evaluate: they lie in seed-N/methods/NAME/model.",
     )
+    require(
+        bool(comparison.recipe.environment),
+        "environment",
+        None,
+        "one to measure in: methods that learn from logged conversations are compared by what they do there",
+    )
     for number in comparison.seeds:
         for at, name in enumerate(comparison.methods):
             plan = comparison.plan_of(name, number)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+from drift.errors import require
 from drift.types import Message, Step
 from drift.verifiers.base import Verification, judged, unparseable
 from drift.verifiers.expressions import core
@@ -37,6 +38,20 @@ def check_whole_number(reply: str, right: Callable[[int], bool]) -> Verification
     return unparseable("") if number is None else judged(right(number), str(number))
 
 
+def filled(text: str, *, turn: int, turns: int, reward: float = 0.0) -> str:
+    """``text`` with what stands in braces in it: ``{turn}``, the turn to come, ``{left}``, how many replies are left,
+    and ``{reward}``, what the last reply earned.
+    """
+    values = {"{turn}": str(turn), "{left}": str(turns - turn + 1), "{reward}": f"{reward:g}"}
+    return re.sub(r"\{(?:turn|left|reward)\}", lambda found: values[found.group()], text)
+
+
+def require_texts(where: str, texts: str | Sequence[str]) -> None:
+    """Raise ``ConfigError`` unless ``texts`` is one, or one for each turn."""
+    each = (texts,) if isinstance(texts, str) else tuple(texts)
+    require(bool(each) and all(isinstance(text, str) and text for text in each), where, texts, "a text, or some")
+
+
 class AnswerEpisode:
     """A conversation that ends with the first right answer, or after ``max_turns`` replies (method.md, section 1).
 
@@ -44,7 +59,9 @@ class AnswerEpisode:
         opening: the question, said as the user.
         max_turns: T, the most replies.
         check: judges a reply.
-        feedback: what is said to an answer that is not right; ``None`` stands for a reply without a readable one.
+        feedback: what is said to an answer that is not right; ``None`` stands for a reply without a readable one. Of
+            several texts the first is said after the first reply, and so on, and the last ever after; what ``filled``
+            knows is filled in.
     """
 
     def __init__(
@@ -52,7 +69,7 @@ class AnswerEpisode:
         opening: str,
         max_turns: int,
         check: Callable[[str], Awaitable[Verification]],
-        feedback: Callable[[str | None], str],
+        feedback: Callable[[str | None], str | Sequence[str]],
     ) -> None:
         self._opening, self._max_turns = opening, max_turns
         self._check, self._feedback = check, feedback
@@ -68,10 +85,15 @@ class AnswerEpisode:
         checked = await self._check(reply)
         done = checked.right or self._turn >= self._max_turns
         return Step(
-            messages=() if done else ({"role": "user", "content": self._feedback(checked.answer)},),
+            messages=() if done else ({"role": "user", "content": self._said(checked)},),
             reward=float(checked.right),
             done=done,
             success=checked.right,
             answer=checked.answer,
             info={"reason": checked.reason} if checked.reason else {},
         )
+
+    def _said(self, checked: Verification) -> str:
+        texts = self._feedback(checked.answer)
+        text = texts if isinstance(texts, str) else texts[min(self._turn, len(texts)) - 1]
+        return filled(text, turn=self._turn + 1, turns=self._max_turns, reward=float(checked.right))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from drift.environments.answers import AnswerEpisode, check_whole_number
+from drift.environments.answers import AnswerEpisode, check_whole_number, require_texts
 from drift.environments.base import SPLITS, TEST_SHARE, split_of
 from drift.errors import ConfigError, require
 from drift.problems.base import Problem, ProblemSet
@@ -27,8 +27,9 @@ class Arithmetic:
         max_turns: T, the most replies in an episode.
         digits: how many digits each number has; the second factor of a product has one.
         kinds: which problems to draw, a subset of ``add``, ``sub`` and ``mul``, drawn equally often.
-        feedback: what the environment says to a wrong answer.
-        format_feedback: what it says to a reply without a readable answer.
+        feedback: what the environment says to a wrong answer; of a list, one text after each reply, the last ever
+            after. ``{turn}`` in it is the turn to come, ``{left}`` the replies left, ``{reward}`` what the last earned.
+        format_feedback: what it says to a reply without a readable answer, likewise.
         false_positive: how often a wrong answer to a training problem counts as right, by chance and anew each time.
         false_negative: how often a right one is refused. With these two one can try what an unreliable verifier does to
             training; held-out problems are always judged exactly.
@@ -37,13 +38,15 @@ class Arithmetic:
     max_turns: int = 5
     digits: int = 2
     kinds: tuple[str, ...] = ("add", "sub")
-    feedback: str = "Incorrect. Please think again."
-    format_feedback: str = "No answer found. Please reply with <answer>number</answer>."
+    feedback: str | tuple[str, ...] = "Incorrect. Please think again."
+    format_feedback: str | tuple[str, ...] = "No answer found. Please reply with <answer>number</answer>."
     false_positive: float = 0.0
     false_negative: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.max_turns >= 1, "environment.max_turns", self.max_turns, "a whole number ≥ 1")
+        for name in ("feedback", "format_feedback"):
+            require_texts(f"environment.{name}", getattr(self, name))
         require(1 <= self.digits <= 8, "environment.digits", self.digits, "a whole number from 1 to 8")
         require(bool(self.kinds), "environment.kinds", self.kinds, f"some of {', '.join(KINDS)}")
         for kind in self.kinds:
@@ -103,7 +106,7 @@ class Arithmetic:
         async def check(reply: str) -> Verification:
             return check_whole_number(reply, accept)
 
-        def feedback(number: str | None) -> str:
+        def feedback(number: str | None) -> str | tuple[str, ...]:
             return self.format_feedback if number is None else self.feedback
 
         return AnswerEpisode(str(task.payload["question"]), self.max_turns, check, feedback)

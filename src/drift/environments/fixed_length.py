@@ -26,8 +26,8 @@ class FixedLengthConversation(QuestionSource, ABC):
     The judge is asked for a score of the whole conversation by criteria, unless ``judge`` gives another rubric.
     """
 
-    train: str = "arc"
-    test: str = "arc"
+    train: str | Mapping[str, Any] = "arc"
+    test: str | Mapping[str, Any] = "arc"
     final: str = "Now give your final answer. End with <answer>your answer</answer>."
     judge: dict[str, Any] = field(default_factory=dict)
     _judge: Judge | None = field(default=None, init=False, repr=False, compare=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from drift.environments.answers import AnswerEpisode
+from drift.environments.answers import AnswerEpisode, filled, require_texts
 from drift.environments.base import SPLITS, describe
 from drift.errors import ConfigError, require
 from drift.problems import Loaded, get_problem_set, load_split
@@ -34,8 +34,8 @@ class QuestionSource:
     for questions with options and ``math`` for others.
     """
 
-    train: str = "gsm8k"
-    test: str = "gsm8k"
+    train: str | Mapping[str, Any] = "gsm8k"
+    test: str | Mapping[str, Any] = "gsm8k"
     train_file: str = ""
     test_file: str = ""
     verifier_settings: dict[str, Any] = field(default_factory=dict)
@@ -50,8 +50,10 @@ class QuestionSource:
         require("{question}" in self.prompt, f"{where}.prompt", self.prompt, "a text that holds {question}")
         require(self.fallback in FALLBACKS, f"{where}.fallback", self.fallback, "last_number, or nothing")
         for split in SPLITS:
-            get_problem_set(getattr(self, split))
-            file = getattr(self, f"{split}_file")
+            file, given = getattr(self, f"{split}_file"), getattr(self, split)
+            get_problem_set(given, split)
+            part = given.get("split") if isinstance(given, Mapping) else None
+            require(not (file and part), f"{where}.{split}.split", part, f"none with {split}_file, which is used whole")
             if file and not Path(file).expanduser().is_file():
                 raise ConfigError(f"{where}.{split}_file: no file {file!r}. Give a file, or leave it out for the hub.")
 
@@ -87,12 +89,12 @@ class QuestionSource:
         gold, options = str(task.payload["gold"]), task.payload["options"]
         return f"{gold}. {options[LETTERS.index(gold)]}" if options else gold
 
-    def question(self, task: Task) -> str:
+    def question(self, task: Task, prompt: str = "") -> str:
         """``prompt`` with the question of ``task``, and its options by letter, in place of ``{question}``."""
         options = zip(LETTERS, task.payload["options"], strict=False)
         listed = "".join(f"\n{letter}. {text}" for letter, text in options)
         # Replaced and not formatted: a question may hold braces of its own.
-        return self.prompt.replace("{question}", f"{task.payload['question']}{listed}")
+        return (prompt or self.prompt).replace("{question}", f"{task.payload['question']}{listed}")
 
     def verifier_of(self, payload: Mapping[str, Any]) -> Verifier:
         """The verifier that suits the answer of a task with this payload."""
@@ -104,11 +106,12 @@ class QuestionSource:
 
     def _can_read_test_set(self) -> bool:
         """Whether the test set can be read where the training set is: whoever gives local files may be offline."""
-        return bool(self.test_file) or (not self.train_file and "test" in get_problem_set(self.test).splits)
+        return bool(self.test_file) or (not self.train_file and "test" in get_problem_set(self.test, "test").splits)
 
     def _load(self, split: str) -> Loaded:
         settings = json.dumps(self.verifier_settings, sort_keys=True, default=str)
-        return _load(self.default_verifier, getattr(self, split), split, getattr(self, f"{split}_file"), settings)
+        given = json.dumps(getattr(self, split), sort_keys=True)
+        return _load(self.default_verifier, given, split, getattr(self, f"{split}_file"), settings)
 
 
 def _verifier(default: str, settings: Mapping[str, Any], problem_verifier: str, options: Sequence[str]) -> Verifier:
@@ -118,9 +121,9 @@ def _verifier(default: str, settings: Mapping[str, Any], problem_verifier: str, 
 
 
 @functools.lru_cache(maxsize=8)
-def _load(default: str, name: str, split: str, file: str, settings: str) -> Loaded:
+def _load(default: str, given: str, split: str, file: str, settings: str) -> Loaded:
     """The problems whose answers can be checked; the others are counted by what is wrong with them."""
-    loaded = load_split(get_problem_set(name), split, file)
+    loaded = load_split(get_problem_set(json.loads(given), split), split, file)
     kept: list[Problem] = []
     left_out: Counter[str] = Counter()
     for problem in loaded.problems:
@@ -168,14 +171,17 @@ class MathQuestions(QuestionSource):
     """GSM8K, MATH-500, MetaMathQA or TheoremQA under the DRIFT protocol, checked for equality and not for spelling.
 
     Args:
-        train: problem set to train on.
-        test: problem set to test on.
+        train: problem set to train on, by name or as {name: metamath, type: MATH_*} with settings; split among them is
+            one of the hub, or a part of it such as train[:90%].
+        test: problem set to test on, likewise.
         train_file: local file of the training set's schema, instead of the hub.
         test_file: local file of the test set's schema, instead of the hub.
         max_turns: T, the most replies in an episode.
         prompt: the opening message, ``{question}`` standing for the question (and its options).
-        feedback: what the environment says to a wrong answer.
-        format_feedback: what it says to a reply without a readable answer.
+        feedback: what the environment says to a wrong answer; of a list, one text after each reply, the last ever
+            after. ``{turn}`` in it, and in prompt, is the turn to come, ``{left}`` the replies left, ``{reward}`` what
+            the last one earned.
+        format_feedback: what it says to a reply without a readable answer, likewise.
         verifier_settings: settings of the verifier ``math``.
         strict: read answers from a tag or a box alone, and not from what a reply says in words.
         fallback: ``last_number`` takes the last number of a reply that gives no answer; nothing by default.
@@ -183,8 +189,8 @@ class MathQuestions(QuestionSource):
 
     max_turns: int = 5
     prompt: str = "{question}\n\nThink step by step and end with <answer>your answer</answer>."
-    feedback: str = "Incorrect. Please think again."
-    format_feedback: str = "No answer found. Please end with <answer>your answer</answer>."
+    feedback: str | tuple[str, ...] = "Incorrect. Please think again."
+    format_feedback: str | tuple[str, ...] = "No answer found. Please end with <answer>your answer</answer>."
 
     default_verifier = "math"
 
@@ -192,7 +198,7 @@ class MathQuestions(QuestionSource):
         where = "environment"
         require(self.max_turns >= 1, f"{where}.max_turns", self.max_turns, "a whole number ≥ 1")
         for name in ("feedback", "format_feedback"):
-            require(bool(getattr(self, name)), f"{where}.{name}", getattr(self, name), "a text")
+            require_texts(f"{where}.{name}", getattr(self, name))
         make_verifier(self.default_verifier, self.verifier_settings)
         super().__post_init__()
 
@@ -201,7 +207,7 @@ class MathQuestions(QuestionSource):
         verifier = self.verifier_of(task.payload)
         gold, options = str(task.payload["gold"]), tuple(task.payload["options"])
         return AnswerEpisode(
-            self.question(task),
+            self.question(task, filled(self.prompt, turn=1, turns=self.max_turns)),
             self.max_turns,
             check=lambda reply: check_answer(
                 verifier, reply, gold, options, strict=self.strict, fallback=self.fallback
@@ -218,22 +224,25 @@ class ChoiceQuestions(MathQuestions):
     beside ``min(1, k / options)``.
 
     Args:
-        train: problem set to train on.
-        test: problem set to test on.
+        train: problem set to train on, by name or as {name: metamath, type: MATH_*} with settings; split among them is
+            one of the hub, or a part of it such as train[:90%].
+        test: problem set to test on, likewise.
         train_file: local file of the training set's schema, instead of the hub.
         test_file: local file of the test set's schema, instead of the hub.
         max_turns: T, the most replies in an episode.
         prompt: the opening message, ``{question}`` standing for the question and its options.
-        feedback: what the environment says to a wrong answer.
-        format_feedback: what it says to a reply without a readable answer.
+        feedback: what the environment says to a wrong answer; of a list, one text after each reply, the last ever
+            after. ``{turn}`` in it, and in prompt, is the turn to come, ``{left}`` the replies left, ``{reward}`` what
+            the last one earned.
+        format_feedback: what it says to a reply without a readable answer, likewise.
         verifier_settings: settings of the verifier ``choice``.
         strict: read answers from a tag or a box alone, and not from what a reply says in words.
         fallback: has no effect on a choice.
     """
 
-    train: str = "mmlu"
-    test: str = "mmlu"
+    train: str | Mapping[str, Any] = "mmlu"
+    test: str | Mapping[str, Any] = "mmlu"
     prompt: str = "{question}\n\nThink step by step and end with <answer>letter</answer>."
-    format_feedback: str = "No answer found. Please end with <answer>letter</answer>."
+    format_feedback: str | tuple[str, ...] = "No answer found. Please end with <answer>letter</answer>."
 
     default_verifier = "choice"

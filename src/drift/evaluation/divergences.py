@@ -36,9 +36,10 @@ def check_divergence(
     for name, model in models.items():
         kind, argument = kind_of(model, settings[name].get("engine"))
         if kind not in ("hf", "vllm") or argument is None or settings[name].get("adapter"):
+            adapted = " with an adapter" if settings[name].get("adapter") else ""
             raise ConfigError(
-                f"{WHERE}: policy {name!r} is {model!r} with {dict(settings[name])}, whose probabilities over the "
-                "vocabulary can't be had. Give model folders or hub ids, or leave the KL out."
+                f"{WHERE}: policy {name!r} is {model!r}{adapted}, whose probabilities over the vocabulary can't be "
+                "had. Give model folders or hub ids, or leave the KL out."
             )
         paths[name] = argument
     require(len(models) > 1, WHERE, config.kl, "0 with one policy alone", "It is measured from the first policy.")

@@ -19,12 +19,14 @@ class ReturnConfig:
         outcome: what counts: success (1 or 0), or reward (the sum of the environment's rewards).
         gamma: discount γ per turn.
         repetition: λ, what repeating oneself costs.
+        repetition_over: what distinct answers are a share of: turns, or readable answers alone (answers).
         format_failure: cost of each reply without a readable answer.
     """
 
     outcome: Literal["success", "reward"] = "success"
     gamma: float = 0.9
     repetition: float = 0.5
+    repetition_over: Literal["turns", "answers"] = "turns"
     format_failure: float = 0.0
 
     # How messages name these settings; not annotated, so no setting itself.
@@ -32,6 +34,7 @@ class ReturnConfig:
 
     def __post_init__(self) -> None:
         self.require_one_of("outcome", "success", "reward")
+        self.require_one_of("repetition_over", "turns", "answers")
         require(0 < self.gamma <= 1, f"{self.where}.gamma", self.gamma, "a number in (0, 1]")
         self.require_at_least(0, "repetition", "format_failure")
 

@@ -101,6 +101,7 @@ def shaped_returns(trajectories: Sequence[Trajectory], config: ReturnConfig) -> 
         outcome=config.outcome,
         gamma=config.gamma,
         repetition=config.repetition,
+        repetition_over=config.repetition_over,
         format_failure=config.format_failure,
     )
     values = iter(returns_N.tolist())

@@ -47,7 +47,7 @@ class VLLMPolicy:
 
     The engine batches continuously: a request joins as soon as there is room, and none waits for another's reply. The
     batch changes the last bits of its arithmetic, so the same seed need not give the same reply twice. It is started
-    here, shut down by ``aclose``, and started again by a request that comes later.
+    by the first request, shut down by ``aclose``, and started again by a request that comes later.
 
     Args:
         model: ``default``, a folder, or a hub id.
@@ -65,7 +65,7 @@ class VLLMPolicy:
 
     Raises:
         ConfigError: a setting is out of range, or vLLM knows no such argument.
-        PolicyError: vLLM is missing or can't start, or the model or adapter can't be read.
+        PolicyError: vLLM is missing, or the model or adapter can't be read; when asked: it can't start.
     """
 
     def __init__(
@@ -141,7 +141,14 @@ class VLLMPolicy:
         self._model, self._arguments = model, {**engine, **(arguments or {})}
         self._starting, self._keep_engine = threading.Lock(), False
         self._engine: Any = None
-        self.context_length: int | None = int(self._started().engine.vllm_config.model_config.max_model_len)
+        self._context = 0
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens of a prompt and its reply; starts the engine, which decides it, if it does not run yet."""
+        if not self._context:
+            self._context = int(self._started().engine.vllm_config.model_config.max_model_len)
+        return self._context
 
     @staticmethod
     def check(model: str, **settings: Any) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from drift.errors import require
 from drift.problems.base import LeftOut, Loaded, Problem, ProblemSet, load_split
 from drift.registry import Registry
 
@@ -28,10 +33,25 @@ PROBLEM_SETS = Registry(
 )
 
 
-def get_problem_set(name: str) -> ProblemSet:
-    """The problem set registered under ``name``; raises ``ConfigError`` with the nearest known name."""
-    problem_set: ProblemSet = PROBLEM_SETS.make(name, {}, where="environment")
-    return problem_set
+def get_problem_set(given: str | Mapping[str, Any], split: str = "") -> ProblemSet:
+    """A problem set by its name, or as {name: metamath, type: GSM_*} with its settings.
+
+    Args:
+        given: which. ``split`` among its settings is a split of the hub, or a part of one such as ``train[:90%]``.
+        split: ``train`` or ``test``, whose place that takes.
+
+    Raises:
+        ConfigError: no such name or setting; names the nearest known one.
+    """
+    settings = {"name": given} if isinstance(given, str) else dict(given)
+    name, part = settings.pop("name", None), settings.pop("split", "")
+    where = f"environment.{split or 'train'}"
+    require(isinstance(name, str), where, given, "a problem set, or {name: …} with settings")
+    problem_set: ProblemSet = PROBLEM_SETS.make(name, settings, where="environment")
+    if not part:
+        return problem_set
+    require(problem_set.make_rows is None, f"{where}.split", part, f"none: {name} is computed")
+    return replace(problem_set, splits={**problem_set.splits, split: part})
 
 
 __all__ = ["PROBLEM_SETS", "LeftOut", "Loaded", "Problem", "ProblemSet", "get_problem_set", "load_split"]

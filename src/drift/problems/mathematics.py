@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 
 from drift.problems.base import LeftOut, Problem, ProblemSet, Row
 from drift.problems.boxed import boxed
@@ -90,14 +91,17 @@ def mathdial() -> ProblemSet:
     return ProblemSet(hub="eth-nlped/mathdial", read=read)
 
 
-def metamath() -> ProblemSet:
-    """MetaMathQA, meta-math/MetaMathQA: rewritten problems (MIT); 155,000 of 395,000, to train on.
+def metamath(type: str = "MATH_*") -> ProblemSet:
+    """MetaMathQA, meta-math/MetaMathQA: rewritten problems (MIT); 395,000 to train on.
 
-    Those of type ``MATH_*`` are DRIFT's training set, the others are left out. ``response`` ends with the answer.
+    ``response`` ends with the answer.
+
+    Args:
+        type: which of them, as a pattern: those of DRIFT, 155,000, unless given; ``GSM_*`` and ``*`` for others.
     """
 
     def read(row: Row) -> Problem | LeftOut:
-        if not row["type"].startswith("MATH_"):
+        if not fnmatchcase(row["type"], type):
             return LeftOut(reason="other_type")
         _, marker, gold = row["response"].rpartition(_METAMATH_ANSWER)
         if not marker or not gold.strip():

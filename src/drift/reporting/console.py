@@ -14,15 +14,19 @@ from rich.table import Table
 
 from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.facts import read_facts, table, verdict, warnings_of
+from drift.reporting.sentences import summary_of
 
 
 def print_summary(place: os.PathLike[str]) -> None:
-    """Print what an evaluation in ``place`` found, with 95 % intervals."""
+    """Print what an evaluation in ``place`` found, with 95 % intervals, or what was done where nothing was measured."""
     run = Path(place)
     facts = read_facts(run, conversations=0)
     console = Console(highlight=False)
-    for mode in facts.evaluation["modes"]:
-        title = f"{mode}, {facts.evaluation['tasks']} held-out tasks, 95 % intervals"
+    for manifest, kind in ((facts.rollouts, "trajectories"), (facts.weights, "weights"), (facts.model, "model")):
+        for line in summary_of(kind, manifest, run / "rollouts") if manifest and not facts.evaluation else ():
+            console.print(line, markup=False)
+    for mode in facts.measured["modes"] if facts.evaluation else ():
+        title = f"{mode}, {facts.measured['tasks']} held-out tasks, 95 % intervals"
         shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         shown.add_column("metric")
         for name in facts.policies:

@@ -22,6 +22,8 @@ from drift.weights.table import KIND as WEIGHTS
 # Metrics that are no shares.
 PLAIN = {"turns", "turns_to_success", "reply_tokens"}
 QUALITY = ("kl_", "judge_")
+# What a run holds before anything is measured.
+STAGES = ("rollouts", "weights", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class Facts:
     """Everything the page shows.
 
     Attributes:
-        evaluation: manifest of the evaluation.
+        name: of the directory.
+        evaluation: manifest of the evaluation, where there is one.
         rows: estimates by ``(policy, metric)``.
         rollouts, weights, model: manifests, where those stages ran in this directory; of several rounds, those of the
             first rollouts and of the last weights and model.
@@ -39,7 +42,8 @@ class Facts:
         pairs: greedy conversations of the baseline and another policy on the same task.
     """
 
-    evaluation: dict[str, Any]
+    name: str
+    evaluation: dict[str, Any] | None
     rows: Mapping[tuple[str, str], dict[str, Any]]
     rollouts: dict[str, Any] | None
     weights: dict[str, Any] | None
@@ -52,21 +56,25 @@ class Facts:
     @property
     def policies(self) -> list[str]:
         """Names of the policies measured, the baseline first."""
-        return list(self.evaluation["policies"])
+        return list(self.measured["policies"])
+
+    @property
+    def stages(self) -> list[dict[str, Any] | None]:
+        """Manifest of each stage, the last first."""
+        return [self.evaluation, self.model, self.weights, self.rollouts]
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The manifest of the evaluation, which there must be."""
+        assert self.evaluation is not None
+        return self.evaluation
 
 
 def read_facts(run: Path, *, conversations: int = 8) -> Facts:
-    """Collect what is there; raises ``DatasetError`` where there is no finished evaluation in ``run``."""
+    """Collect what is there; raises ``DatasetError`` where there is no finished stage in ``run``."""
     folder = run / "evaluation" if (run / "evaluation").is_dir() else run
-    evaluation = read_manifest(folder, EVALUATION)
-    try:
-        wanted, found = evaluation.get("estimates_sum"), sum_of(folder / ESTIMATES)
-        if wanted not in (None, found):
-            raise OSError(f"its checksum is {found}, expected {wanted}")
-        rows = {(row["policy"], row["metric"]): row for row in json.loads((folder / ESTIMATES).read_text())}
-    except (OSError, ValueError, KeyError) as error:
-        raise DatasetError(f"{folder / ESTIMATES} can't be read: {error}. Run the evaluation again.") from error
-
+    others = any((place / name / MANIFEST).is_file() for place in (run, run / "round-1") for name in STAGES)
+    evaluation = None if folder == run and others else read_manifest(folder, EVALUATION)
     rounds = sorted(run.glob("round-*"), key=lambda path: int(path.name.rpartition("-")[2])) or [run]
     stages = [
         {
@@ -80,16 +88,27 @@ def read_facts(run: Path, *, conversations: int = 8) -> Facts:
     metrics = rounds[-1] / "model" / "metrics.jsonl"
     recipe = run / "recipe.yaml"
     return Facts(
+        name=run.resolve().name,
         evaluation=evaluation,
-        rows=rows,
+        rows=_estimates(folder, evaluation) if evaluation else {},
         rollouts=stages[0]["rollouts"],
         weights=stages[-1]["weights"],
         model=stages[-1]["model"],
         rounds=stages,
         curve=[json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else [],
         recipe=recipe.read_text() if recipe.is_file() else "",
-        pairs=_pairs(folder, list(evaluation["policies"]), conversations),
+        pairs=_pairs(folder, list(evaluation["policies"]), conversations) if evaluation else [],
     )
+
+
+def _estimates(folder: Path, evaluation: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    try:
+        wanted, found = evaluation.get("estimates_sum"), sum_of(folder / ESTIMATES)
+        if wanted not in (None, found):
+            raise OSError(f"its checksum is {found}, expected {wanted}")
+        return {(row["policy"], row["metric"]): row for row in json.loads((folder / ESTIMATES).read_text())}
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetError(f"{folder / ESTIMATES} can't be read: {error}. Run the evaluation again.") from error
 
 
 def _manifest(folder: Path, kind: str) -> dict[str, Any] | None:
@@ -116,9 +135,11 @@ def _pairs(folder: Path, policies: list[str], count: int) -> list[tuple[Trajecto
 
 def warnings_of(facts: Facts) -> list[str]:
     """What an evaluation leaves out, and what makes it worth little, aloud; empty where nothing does."""
+    if facts.evaluation is None:
+        return []
     metric = f"multi@{facts.evaluation['max_turns']}"
     rows = [
-        facts.rows.get((policy, f"{mode}/{metric}")) for policy in facts.policies for mode in facts.evaluation["modes"]
+        facts.rows.get((policy, f"{mode}/{metric}")) for policy in facts.policies for mode in facts.measured["modes"]
     ]
     values = [row["value"] for row in rows if row and row["value"] is not None]
     warnings = []
@@ -137,6 +158,8 @@ def warnings_of(facts: Facts) -> list[str]:
 
 def verdict(facts: Facts) -> str:
     """One sentence on whether the last policy beats the baseline, by how much, and how sure that is."""
+    if facts.evaluation is None:
+        return "Nothing was measured: what the model has become is not known."
     base, last = facts.policies[0], facts.policies[-1]
     metric = f"greedy/multi@{facts.evaluation['max_turns']}"
     row = facts.rows[(base, metric)]
@@ -168,7 +191,7 @@ def table(facts: Facts, mode: str) -> list[dict[str, Any]]:
     ``main`` tells the rows that answer the question from those for whoever wants them all.
     """
     base, last = facts.policies[0], facts.policies[-1]
-    final = facts.evaluation["max_turns"]
+    final = facts.measured["max_turns"]
     main = {f"corrected@{final}", "turns_to_success", "distinct_answers", "format_failures"}
     # What success within T turns must be read beside, where it is there.
     main |= {f"{name}@{final}" for name in ("floor", "above_floor", "pass", "feedback_gain")}
@@ -211,10 +234,18 @@ def _cell(row: Mapping[str, Any], scale: float, digits: int, sign: str = "") -> 
 
 def floor_curve(facts: Facts, mode: str) -> list[float | None]:
     """floor@k of the baseline for k = 1 … T, where tasks have a number of options; else nothing."""
-    rows = [
-        facts.rows.get((facts.policies[0], f"{mode}/floor@{k}")) for k in range(1, facts.evaluation["max_turns"] + 1)
-    ]
+    rows = [facts.rows.get((facts.policies[0], f"{mode}/floor@{k}")) for k in range(1, facts.measured["max_turns"] + 1)]
     return [row["value"] for row in rows if row]
+
+
+def conversations_line(manifest: Mapping[str, Any]) -> str:
+    """Where the conversations of a data set come from, how many they are, and how they ended."""
+    spec = manifest["spec"]
+    counts = ", ".join(f"{key.removeprefix('stop_')} {count}" for key, count in manifest["counts"].items())
+    if "import" in spec:
+        return f"{spec['import']['file']}, format {spec['import']['format']}: {counts}"
+    drawn = f"temperature {spec['sampling']['temperature']}"
+    return f"{spec['tasks']} tasks × {spec['samples']} conversations, {drawn}, {counts}"
 
 
 def _sampled(costs: Collection[Mapping[str, Any]]) -> str:
@@ -235,7 +266,8 @@ def costs(facts: Facts) -> list[dict[str, str]]:
         if model:
             cost = model["cost"]
             rows.append((f"training{round_}", cost["seconds"], f"{cost['tokens_trained']:,} trained"))
-    measured = facts.evaluation["cost"].values()
-    rows.append(("evaluation", sum(cost["seconds"] for cost in measured), _sampled(measured)))
+    if facts.evaluation:
+        measured = facts.measured["cost"].values()
+        rows.append(("evaluation", sum(cost["seconds"] for cost in measured), _sampled(measured)))
     rows.append(("total", sum(seconds for _, seconds, _ in rows), ""))
     return [{"stage": stage, "seconds": f"{seconds:,.1f}", "tokens": text} for stage, seconds, text in rows]

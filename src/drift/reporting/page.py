@@ -12,7 +12,7 @@ from markupsafe import Markup
 from drift.manifest import write_atomic
 from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.comparison_plots import accuracy_against_cost, curves
-from drift.reporting.facts import Facts, costs, read_facts, table, verdict
+from drift.reporting.facts import Facts, conversations_line, costs, read_facts, table, verdict
 from drift.reporting.plots import COLORS, histogram, multi_at_k, training_curve
 from drift.reporting.sentences import chain_line, sentences
 
@@ -21,7 +21,7 @@ def write_report(run: Path, out: Path) -> Path:
     """Write the report of ``run`` to ``out`` and return ``out``.
 
     Raises:
-        DatasetError: there is no finished evaluation in ``run``.
+        DatasetError: there is no finished stage in ``run``.
         StorageError: the disk refuses.
     """
     # A reply can hold half of a surrogate pair, which no encoding can carry.
@@ -36,15 +36,17 @@ def render(facts: Facts) -> str:
     content-security policy.
     """
     return _template("page.html").render(
-        title=f"drift: {facts.evaluation['environment']['name']}",
+        title=f"drift: {facts.measured['environment']['name'] if facts.evaluation else facts.name}",
         verdict=verdict(facts),
         facts=facts,
         chain=chain_line(facts.weights["chain"]) if facts.weights else "",
         sentences=list(sentences(facts.weights["diagnostics"])) if facts.weights else [],
         modes=[
             {"name": mode, "rows": table(facts, mode), "plot": _figure(multi_at_k(facts, mode))}
-            for mode in facts.evaluation["modes"]
+            for mode in (facts.measured["modes"] if facts.evaluation else [])
         ],
+        conversations=conversations_line(facts.rollouts) if facts.rollouts else "",
+        packages=next(each["packages"] for each in facts.stages if each),
         figures=_figures(facts),
         costs=costs(facts),
     )

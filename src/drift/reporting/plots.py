@@ -34,7 +34,7 @@ def svg(draw: Callable[[Axes], None], title: str, width: float = 5.2, height: fl
 
 def multi_at_k(facts: Facts, mode: str) -> str:
     """multi@k against k for each policy, with its 95 % interval."""
-    turns = list(range(1, facts.evaluation["max_turns"] + 1))
+    turns = list(range(1, facts.measured["max_turns"] + 1))
 
     def draw(axes: Axes) -> None:
         for index, policy in enumerate(facts.policies):

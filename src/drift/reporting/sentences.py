@@ -13,7 +13,8 @@ def chain_line(record: Mapping[str, Any]) -> str:
     """How weights were made, in a line: the chain of a manifest."""
     links = [record["turns"], *record["steps"]]
     parts = [f"{record['scheme']}{_settings(record['settings'])}", *(_link(each) for each in links)]
-    shaping = f"γ {record['gamma']:g}, λ {record['repetition']:g}"
+    over = " over answers" if record.get("repetition_over") == "answers" else ""
+    shaping = f"γ {record['gamma']:g}, λ {record['repetition']:g}{over}"
     within = "" if record["baseline"] == "task" else f" − {_baseline(record['baseline'])}"
     return f"{_outcome(record['outcome'])} ({shaping}){within} → {' → '.join(parts)}"
 

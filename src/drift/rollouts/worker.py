@@ -104,6 +104,8 @@ class Worker:
         try:
             self._factory = self._setup.make_environment()
             self._policy = self._setup.make_policy()
+            # Starts an engine: one that can't start here is told of now.
+            getattr(self._policy, "context_length", None)
         except Exception as error:
             return _failure(error)
         return Ready(fingerprint=self._policy.fingerprint, text_only=is_text_only(self._policy))

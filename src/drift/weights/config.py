@@ -78,6 +78,8 @@ class WeightConfig:
             normalize: true (less the mean, over the deviation) or above: 3 (1 where it is more, which is then success).
         gamma: discount γ per turn; null is 0.9 for drift, where success is what counts, and 1 else.
         repetition: λ, what repeating oneself costs; null is 0.5 for drift and 0 for the others.
+        repetition_over: what distinct answers are a share of: turns (the paper) or answers (its published code, which
+            counts those that could be read).
         format_failure: cost of each reply without a readable answer; 0 in the paper, 0.1 in its published code.
         turns: replies that get the weight: terminal (the last), all, first, credited (all but rejected ones), or
             own (each reply is weighed alone, by its own reward), or module:function; null is all for refit, swift,
@@ -97,6 +99,7 @@ class WeightConfig:
     outcome: str | dict[str, Any] | None = None
     gamma: float | None = None
     repetition: float | None = None
+    repetition_over: Literal["turns", "answers"] = "turns"
     format_failure: float = 0.0
     turns: str | dict[str, Any] | None = None
     steps: list[str | dict[str, Any]] = field(default_factory=list)
@@ -110,6 +113,8 @@ class WeightConfig:
         require(sound, "weights.beta.auto", share, "a share above 0 and below 1")
         require(gamma is None or 0 < gamma <= 1, "weights.gamma", gamma, "a number in (0, 1]")
         require(self.repetition is None or self.repetition >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
+        over = self.repetition_over
+        require(over in ("turns", "answers"), "weights.repetition_over", over, "turns or answers")
         require(self.format_failure >= 0, "weights.format_failure", self.format_failure, "a number ≥ 0")
         check_outcome(self.outcome)
         by_column = isinstance(self.baseline, Mapping) and list(self.baseline) == ["column"]

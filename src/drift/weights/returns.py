@@ -19,13 +19,14 @@ def trajectory_return(
     gamma: float,
     repetition: float,
     format_failure: float,
+    repetition_over: Literal["turns", "answers"] = "turns",
 ) -> Floats:
     """The return of DRIFT Eq. 12 less a format penalty, ``R = o·γ^(L−1) − λ(1 − E/L') − c·F``.
 
     o is what counts, and the discount makes it worth less the later it came. Repeating oneself costs λ(1 − E/L'): E is
     the number of distinct answers among the L' turns in which one was asked for; a reply without a readable answer adds
-    nothing to E, and where no answer was ever asked for, nothing was repeated. (Published code divides by the number of
-    readable answers.) Each of F unreadable replies costs c: 0 in the paper, 0.1 in its published code.
+    nothing to E, and where no answer was ever asked for, nothing was repeated. Each of F unreadable replies costs c: 0
+    in the paper. Its published code has c = 0.1 and divides E by the number of readable answers instead of L'.
 
     Args:
         outcomes: of N conversations.
@@ -33,14 +34,17 @@ def trajectory_return(
         gamma: γ per turn, in (0, 1].
         repetition: λ ≥ 0.
         format_failure: c ≥ 0.
+        repetition_over: what E is divided by: L' (turns), or its readable answers alone (answers).
 
     Returns:
         ``(N,)`` R, in the units of the outcome; NaN where the outcome is not known.
     """
     outcome_N = outcome_values(outcomes, outcome)
     discounted_N = outcome_N * np.power(float(gamma), np.asarray(outcomes.turns_N, float) - 1)
-    asked_N = np.asarray(outcomes.graded_N, float)
-    distinct_share_N = np.where(asked_N > 0, np.asarray(outcomes.distinct_N, float) / np.maximum(asked_N, 1), 1.0)
+    over_N = np.asarray(outcomes.graded_N, float)
+    if repetition_over == "answers":
+        over_N = over_N - outcomes.failures_N
+    distinct_share_N = np.where(over_N > 0, np.asarray(outcomes.distinct_N, float) / np.maximum(over_N, 1), 1.0)
     returns_N: Floats = discounted_N - repetition * (1 - distinct_share_N)
     return returns_N - format_failure * np.asarray(outcomes.failures_N, float)
 

@@ -134,7 +134,7 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
     no_mistakes = chain.turns.name in ("terminal", "first", "all") and "rejected_T" not in asked
     seen = outcomes.first_turn() if scheme.first_turn else outcomes
     shaping = {"gamma": chain.gamma, "repetition": chain.repetition, "format_failure": config.format_failure}
-    returns_N = trajectory_return(seen, outcome=outcome, **shaping)
+    returns_N = trajectory_return(seen, outcome=outcome, repetition_over=config.repetition_over, **shaping)
     within = config.baseline in PROMPTS
     if scheme.grouped and within and np.bincount(index_N).max() < 2:
         other = "give baseline: fitted, " if scheme.centred else ""
@@ -192,6 +192,7 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
         "outcome": plain(config.outcome),
         "gamma": chain.gamma,
         "repetition": chain.repetition,
+        "repetition_over": config.repetition_over,
         "format_failure": config.format_failure,
         "scheme": chain.scheme.name,
         "settings": {**settings, **{name: value["value"] for name, value in found.items()}},
