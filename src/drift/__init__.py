@@ -8,7 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from drift.api import evaluate, export, read_logs, report, rollout, train, train_online, train_preference, weigh
+    from drift.api import (
+        evaluate,
+        export,
+        preview,
+        read_logs,
+        report,
+        rollout,
+        train,
+        train_online,
+        train_preference,
+        weigh,
+    )
     from drift.artifacts import Artifact, Page, Run
     from drift.audit import check
     from drift.comparison.run import compare
@@ -28,7 +39,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _FROM = {
     "api": (
-        "evaluate", "export", "read_logs", "report", "rollout", "train", "train_online", "train_preference", "weigh",
+        "evaluate", "export", "preview", "read_logs", "report", "rollout", "train", "train_online", "train_preference",
+        "weigh",
     ),
     "artifacts": ("Artifact", "Page", "Run"),
     "audit": ("check",),

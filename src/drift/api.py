@@ -17,6 +17,7 @@ from drift.keywords import by_fields, make_record
 from drift.policies import kind_of, model_path
 from drift.policies.base import Sampling
 from drift.registry import name_of, settings_of
+from drift.reporting.preview import Preview, make_preview
 from drift.rollouts.config import CONCURRENCY, ClusterConfig, RolloutConfig
 from drift.rollouts.setup import Setup
 from drift.training.config import TrainingConfig
@@ -260,6 +261,29 @@ def report(run: Place, *, out: Place | None = None) -> Page:
     from drift.reporting.page import write_report
 
     return Page(write_report(Path(run), Path(out) if out is not None else Path(run) / "report.html"))
+
+
+@by_fields()
+def preview(
+    data: Place, weights: Place, *, out: Place | None = None, rows: int = 12, max_length: int | None = None
+) -> Preview:
+    """Show conversations as text with what will be trained, what it weighs, and what is left out and why.
+
+    Args:
+        data: directory of trajectories.
+        weights: directory of their weights, or a Parquet file with the columns id and weights made by anything.
+        out: a self-contained HTML page of it, if wanted.
+        rows: how many conversations, from the largest weight to the smallest.
+        max_length: as for train: rows that are longer are left out.
+    """
+    from drift.manifest import write_atomic
+    from drift.reporting.page import preview_page
+
+    made = make_preview(Path(data), Path(weights), rows=rows, max_length=max_length)
+    if out is None:
+        return made
+    write_atomic(Path(out), preview_page(made).encode("utf-8", errors="replace"))
+    return replace(made, page=Path(out))
 
 
 @by_fields(config=ExportConfig)

@@ -81,6 +81,10 @@ VERBS = {
         "weigh conversations by their return", "drift.api:weigh", ("data",),
         example="drift weigh run/rollouts --scheme drift --beta 0.1 --steps '[drop_unsolved]' --out run/weights",
         first=("scheme", "beta", "steps", "outcome", "turns", "out"), record="drift.weights.config:WeightConfig"),
+    "preview": Verb(
+        "show what will be trained, what it weighs, and what is left out and why", "drift.api:preview",
+        ("data", "weights"), example="drift preview run/rollouts run/weights --out preview.html",
+        shows="print_preview"),
     "train": Verb(
         "fine-tune a model on weighted conversations", "drift.api:train", ("data", "weights"),
         example="drift train run/rollouts run/weights --max_steps 60 --learning_rate 1e-4 --out run/model",

@@ -235,7 +235,7 @@ def test_what_is_written_is_bit_for_bit_what_the_links_give_one_after_the_other(
     trajectories = read_trajectories(folder)
     for number, options in enumerate(OPTIONS[seed::2]):
         config = WeightConfig(**options)
-        found = outcomes(trajectories, **{**config.asked(logged=False), "spoken": True})
+        found = outcomes(trajectories, **{**config.asked(), "spoken": True})
         returns, lists = link_by_link(found, options)
         manifest = weigh_dataset(folder, config, tmp_path / str(number))
         rows = pq.read_table(tmp_path / str(number) / FILE).to_pylist()

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from drift.errors import DatasetError
@@ -22,7 +23,7 @@ GroupBy = Literal["task", "opening"]
 _TURNS = "turns.list.element."
 # The columns of a shard that outcomes are read off. Text, ids and log-probabilities are left on disk.
 COLUMNS = ["id", "task_id", "group_id", "sample", "error"]
-COLUMNS += [_TURNS + name for name in ("reward", "success", "answer", "graded")]
+COLUMNS += [_TURNS + name for name in ("reward", "success", "answer", "graded", "loss_weight")]
 # Where conversations are told apart by what was said in them.
 _SPOKEN = ["messages", _TURNS + "text", _TURNS + "messages"]
 # What two bytes hold.
@@ -40,7 +41,6 @@ class Asked:
     Attributes:
         group_by: the prompt is what the task's ``group_id`` says, or what the policy could see of it.
         spoken: keys of what was said in each.
-        logged: what a log says that replies count for.
         replies: the reward of each reply.
         notes: what a log notes under these names.
         words: the words of the openings.
@@ -48,7 +48,6 @@ class Asked:
 
     group_by: GroupBy = "task"
     spoken: bool = False
-    logged: bool = False
     replies: bool = False
     notes: tuple[str, ...] = ()
     words: bool = False
@@ -61,13 +60,12 @@ class Asked:
     @property
     def columns(self) -> list[str]:
         """The columns to read."""
-        more = [_TURNS + "loss_weight"] * self.logged + [_TURNS + "info"] * bool(self.notes)
-        return [*COLUMNS, *(_SPOKEN if self.texts else []), *more]
+        return [*COLUMNS, *(_SPOKEN if self.texts else []), *([_TURNS + "info"] if self.notes else [])]
 
     @property
     def lists(self) -> list[str]:
         """Names of what is given beside numbers, ids, groups and mistakes."""
-        given = {"reply": self.spoken, "feedback": self.spoken, "loss_weight": self.logged}
+        given = {"loss_weight": True, "reply": self.spoken, "feedback": self.spoken}
         given |= {"reply_reward": self.replies, "words": self.words}
         return [*(name for name, asked in given.items() if asked), *(NOTE + name for name in self.notes)]
 
@@ -104,8 +102,7 @@ def outcome_columns(batch: pa.RecordBatch, ask: Asked = Asked()) -> dict[str, An
     }
     offsets = pa.array(np.concatenate([[0], np.cumsum(turns_N)]).astype(np.int32))
     of_replies: dict[str, Any] = {"rejected": pa.array(columns.pop("rejected_T"))}
-    if ask.logged:
-        of_replies["loss_weight"] = _loss_weights(turns)
+    of_replies["loss_weight"] = _loss_weights(turns)
     if ask.replies:
         of_replies["reply_reward"] = turns.field("reward")
     if ask.spoken:
@@ -154,10 +151,9 @@ def _numbers(turns: pa.StructArray, turns_N: NDArray[np.int64]) -> dict[str, Any
 
 
 def _loss_weights(turns: pa.StructArray) -> pa.Array:
-    """What the log says that each reply counts for; 1 where it says nothing."""
-    if not _has(turns, "loss_weight"):
-        return pa.array(np.ones(len(turns)))
-    return turns.field("loss_weight").fill_null(1.0)
+    """What a log says that each reply counts for; truth values, which take a bit each, where it is 1 for all."""
+    given = turns.field("loss_weight").fill_null(1.0) if _has(turns, "loss_weight") else pa.array([1.0])
+    return given if pc.any(pc.not_equal(given, 1.0)).as_py() else pa.array(np.ones(len(turns), bool))
 
 
 def _keys(turns: pa.StructArray) -> dict[str, pa.Array]:

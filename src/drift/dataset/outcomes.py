@@ -217,7 +217,7 @@ def outcomes(trajectories: Sequence[Trajectory], **asked: Any) -> Outcomes:
         ids=read["id"].to_pylist(),
         groups=read["group_id"].to_pylist(),
         **{f"{name}_N": np.asarray(read[name], kind) for name, kind in _NUMBERS.items()},
-        **{f"{name}_T": read[name].flatten().to_numpy(zero_copy_only=False) for name in _LISTS if name in read},
+        **{f"{name}_T": _flat(name, read[name]) for name in _LISTS if name in read},
         notes={name: pa.chunked_array([read[NOTE + name]]) for name in ask.notes},
         words=pa.chunked_array([read["words"]]) if ask.words else None,
     )
@@ -257,7 +257,7 @@ def read_outcomes(directory: str | Path, **asked: Any) -> Outcomes:
         raise DatasetError(f"{directory}: all {total} trajectories failed; there is nothing to weigh.")
     numbers = {name: values[:count] for name, values in numbers.items()}
     pa.default_memory_pool().release_unused()
-    found = _in_order(numbers, {name: pa.chunked_array(parts.pop(name)) for name in list(parts)})
+    found = _in_order(numbers, {name: _joined(parts.pop(name)) for name in list(parts)})
     pa.default_memory_pool().release_unused()
     return found
 
@@ -277,10 +277,22 @@ def _in_order(numbers: dict[str, Any], held: dict[str, Any]) -> Outcomes:
             numbers[name] = numbers[name][order]
         for name in held:
             held[name] = held[name].take(pa.array(order))
-    flat = {f"{name}_T": pc.list_flatten(held.pop(name)).to_numpy() for name in list(held) if name in _LISTS}
+    flat = {f"{name}_T": _flat(name, held.pop(name)) for name in list(held) if name in _LISTS}
     notes = {name.removeprefix(NOTE): held.pop(name) for name in list(held) if name.startswith(NOTE)}
     named = {f"{name}_N": values for name, values in numbers.items()}
     return Outcomes(ids=held["id"], groups=groups, notes=notes, words=held.get("words"), **named, **flat)
+
+
+def _joined(chunks: list[pa.Array]) -> pa.ChunkedArray:
+    """Chunks as one column; what replies count for may be truth values in some of them."""
+    told = {chunk.type for chunk in chunks}
+    return pa.chunked_array([chunk.cast(pa.list_(pa.float64())) for chunk in chunks] if len(told) > 1 else chunks)
+
+
+def _flat(name: str, lists: pa.Array | pa.ChunkedArray) -> Any:
+    """What is of each reply; ``None`` where a log says nothing of what replies count for."""
+    flat = pc.list_flatten(lists)
+    return None if name == "loss_weight" and pa.types.is_boolean(flat.type) else np.asarray(flat)
 
 
 def _together(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:

@@ -11,9 +11,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.facts import read_facts, table, verdict, warnings_of
+from drift.reporting.preview import Preview, lines
 from drift.reporting.sentences import summary_of
 
 
@@ -74,6 +76,24 @@ def print_export(manifest: Mapping[str, Any]) -> None:
     if manifest["rendered"]:
         counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in manifest["rendered"].items() if value)
         print(f"rendered again: {counts}")
+
+
+def print_preview(preview: Preview) -> None:
+    """Print conversations with what will be trained in colour: green is imitated, red pushed away."""
+    console = Console(highlight=False)
+    for line in (*preview.sentences, *lines(preview)):
+        console.print(line, markup=False)
+    for each in preview.shown:
+        console.rule(Text(f"{each.id} ({each.outcome})"), align="left", style="dim")
+        for said in each.said:
+            mark, style = ("", "dim") if said.weight is None else (f" [{said.weight:.4g}]", "dim strike")
+            style = "green" if said.weight and said.weight > 0 else "red" if said.weight else style
+            why = f"  ({said.why})" if said.why else ""
+            console.print(Text(f"{said.role}{mark}:{why}", style="bold"), Text(said.text, style=style), sep="\n")
+        if each.why:
+            console.print(Text(f"not trained: {each.why}", style="bold"))
+    if preview.page:
+        console.print(f"page: {preview.page}", markup=False)
 
 
 def print_comparison(place: os.PathLike[str]) -> None:

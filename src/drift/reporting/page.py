@@ -14,6 +14,7 @@ from drift.reporting.comparison import cost_table, failures, level, main_table, 
 from drift.reporting.comparison_plots import accuracy_against_cost, curves
 from drift.reporting.facts import Facts, conversations_line, costs, read_facts, table, verdict
 from drift.reporting.plots import COLORS, histogram, multi_at_k, training_curve
+from drift.reporting.preview import Preview, lines
 from drift.reporting.sentences import chain_line, sentences
 
 
@@ -75,6 +76,11 @@ def write_comparison_page(source: Path, out: Path) -> Path:
     )
     write_atomic(out, page.encode("utf-8", errors="replace"))
     return out
+
+
+def preview_page(preview: Preview) -> str:
+    """The page of a preview as HTML; what was said is escaped, as on the others."""
+    return _template("preview.html").render(title="drift: what will be trained", preview=preview, lines=lines(preview))
 
 
 def _template(name: str) -> Template:

@@ -34,8 +34,8 @@ def chosen(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield "What counts is the reward: no conversation says whether it succeeded."
     if "baseline" in automatic and chain["baseline"] != "task":
         yield (
-            "Most prompts have one conversation, so each is measured against what the words of its prompt let one "
-            "expect (baseline fitted)."
+            "Most prompts have few conversations, so each is measured against what the words of its prompt and its "
+            "others let one expect (baseline fitted)."
         )
     unlabelled = manifest["excluded"].get("unlabelled", 0)
     if unlabelled:

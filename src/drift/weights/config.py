@@ -20,6 +20,8 @@ from drift.weights.turns import Conversations
 # Baselines that are the others of a prompt, in the scheme itself; and all that have a name.
 PROMPTS = ("task", "opening")
 BASELINES = (*PROMPTS, "leave_one_out", "dataset", "fitted")
+# Below so many conversations of most prompts of a log, their words have more to say than the others.
+FEW = 4
 # Keys of an outcome that no log has to note.
 NOT_NOTED = ("success", "reward", *SHAPING)
 
@@ -91,7 +93,8 @@ class WeightConfig:
             policy (opening), so that tasks that differ only in what the policy can't see are weighed together. Where
             there are few others, with drift, bolt, swift, group_relative and awr: leave_one_out (the mean of the
             others, or of all), dataset (the mean of all), {column: NAME} (the mean of what the log notes alike), or
-            fitted (what the words of the prompt let one expect). null is task, or fitted where most are alone.
+            fitted (what the words of the prompt and its others let one expect). null is task, or fitted for a log with
+            few conversations of most prompts.
     """
 
     scheme: str | dict[str, Any] = "drift"
@@ -136,26 +139,26 @@ class WeightConfig:
         steps = {each.name for each in self.chain.steps} & {"drop_unsolved", "shrink_unsolved"}
         return "success_N" in self.chain.asked or bool(steps) or self.ess_target == "success"
 
-    def asked(self, *, logged: bool) -> dict[str, Any]:
+    def asked(self) -> dict[str, Any]:
         """What is to be read of each conversation beside what all have: fields of ``Asked``."""
         notes = [name for name in (self.outcome if isinstance(self.outcome, Mapping) else ()) if name not in NOT_NOTED]
         notes += self.baseline.values() if isinstance(self.baseline, Mapping) else []
         return {
             "group_by": "opening" if self.baseline == "opening" else "task",
             "spoken": self.chain.asks_what_was_said(),
-            "logged": logged,
             "replies": self.chain.turns.name == "own",
             "notes": tuple(dict.fromkeys(notes)),
             "words": self.baseline == "fitted",
         }
 
-    def settled(self, outcomes: Outcomes) -> WeightConfig:
-        """With outcome and baseline, where they are left to the data."""
+    def settled(self, outcomes: Outcomes, *, logged: bool) -> WeightConfig:
+        """With outcome and baseline, where they are left to the data: ``logged``, or sampled for a number of tasks."""
         known_N, scheme = outcomes.known_N, self.chain.scheme
         # Plain fine-tuning asks for no outcome, and leaves no conversation out for lack of one.
         judged = known_N.all() if scheme.function is sft_weights else known_N.any()
-        alone = np.bincount(outcomes.group_index(), minlength=1) == 1
-        baseline = "fitted" if scheme.centred and 2 * alone.sum() > len(known_N) > 1 else "task"
+        index_N = outcomes.group_index()
+        few = bool(np.median(np.bincount(index_N)[index_N]) < FEW) and index_N.max() > 0
+        baseline = "fitted" if logged and scheme.centred and few else "task"
         return replace(
             self,
             outcome=self.outcome or ("success" if judged else "reward"),

@@ -56,11 +56,10 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
     """
     start = time.monotonic()
     manifest = read_manifest(data, TRAJECTORIES)
-    logged = "import" in manifest["spec"]
-    outcomes = read_outcomes(data, **config.asked(logged=logged))
-    settled = config.settled(outcomes)
+    outcomes = read_outcomes(data, **config.asked())
+    settled = config.settled(outcomes, logged="import" in manifest["spec"])
     if settled.baseline == "fitted" and outcomes.words is None:
-        outcomes = read_outcomes(data, **settled.asked(logged=logged))
+        outcomes = read_outcomes(data, **settled.asked())
     read, outcomes = len(outcomes.ids), labelled(outcomes, settled)
     ids, groups, turns_N = outcomes.ids, outcomes.groups, outcomes.turns_N
     conversations = _conversations(outcomes, settled, first=int(manifest["spec"].get("first", 0)))
@@ -99,7 +98,7 @@ def compute_weights(outcomes: Outcomes, config: WeightConfig, *, first: int = 0)
         ConfigError: a grouped scheme and no prompt with two conversations, or all weights 0; or a scheme or step that
             gives what are no weights.
     """
-    settled = config.settled(outcomes)
+    settled = config.settled(outcomes, logged=outcomes.words is not None)
     return _run(_conversations(labelled(outcomes, settled), settled, first=first), settled)
 
 
