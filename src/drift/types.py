@@ -171,6 +171,8 @@ class Example:
         sampled: ``[L]`` which of them the policy sampled and the loss may touch.
         weight: ``[L]`` what each token's negative log-likelihood is multiplied by; 0 where ``sampled`` is false.
         mass: the largest ``|w|`` of its replies, by which optimizer steps are planned; 0 in rows that nobody plans.
+        logprobs: ``[L]`` log-probability of each sampled id under the policy that sampled it; empty if not asked for.
+        starts: where each reply begins; empty where only the weights matter.
     """
 
     trajectory_id: str
@@ -179,6 +181,8 @@ class Example:
     sampled: tuple[bool, ...]
     weight: tuple[float, ...]
     mass: float = 0.0
+    logprobs: tuple[float, ...] = ()
+    starts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

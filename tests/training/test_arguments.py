@@ -23,8 +23,8 @@ from drift.training.config import SET_BY_TRAINING, TrainingConfig
         ({"lora": {"r": 4, "task_type": "SEQ_CLS"}}, r"unknown setting of peft\.LoraConfig 'task_type'"),
         ({"lora": {"r": 4, "layers_to_transform": [1]}}, r"training\.lora: "),
         (
-            {"schedule": "cosin"},
-            r"unknown learning-rate schedule 'cosin' in training\.schedule\. Did you mean 'cosine'",
+            {"arguments": {"lr_scheduler_type": "cosin"}},
+            r"learning-rate schedule 'cosin' in training\.arguments\.lr_scheduler_type\. Did you mean 'cosine'",
         ),
         ({"arguments": {"report_to": "tensorboard"}}, r"training\.arguments\.report_to: .*tensorboard"),
         ({"arguments": {"report_to": ["wandby"]}}, r"training\.arguments\.report_to: wandby is not supported"),

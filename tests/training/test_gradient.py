@@ -5,6 +5,7 @@ over all weighed conversations. It is read from the optimizer's first moment, in
 too small to move a parameter.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,12 +42,13 @@ CHAINS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Recorded:
-    """A data set, and of each reply ``∇(−log p(reply | prompt ids))`` under the tiny model in float64."""
+    """A data set, and of each reply ``∇(−log p(reply | prompt ids))`` and log p under the tiny model in float64."""
 
     folder: Path
     model: Path
     trajectories: dict[str, Trajectory]
     gradients: dict[tuple[str, int], torch.Tensor]
+    logprobs: dict[tuple[str, int], list[float]]
 
     def total(self, coefficients: Mapping[tuple[str, int], float]) -> torch.Tensor:
         """The sum of the replies' gradients, each times its coefficient."""
@@ -67,14 +69,15 @@ def in_the_optimizers_order(named: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name in named if name not in plain] + plain
 
 
-def reply_gradient(model: Any, turn: Turn) -> torch.Tensor:
+def reply_gradient(model: Any, turn: Turn) -> tuple[torch.Tensor, list[float]]:
     prompt, reply = turn.prompt_ids, turn.completion.token_ids
     ids = torch.tensor([[*prompt, *reply]])
     model.zero_grad()
     logprobs = torch.log_softmax(model(input_ids=ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None])
     (-logprobs[len(prompt) - 1 :].sum()).backward()
     parameters = dict(model.named_parameters())
-    return torch.cat([parameters[name].grad.flatten() for name in in_the_optimizers_order(parameters)])
+    gradient = torch.cat([parameters[name].grad.flatten() for name in in_the_optimizers_order(parameters)])
+    return gradient, logprobs[len(prompt) - 1 :].flatten().tolist()
 
 
 def some_conversations(policy: str) -> list[Trajectory]:
@@ -131,21 +134,26 @@ def some_conversations(policy: str) -> list[Trajectory]:
 def recorded(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Recorded:
     folder = tmp_path_factory.mktemp("recorded") / "data"
     made = some_conversations(fingerprint(*load_model(str(tiny_model))))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    gradients, logprobs, rng = {}, {}, random.Random(8)
+    for place, each in enumerate(made):
+        turns = list(each.turns)
+        for at, turn in enumerate(turns):
+            if turn.completion.token_ids:
+                gradients[each.id, at], logprobs[each.id, at] = reply_gradient(model, turn)
+            # The policy that sampled was near the model.
+            near = tuple(min(value + rng.gauss(0, 0.2), 0.0) for value in logprobs.get((each.id, at), []))
+            turns[at] = replace(turn, completion=replace(turn.completion, logprobs=near))
+        made[place] = replace(each, turns=tuple(turns))
     with TrajectoryWriter(folder, {"trajectories": len(made), "policy": made[0].policy}, []) as writer:
         for trajectory in made:
             writer.append(trajectory)
         writer.finish()
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
-    gradients = {}
-    for each in made:
-        for at, turn in enumerate(each.turns):
-            if turn.completion.token_ids:
-                gradients[each.id, at] = reply_gradient(model, turn)
     zero = torch.zeros_like(next(iter(gradients.values())))
     for each in made:
         for at in range(len(each.turns)):
             gradients.setdefault((each.id, at), zero)
-    return Recorded(folder, tiny_model, {each.id: each for each in made}, gradients)
+    return Recorded(folder, tiny_model, {each.id: each for each in made}, gradients, logprobs)
 
 
 def weights_in(path: Path) -> dict[str, list[float]]:
@@ -373,3 +381,48 @@ def test_a_file_that_does_not_fit_the_data_is_refused(recorded: Recorded, tmp_pa
     with pytest.raises(TrainingError, match=r"no rows to train on.*'skipped_unweighted': 24"):
         train(recorded.folder, path, **given)
     assert not (tmp_path / "model" / "manifest.json").exists()
+
+
+def coefficients(recorded: Recorded, weights: Weights, loss: str) -> dict[tuple[str, int], float]:
+    """What each reply's gradient of −log p counts under ``loss``, from the log-probabilities in the data."""
+
+    def gap(name: str, at: int) -> float:
+        base = recorded.trajectories[name].turns[at].completion.logprobs or ()
+        return math.fsum(recorded.logprobs.get((name, at), [])) - math.fsum(base)
+
+    found = {(name, at): weight for name, values in weights.items() for at, weight in enumerate(values) if weight}
+    if loss == "tapered":
+        return {reply: w * (min(1.0, math.exp(gap(*reply))) if w < 0 else 1.0) for reply, w in found.items()}
+    # d/dθ (Σ gap − log w)² = −2 (Σ gap − log w) Σ ∇(−log p)
+    off = {n: math.fsum(gap(n, at) for at, w in enumerate(ws) if w) - math.log(max(ws)) for n, ws in weights.items()}
+    return {(name, at): -2 * off[name] for name, at in found}
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [
+        ("tapered", {"plan": "uniform"}),
+        ("advantage_regression", {"plan": "drawn", "attention": "sdpa"}),
+        pytest.param("tapered", {"plan": "balanced", "num_processes": 2}, marks=pytest.mark.slow),
+        pytest.param("advantage_regression", {"plan": "uniform", "num_processes": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_has_the_gradient_of_the_loss_over_passes_and_ranks(
+    recorded: Recorded, tmp_path: Path, loss: str, settings: dict[str, Any]
+) -> None:
+    rng = random.Random(9)
+    weights: dict[str, list[float]] = {}
+    for name, each in recorded.trajectories.items():
+        if each.error is None:
+            values = [rng.choice([-1.0, -0.4, 0.5, 2.0]) for _ in each.turns]
+            rewritten = len(rows_by_hand(recorded, {name: values})) > 1
+            terminal = [0.0] * (len(values) - 1)
+            regressed = [*terminal, 0.7] if rewritten else [rng.choice([0.2, 1.0, 3.0])] * len(values)
+            weights[name] = values if loss == "tapered" else regressed
+    path = written(tmp_path / "weights.parquet", weights)
+    given = {"tokens_per_batch": 90, "batch_size": 1000, "max_steps": 1, **settings}
+    (gradient,) = trained_gradients(recorded, path, tmp_path / "model", loss=loss, **given)
+    wanted = {reply: value / len(weights) for reply, value in coefficients(recorded, weights, loss).items()}
+    assert difference(gradient, recorded.total(wanted)) < 1e-4
+    assert difference(gradient, whole_gradient(recorded, weights, "sum")) > 0.05
+    assert read_manifest(tmp_path / "model", "model")["spec"]["config"]["loss"] == loss

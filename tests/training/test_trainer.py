@@ -433,9 +433,8 @@ def planned_rate(schedule: str, step: int, warmup: int, steps: int) -> float:
 def test_the_rate_rises_from_the_first_step_and_goes_on_so_after_a_resume(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, schedule: str
 ) -> None:
-    config = settings(
-        schedule=schedule, max_steps=10, warmup=0.4, save_steps=2, arguments={"logging_steps": 1, "save_total_limit": 9}
-    )
+    arguments = {"lr_scheduler_type": schedule, "logging_steps": 1, "save_total_limit": 9}
+    config = settings(max_steps=10, warmup=0.4, save_steps=2, arguments=arguments)
     out = train(*weighed, out=tmp_path / "model", model=str(tiny_model), config=config)
     whole = curve(out)
     expected = [1e-3 * planned_rate(schedule, step, 4, 10) for step in range(10)]

@@ -119,13 +119,13 @@ def _overrides(recipe: Recipe, method: Method) -> dict[str, Any]:
 
 def _shared(recipe: Recipe) -> dict[str, Any]:
     """How the weights are moved, and the return that DRIFT is given."""
-    training, weights = recipe.training, recipe.weights
+    training, weights, arguments = recipe.training, recipe.weights, dict(recipe.training.arguments)
     return {
         "learning_rate": training.learning_rate,
-        "schedule": training.schedule,
         "warmup": training.warmup,
         "dtype": training.dtype,
-        "arguments": training.arguments,
+        **({"schedule": arguments.pop("lr_scheduler_type")} if "lr_scheduler_type" in arguments else {}),
+        "arguments": arguments,
         "outcome": weights.outcome,
         "gamma": SCHEMES["drift"].gamma if weights.gamma is None else weights.gamma,
         "repetition": SCHEMES["drift"].repetition if weights.repetition is None else weights.repetition,

@@ -35,8 +35,9 @@ def check_settings(config: TrainingConfig, device: str) -> None:
         if name not in known:
             raise unknown_name("setting of transformers.TrainingArguments", name, known, where="training.arguments")
     schedules = [schedule.value for schedule in SchedulerType]
-    if config.schedule not in schedules:
-        raise unknown_name("learning-rate schedule", config.schedule, schedules, where="training.schedule")
+    schedule = config.to_dict()["arguments"]["lr_scheduler_type"]
+    if schedule not in schedules:
+        raise unknown_name("learning-rate schedule", schedule, schedules, where="training.arguments.lr_scheduler_type")
     if config.lora:
         lora_config(config.lora)
     here = not device.startswith("cuda") or torch.cuda.is_available()
@@ -66,7 +67,6 @@ def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int,
             per_device_train_batch_size=1,
             max_steps=steps,
             learning_rate=config.learning_rate,
-            lr_scheduler_type=config.schedule,
             # In steps: transformers takes a share of 1 for one step.
             warmup_steps=math.ceil(config.warmup * steps),
             bf16=config.dtype == "bfloat16",

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from drift.errors import require
+from drift.registry import Link
+from drift.training.objectives import advantage_regression, find_loss
 
 KIND = "model"
 ATTENTIONS = ("auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
@@ -18,6 +20,7 @@ PLANS = ("uniform", "balanced", "drawn")
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "weight_decay": 0.1,
     "max_grad_norm": 1.0,
+    "lr_scheduler_type": "constant_with_warmup",
     "save_total_limit": 2,
     "logging_steps": 10,
     "report_to": "none",
@@ -32,7 +35,6 @@ _INSTEAD = {
     "training.max_steps": ("max_steps",),
     "training.epochs": ("num_train_epochs",),
     "training.learning_rate": ("learning_rate",),
-    "training.schedule": ("lr_scheduler_type",),
     "training.warmup": ("warmup_steps", "warmup_ratio"),
     "training.dtype": ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"),
     "training.max_length": ("max_length", "max_seq_length"),
@@ -57,6 +59,8 @@ class TrainingConfig:
     """How the model is fine-tuned. Batch, steps and schedule are the DRIFT paper's unless set otherwise.
 
     Args:
+        loss: what is minimised (docs/method.md): nll, tapered, importance, token_probability, anchored, nll_kl,
+            advantage_regression, one that another package declares, or module:function; {importance: 4} with a setting.
         normalization: token loss of a reply: sum (Eq. 15) or mean over its tokens (published code).
         batch_size: conversations computed in an optimizer step; on average where plan is balanced.
         plan: which rows a step holds: uniform, as many each (as published); balanced, as equal a sum of weights as
@@ -72,7 +76,6 @@ class TrainingConfig:
         max_steps: optimizer steps; the data are passed over as often as that takes.
         epochs: passes over the data, which above 0 take the place of max_steps.
         learning_rate: peak learning rate.
-        schedule: name of a learning-rate schedule of transformers.
         warmup: share of the steps over which the rate rises; the first step has a rate above 0.
         dtype: float32, or bfloat16 for mixed precision on float32 master weights.
         max_length: longest row in tokens; longer rows are skipped and counted. 0 takes the model's limit.
@@ -81,13 +84,15 @@ class TrainingConfig:
         engine: ddp, a whole model on each process; fsdp, which shards it over them (FSDP2); or DeepSpeed's zero2, which
             shards gradients and optimizer state, and zero3, which shards the model too (extra deepspeed).
         arguments: further settings of transformers.TrainingArguments by their own names, such as weight_decay,
-            gradient_checkpointing, optim, logging_steps or report_to. Those left out are transformers' own, but for
-            weight_decay 0.1, max_grad_norm 1, save_total_limit 2, logging_steps 10 and report_to none.
+            gradient_checkpointing, lr_scheduler_type, optim, logging_steps or report_to. Those left out are
+            transformers' own, but for weight_decay 0.1, max_grad_norm 1, lr_scheduler_type constant_with_warmup,
+            save_total_limit 2, logging_steps 10 and report_to none.
         lora: settings of peft.LoraConfig by their own names, such as r, lora_alpha or target_modules (all-linear unless
             given): an adapter is trained instead of the whole model, and saved merged as well. Also bits: 4 or 8 keep
             the model's linear layers quantized in memory meanwhile (QLoRA; extra qlora).
     """
 
+    loss: str | dict[str, Any] = "nll"
     normalization: Literal["sum", "mean"] = "sum"
     batch_size: int = 128
     plan: Literal["uniform", "balanced", "drawn"] = "drawn"
@@ -98,7 +103,6 @@ class TrainingConfig:
     max_steps: int = 200
     epochs: float = 0.0
     learning_rate: float = 5e-6
-    schedule: str = "constant_with_warmup"
     warmup: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_length: int = 0
@@ -113,6 +117,11 @@ class TrainingConfig:
         """Bits of a weight while an adapter is trained on a quantized model; 0 where it is not quantized."""
         bits: int = self.lora.get("bits", 0)
         return bits
+
+    @property
+    def objective(self) -> Link:
+        """The loss with its settings, none of them left to default."""
+        return find_loss(self.loss)
 
     def __post_init__(self) -> None:
         choices = {
@@ -145,6 +154,9 @@ class TrainingConfig:
             f"0 with engine {self.engine}, which leaves no process a whole model to measure and keep",
             "Use engine ddp.",
         )
+        whole = self.objective.function is not advantage_regression or self.normalization == "sum"
+        expected = "sum with the loss advantage_regression, which is of whole conversations"
+        require(whole, "training.normalization", self.normalization, expected)
         self._check_mappings()
 
     def _check_mappings(self) -> None:
@@ -178,4 +190,10 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values, the default ones of ``arguments`` among them, for manifests."""
-        return {**vars(self), "arguments": {**DEFAULT_ARGUMENTS, **self.arguments}, "lora": dict(self.lora)}
+        loss = self.objective.record
+        return {
+            **vars(self),
+            "loss": loss,
+            "arguments": {**DEFAULT_ARGUMENTS, **self.arguments},
+            "lora": dict(self.lora),
+        }

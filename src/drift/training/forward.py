@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
 import torch
 
+from drift.registry import Link
 from drift.training.attention import NAME, Layout
-from drift.training.loss import weighted_loss, weighted_nll
-from drift.training.tree import Tree, build_tree
+from drift.training.loss import loss_of_logits, shaped_nll, weighted_nll
+from drift.training.objectives import NLL
+from drift.training.tree import Terms, Tree, build_tree, terms_of
 from drift.types import Example
 
 # How far the two ways may be apart, as a share of the largest loss and of the norm of the gradient. Rounding in float32
@@ -27,6 +30,7 @@ class TreeBatch:
         input_ids, position_ids: ``(1, N)``.
         layout: which tokens see which.
         predictors, targets, weights: ``(M,)`` the trained tokens; see ``Tree``.
+        terms: what a loss that is not ``nll`` needs to know; ``None`` has the loss ``nll``.
     """
 
     input_ids: torch.Tensor
@@ -35,13 +39,11 @@ class TreeBatch:
     predictors: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    terms: Terms | None = None
 
     def to(self, device: torch.device) -> TreeBatch:
         """The same on ``device``."""
-        tensors: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **tensors)
+        return replace(self, **_on(device, vars(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +53,26 @@ class PaddedBatch:
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     weight: torch.Tensor
+    terms: Terms | None = None
 
     def to(self, device: torch.device) -> PaddedBatch:
         """The same on ``device``."""
-        return PaddedBatch(**{name: value.to(device) for name, value in vars(self).items()})
+        return replace(self, **_on(device, vars(self)))
 
 
 Batch = TreeBatch | PaddedBatch
+
+
+def _on(device: torch.device, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` that are tensors or terms, on ``device``."""
+    terms = {
+        name: Terms(*(each.to(device) for each in value)) for name, value in values.items() if type(value) is Terms
+    }
+    return terms | {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+def _tensors(terms: Terms | None) -> Terms | None:
+    return None if terms is None else Terms(*map(torch.from_numpy, terms))
 
 
 def tree_batch(tree: Tree) -> TreeBatch:
@@ -69,6 +84,7 @@ def tree_batch(tree: Tree) -> TreeBatch:
         predictors=torch.from_numpy(tree.predictors),
         targets=torch.from_numpy(tree.targets),
         weights=torch.from_numpy(tree.weights),
+        terms=_tensors(tree.terms),
     )
 
 
@@ -80,10 +96,11 @@ def padded_batch(rows: list[Example]) -> PaddedBatch:
         input_ids=pad(ids, batch_first=True),
         attention_mask=pad([torch.ones_like(row) for row in ids], batch_first=True),
         weight=pad([torch.tensor(row.weight, dtype=torch.float64) for row in rows], batch_first=True),
+        terms=_tensors(terms_of(rows)),
     )
 
 
-def use_weighted_loss(model: Any) -> None:
+def use_weighted_loss(model: Any, loss: Link = NLL) -> None:
     """Let ``model(batch=…)`` return the weighted loss of a batch, summed over its rows, in nats.
 
     The whole of it happens inside the model's own ``forward``, so that what wraps the model (DDP, FSDP, autocast)
@@ -91,6 +108,7 @@ def use_weighted_loss(model: Any) -> None:
 
     Args:
         model: a causal LM of transformers, or a PEFT model around one.
+        loss: what is minimised.
     """
     plain = model.forward
 
@@ -100,13 +118,13 @@ def use_weighted_loss(model: Any) -> None:
         if isinstance(batch, TreeBatch):
             return _tree_loss(_causal_lm(self), batch)
         logits = plain(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        return weighted_loss(logits, batch.input_ids, batch.weight, 1)
+        return loss_of_logits(logits, batch.input_ids, batch.weight, batch.terms, loss)
 
     model.forward = MethodType(forward, model)
-    _use_weighted_head(_causal_lm(model))
+    _use_weighted_head(_causal_lm(model), loss)
 
 
-def _use_weighted_head(lm: Any) -> None:
+def _use_weighted_head(lm: Any, loss: Link) -> None:
     """Let the LM head, given a batch, return its loss: FSDP has the head's weight whole inside its forward alone."""
     head = lm.get_output_embeddings()
     # Another kind of head has more to it than its weight; ``why_not_trees`` refuses it.
@@ -119,7 +137,9 @@ def _use_weighted_head(lm: Any) -> None:
         if batch is None:
             logits: torch.Tensor = plain(hidden)
             return logits
-        return weighted_nll(hidden, self.weight, batch.targets, batch.weights, bias_V=self.bias, softcap=softcap)
+        if batch.terms is None:
+            return weighted_nll(hidden, self.weight, batch.targets, batch.weights, bias_V=self.bias, softcap=softcap)
+        return shaped_nll(hidden, self.weight, batch.targets, batch.terms, loss, bias_V=self.bias, softcap=softcap)
 
     replaced: Any = head
     replaced.forward = MethodType(forward, head)

@@ -70,7 +70,7 @@ def optimize(
     set_seed(seed)
     if config.lora:
         model = with_lora(model, config.lora)
-    use_weighted_loss(model)
+    use_weighted_loss(model, config.objective)
     trees = config.attention == "auto" and _can_share(model, int(rows.facts.length_N.max()), out, ranks)
     use_trees(model, trees)
     limit = KLLimit(model, held_out, config, out, ranks=ranks, trees=trees) if config.kl_limit else None

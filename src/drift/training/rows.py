@@ -22,6 +22,8 @@ _SCHEMA = pa.schema(
         ("token_ids", pa.list_(pa.int32())),
         ("weight", pa.list_(pa.float64())),
         ("mass", pa.float64()),
+        ("logprobs", pa.list_(pa.float64())),
+        ("starts", pa.list_(pa.int32())),
     ]
 )
 _BATCH = 1024
@@ -77,4 +79,6 @@ class RowFile(Sequence[Example]):
             sampled=tuple(value != 0 for value in weight),
             weight=weight,
             mass=row["mass"],
+            logprobs=tuple(row["logprobs"]),
+            starts=tuple(row["starts"]),
         )

@@ -257,7 +257,9 @@ def _write_rows(out: Path, data: Path, table: WeightTable, config: TrainingConfi
     groups = {name for batch in batches for name in batch.column(0).unique().to_pylist()}
     held = HeldOut(set_aside(groups, PROMPTS) if config.kl_limit else (), limit)
     trained = held.set_aside_from(stream_trajectories(data))
-    examples = build_examples(trained, weights, counts, normalization=config.normalization, max_length=limit)
+    examples = build_examples(
+        trained, weights, counts, normalization=config.normalization, max_length=limit, loss=config.objective
+    )
     write_rows(out / ROWS, examples)
     unknown = len(weights) - count_trajectories(data) + counts["skipped_unweighted"]
     if unknown > 0 and not config.kl_limit:

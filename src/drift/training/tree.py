@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,38 @@ class _Segment(NamedTuple):
     parent: int
 
 
+class Terms(NamedTuple):
+    """The trained tokens of some rows, row after row, T in all; arrays or tensors of shape ``(T,)``.
+
+    Attributes:
+        place_T: which of a pass's M tokens it is computed as: rows may share one.
+        weight_T: its weight in its own row.
+        base_T: its log-probability under the policy that sampled it; 0 where nobody asked.
+        reply_T: the number of its reply.
+    """
+
+    place_T: Any
+    weight_T: Any
+    base_T: Any
+    reply_T: Any
+
+
+def terms_of(rows: Sequence[Example], place_T: Ints | None = None) -> Terms | None:
+    """The terms of some rows, each computed for itself unless places are given; ``None`` where weights say it all."""
+    if not all(row.starts for row in rows):
+        return None
+    trained = [1 + np.flatnonzero(row.weight[1:]) for row in rows]
+    before = np.cumsum([0, *(len(row.starts) for row in rows)])
+    reply = [
+        count + np.searchsorted(row.starts, at, side="right") - 1
+        for row, at, count in zip(rows, trained, before[:-1], strict=True)
+    ]
+    base = [np.asarray(row.logprobs or np.zeros(len(row.weight)))[at] for row, at in zip(rows, trained, strict=True)]
+    weight = [np.asarray(row.weight, float)[at] for row, at in zip(rows, trained, strict=True)]
+    place_T = np.arange(sum(map(len, trained))) if place_T is None else place_T
+    return Terms(place_T, np.concatenate(weight), np.concatenate(base), np.concatenate(reply).astype(np.int64))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tree:
     """Rows merged, laid out segment after segment in one sequence of N tokens.
@@ -53,6 +85,7 @@ class Tree:
         predictors: ``(M,)`` index of the token whose hidden state predicts a trained token.
         targets: ``(M,)`` the trained token's id.
         weights: ``(M,)`` what its negative log-likelihood is multiplied by: the sum over the rows that share it.
+        terms: the same for losses that need to know more of each row.
     """
 
     token_ids: Ints
@@ -62,6 +95,7 @@ class Tree:
     predictors: Ints
     targets: Ints
     weights: NDArray[np.float64]
+    terms: Terms | None = None
 
 
 def build_tree(
@@ -86,7 +120,7 @@ def build_tree(
     segments, path = _segments([row_ids[:length] for row_ids, length in zip(ids, read, strict=True)], segment_tokens)
     starts = np.cumsum([0, *(s.end - s.start for s in segments)])
     places = [_places(segments, starts, path[row]) for row in range(len(rows))]
-    predictors, targets, summed = _trained(ids, weights, places)
+    predictors, targets, summed, place_T = _trained(ids, weights, places)
     return Tree(
         token_ids=np.concatenate([ids[s.row][s.start : s.end] for s in segments]),
         position_ids=np.concatenate([np.arange(s.start, s.end) for s in segments]),
@@ -95,6 +129,7 @@ def build_tree(
         predictors=predictors,
         targets=targets,
         weights=summed,
+        terms=terms_of(rows, place_T),
     )
 
 
@@ -159,8 +194,8 @@ def _places(segments: Sequence[_Segment], starts: Ints, last: int) -> Ints:
 
 def _trained(
     ids: Sequence[Ints], weights: Sequence[NDArray[np.float64]], places: Sequence[Ints]
-) -> tuple[Ints, Ints, NDArray[np.float64]]:
-    """Predictor, target and summed weight of each distinct trained token."""
+) -> tuple[Ints, Ints, NDArray[np.float64], Ints]:
+    """Predictor, target and summed weight of each distinct trained token, and which of them each row's are."""
     trained = [1 + np.flatnonzero(weight[1:]) for weight in weights]
     pairs = np.stack(
         [
@@ -170,7 +205,8 @@ def _trained(
     )
     each = np.concatenate([weight[at] for weight, at in zip(weights, trained, strict=True)])
     (predictors, targets), inverse = np.unique(pairs, axis=1, return_inverse=True)
-    return predictors, targets, np.bincount(inverse.ravel(), weights=each, minlength=len(predictors)).astype(float)
+    place_T = inverse.ravel()
+    return predictors, targets, np.bincount(place_T, weights=each, minlength=len(predictors)).astype(float), place_T
 
 
 def join_trees(trees: Sequence[Tree]) -> Tree:
@@ -189,4 +225,18 @@ def join_trees(trees: Sequence[Tree]) -> Tree:
         predictors=np.concatenate([tree.predictors + at for tree, at in zip(trees, tokens[:-1], strict=True)]),
         targets=np.concatenate([tree.targets for tree in trees]),
         weights=np.concatenate([tree.weights for tree in trees]),
+        terms=_join_terms(trees),
     )
+
+
+def _join_terms(trees: Sequence[Tree]) -> Terms | None:
+    terms = [tree.terms for tree in trees if tree.terms is not None]
+    if len(terms) < len(trees):
+        return None
+    tokens = np.cumsum([0, *(len(tree.targets) for tree in trees)])
+    replies = np.cumsum([0, *(int(each.reply_T.max(initial=-1)) + 1 for each in terms)])
+    moved = [
+        each._replace(place_T=each.place_T + place, reply_T=each.reply_T + reply)
+        for each, place, reply in zip(terms, tokens[:-1], replies[:-1], strict=True)
+    ]
+    return Terms(*map(np.concatenate, zip(*moved, strict=True)))
