@@ -143,6 +143,8 @@ THOUGHT = {
     "closed": "Half.\n</think>\nThen back.<|over|>",
     "role_ends": "\n<think>Half.</think>\nThen back.<|user|>",
     "kept": "<think>\nHalf.\n</think>\n\nThen back.<|over|>",
+    # It knows thinking in the text alone, and writes none of what stands beside it.
+    "split": "Then back.<|over|>",
     "plain": "Then back.<|over|>",
 }
 

@@ -271,6 +271,9 @@ class TemplateChat:
         Raises:
             PolicyError: the template refuses the conversation, or doesn't write the reply after what asks for it.
         """
+        if self._joins:
+            # A template that knows thinking in the text alone writes none that stands beside it.
+            messages = [{"role": message["role"], "content": message["content"]} for message in messages]
         sealed, whole = self._sealed(messages, add_generation_prompt=False)
         asked, tail = self._render(sealed[:-1]), self._after_reply(sealed[:-1])
         end = len(whole) - len(tail)

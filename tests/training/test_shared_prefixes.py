@@ -195,6 +195,11 @@ def trained_gradient(model: Any, rows: list[Example], trees: bool, tokens: int =
     return gradient(model)
 
 
+def everything_of(model: Any) -> list[torch.Tensor]:
+    """All that a model holds, copied."""
+    return [tensor.clone() for tensor in (*model.parameters(), *model.buffers())]
+
+
 def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
@@ -246,6 +251,23 @@ def test_a_gradient_alone_that_differs_is_enough() -> None:
         plain(hidden).detach() if model.config._attn_implementation == "drift_tree" else plain(hidden)
     )
     assert why_not_trees(model).startswith("its gradients differ there")
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_rounding_is_told_from_a_difference_in_float64(rounds: bool) -> None:
+    model = made(ACCEPTED["qwen3"])
+    use_weighted_loss(model)
+    norm, before = model.model.layers[2].input_layernorm, everything_of(model)
+    plain = norm.forward
+
+    def off_by_little(hidden: torch.Tensor) -> torch.Tensor:
+        wrong = model.config._attn_implementation == "drift_tree" and (hidden.dtype == torch.float32 or not rounds)
+        out: torch.Tensor = plain(hidden) * (1 + 3e-5 * torch.arange(32) / 32 if wrong else 1)
+        return out
+
+    norm.forward = off_by_little
+    assert bool(why_not_trees(model)) != rounds
+    assert all(torch.equal(one, other) for one, other in zip(before, everything_of(model), strict=True))
 
 
 def test_running_out_of_memory_says_nothing_of_the_model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
