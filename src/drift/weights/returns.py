@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def trajectory_return(
     gamma: float,
     repetition: float,
     format_failure: float,
-    repetition_over: Literal[turns, answers] = "turns",
+    repetition_over: Literal["turns", "answers"] = "turns",
 ) -> Floats:
     """The return of DRIFT Eq. 12 less a format penalty, ``R = o·γ^(L−1) − λ(1 − E/L') − c·F``.
 
