@@ -286,12 +286,15 @@ def preview(
 
 
 @by_fields(config=ExportConfig)
-def export(data: Place, *, out: Place, model: str = "", config: ExportConfig) -> dict[str, Any]:
-    """Write conversations as rows for preference trainers (DPO, KTO); returns the rows' manifest and their ``file``.
+def export(
+    data: Place, *, out: Place, weights: Place | None = None, model: str = "", config: ExportConfig
+) -> dict[str, Any]:
+    """Write conversations as rows for other trainers (DPO, KTO, SFT); returns the rows' manifest and their ``file``.
 
     Args:
         data: directory of trajectories.
         out: the file, JSON Lines in TRL's schema; its manifest lies beside it.
+        weights: directory of their weights, which the formats sft and sft-sharegpt need.
         model: the model to be trained, to count where rendering the rows gives other ids than were sampled.
     """
     from drift.exports.run import export_dataset
@@ -301,7 +304,9 @@ def export(data: Place, *, out: Place, model: str = "", config: ExportConfig) ->
         from drift.policies.hf import load_tokenizer
 
         tokenizer = load_tokenizer(model_path(model))
-    return {"file": os.fspath(out), **export_dataset(Path(data), Path(out), config, tokenizer=tokenizer)}
+    place = None if weights is None else Path(weights)
+    made = export_dataset(Path(data), Path(out), config, weights=place, tokenizer=tokenizer)
+    return {"file": os.fspath(out), **made}
 
 
 @by_fields(config=PreferenceConfig)

@@ -69,7 +69,7 @@ def print_export(manifest: Mapping[str, Any]) -> None:
     """Print what was made of the conversations."""
     counts = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in manifest["counts"].items())
     print(f"{manifest['file']}: {counts}")
-    if manifest["rendered"]:
+    if any((manifest["rendered"] or {}).values()):
         counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in manifest["rendered"].items() if value)
         print(f"rendered again: {counts}")
 
