@@ -8,12 +8,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from drift.artifacts import EVALUATION, MODEL, TRAJECTORIES, WEIGHTS, Artifact, Page
+from drift.artifacts import EVALUATION, LIKELIHOOD, MODEL, TRAJECTORIES, WEIGHTS, Artifact, Page
 from drift.baselines.config import OnlineConfig, PreferenceConfig
-from drift.errors import ConfigError, unknown_name
+from drift.errors import ConfigError, require, unknown_name
 from drift.evaluation.config import EvaluationConfig
 from drift.exports.config import ExportConfig
 from drift.keywords import by_fields, make_record
+from drift.manifest import MANIFEST
 from drift.policies import kind_of, model_path
 from drift.policies.base import Sampling
 from drift.registry import name_of, settings_of
@@ -214,10 +215,11 @@ def evaluate(
     """Measure models on the same held-out tasks.
 
     Args:
-        environment: as for rollout.
+        environment: as for rollout; or a directory of trajectories, such as an imported log, on whose prompts that seen
+            holds out the likelihood of logged replies is measured.
         models: models by name, the first of which the others are compared with: {base: default, tuned: run/model}.
         out: directory of the evaluation; evaluation beside the last model's folder, or runs/ENVIRONMENT/evaluation.
-        seen: rollouts whose tasks must not be measured on.
+        seen: rollouts whose tasks must not be measured on; of a log, the weights made with the step hold_out.
         seed: decides tasks and samples.
         device: where the models compute: auto, cpu, cuda, …
         policy: settings of the policies, such as dtype and batch_size.
@@ -231,6 +233,15 @@ def evaluate(
     from drift.evaluation.run import evaluate_policies
 
     named = models if isinstance(models, Mapping) else {"model": models}
+    if isinstance(environment, str | os.PathLike) and (Path(environment) / MANIFEST).is_file():
+        from drift.evaluation.likelihood import evaluate_log
+
+        sound = seen is not None
+        require(sound, "seen", seen, f"the weights that were trained, made of {environment} with steps: [hold_out]")
+        place = Path(out or Path(str(seen)).parent / LIKELIHOOD)
+        dtype = str((policy or {}).get("dtype", "auto"))
+        evaluate_log(Path(environment), Path(str(seen)), named, place, dtype=dtype, device=device)
+        return Artifact(place, LIKELIHOOD)
     setup = Setup(environment=environment, policy=policy or {}, device=device)
     last = list(named.values())[-1] if named else "default"
     beside = isinstance(last, str | os.PathLike) and kind_of(last)[0] == "hf" and Path(last).is_dir()

@@ -13,14 +13,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from drift.manifest import read_manifest
 from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.facts import read_facts, table, verdict, warnings_of
 from drift.reporting.preview import Preview, lines
+from drift.reporting.sentences import summary_of
 
 
 def print_summary(place: os.PathLike[str]) -> None:
     """Print what an evaluation in ``place`` found, with 95 % intervals."""
     run = Path(place)
+    if getattr(place, "kind", "") == "likelihood":
+        print("\n".join([f"{place}:", *summary_of("likelihood", read_manifest(run, "likelihood"), run)]))
+        return
     facts = read_facts(run, conversations=0)
     console = Console(highlight=False)
     for mode in facts.evaluation["modes"]:
