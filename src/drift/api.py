@@ -8,12 +8,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from drift.artifacts import EVALUATION, MODEL, TRAJECTORIES, WEIGHTS, Artifact, Page
+from drift.artifacts import EVALUATION, LIKELIHOOD, MODEL, TRAJECTORIES, WEIGHTS, Artifact, Page
 from drift.baselines.config import OnlineConfig, PreferenceConfig
-from drift.errors import ConfigError, unknown_name
+from drift.errors import ConfigError, require, unknown_name
 from drift.evaluation.config import EvaluationConfig
 from drift.exports.config import ExportConfig
 from drift.keywords import by_fields, make_record
+from drift.manifest import MANIFEST
 from drift.policies import kind_of, model_path
 from drift.policies.base import Sampling
 from drift.registry import name_of, settings_of
@@ -217,10 +218,11 @@ def evaluate(
     """Measure models on the same held-out tasks.
 
     Args:
-        environment: as for rollout.
+        environment: as for rollout; or a directory of trajectories, such as an imported log, on whose prompts that seen
+            holds out the likelihood of logged replies is measured.
         models: models by name, the first of which the others are compared with: {base: default, tuned: run/model}.
         out: directory of the evaluation; evaluation beside the last model's folder, or runs/ENVIRONMENT/evaluation.
-        seen: rollouts whose tasks must not be measured on.
+        seen: rollouts whose tasks must not be measured on; of a log, the weights made with the step hold_out.
         seed: decides tasks and samples.
         device: where the models compute: auto, cpu, cuda, …
         policy: settings of the policies, such as engine and dtype; under the name of one those that are its alone, as
@@ -235,6 +237,15 @@ def evaluate(
     from drift.evaluation.run import evaluate_policies
 
     named = models if isinstance(models, Mapping) else {"model": models}
+    if isinstance(environment, str | os.PathLike) and (Path(environment) / MANIFEST).is_file():
+        from drift.evaluation.likelihood import evaluate_log
+
+        sound = seen is not None
+        require(sound, "seen", seen, f"the weights that were trained, made of {environment} with steps: [hold_out]")
+        place = Path(out or Path(str(seen)).parent / LIKELIHOOD)
+        dtype = str((policy or {}).get("dtype", "auto"))
+        evaluate_log(Path(environment), Path(str(seen)), named, place, dtype=dtype, device=device)
+        return Artifact(place, LIKELIHOOD)
     setup = Setup(environment=environment, policy=policy or {}, device=device)
     last = list(named.values())[-1] if named else "default"
     beside = isinstance(last, str | os.PathLike) and kind_of(last)[0] == "hf" and Path(last).is_dir()
@@ -290,12 +301,15 @@ def preview(
 
 
 @by_fields(config=ExportConfig)
-def export(data: Place, *, out: Place, model: str = "", config: ExportConfig) -> dict[str, Any]:
-    """Write conversations as rows for preference trainers (DPO, KTO); returns the rows' manifest and their ``file``.
+def export(
+    data: Place, *, out: Place, weights: Place | None = None, model: str = "", config: ExportConfig
+) -> dict[str, Any]:
+    """Write conversations as rows for other trainers (DPO, KTO, SFT); returns the rows' manifest and their ``file``.
 
     Args:
         data: directory of trajectories.
         out: the file, JSON Lines in TRL's schema; its manifest lies beside it.
+        weights: directory of their weights, which the formats sft and sft-sharegpt need.
         model: the model to be trained, to count where rendering the rows gives other ids than were sampled.
     """
     from drift.exports.run import export_dataset
@@ -305,7 +319,9 @@ def export(data: Place, *, out: Place, model: str = "", config: ExportConfig) ->
         from drift.policies.hf import load_tokenizer
 
         tokenizer = load_tokenizer(model_path(model))
-    return {"file": os.fspath(out), **export_dataset(Path(data), Path(out), config, tokenizer=tokenizer)}
+    place = None if weights is None else Path(weights)
+    made = export_dataset(Path(data), Path(out), config, weights=place, tokenizer=tokenizer)
+    return {"file": os.fspath(out), **made}
 
 
 @by_fields(config=PreferenceConfig)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Kinds of directories, as their manifests name them.
 TRAJECTORIES, WEIGHTS, MODEL = "trajectories", "weights", "model"
-EVALUATION, COMPARISON = "evaluation", "comparison"
+EVALUATION, COMPARISON, LIKELIHOOD = "evaluation", "comparison", "likelihood"
 
 
 class Artifact(os.PathLike[str]):
@@ -72,7 +72,7 @@ class Artifact(os.PathLike[str]):
             return pd.DataFrame(_conversations(self.path))
         if self.kind == COMPARISON:
             return pd.DataFrame(self.manifest["rows"])
-        if self.kind == EVALUATION:
+        if self.kind in (EVALUATION, LIKELIHOOD):
             return pd.DataFrame(json.loads((self.path / "estimates.json").read_text()))
         return pd.read_json(self.path / "metrics.jsonl", lines=True)
 

@@ -99,7 +99,7 @@ VERBS = {
         example="drift train-online arithmetic --rounds 60 --prompts 16 --max_new_tokens 16 --out run/grpo",
         first=("out", "model", "rounds", "prompts", "samples")),
     "export": Verb(
-        "write conversations as pairs or labelled rows for preference trainers", "drift.api:export", ("data",),
+        "write conversations as pairs, labelled or weighted rows for other trainers", "drift.api:export", ("data",),
         example="drift export run/rollouts --format kto --out run/kto.jsonl",
         shows="print_export"),
     "evaluate": Verb(

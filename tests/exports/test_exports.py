@@ -14,7 +14,7 @@ import pytest
 
 import drift
 from drift.cli import main
-from drift.dataset.store import TrajectoryWriter
+from drift.dataset.store import TrajectoryWriter, read_trajectories
 from drift.environments.arithmetic import Arithmetic
 from drift.errors import ConfigError, DatasetError
 from drift.exports import run as exports
@@ -26,6 +26,7 @@ from drift.policies.base import Sampling, derive_seed
 from drift.policies.hf import HFPolicy, load_tokenizer
 from drift.rollouts.episode import Assignment, episode
 from drift.types import Trajectory
+from drift.weights.table import read_weights
 
 Make = Callable[..., Trajectory]
 Row = dict[str, Any]
@@ -282,12 +283,13 @@ def test_rewritten_history_leaves_the_ids_of_several_replies_out(data: list[Traj
 def test_the_file_does_not_depend_on_shards_or_on_how_much_fits_in_memory(
     data: list[Trajectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Any
 ) -> None:
-    config = ExportConfig(format=format)
-    whole = exports.export_dataset(stored(tmp_path / "a", data), tmp_path / "a.jsonl", config)
-    exports.export_dataset(stored(tmp_path / "b", data[::-1], shard_size=2), tmp_path / "b.jsonl", config)
+    config, folder = ExportConfig(format=format), stored(tmp_path / "a", data)
+    more = {"weights": drift.weigh(folder, out=tmp_path / "w").path} if "sft" in format else {}
+    whole = exports.export_dataset(folder, tmp_path / "a.jsonl", config, **more)
+    exports.export_dataset(stored(tmp_path / "b", data[::-1], shard_size=2), tmp_path / "b.jsonl", config, **more)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     monkeypatch.setattr(exports, "BUCKET_ROWS", 4)
-    parts = exports.export_dataset(tmp_path / "b", tmp_path / "c.jsonl", config)
+    parts = exports.export_dataset(tmp_path / "b", tmp_path / "c.jsonl", config, **more)
     assert sorted((tmp_path / "c.jsonl").read_text().splitlines()) == sorted(
         (tmp_path / "a.jsonl").read_text().splitlines()
     )
@@ -371,3 +373,61 @@ def test_messages_that_do_not_fit_the_turns_are_refused(data: list[Trajectory]) 
 def test_settings_are_checked(settings: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ExportConfig(**settings)
+
+
+# --- logs, and weights ----------------------------------------------------------------------------------------------
+
+
+def as_logged(trajectory: Trajectory) -> Trajectory:
+    """The same conversation as a log has it, of which nobody said whether it succeeded."""
+    *before, last = trajectory.turns
+    return replace(trajectory, turns=(*before, replace(last, step=replace(last.step, success=None, graded=False))))
+
+
+def test_what_nobody_judged_is_neither_good_nor_bad(make_trajectory: Make, tmp_path: Path) -> None:
+    log = [as_logged(make_trajectory("a", k, (str(k),), rewards=(float(k),))) for k in range(1, 6)]
+    judged = make_trajectory("a", 6, ("6",), True)
+    made, counts = rows([*log, judged], format="kto")
+    assert [(row["completion_id"], row["label"]) for row in made] == [("a#6", True)] and counts["unlabelled"] == 5
+    made, counts = rows(log, format="kto", outcome="reward", threshold=2.5, gamma=1.0)
+    assert [row["label"] for row in made] == [False, False, True, True, True] and counts["unlabelled"] == 0
+    assert rows(log, format="dpo")[1]["unlabelled"] == 5
+    # Where no success is known at all, rewards are what pairs differ by.
+    folder = stored(tmp_path / "log", log)
+    manifest = drift.export(folder, out=tmp_path / "pairs.jsonl", format="dpo")
+    assert manifest["config"]["outcome"] == "reward" and manifest["counts"]["rows"] == 2
+    with pytest.raises(DatasetError, match=r"nothing to export as kto .*'unlabelled': 5.*say with threshold"):
+        drift.export(folder, out=tmp_path / "kto.jsonl", format="kto")
+
+
+def test_weighted_conversations_come_out_and_in_again(make_trajectory: Make, tmp_path: Path) -> None:
+    log = [make_trajectory("a", k, ("1", "2", "3"), rewards=(0.0, 0.0, float(k))) for k in range(4)]
+    folder = stored(tmp_path / "data", log)
+    steps = [{"skip_small": None}]
+    weights = drift.weigh(folder, "swift", outcome="reward", turns={"credited": -0.5}, steps=steps, out=tmp_path / "w")
+    table = read_weights(tmp_path / "w", folder).by_id()
+    manifest = drift.export(folder, out=tmp_path / "sft.jsonl", format="sft", weights=weights)
+    made = [json.loads(line) for line in (tmp_path / "sft.jsonl").read_text().splitlines()]
+    positive = {name: [max(weight, 0.0) for weight in given] for name, given in table.items() if max(given) > 0}
+    assert len(made) == len(positive) == 2 and manifest["counts"]["without_weight"] == 2
+    assert manifest["counts"]["replies_below_zero"] == sum(w < 0 for given in table.values() for w in given)
+    for row in made:
+        said = [message for message in row["messages"] if message["role"] == "assistant"]
+        assert [message["weight"] for message in said] == positive[row["id"]]
+        assert row["weight"] == max(positive[row["id"]])
+        assert [message["content"] for message in row["messages"]] == [m["content"] for m in log[0].messages]
+    drift.export(folder, out=tmp_path / "gpt.jsonl", format="sft-sharegpt", weights=weights)
+    other = [json.loads(line) for line in (tmp_path / "gpt.jsonl").read_text().splitlines()]
+    names = {"user": "human", "assistant": "gpt"}
+    for row, same in zip(other, made, strict=True):
+        told = [(each["from"], each["value"], each.get("weight")) for each in row["conversations"]]
+        assert told == [(names[m["role"]], m["content"], m.get("weight")) for m in same["messages"]]
+    wrong: list[tuple[dict[str, Any], str]] = [({"format": "sft"}, "a directory of them with the format sft")]
+    for settings, said in [*wrong, ({"weights": weights}, "none with the format dpo")]:
+        with pytest.raises(ConfigError, match=said):
+            drift.export(folder, out=tmp_path / "no.jsonl", **settings)
+    # In again: what our own export says is what was weighed.
+    drift.read_logs(tmp_path / "sft.jsonl", out=tmp_path / "again")
+    again = read_trajectories(tmp_path / "again")
+    assert [t.messages for t in again] == [t.messages for t in log[2:]]
+    assert [sum(turn.step.reward for turn in t.turns) for t in again] == [2.0, 3.0]

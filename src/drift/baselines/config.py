@@ -114,6 +114,7 @@ class PreferenceConfig(TrlConfig, ExportConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.beta > 0, "preference.beta", self.beta, "a number > 0")
+        self.require_one_of("format", "dpo", "dpo-final", "dpo-step", "kto")
         self.require_one_of("ids", "sampled", "rendered")
         self.require_at_least(0, "desirable", "undesirable", "max_steps")
         self.require_at_least(1, "batch_size")

@@ -44,6 +44,7 @@ class Asked:
         replies: the reward of each reply.
         notes: what a log notes under these names.
         words: the words of the openings.
+        openings: keys of the openings, equal for near-duplicates.
     """
 
     group_by: GroupBy = "task"
@@ -51,11 +52,12 @@ class Asked:
     replies: bool = False
     notes: tuple[str, ...] = ()
     words: bool = False
+    openings: bool = False
 
     @property
     def texts(self) -> bool:
         """Whether what was said must be read."""
-        return self.spoken or self.words or self.group_by == "opening"
+        return self.spoken or self.words or self.openings or self.group_by == "opening"
 
     @property
     def columns(self) -> list[str]:
@@ -66,7 +68,7 @@ class Asked:
     def lists(self) -> list[str]:
         """Names of what is given beside numbers, ids, groups and mistakes."""
         given = {"loss_weight": True, "reply": self.spoken, "feedback": self.spoken}
-        given |= {"reply_reward": self.replies, "words": self.words}
+        given |= {"reply_reward": self.replies, "words": self.words, "openings": self.openings}
         return [*(name for name, asked in given.items() if asked), *(NOTE + name for name in self.notes)]
 
 
@@ -108,12 +110,14 @@ def outcome_columns(batch: pa.RecordBatch, ask: Asked = Asked()) -> dict[str, An
     if ask.spoken:
         of_replies |= _keys(turns)
     columns |= {name: pa.ListArray.from_arrays(offsets, values) for name, values in of_replies.items()}
-    if ask.group_by == "opening" or ask.words:
+    if ask.group_by == "opening" or ask.words or ask.openings:
         openings = list(_openings(batch, turns, offsets))
         if ask.group_by == "opening":
             columns["group_id"] = pa.array(map(_opening_key, openings), pa.string()).dictionary_encode()
         if ask.words:
             columns["words"] = pa.array(map(_hashed_words, openings), pa.list_(pa.int16()))
+        if ask.openings:
+            columns["openings"] = pa.array(map(near_key, openings), pa.int64())
     return columns | _notes(turns, np.cumsum(turns_N) - 1, ask.notes)
 
 
@@ -190,6 +194,12 @@ def _notes(turns: pa.StructArray, last_N: NDArray[np.int64], names: Sequence[str
 
 def _opening_key(opening: Sequence[Message]) -> str:
     return f"opening-{_digest([[m['role'], m['content']] for m in opening])[:32]}"
+
+
+def near_key(opening: Sequence[Message]) -> int:
+    """The same for what opens alike but for case, punctuation, numbers, order and repetition of words."""
+    text = " ".join(message["content"] or "" for message in opening).lower()
+    return _key(sorted(set(re.findall(r"[^\W\d_]+", text))))
 
 
 def _hashed_words(opening: Sequence[Message]) -> list[int]:

@@ -48,8 +48,8 @@ class Outcomes:
     whether an answer was asked for, and whether one could be read. Of each reply, conversation after conversation:
     whether it was a mistake that another followed, and, where that was asked for, a key that is equal where the same
     was said, one of what the environment said to it, what a log says it counts for, and its reward. Where asked for
-    too: what a log notes by name (JSON texts, encoded; null where it notes nothing), and the distinct words of each
-    opening as hashes below ``WORDS``.
+    too: what a log notes by name (JSON texts, encoded; null where it notes nothing), the distinct words of each opening
+    as hashes below ``WORDS``, and a key of it that near-duplicates share.
     """
 
     ids: Any
@@ -74,6 +74,7 @@ class Outcomes:
     reply_reward_T: NDArray[np.float64] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     words: Any = None
+    openings: Any = None
 
     def first_turn(self) -> Outcomes:
         """The outcomes as if each conversation had ended after its first reply; what is of each reply stays."""
@@ -117,7 +118,7 @@ class Outcomes:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         taken = {name: value[at] for name, value in values.items() if name.endswith("_N")}
         places = pa.array(at)
-        for name in ("ids", "groups", "words"):
+        for name in ("ids", "groups", "words", "openings"):
             value = values[name]
             if isinstance(value, list):
                 taken[name] = [value[place] for place in at.tolist()]
@@ -220,6 +221,7 @@ def outcomes(trajectories: Sequence[Trajectory], **asked: Any) -> Outcomes:
         **{f"{name}_T": _flat(name, read[name]) for name in _LISTS if name in read},
         notes={name: pa.chunked_array([read[NOTE + name]]) for name in ask.notes},
         words=pa.chunked_array([read["words"]]) if ask.words else None,
+        openings=pa.chunked_array([read["openings"]]) if ask.openings else None,
     )
 
 
@@ -280,7 +282,8 @@ def _in_order(numbers: dict[str, Any], held: dict[str, Any]) -> Outcomes:
     flat = {f"{name}_T": _flat(name, held.pop(name)) for name in list(held) if name in _LISTS}
     notes = {name.removeprefix(NOTE): held.pop(name) for name in list(held) if name.startswith(NOTE)}
     named = {f"{name}_N": values for name, values in numbers.items()}
-    return Outcomes(ids=held["id"], groups=groups, notes=notes, words=held.get("words"), **named, **flat)
+    more: dict[str, Any] = {name: held.get(name) for name in ("words", "openings")}
+    return Outcomes(ids=held["id"], groups=groups, notes=notes, **more, **named, **flat)
 
 
 def _joined(chunks: list[pa.Array]) -> pa.ChunkedArray:

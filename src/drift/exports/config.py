@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from drift.errors import require
 
-Format = Literal["dpo", "dpo-final", "dpo-step", "kto"]
+Format = Literal["dpo", "dpo-final", "dpo-step", "kto", "sft", "sft-sharegpt"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 
@@ -16,14 +16,15 @@ class ReturnConfig:
     """What a conversation's return is, by which trainers prefer one to another: ``trajectory_return`` of ``weights``.
 
     Args:
-        outcome: what counts: success (1 or 0), or reward (the sum of the environment's rewards).
+        outcome: what counts: success (1 or 0), or reward (the sum of the rewards); null is success, or reward where no
+            success is known.
         gamma: discount γ per turn.
         repetition: λ, what repeating oneself costs.
         repetition_over: what distinct answers are a share of: turns, or readable answers alone (answers).
         format_failure: cost of each reply without a readable answer.
     """
 
-    outcome: Literal["success", "reward"] = "success"
+    outcome: Literal["success", "reward"] | None = None
     gamma: float = 0.9
     repetition: float = 0.5
     repetition_over: Literal["turns", "answers"] = "turns"
@@ -33,8 +34,8 @@ class ReturnConfig:
     where = "return"
 
     def __post_init__(self) -> None:
-        self.require_one_of("outcome", "success", "reward")
         self.require_one_of("repetition_over", "turns", "answers")
+        require(self.outcome in (None, "success", "reward"), f"{self.where}.outcome", self.outcome, "success or reward")
         require(0 < self.gamma <= 1, f"{self.where}.gamma", self.gamma, "a number in (0, 1]")
         self.require_at_least(0, "repetition", "format_failure")
 
@@ -53,16 +54,18 @@ class ReturnConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(ReturnConfig):
-    """What preference trainers are given of a data set.
+    """What other trainers are given of a data set.
 
     Args:
         format: dpo (two conversations of one prompt), dpo-final (two last replies), dpo-step (two replies to one
-            history, at any turn), or kto (single conversations, good or bad).
+            history, at any turn), kto (single conversations, good or bad), or conversations with a weight for each
+            reply, sft as TRL has messages, sft-sharegpt as LLaMA-Factory has them.
         pairs: the most pairs of one prompt; of one history under dpo-step.
         history: dpo-final alone: chosen puts the worse reply after the history of the better one, where it was not
             sampled; shared pairs only replies that were sampled after one and the same history, which is rare.
         margin: a pair's returns differ by more than this.
-        threshold: kto alone: a conversation is good if its return is above this; null takes success.
+        threshold: kto alone: a conversation is good if its return is above this; null takes success, and
+            leaves out what nobody judged.
     """
 
     format: Format = "dpo"

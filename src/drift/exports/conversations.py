@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -34,11 +34,12 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """One trajectory with its return, and where in ``messages`` each of its replies stands."""
+    """One trajectory with its return, where in ``messages`` each of its replies stands, and what each weighs."""
 
     trajectory: Trajectory
     value: float
     reply_at: tuple[int, ...]
+    weights: Sequence[float] = ()
 
     @property
     def last(self) -> int:
@@ -81,24 +82,29 @@ def one_row(turns: Sequence[Turn]) -> tuple[list[int], list[int], list[float]] |
     return ids, mask, logprobs
 
 
-def conversations(trajectories: Sequence[Trajectory], config: ExportConfig) -> list[Conversation]:
-    """The conversations that did not fail, with their returns.
+def conversations(
+    trajectories: Sequence[Trajectory], config: ExportConfig, weights: Mapping[str, Sequence[float]] | None = None
+) -> list[Conversation]:
+    """The conversations that did not fail, with their returns (NaN where the outcome is not known) and weights.
 
     Raises:
         DatasetError: messages and turns of a trajectory don't fit one another.
     """
     return [
-        Conversation(trajectory=t, value=value, reply_at=_reply_places(t))
+        Conversation(trajectory=t, value=value, reply_at=_reply_places(t), weights=(weights or {}).get(t.id, ()))
         for t, value in zip(trajectories, shaped_returns(trajectories, config), strict=True)
         if value is not None
     ]
 
 
 def shaped_returns(trajectories: Sequence[Trajectory], config: ReturnConfig) -> list[float | None]:
-    """The return of each conversation, as DRIFT weighs it (Eq. 12); ``None`` where the environment failed."""
+    """The return of each conversation, as DRIFT weighs it (Eq. 12); ``None`` where the environment failed.
+
+    NaN where the outcome is not known.
+    """
     returns_N = trajectory_return(
         outcomes(trajectories),
-        outcome=config.outcome,
+        outcome=config.outcome or "success",
         gamma=config.gamma,
         repetition=config.repetition,
         repetition_over=config.repetition_over,
@@ -125,4 +131,4 @@ def _reply_places(trajectory: Trajectory) -> tuple[int, ...]:
 
 def plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as plain JSON values."""
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    return [dict(message) for message in messages]

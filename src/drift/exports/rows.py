@@ -1,4 +1,4 @@
-"""Rows for preference trainers: pairs of a better and a worse reply for DPO, single conversations for KTO.
+"""Rows for other trainers: pairs for DPO, single conversations for KTO, and with weights for plain fine-tuning.
 
 Which pairs are made is decided by returns and sample numbers alone: within a set, candidates are ordered from the
 highest return to the lowest, equals by sample, and the first is paired with the last, the second with the last but one,
@@ -8,6 +8,7 @@ first.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -144,6 +145,9 @@ def labelled(group: Sequence[Conversation], config: ExportConfig, counts: Counte
     """``kto``: each conversation from its first reply to its last, and whether it is a good one."""
     for conversation in group:
         good = conversation.trajectory.success if config.threshold is None else conversation.value > config.threshold
+        if good is None:
+            counts["unlabelled"] += 1
+            continue
         counts["good" if good else "bad"] += 1
         about = {
             "label": good,
@@ -152,3 +156,55 @@ def labelled(group: Sequence[Conversation], config: ExportConfig, counts: Counte
             "completion_return": conversation.value,
         }
         yield _row(conversation, 0, about, completion=conversation.part(0, conversation.last))
+
+
+def weighted(group: Sequence[Conversation], config: ExportConfig, counts: Counter[str]) -> Iterator[Row]:
+    """``sft`` and ``sft-sharegpt``: each conversation that has a positive weight, with a ``weight`` for each reply.
+
+    Negative weights are 0 here, and counted: no trainer of plain fine-tuning pushes away. What follows the last reply
+    that weighs something is left out.
+    """
+    for conversation in group:
+        kept = [max(weight, 0.0) for weight in conversation.weights]
+        counts["replies_below_zero"] += sum(weight < 0 for weight in conversation.weights)
+        last = max((turn for turn, weight in enumerate(kept) if weight > 0), default=-1)
+        if last < 0:
+            counts["without_weight"] += 1
+            continue
+        source = conversation.trajectory
+        messages = plain([*conversation.history(0), *conversation.part(0, last).messages])
+        # What the opening holds of an assistant's was never sampled, and is not trained.
+        for message in messages:
+            message |= {"weight": 0.0} if message["role"] == "assistant" else {}
+        for turn in range(last + 1):
+            message = messages[conversation.reply_at[turn]]
+            message["weight"] = kept[turn]
+            thought = source.turns[turn].completion.thinking
+            message |= {"reasoning_content": thought} if thought else {}
+        reward = sum(turn.step.reward for turn in source.turns)
+        about: Row = {"weight": max(kept), "id": source.id, "group_id": source.group_id, "reward": reward}
+        about |= {} if source.success is None else {"success": source.success}
+        tools = list(source.tools)
+        if config.format == "sft":
+            yield {"messages": messages, **({"tools": tools} if tools else {}), **about}
+        else:
+            yield {**_sharegpt(messages), **({"tools": json.dumps(tools)} if tools else {}), **about}
+
+
+def _sharegpt(messages: Sequence[Row]) -> Row:
+    """Messages as LLaMA-Factory has them: the system beside them, calls as JSON, thinking within the text."""
+    names = {"user": "human", "assistant": "gpt", "tool": "observation", "developer": "system"}
+    said, system = [], ""
+    for message in messages:
+        if message["role"] in ("system", "developer"):
+            system = "\n\n".join(filter(None, [system, message["content"]]))
+            continue
+        thought = message.get("reasoning_content")
+        one = {
+            "from": "function_call" if message.get("tool_calls") else names[message["role"]],
+            "value": (f"<think>\n{thought}\n</think>\n\n" if thought else "") + message["content"],
+        }
+        if message.get("tool_calls"):
+            one["value"] = json.dumps([call["function"] for call in message["tool_calls"]])
+        said.append({**one, **({"weight": message["weight"]} if "weight" in message else {})})
+    return {"conversations": said, **({"system": system} if system else {})}

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from drift.manifest import read_manifest
 from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.facts import read_facts, table, verdict, warnings_of
 from drift.reporting.preview import Preview, lines
@@ -22,6 +23,9 @@ from drift.reporting.sentences import summary_of
 def print_summary(place: os.PathLike[str]) -> None:
     """Print what an evaluation in ``place`` found, with 95 % intervals, or what was done where nothing was measured."""
     run = Path(place)
+    if getattr(place, "kind", "") == "likelihood":
+        print("\n".join([f"{place}:", *summary_of("likelihood", read_manifest(run, "likelihood"), run)]))
+        return
     facts = read_facts(run, conversations=0)
     console = Console(highlight=False)
     for manifest, kind in ((facts.rollouts, "trajectories"), (facts.weights, "weights"), (facts.model, "model")):
@@ -76,7 +80,7 @@ def print_export(manifest: Mapping[str, Any]) -> None:
     """Print what was made of the conversations."""
     counts = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in manifest["counts"].items())
     print(f"{manifest['file']}: {counts}")
-    if manifest["rendered"]:
+    if any((manifest["rendered"] or {}).values()):
         counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in manifest["rendered"].items() if value)
         print(f"rendered again: {counts}")
 

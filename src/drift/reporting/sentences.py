@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def summary_of(kind: str, manifest: Mapping[str, Any], path: Path) -> Iterator[s
         yield from sentences(manifest["diagnostics"])
     elif kind == "model":
         yield from _training(manifest)
+    elif kind == "likelihood":
+        yield from _likelihood(manifest, path)
     elif kind == "evaluation":
         from drift.reporting.facts import read_facts, verdict, warnings_of
 
@@ -185,6 +188,33 @@ def _conversations(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
         )
     elif not mixed and groups < count:
         yield "NO PROMPT IS MIXED: weights can't tell better from worse within one. Take other tasks, or more samples."
+
+
+def _likelihood(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
+    rows = json.loads((path / "estimates.json").read_text())
+    found = {(row["policy"], row["metric"].partition("/")[2]): row for row in rows}
+    good, bad = manifest["good"], manifest["conversations"] - manifest["good"]
+    yield (
+        f"{manifest['conversations']:,} held-out conversations of {manifest['prompts']:,} prompts, {good:,} rated "
+        f"above the mean and {bad:,} not; nats per token of their replies, 95 % intervals over prompts:"
+    )
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        parts = [f"{word} {_interval(found[policy, metric])}" for metric, word in _LIKELIHOODS.items()]
+        yield f"{policy}: {', '.join(parts)}."
+    yield (
+        "These are replies of whoever was logged: finding good ones likelier shows that a model learned from the "
+        "ratings, not that its own replies are better. For that somebody must read or judge those."
+    )
+
+
+_LIKELIHOODS = {"nll_good": "well rated", "nll_bad": "badly rated", "nll": "all", "nll_weighted": "weighted"}
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
+        return "n/a"
+    span = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row['value']:.3f}{span}"
 
 
 def _training(manifest: Mapping[str, Any]) -> Iterator[str]:

@@ -57,6 +57,7 @@ class Chain:
         zero, yes = np.zeros(1, np.intp), np.ones(1, bool)
         of_each = {"group_N": zero, "returns_N": zero + 0.0, "success_N": yes, "turns_N": zero + 1, "sample_N": zero}
         of_each |= {"first_wrong_N": ~yes, "stopped_N": yes, "rejected_T": ~yes, "reply_T": zero, "feedback_T": zero}
+        of_each["opening_N"] = zero
         one = Conversations(**of_each, beta=1.0, partitioned=self.scheme.partitioned, first=1)
         named = {name: of_each.get(name) for name in self.asked}
         numbers = {name: 1.0 if value == "auto" else value for name, value in self.settings.items()}
@@ -86,9 +87,9 @@ class WeightConfig:
         turns: replies that get the weight: terminal (the last), all, first, credited (all but rejected ones), or
             own (each reply is weighed alone, by its own reward), or module:function; null is all for refit, swift,
             group_relative and star_gate, first for bolt, else terminal.
-        steps: what is done then, in order: drop_unsolved, shrink_unsolved, bound_negative, skip_small, resample, or
-            module:function, each a name or {name: setting}. bound_negative (where weights can be negative) and
-            skip_small come last unless named; {skip_small: null} leaves one out.
+        steps: what is done then, in order: hold_out (some prompts, to measure on), drop_unsolved, shrink_unsolved,
+            bound_negative, skip_small, resample, or module:function, each a name or {name: setting}. bound_negative
+            (where weights can be negative) and skip_small come last unless named; {skip_small: null} leaves one out.
         baseline: what a conversation is measured against: the others of its task, or of whatever opens alike for the
             policy (opening), so that tasks that differ only in what the policy can't see are weighed together. Where
             there are few others, with drift, bolt, swift, group_relative and awr: leave_one_out (the mean of the
@@ -149,6 +150,7 @@ class WeightConfig:
             "replies": self.chain.turns.name == "own",
             "notes": tuple(dict.fromkeys(notes)),
             "words": self.baseline == "fitted",
+            "openings": "hold_out" in [each.name for each in self.chain.steps],
         }
 
     def settled(self, outcomes: Outcomes, *, logged: bool) -> WeightConfig:

@@ -162,6 +162,7 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
         reply_T=outcomes.reply_T,
         feedback_T=outcomes.feedback_T,
         loss_weight_T=outcomes.loss_weight_T,
+        opening_N=None if outcomes.openings is None else np.asarray(outcomes.openings),
         partitioned=scheme.partitioned and within,
         first=first,
     )

@@ -101,6 +101,23 @@ def _small(mass_N: Floats, index_N: Indices, groups: int, share: float) -> Bools
     return small_N
 
 
+def hold_out(weights_T: Floats, data: Conversations, *, share: float = 0.05) -> Floats:
+    """Some prompts are kept from training, to measure on (``drift evaluate DATA --seen WEIGHTS``).
+
+    By a hash of what opens them, so that the same ones are held out of any data; near-duplicates go together, those
+    that differ in case, punctuation, numbers, order or repetition of words alone.
+    """
+    require(0 < share < 1, "weights.steps.hold_out", share, "a share above 0 and below 1")
+    assert data.opening_N is not None, "told to whoever asks"
+    return np.where(data.by_reply(is_held_out(data.opening_N, share)), 0.0, weights_T)
+
+
+def is_held_out(opening_N: ArrayLike, share: float) -> Bools:
+    """``(N,)`` which openings, by their keys, are among the share that is held out."""
+    held_N: Bools = (np.asarray(opening_N, np.int64) & 0xFFFFFFFF) < share * 2**32
+    return held_N
+
+
 def resample(weights_T: Floats, data: Conversations, *, share: float = 0.5, seed: int = 1) -> Floats:
     """Fewer conversations for the same expected gradient: some of each prompt drawn by weight, the others get 0.
 
@@ -196,5 +213,5 @@ def _unsolved_G(data: Conversations) -> Bools:
     return unsolved_G
 
 
-_ALL = (undo_adaptive, drop_unsolved, shrink_unsolved, bound_negative, skip_small, resample)
+_ALL = (undo_adaptive, hold_out, drop_unsolved, shrink_unsolved, bound_negative, skip_small, resample)
 REGISTRY = Registry("step", "drift.steps", {step.__name__: step for step in _ALL})

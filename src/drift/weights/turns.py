@@ -37,6 +37,7 @@ class Conversations:
         feedback_T: ``(T,)`` keys of what the environment said to each.
         beta: the β of the scheme, a number or ``(N,)``; ``None`` where it has none.
         partitioned: the scheme divides by the prompt's Ẑ.
+        opening_N: ``(N,)`` keys of what opens each, the same for near-duplicates; there where prompts are held out.
         loss_weight_T: ``(T,)`` what a log says that each reply counts for.
         first: with adaptive sampling, how many samples of a prompt came first; 0 without.
     """
@@ -52,6 +53,7 @@ class Conversations:
     sample_N: Ints | None = None
     reply_T: Ints | None = None
     feedback_T: Ints | None = None
+    opening_N: Ints | None = None
     loss_weight_T: Floats | None = None
     baseline_N: Floats | None = None
     beta: Any = None
