@@ -16,7 +16,7 @@ from drift.environments.base import SPLITS, describe
 from drift.errors import ConfigError, require
 from drift.problems import Loaded, get_problem_set, load_split
 from drift.problems.base import LETTERS, Problem
-from drift.types import Task
+from drift.types import Message, Task
 from drift.verifiers import Verification, Verifier, make_verifier
 from drift.verifiers.base import unparseable
 from drift.verifiers.choice import Choice
@@ -174,6 +174,8 @@ class MathQuestions(QuestionSource):
         test_file: local file of the test set's schema, instead of the hub.
         max_turns: T, the most replies in an episode.
         prompt: the opening message, ``{question}`` standing for the question (and its options).
+        system: a system message before it; none if empty.
+        example: a question and a reply as it should look, said as user and assistant before the question.
         feedback: what the environment says to a wrong answer.
         format_feedback: what it says to a reply without a readable answer.
         verifier_settings: settings of the verifier ``math``.
@@ -183,6 +185,8 @@ class MathQuestions(QuestionSource):
 
     max_turns: int = 5
     prompt: str = "{question}\n\nThink step by step and end with <answer>your answer</answer>."
+    system: str = ""
+    example: tuple[str, ...] = ()
     feedback: str = "Incorrect. Please think again."
     format_feedback: str = "No answer found. Please end with <answer>your answer</answer>."
 
@@ -191,17 +195,27 @@ class MathQuestions(QuestionSource):
     def __post_init__(self) -> None:
         where = "environment"
         require(self.max_turns >= 1, f"{where}.max_turns", self.max_turns, "a whole number ≥ 1")
+        require(len(self.example) in (0, 2), f"{where}.example", self.example, "a question and a reply, or nothing")
         for name in ("feedback", "format_feedback"):
             require(bool(getattr(self, name)), f"{where}.{name}", getattr(self, name), "a text")
         make_verifier(self.default_verifier, self.verifier_settings)
         super().__post_init__()
+
+    def opening_of(self, asked: str) -> list[Message]:
+        """All messages before the first reply: system message, example and ``asked``, as far as there are such."""
+        before: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        if self.example:
+            question, reply = self.example
+            asked_before = self.prompt.replace("{question}", question)
+            before += [{"role": "user", "content": asked_before}, {"role": "assistant", "content": reply}]
+        return [*before, {"role": "user", "content": asked}]
 
     def start(self, task: Task) -> AnswerEpisode:
         """A fresh episode of ``task``."""
         verifier = self.verifier_of(task.payload)
         gold, options = str(task.payload["gold"]), tuple(task.payload["options"])
         return AnswerEpisode(
-            self.question(task),
+            self.opening_of(self.question(task)),
             self.max_turns,
             check=lambda reply: check_answer(
                 verifier, reply, gold, options, strict=self.strict, fallback=self.fallback
@@ -224,6 +238,8 @@ class ChoiceQuestions(MathQuestions):
         test_file: local file of the test set's schema, instead of the hub.
         max_turns: T, the most replies in an episode.
         prompt: the opening message, ``{question}`` standing for the question and its options.
+        system: a system message before it; none if empty.
+        example: a question and a reply as it should look, said as user and assistant before the question.
         feedback: what the environment says to a wrong answer.
         format_feedback: what it says to a reply without a readable answer.
         verifier_settings: settings of the verifier ``choice``.
