@@ -56,7 +56,7 @@ class AnswerEpisode:
     """A conversation that ends with the first right answer, or after ``max_turns`` replies (method.md, section 1).
 
     Args:
-        opening: the question, said as the user.
+        opening: the question, said as the user, or all messages that come before the first reply.
         max_turns: T, the most replies.
         check: judges a reply.
         feedback: what is said to an answer that is not right; ``None`` stands for a reply without a readable one. Of
@@ -66,18 +66,21 @@ class AnswerEpisode:
 
     def __init__(
         self,
-        opening: str,
+        opening: str | Sequence[Message],
         max_turns: int,
         check: Callable[[str], Awaitable[Verification]],
         feedback: Callable[[str | None], str | Sequence[str]],
     ) -> None:
-        self._opening, self._max_turns = opening, max_turns
+        self._opening: list[Message] = (
+            [{"role": "user", "content": opening}] if isinstance(opening, str) else list(opening)
+        )
+        self._max_turns = max_turns
         self._check, self._feedback = check, feedback
         self._turn = 0
 
     def opening(self) -> list[Message]:
-        """The question, as one user message."""
-        return [{"role": "user", "content": self._opening}]
+        """The question, and what comes before it."""
+        return list(self._opening)
 
     async def step(self, reply: str) -> Step:
         """Reward 1 for the right answer, else 0."""

@@ -16,7 +16,7 @@ from drift.environments.base import SPLITS, describe
 from drift.errors import ConfigError, require
 from drift.problems import Loaded, get_problem_set, load_split
 from drift.problems.base import LETTERS, Problem
-from drift.types import Task
+from drift.types import Message, Task
 from drift.verifiers import Verification, Verifier, make_verifier
 from drift.verifiers.base import unparseable
 from drift.verifiers.choice import Choice
@@ -178,6 +178,7 @@ class MathQuestions(QuestionSource):
         test_file: local file of the test set's schema, instead of the hub.
         max_turns: T, the most replies in an episode.
         prompt: the opening message, ``{question}`` standing for the question (and its options).
+        example: a question and a reply as it should look, said as user and assistant before the question.
         feedback: what the environment says to a wrong answer; of a list, one text after each reply, the last ever
             after. ``{turn}`` in it, and in prompt, is the turn to come, ``{left}`` the replies left, ``{reward}`` what
             the last one earned.
@@ -189,6 +190,7 @@ class MathQuestions(QuestionSource):
 
     max_turns: int = 5
     prompt: str = "{question}\n\nThink step by step and end with <answer>your answer</answer>."
+    example: tuple[str, ...] = ()
     feedback: str | tuple[str, ...] = "Incorrect. Please think again."
     format_feedback: str | tuple[str, ...] = "No answer found. Please end with <answer>your answer</answer>."
 
@@ -197,17 +199,27 @@ class MathQuestions(QuestionSource):
     def __post_init__(self) -> None:
         where = "environment"
         require(self.max_turns >= 1, f"{where}.max_turns", self.max_turns, "a whole number ≥ 1")
+        require(len(self.example) in (0, 2), f"{where}.example", self.example, "a question and a reply, or nothing")
         for name in ("feedback", "format_feedback"):
             require_texts(f"{where}.{name}", getattr(self, name))
         make_verifier(self.default_verifier, self.verifier_settings)
         super().__post_init__()
+
+    def opening_of(self, asked: str) -> list[Message]:
+        """All messages before the first reply: the example, if there is one, and ``asked``."""
+        before: list[Message] = []
+        if self.example:
+            question, reply = self.example
+            asked_before = filled(self.prompt, turn=1, turns=self.max_turns).replace("{question}", question)
+            before = [{"role": "user", "content": asked_before}, {"role": "assistant", "content": reply}]
+        return [*before, {"role": "user", "content": asked}]
 
     def start(self, task: Task) -> AnswerEpisode:
         """A fresh episode of ``task``."""
         verifier = self.verifier_of(task.payload)
         gold, options = str(task.payload["gold"]), tuple(task.payload["options"])
         return AnswerEpisode(
-            self.question(task, filled(self.prompt, turn=1, turns=self.max_turns)),
+            self.opening_of(self.question(task, filled(self.prompt, turn=1, turns=self.max_turns))),
             self.max_turns,
             check=lambda reply: check_answer(
                 verifier, reply, gold, options, strict=self.strict, fallback=self.fallback
@@ -231,6 +243,7 @@ class ChoiceQuestions(MathQuestions):
         test_file: local file of the test set's schema, instead of the hub.
         max_turns: T, the most replies in an episode.
         prompt: the opening message, ``{question}`` standing for the question and its options.
+        example: a question and a reply as it should look, said as user and assistant before the question.
         feedback: what the environment says to a wrong answer; of a list, one text after each reply, the last ever
             after. ``{turn}`` in it, and in prompt, is the turn to come, ``{left}`` the replies left, ``{reward}`` what
             the last one earned.

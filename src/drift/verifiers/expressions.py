@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from drift.verifiers.markup import MAX_CHARACTERS, tidy, unwrapped, without_end, without_text_commands
+from drift.verifiers.markup import MAX_CHARACTERS, tidy, unwrapped, well_escaped, without_end, without_text_commands
 from drift.verifiers.notation import FUNCTIONS, NAMES, latex
 from drift.verifiers.number_words import SCALES, number_in_words
 from drift.verifiers.reading import boxed_answer, stated
@@ -38,7 +38,7 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _VERB = re.compile(
-    r"(?:^|.*?\s)(?:is|are|equals|equal to|be|was|were|measures|costs|gives|get|have|has)\s+", re.IGNORECASE
+    r"(?:^|(?<=\s))(?:is|are|equals|equal to|be|was|were|measures|costs|gives|get|have|has)\s+", re.IGNORECASE
 )
 _WORDS_BEFORE = re.compile(r"(?:(?:[A-Za-zÀ-ɏ][a-zÀ-ɏ'’-]+|[AaI])[,:]?\s+)+")
 # Words in place of signs.
@@ -82,10 +82,11 @@ _PIECE = re.compile(
     r"|[A-Za-zÀ-ɏ]+(?:['’-][A-Za-zÀ-ɏ]+)*|\s+|[€£¥₹¢$%°]|."
 )
 _MONEY = {"$": "$", "€": "€", "£": "£", "¥": "¥", "₹": "₹", "¢": "¢", "US$": "$", "USD": "$"}
-_WORD_ANSWER = re.compile(r"[A-Za-zÀ-ɏ][A-Za-zÀ-ɏ'’.-]*(?: [A-Za-zÀ-ɏ][A-Za-zÀ-ɏ'’.-]*){0,2}")
+_WORD_ANSWER = re.compile(r"[A-Za-zÀ-ɏ][A-Za-zÀ-ɏ'’.-]*(?: [A-Za-zÀ-ɏ][A-Za-zÀ-ɏ'’.-]*){0,9}")
 _CLOCK = re.compile(
     r"(\d{1,2})(?::([0-5]\d)(?::[0-5]\d)?\s*(?:([ap])\.?\s?m\.?|o['’]clock)?|\s*(?:([ap])\.?\s?m\.?|o['’]clock))", re.I
 )
+_RATIO_NAMES = re.compile(r"[A-Za-z]\w{0,5}(?:_\{?\w+\}?)?(?:\s?:\s?[A-Za-z]\w{0,5}(?:_\{?\w+\}?)?)+\s?=\s?")
 _RATIO_TERM = r"\d{1,30}(?:\.\d{1,30})?(?:/[1-9]\d{0,29})?"
 _RATIO = re.compile(rf"({_RATIO_TERM})((?:\s*(?::|\bto\b)\s*{_RATIO_TERM})+)")
 _BASE = re.compile(
@@ -143,6 +144,7 @@ def core(text: str) -> str:
     """The inner text of the answer: out of its box and its statement, marks removed."""
     if len(text) > MAX_CHARACTERS:
         return ""
+    text = well_escaped(text)
     for _ in range(4):
         before = text
         text = tidy(text)
@@ -218,7 +220,8 @@ def _special(text: str) -> Expression | None:
     if match := _CLOCK.fullmatch(text):
         half = (match[3] or match[4] or "").lower()
         return Expression(parts=(f"clock {int(match[1])}:{match[2] or '00'}",), unit=f"{half}m" if half else "")
-    if match := _RATIO.fullmatch(text):
+    names = _RATIO_NAMES.match(text)
+    if match := _RATIO.fullmatch(text[names.end() :] if names else text):
         numbers = [match[1], *re.findall(_RATIO_TERM, match[2])]
         return Expression(parts=("ratio " + ":".join(numbers),))
     if match := _BASE.fullmatch(text):
@@ -312,7 +315,7 @@ _POWER_OF_UNIT = re.compile(r"(?<=[a-z])\^\{?-?[1-4]\}?")
 
 def _scale(rest: str) -> str:
     match = re.match(
-        r"(hundred|thousand|million|billion|trillion|dozen|lakh|crore|percent|per cent|percentage point)s?\b",
+        r"(hundred|thousand|million|billion|trillion|dozen|lakh|crore|per ?cent|percentage(?: point)?|pct)s?\b",
         rest,
         re.I,
     )
@@ -334,7 +337,7 @@ def _quantity(formula: str, rest: str, decimal_comma: bool) -> Expression | None
     unit, percent, scale = "", False, 1
     name = _scale(rest)
     rest = rest[len(name) :].removeprefix("s ").strip() if name else rest
-    if name.startswith("per"):
+    if name.startswith("p"):
         percent = True
     elif name:
         scale = SCALES[name]

@@ -35,9 +35,11 @@ _FACTORIAL = re.compile(r"[\d)}\]a-zA-Z]!$")
 _END = ".,;:?…。，；、"
 _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|hbox|textrm|textnormal)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _SPACING = re.compile(
-    r"(?<!\\)\\[,;:> ]|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|(?<=[\w}$)])~(?!=)|[\u00a0\u2009\u202f]"
+    r"(?<!\\)\\[,;:> ]|\\q?quad|\\(?:enspace|thinspace)(?![A-Za-z])|(?<=[\w}$)])~(?!=)|[\u00a0\u2009\u202f]"
 )
 _SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|limits|nolimits|displaystyle|textstyle|!)(?![a-zA-Z])\.?|\\!")
+_CONTROL = re.compile(r"\t(?=imes|ext\{|heta)|\f(?=rac)|\r(?=ight)")
+_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2,}|[(){}])")
 _INLINE_MARKS = re.compile(
     r"(?<![\w)*])\*\*([^*\n]+)\*\*(?![\w(*])|(?<![\w)`])`([^`\n]+)`(?!\w)"
     r"|(?<![\w)*])(?<!\d\s)\*([A-Za-z]\w{0,9})\*(?![\w(*])"
@@ -92,13 +94,19 @@ def without_end(text: str) -> str:
     return text
 
 
+def well_escaped(text: str) -> str:
+    r"""LaTeX whose backslashes were written twice, or taken for control characters, with one backslash each."""
+    text = _CONTROL.sub(lambda match: {"\t": r"\t", "\f": r"\f", "\r": r"\r"}[match.group()], text)
+    return text if r"\begin" in text else _TWICE.sub(r"\\", text)
+
+
 def unwrapped(text: str) -> str:
     """``text`` without marks of style, spacing and size; texts within a formula stand as words."""
     text = plain_signs(text)
     text = without_text_commands(text).replace("\\textdollar", "\\$")
     text, cut = _NO_CONTENT.subn(" ", text)
     text = text.replace("&", "") if cut and "\\begin" not in text else text
-    text = _SIZES.sub("", text)
+    text = _SIZES.sub("", re.sub(r",\s?\\!\s?(?=\d)", ",", text))
     text = _SPACING.sub(" ", text)
     text = re.sub(r"\\operatorname\s*\{([a-z]+)\}", r"\\\1 ", text)
     text = _INLINE_MARKS.sub(_marked, text)

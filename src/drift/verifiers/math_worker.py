@@ -134,14 +134,14 @@ def same(answer: Expression, gold: Expression) -> bool:
         return _same_special(answer, gold)
     if len(gold.parts) != len(answer.parts):
         answer, gold = _as_union(answer), _as_union(gold)
-    if len(set(answer.parts)) != len(set(gold.parts)):
+    left, right = ({part.replace(" ", ""): part for part in side.parts} for side in (gold, answer))
+    if len(left) != len(right):
         return False
-    left = list(dict.fromkeys(gold.parts))
-    for part in dict.fromkeys(answer.parts):
-        match = next((other for other in left if _same_part(part, other, answer.percent, gold.percent)), None)
+    for part in right.values():
+        match = next((key for key in left if _same_part(part, left[key], answer.percent, gold.percent)), None)
         if match is None:
             return False
-        left.remove(match)
+        del left[match]
     return not left
 
 
@@ -182,6 +182,8 @@ def _same_special(answer: Expression, gold: Expression) -> bool:
     if one == other:
         return True
     kinds = [part.partition(" ")[0] for part in (one, other)]
+    if sorted(kinds) == ["clock", "ratio"]:
+        return one.partition(" ")[2] == other.partition(" ")[2]
     if kinds == ["ratio", "ratio"]:
         first = [Fraction(number) for number in one.removeprefix("ratio ").split(":")]
         second = [Fraction(number) for number in other.removeprefix("ratio ").split(":")]
@@ -250,9 +252,9 @@ def _without_label(answer: str, gold: str) -> tuple[str, str]:
         if first[1].replace(" ", "") != second[1].replace(" ", ""):
             return answer, gold
         return answer[first.end() :], gold[second.end() :]
-    if first:
+    if first and "=" not in gold:
         return answer[first.end() :], gold
-    return (answer, gold[second.end() :]) if second else (answer, gold)
+    return (answer, gold[second.end() :]) if second and "=" not in answer else (answer, gold)
 
 
 @functools.lru_cache(maxsize=4096)

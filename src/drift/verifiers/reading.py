@@ -46,6 +46,8 @@ _TAGS = re.compile(
     re.IGNORECASE,
 )
 _THINKING = re.compile(r"<(?P<close>/)?(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+# The tokens that end a turn, and the role of the next one, where they were not taken off.
+_AFTER_THE_END = re.compile(r"(?:\s{0,3}(?:<\|[a-z_]{1,30}\|>|</s>)\s{0,3}(?:user|assistant)?)+\s*$")
 _CUT_TAG = re.compile(r"</?[a-z_]{0,14}$", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
     r"[.…_?\s*`-]*|[\[({<]?\s?(?:your|the|final|my)?\s?(?:final )?(?:answer|letter|number|value|result|option)"
@@ -54,7 +56,8 @@ _PLACEHOLDER = re.compile(
 )
 _BOX = re.compile(BOX + r"(?=\{)")
 _BETWEEN_BOXES = re.compile(
-    r"[\s$,;]*(?:and|or|\\text\{ ?(?:and|or) ?\})?[\s$,;]*(?:\$?[A-Za-z](?:_\{?\w\}?)? ?=)?[\s$]*"
+    r"(?:[\s$,;]|\\q?quad|\\[()\[\],;])*(?:and|or|\\text\{ ?(?:and|or) ?\})?(?:[\s$,;]|\\q?quad|\\[()\[\],;])*"
+    r"(?:\$?[A-Za-z](?:_\{?\w\}?)? ?=)?[\s$]*"
 )
 _TAKEN_BACK = re.compile(
     r"\$?\s?(?:can't|cannot|can not|isn't|is not|is wrong|was wrong|is incorrect)\b", re.IGNORECASE
@@ -156,6 +159,7 @@ def read(reply: str, *, strict: bool = False, fallback: str = "") -> Read | None
 
 def spoken(reply: str) -> str:
     """``reply`` without its thinking: neither whole thoughts, nor one that was begun before it or cut off."""
+    reply = _AFTER_THE_END.sub("", reply)
     parts: list[str] = []
     at, thinking = 0, False
     for mark in _THINKING.finditer(reply):
