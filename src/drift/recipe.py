@@ -44,8 +44,8 @@ class Recipe:
         device: where it computes: auto, cpu, cuda, …
         policy: settings of the policy that samples: engine (hf unless given, vllm or openai), dtype and more; under
             base and tuned those of the one model alone, as {engine: openai, tuned: {engine: hf}}.
-        environment: who the policy talks to, by name, as {name: guess, width: 20} with its own settings; arithmetic
-            unless given, none with data.
+        environment: who the policy talks to, by name, as {name: guess, width: 20} with its own settings. Arithmetic
+            unless given; with data none.
         data: logged conversations to learn from in place of rollouts: a file, or {file: log.jsonl, columns: {reward:
             rating}} with the settings of drift import. Without an environment nothing is measured.
         concurrency: the most conversations open at once; with a cluster, on each worker.
