@@ -79,12 +79,14 @@ def test_an_error_in_a_body_of_status_200_is_an_error() -> None:
     """OpenRouter's and LM Studio's: the status was sent before the model failed."""
     whole = error_in_reply({"error": {"code": 429, "message": "slow down"}})
     within = error_in_reply({"choices": [{"finish_reason": "error", "error": {"code": 502, "message": "gone"}}]})
-    plain = error_in_reply({"error": "the prompt has 120 tokens, more than the context length of 96"})
-    assert whole and within and plain
-    assert [(e.kind, e.status) for e in (whole, within, plain)] == [
+    plain = error_in_reply({"error": "`inputs` must have less than 96 tokens. Given: 120", "error_type": "validation"})
+    other = error_in_reply({"error": "the engine stumbled"})
+    assert whole and within and plain and other
+    assert [(e.kind, e.status) for e in (whole, within, plain, other)] == [
         ("passing", 429),
         ("passing", 502),
-        ("context", 500),
+        ("context", 400),
+        ("passing", 500),
     ]
     assert error_in_reply({"choices": [{"message": {"content": "a"}}], "error": None}) is None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from drift.api import rollout
+from drift.api import evaluate, rollout
 from drift.dataset.store import read_trajectories
 from drift.errors import ConfigError, PolicyError
 from drift.policies import make_policy
@@ -212,3 +212,24 @@ def test_a_server_that_is_gone_stops_the_run_at_the_first_request_that_is_given_
         policy = make_policy("openai-chat:m", {"url": server.url, "retries": 1, "max_failed": 1})
     with pytest.raises(PolicyError, match=r"unreachable.*run the same command again"):
         rollout("arithmetic", model=policy, tasks=1, samples=1, out=tmp_path)
+
+
+def test_an_evaluation_counts_what_failed_and_what_its_judge_was_refused(tmp_path: Path) -> None:
+    graded: list[str] = []
+    spoken = first_prompt(error(400, "held back", code="content_filter"))
+
+    def answer(request: dict[str, Any], number: int) -> Any:
+        asked = request["messages"][0]["content"]
+        if not asked.startswith("Grade"):
+            return spoken(request, number)
+        graded.append(asked)
+        return error(500, "stumbled") if asked == graded[0] else "<score>7</score>"
+
+    with AnsweringServer(answer) as server:
+        settings = {"url": server.url, "retries": 0}
+        judge = {"policy": "openai-chat:m", "policy_settings": settings}
+        more: dict[str, Any] = {"tasks": 5, "samples": 0, "policy": settings, "judge": judge, "out": tmp_path}
+        made = evaluate("arithmetic", {"served": "openai-chat:m"}, **more)
+    assert made.manifest["cost"]["greedy/served"]["failures"] == {"content_filter": 1}
+    assert (made.manifest["quality"]["judge"]["tasks"], made.manifest["quality"]["judge"]["scored"]) == (4, 3)
+    assert "greedy/served: 1 content_filter failed and are left out." in made.summary()

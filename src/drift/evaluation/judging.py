@@ -19,6 +19,7 @@ from drift.evaluation.estimates import Measured
 from drift.evaluation.metrics import Ratio, has_outcome
 from drift.event_loop import run_to_end
 from drift.manifest import write_atomic
+from drift.policies.base import RequestFailed
 from drift.progress import Progress
 from drift.types import Trajectory
 from drift.verifiers import make_verifier
@@ -113,7 +114,10 @@ async def _judge_all(
                 key = _key(judge, judge.prompt(trajectory.messages, reference))
                 if key not in before:
                     async with gate:
-                        before[key] = _scores(await judge.judge(trajectory.messages, reference))
+                        try:
+                            before[key] = _scores(await judge.judge(trajectory.messages, reference))
+                        except RequestFailed as failure:
+                            before[key] = {"scores": {}, "reason": str(failure)}
                 rows[trajectory.task_id] = {"id": trajectory.id, "key": key, **before[key]}
                 bar.advance()
 

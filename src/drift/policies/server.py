@@ -24,6 +24,8 @@ from drift.types import Completion
 
 LONGEST_PAUSE_SECONDS = 60.0
 LIST_SECONDS = 30.0
+# So long the first request is alone: what is wrong for every request is then refused once.
+FIRST_ALONE_SECONDS = 1.0
 # So many different prompts that fail with no reply to any other meanwhile: the server is away, not they are odd.
 PROMPTS_IN_A_ROW = 8
 # What the client's HTTP library raises where no connection comes about.
@@ -106,12 +108,18 @@ class Server:
         if self._client is None:
             settings: dict[str, Any] = {"base_url": self._url, "api_key": self._key or "none", "timeout": None}
             self._client = self._openai.AsyncOpenAI(**settings, max_retries=0)
-            self._slots = asyncio.Semaphore(self._concurrency)
+            self._slots, self._answered = asyncio.Semaphore(self._concurrency), asyncio.Event()
+            asyncio.get_running_loop().call_later(FIRST_ALONE_SECONDS, self._answered.set)
+        else:
+            await self._answered.wait()
         async with self._slots:
             begun, failed, waited = time.monotonic(), 0, 0.0
             while True:
                 request = self.fields.accepted(fields)
-                outcome = await self._attempt(path, request, read)
+                try:
+                    outcome = await self._attempt(path, request, read)
+                finally:
+                    self._answered.set()
                 if isinstance(outcome, Completion):
                     return outcome
                 if changes := self.fields.adapt(outcome, request):

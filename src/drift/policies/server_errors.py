@@ -96,9 +96,13 @@ def error_in_reply(reply: Any, sent: Collection[str] = ()) -> ServerError | None
     error = (first if choices else reply).get("error")
     if not error:
         return None
-    code = error.get("code") if isinstance(error, Mapping) else None
-    status = int(str(code)) if re.fullmatch("[45][0-9]{2}", str(code)) else 500
-    return read_error(status, json.dumps({"error": error}), sent)
+    code = str(error.get("code")) if isinstance(error, Mapping) else ""
+    body = json.dumps({"error": error})
+    if re.fullmatch("[45][0-9]{2}", code):
+        return read_error(int(code), body, sent)
+    # No status at all: what the words don't explain may pass.
+    explained = read_error(400, body, sent)
+    return explained if explained.name != "http_400" else read_error(500, body, sent)
 
 
 def asked_to_wait(header: str) -> float:
