@@ -24,6 +24,7 @@ from drift.training.forward import (
     tree_batch,
     use_trees,
     use_weighted_loss,
+    why_not_padded,
     why_not_trees,
 )
 from drift.training.plan import pack, pack_padded
@@ -229,8 +230,19 @@ def test_families_that_are_refused_are_trained_on_padded_rows_exactly(family: st
     model = made(build)
     wanted = one_by_one(model, conversations())
     use_weighted_loss(model)
-    assert reason in why_not_trees(model)
+    assert reason in why_not_trees(model) and why_not_padded(model) == ""
     assert off(trained_gradient(model, conversations(), False), wanted) < 1e-5
+
+
+def test_a_model_that_sees_padding_is_trained_a_row_at_a_time() -> None:
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 48}
+    config = tf.CpmAntConfig(**sizes, num_hidden_layers=2, init_std=0.1, prompt_length=4)
+    model = made(lambda: tf.CpmAntForCausalLM(config))
+    wanted = one_by_one(model, conversations())
+    use_weighted_loss(model)
+    assert why_not_trees(model) and why_not_padded(model).startswith("its losses differ there")
+    assert off(trained_gradient(model, conversations(), False), wanted) > 1e-2
+    assert off(trained_gradient(model, conversations(), False, tokens=1), wanted) < 1e-5
 
 
 def test_a_window_longer_than_every_row_is_no_reason_to_refuse() -> None:
