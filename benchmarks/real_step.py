@@ -3,7 +3,7 @@
     python benchmarks/real_step.py MODEL_DIR
 
 Takes a few logged conversations through ``read_logs``, ``weigh`` and one step of ``train`` with plain gradient descent
-of rate 1, so that weights change by the gradient. By hand: the chat template's own text of each conversation,
+of a rate so high that weights change by the gradient and hardly by rounding. By hand: the chat template's own text of each conversation,
 tokenized as one, the tokens of each reply found by where its text stands, and the sum of their weighted losses by
 PyTorch. Prints both losses, and how far apart the gradients are as a share of their norm; exits with 1 beyond 1e-5. The
 template must write a conversation as the start of the same one gone on, as ChatML does. Two minutes of one core for 135
@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import drift
 from drift.dataset.store import stream_trajectories
 
-LIMIT = 1e-5
+LIMIT, RATE = 1e-5, 1024.0
 BRIEF = {"role": "system", "content": "You mend clocks. Be brief."}
 LATE = {"role": "user", "content": "My clock runs late.\nWhat do I do?"}
 
@@ -65,7 +65,7 @@ def through_drift(folder: str, place: Path) -> tuple[float, dict[str, torch.Tens
         "save_steps": 0,
     }
     model = drift.train(
-        data, weights, model=folder, out=place / "model", learning_rate=1.0, arguments=plain, device="cpu", **settings
+        data, weights, model=folder, out=place / "model", learning_rate=RATE, arguments=plain, device="cpu", **settings
     )
     first = json.loads((place / "model" / "metrics.jsonl").read_text().splitlines()[0])
     frame = weights.to_pandas()
@@ -109,7 +109,7 @@ def main() -> int:
     difference = norm = 0.0
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            moved = parameter.detach() - after[name].float()
+            moved = (parameter.detach() - after[name].float()) / RATE
             difference += float((moved - parameter.grad).double().norm() ** 2)
             norm += float(parameter.grad.double().norm() ** 2)
     loss, gradient = abs(ours - theirs) / abs(theirs), (difference / norm) ** 0.5

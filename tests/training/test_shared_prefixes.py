@@ -102,6 +102,8 @@ ACCEPTED: dict[str, Callable[[], Any]] = {
     "glm": lambda: tf.GlmForCausalLM(tf.GlmConfig(**HEADS)),
     "smollm3": lambda: tf.SmolLM3ForCausalLM(tf.SmolLM3Config(**BASE)),
     "granite": lambda: tf.GraniteForCausalLM(tf.GraniteConfig(**BASE)),
+    "granite with scaled logits": lambda: tf.GraniteForCausalLM(tf.GraniteConfig(**BASE, logits_scaling=3.0)),
+    "cohere2": lambda: tf.Cohere2ForCausalLM(tf.Cohere2Config(**HEADS, **WINDOW, logit_scale=0.5)),
     "granitemoe with sinks": lambda: GraniteMoeSWAForCausalLM(GraniteMoeSWAConfig(**BASE, **EXPERTS, **WINDOW)),
     "gpt_oss with sinks": lambda: tf.GptOssForCausalLM(
         tf.GptOssConfig(**{**BASE, "intermediate_size": 32}, **EXPERTS, head_dim=16, **WINDOW)
@@ -134,10 +136,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "falcon": (falcon, "its 4 layers called the attention 0 times"),
     "gemma3 with images and capped logits": (
         lambda: gemma3_with_images(sliding_window=512, final_logit_softcapping=30.0),
-        "its losses differ there",
-    ),
-    "granite with scaled logits": (
-        lambda: tf.GraniteForCausalLM(tf.GraniteConfig(**BASE, logits_scaling=3.0)),
         "its losses differ there",
     ),
 }

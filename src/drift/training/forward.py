@@ -116,12 +116,16 @@ def _use_weighted_head(lm: Any) -> None:
     if type(head) is not torch.nn.Linear:
         return
     plain = head.forward
-    softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+    text = lm.config.get_text_config()
+    softcap = getattr(text, "final_logit_softcapping", None)
+    # Cohere multiplies its logits, Granite divides them.
+    scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
 
     def forward(self: Any, hidden: torch.Tensor, batch: TreeBatch | None = None) -> torch.Tensor:
         if batch is None:
             logits: torch.Tensor = plain(hidden)
             return logits
+        hidden = hidden if scale == 1 else hidden * scale
         return weighted_nll(hidden, self.weight, batch.targets, batch.weights, bias_V=self.bias, softcap=softcap)
 
     replaced: Any = head
