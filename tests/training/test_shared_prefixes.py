@@ -24,6 +24,7 @@ from drift.training.forward import (
     tree_batch,
     use_trees,
     use_weighted_loss,
+    why_not_padded,
     why_not_trees,
 )
 from drift.training.plan import pack, pack_padded
@@ -101,6 +102,8 @@ ACCEPTED: dict[str, Callable[[], Any]] = {
     "glm": lambda: tf.GlmForCausalLM(tf.GlmConfig(**HEADS)),
     "smollm3": lambda: tf.SmolLM3ForCausalLM(tf.SmolLM3Config(**BASE)),
     "granite": lambda: tf.GraniteForCausalLM(tf.GraniteConfig(**BASE)),
+    "granite with scaled logits": lambda: tf.GraniteForCausalLM(tf.GraniteConfig(**BASE, logits_scaling=3.0)),
+    "cohere2": lambda: tf.Cohere2ForCausalLM(tf.Cohere2Config(**HEADS, **WINDOW, logit_scale=0.5)),
     "granitemoe with sinks": lambda: GraniteMoeSWAForCausalLM(GraniteMoeSWAConfig(**BASE, **EXPERTS, **WINDOW)),
     "gpt_oss with sinks": lambda: tf.GptOssForCausalLM(
         tf.GptOssConfig(**{**BASE, "intermediate_size": 32}, **EXPERTS, head_dim=16, **WINDOW)
@@ -133,10 +136,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "falcon": (falcon, "its 4 layers called the attention 0 times"),
     "gemma3 with images and capped logits": (
         lambda: gemma3_with_images(sliding_window=512, final_logit_softcapping=30.0),
-        "its losses differ there",
-    ),
-    "granite with scaled logits": (
-        lambda: tf.GraniteForCausalLM(tf.GraniteConfig(**BASE, logits_scaling=3.0)),
         "its losses differ there",
     ),
 }
@@ -229,8 +228,19 @@ def test_families_that_are_refused_are_trained_on_padded_rows_exactly(family: st
     model = made(build)
     wanted = one_by_one(model, conversations())
     use_weighted_loss(model)
-    assert reason in why_not_trees(model)
+    assert reason in why_not_trees(model) and why_not_padded(model) == ""
     assert off(trained_gradient(model, conversations(), False), wanted) < 1e-5
+
+
+def test_a_model_that_sees_padding_is_trained_a_row_at_a_time() -> None:
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 48}
+    config = tf.CpmAntConfig(**sizes, num_hidden_layers=2, init_std=0.1, prompt_length=4)
+    model = made(lambda: tf.CpmAntForCausalLM(config))
+    wanted = one_by_one(model, conversations())
+    use_weighted_loss(model)
+    assert why_not_trees(model) and why_not_padded(model).startswith("its losses differ there")
+    assert off(trained_gradient(model, conversations(), False), wanted) > 1e-2
+    assert off(trained_gradient(model, conversations(), False, tokens=1), wanted) < 1e-5
 
 
 def test_a_window_longer_than_every_row_is_no_reason_to_refuse() -> None:

@@ -134,12 +134,16 @@ def _use_weighted_head(lm: Any, loss: Link) -> None:
     if type(head) is not torch.nn.Linear:
         return
     plain = head.forward
-    softcap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
+    text = lm.config.get_text_config()
+    softcap = getattr(text, "final_logit_softcapping", None)
+    # Cohere multiplies its logits, Granite divides them.
+    scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
 
     def forward(self: Any, hidden: torch.Tensor, batch: TreeBatch | None = None) -> torch.Tensor:
         if batch is None:
             logits: torch.Tensor = plain(hidden)
             return logits
+        hidden = hidden if scale == 1 else hidden * scale
         if batch.terms is None:
             return weighted_nll(hidden, self.weight, batch.targets, batch.weights, bias_V=self.bias, softcap=softcap)
         return shaped_nll(hidden, self.weight, batch.targets, batch.terms, loss, bias_V=self.bias, softcap=softcap)
@@ -213,16 +217,28 @@ def why_not_trees(model: Any, longest: int = 2**31) -> str:
         return "its attention can't be replaced through transformers' AttentionInterface"
     if "kwargs" not in inspect.signature(lm.get_decoder().forward).parameters:
         return "its decoder passes no further arguments to its attention"
+    return _tried(model, longest, trees=True)
+
+
+def why_not_padded(model: Any, longest: int = 2**31) -> str:
+    """Why rows padded to one length can't stand for separate rows with this model; empty if they can.
+
+    Looks as ``why_not_trees`` does. A model that counts positions from a row's end, say, sees the padding.
+    """
+    return _tried(model, longest, trees=False)
+
+
+def _tried(model: Any, longest: int, *, trees: bool) -> str:
     was_training = model.training
     for module in model.modules():
         # No dropout. But bitsandbytes' layers repack themselves for good, on a CPU, where they are not in training.
         module.training = type(module).__module__.startswith("bitsandbytes")
     try:
-        reason, off = _difference(model, longest)
+        reason, off = _difference(model, longest, trees)
         if TOLERANCE[torch.float32] < off < _DOUBTFUL and all(p.dtype == torch.float32 for p in model.parameters()):
             use_trees(model, False)
             try:
-                reason, _ = _difference(model.double(), longest)
+                reason, _ = _difference(model.double(), longest, trees)
             finally:
                 model.float()
         return reason
@@ -237,22 +253,23 @@ def why_not_trees(model: Any, longest: int = 2**31) -> str:
         model.train(was_training)
 
 
-def _difference(model: Any, longest: int) -> tuple[str, float]:
-    """Compute a tree and its rows one by one; what differs, or nothing, and by how much."""
+def _difference(model: Any, longest: int, trees: bool) -> tuple[str, float]:
+    """Compute rows together and one by one; what differs, or nothing, and by how much."""
     config, device = _causal_lm(model).config, next(model.parameters()).device
     border = rope_border(config)
     rows = _probe(int(config.get_text_config().vocab_size), acting_window(config, longest), border)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    batch = tree_batch(build_tree(rows, segment_tokens=1, rope_border=border)).to(device)
+    tree = build_tree(rows, segment_tokens=1, rope_border=border)
+    batch = (tree_batch(tree) if trees else padded_batch(rows)).to(device)
     model.zero_grad(set_to_none=True)
     # No two tokens have the same weight, so that those of the tree and of the rows are found by it.
     separate_M = torch.cat([_token_losses(model, padded_batch([row]).to(device), 1.0) for row in rows])
     norm = _norm(trained)
-    use_trees(model, True)
+    use_trees(model, trees)
     # What the rows left is not cleared: the gradient of the difference remains.
     together_M = _token_losses(model, batch, -1.0)
     layers = config.get_text_config().num_hidden_layers
-    if batch.layout.calls != layers:
+    if isinstance(batch, TreeBatch) and batch.layout.calls != layers:
         return f"its {layers} layers called the attention {batch.layout.calls} times, expected once each", math.inf
     tolerance = _tolerance(model)
     off = float((together_M - separate_M).abs().max() / separate_M.abs().max())

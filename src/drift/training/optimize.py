@@ -19,7 +19,14 @@ from drift.training.arguments import training_arguments, with_lora
 from drift.training.checkpoints import last_checkpoint, saving, whole_checkpoint
 from drift.training.config import TrainingConfig
 from drift.training.distributed import Ranks
-from drift.training.forward import acting_window, rope_border, use_trees, use_weighted_loss, why_not_trees
+from drift.training.forward import (
+    acting_window,
+    rope_border,
+    use_trees,
+    use_weighted_loss,
+    why_not_padded,
+    why_not_trees,
+)
 from drift.training.kl_limit import KLLimit
 from drift.training.log import MetricsLog
 from drift.training.plan import OptimizerStep
@@ -71,7 +78,10 @@ def optimize(
     if config.lora:
         model = with_lora(model, config.lora)
     use_weighted_loss(model, config.objective)
-    trees = config.attention == "auto" and _can_share(model, int(rows.facts.length_N.max()), out, ranks)
+    longest = int(rows.facts.length_N.max())
+    auto = config.attention == "auto"
+    trees = auto and _can_share(model, longest, out, ranks)
+    alone = auto and not trees and _must_be_alone(model, longest, ranks)
     use_trees(model, trees)
     limit = KLLimit(model, held_out, config, out, ranks=ranks, trees=trees) if config.kl_limit else None
     if getattr(model.config, "output_router_logits", False) and ranks.is_first:
@@ -87,7 +97,7 @@ def optimize(
                 steps,
                 rows,
                 rank=ranks.index,
-                tokens_per_batch=config.tokens_per_batch,
+                tokens_per_batch=1 if alone else config.tokens_per_batch,
                 trees=trees,
                 rope_border=rope_border(model.config),
             ),
@@ -120,6 +130,15 @@ def _can_share(model: Any, longest: int, out: Path, ranks: Ranks) -> bool:
     if reason and ranks.is_first:
         print(f"training: what conversations share is computed for each, as with this model {reason}", file=sys.stderr)
     return not reason
+
+
+def _must_be_alone(model: Any, longest: int, ranks: Ranks) -> bool:
+    reason = ranks.on_first_rank(lambda: why_not_padded(model, longest))
+    # NaN is a fault of these weights, which the first step names.
+    alone = bool(reason) and "nan" not in reason
+    if alone and ranks.is_first:
+        print(f"training: one row at a time, as with padded rows of this model {reason}", file=sys.stderr)
+    return alone
 
 
 def _why_not_trees(model: Any, longest: int, path: Path) -> str:
