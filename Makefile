@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: quickstart test lint types unit cover slow format clean results audit licences
 .PHONY: test-adapters test-browser test-chaos test-deepspeed test-fuzz test-qlora test-ray test-trl test-vllm
-.PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-soak bench-streaming bench-training bench-verifiers bench-weights
+.PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-sampling bench-soak bench-streaming bench-training bench-verifiers bench-weights
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -61,6 +61,11 @@ test-vllm: $(INSTALLED) .venv-vllm/.installed
 # One engine, conversations with and without a barrier between turns; about a quarter of an hour.
 bench-rollouts: .venv-vllm/.installed
 	.venv-vllm/bin/python benchmarks/rollouts.py
+
+# MODEL is a model folder or hub id, DATA a JSONL file with questions; SAMPLING="--vllm .venv-vllm/bin/python --before
+# FOLDER/src --prompts 16" adds vLLM and an earlier checkout, or another size.
+bench-sampling: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/sampling.py $(MODEL) $(DATA) $(SAMPLING)
 
 # Real environments of other libraries, in two places because openenv and verifiers want different versions of one package.
 # Each first gets what the package needs, torch pinned; the libraries then move what they must.

@@ -72,6 +72,8 @@ class Live:
             episodes = (episode(each, self._factory, policy, self._config.sampling) for each in todo)
             return list(await asyncio.gather(*episodes))
         finally:
+            # The model is trained next: what is kept of its conversations is of no use, and training wants the memory.
+            await policy.aclose()
             close = getattr(self._factory, "aclose", None)
             if close is not None:
                 await close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from drift.chat import TemplateChat
 from drift.errors import ConfigError, PolicyError, require
 from drift.policies.base import Sampling, with_template_arguments
+from drift.policies.decoding import Decoder, Stopped
 from drift.policies.fingerprint import end_ids, fingerprint
-from drift.policies.generated import generate
 from drift.policies.rows import SHOWN, Row, RowPicker
 from drift.policies.stored import NO_CODE, context_limit, fingerprint_of, loading, local_folder
 from drift.types import Completion
@@ -90,14 +92,14 @@ def load_tokenizer(model: str) -> Any:
 class HFPolicy:
     """A transformers causal LM with its own chat template.
 
-    Requests that wait at the same time are batched by length and sent through ``generate``. In float32 the batch
-    changes no token of any reply (see ``pick``); in 16-bit floats it can.
+    Replies are computed side by side, and a conversation goes on from what was computed before (see ``decoding``). In
+    float32 that changes no token of any reply (see ``pick``); in 16-bit floats it can.
 
     Args:
         model: a folder, or a hub id.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: float32 on a CPU, the checkpoint's own elsewhere.
         device: ``cpu``, ``cuda``, …, or ``auto``: CUDA if there is one.
-        batch_size: the most requests in one batch.
+        batch_size: the most replies computed at once; 0 is as many as are of use and fit in memory.
         chat_template_kwargs: what the chat template is given beside the messages, such as {enable_thinking: false}.
 
     Raises:
@@ -111,24 +113,24 @@ class HFPolicy:
         *,
         dtype: str = "auto",
         device: str = "auto",
-        batch_size: int = 128,
+        batch_size: int = 0,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
+        require(batch_size >= 0, "policy.batch_size", batch_size, "a whole number ≥ 0")
         loaded, tokenizer = load_model(model, dtype=dtype, device=device)
         arguments = dict(chat_template_kwargs or {})
         self.fingerprint = with_template_arguments(fingerprint_of(model), arguments)
         self._take_model(loaded, tokenizer, model, batch_size, arguments)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, *, source: str, batch_size: int = 128) -> HFPolicy:
+    def of(cls, model: Any, tokenizer: Any, *, source: str, batch_size: int = 0) -> HFPolicy:
         """A policy of a model that is already loaded, and that may change: it samples with the weights of the moment.
 
         Args:
             model: a causal LM; its generation settings are replaced.
             tokenizer: its tokenizer, padding on the left.
             source: how messages name it.
-            batch_size: the most requests in one batch.
+            batch_size: the most replies computed at once; 0 is as many as are of use and fit in memory.
         """
         policy = cls.__new__(cls)
         policy.fingerprint = fingerprint(model, tokenizer)
@@ -141,20 +143,32 @@ class HFPolicy:
         self._model, self._tokenizer, self._source = model, tokenizer, source
         self.chat = TemplateChat(self._tokenizer, source=source, arguments=arguments)
         self.context_length: int | None = context_limit(self._model.config)
-        self._batch_size = batch_size
         self._known_ids = id_count(tokenizer)
         self._eos_ids = end_ids(self._model, self._tokenizer)
         pad = self._tokenizer.pad_token_id
-        self._pad_id = int(pad if pad is not None else self._eos_ids[0])
+        pad_id = int(pad if pad is not None else self._eos_ids[0])
         # The model folder's own generation settings (top-k, penalties) would bend the distribution we record.
-        self._model.generation_config = GenerationConfig(eos_token_id=self._eos_ids, pad_token_id=self._pad_id)
+        self._model.generation_config = GenerationConfig(eos_token_id=self._eos_ids, pad_token_id=pad_id)
         self._picker = RowPicker(model, tokenizer, source, self._eos_ids)
-        self._waiting: list[Row] = []
+        self._decoder = Decoder(model, self._picker, pad_id, batch_size, source)
+        self._asked: deque[Row] = deque()
+        self._open: set[Row] = set()
+        self._stop = threading.Event()
         self._pump: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift-hf")
 
+    @property
+    def tokens_sampled(self) -> int:
+        """So far, those of replies under way among them."""
+        return self._picker.picked
+
+    @property
+    def tokens_decided_again(self) -> int:
+        """How many of them were in doubt, and so picked from logits of their row alone."""
+        return self._picker.decided_again
+
     async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:
-        """Sample one reply; waits until a batch with it has run."""
+        """Sample one reply; waits until it is at its end."""
         rows = self._model.get_input_embeddings().weight.shape[0]
         if max(prompt_ids, default=0) >= rows:
             raise PolicyError(
@@ -162,54 +176,77 @@ class HFPolicy:
                 f"model {self._source!r} has {rows} ids. Use the tokenizer that the model was trained with."
             )
         loop = asyncio.get_running_loop()
-        request = Row(prompt_ids, sampling, seed, loop.create_future())
-        self._waiting.append(request)
+        row = Row(prompt_ids, sampling, seed, loop.create_future())
+        self._open.add(row)
+        self._asked.append(row)
         if self._pump is None or self._pump.done():
-            self._pump = loop.create_task(self._run_batches())
-        return await request.reply
+            self._pump = loop.create_task(self._serve())
+        assert row.reply is not None
+        try:
+            return await row.reply
+        finally:
+            self._open.discard(row)
 
-    async def _run_batches(self) -> None:
+    async def aclose(self) -> None:
+        """Stop what is under way, and let go of what is kept of conversations; a later request starts again."""
+        pump = self._pump
+        if pump is not None and not pump.done() and pump.get_loop() is asyncio.get_running_loop():
+            pump.cancel()
+            await asyncio.wait([pump])
+        self._decoder.forget()
+
+    async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            # Let every conversation that is ready put its request in before the batch is formed.
+            # Let every conversation that is ready put its request in before the first are computed.
             count = -1
-            while count != len(self._waiting):
-                count = len(self._waiting)
+            while count != len(self._asked):
+                count = len(self._asked)
                 await asyncio.sleep(0)
-            self._waiting = [request for request in self._waiting if not request.reply.done()]
-            if not self._waiting:
+            if not self._asked:
                 return
-            batch = self._take()
+            self._stop.clear()
+            work = loop.run_in_executor(self._thread, self._work)
             try:
-                replies = await loop.run_in_executor(self._thread, self._generate, batch)
-            except BaseException as error:
-                for request in (*batch, *self._waiting):
-                    if not request.reply.done():
-                        request.reply.set_exception(error)
-                self._waiting = []
-                if not isinstance(error, Exception):
-                    raise
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                self._stop.set()
+                await asyncio.wait([work])
+                self._asked.clear()
+                raise
+            except Exception as error:
+                self._asked.clear()
+                for row in self._open:
+                    if row.reply is not None and not row.reply.done():
+                        row.reply.set_exception(error)
                 return
-            for request, reply in zip(batch, replies, strict=True):
-                if not request.reply.done():
-                    request.reply.set_result(reply)
-
-    def _take(self) -> list[Row]:
-        """Remove from the queue the batch that wastes the least padding."""
-        sampling = self._waiting[0].sampling
-        alike = sorted((r for r in self._waiting if r.sampling == sampling), key=lambda r: len(r.prompt_ids))
-        size = min(self._batch_size, len(alike))
-        lengths = [len(request.prompt_ids) for request in alike]
-        start = min(range(len(alike) - size + 1), key=lambda at: lengths[at + size - 1] - lengths[at])
-        batch = alike[start : start + size]
-        taken = set(map(id, batch))
-        self._waiting = [request for request in self._waiting if id(request) not in taken]
-        return batch
 
     @torch.inference_mode()
-    def _generate(self, batch: list[Row]) -> list[Completion]:
-        generate(self._model, self._picker, batch, self._pad_id)
-        return [self._completion(row) for row in batch]
+    def _work(self) -> None:
+        """Serve all requests there are, on a thread of its own, until there are none or it is told to stop."""
+
+        def arrived() -> list[Row]:
+            return [self._asked.popleft() for _ in range(len(self._asked))]
+
+        def done(row: Row) -> None:
+            completion = self._completion(row)
+            if row.reply is not None:
+                row.reply.get_loop().call_soon_threadsafe(_settle, row.reply, completion)
+
+        def check(*_: Any) -> None:
+            if self._stop.is_set():
+                raise Stopped
+
+        # Also within a forward pass, which may take long: before each layer.
+        lists = (each for each in self._model.modules() if isinstance(each, torch.nn.ModuleList))
+        hooks = [layer.register_forward_pre_hook(check) for layers in lists for layer in layers]
+        try:
+            self._decoder.serve(arrived, done)
+        except Stopped:
+            self._decoder.forget()
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _completion(self, row: Row) -> Completion:
         ids = row.reply_ids
@@ -222,6 +259,11 @@ class HFPolicy:
             finish_reason="stop" if row.finish == "stop" else "length",
             thinking=thinking,
         )
+
+
+def _settle(reply: asyncio.Future[Completion], completion: Completion) -> None:
+    if not reply.done():
+        reply.set_result(completion)
 
 
 def id_count(tokenizer: Any) -> int:

@@ -6,12 +6,14 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from drift.errors import PolicyError
 from drift.policies.base import Sampling
+from drift.policies.kept import block_keys
 from drift.policies.pick import decide
 from drift.types import Completion
 
@@ -26,7 +28,7 @@ class Row:
         prompt_ids: what it replies to.
         sampling: how it is drawn.
         seed: its own.
-        reply: who waits for it.
+        reply: who waits for it, if anyone.
         ids: prompt and reply so far.
         logprobs: of the reply's ids.
         finish: why it ended; empty while it goes on.
@@ -35,7 +37,7 @@ class Row:
     prompt_ids: tuple[int, ...]
     sampling: Sampling
     seed: int
-    reply: asyncio.Future[Completion]
+    reply: asyncio.Future[Completion] | None = None
     ids: list[int] = field(init=False)
     logprobs: list[float] = field(init=False)
     finish: str = field(init=False)
@@ -43,9 +45,19 @@ class Row:
     def __post_init__(self) -> None:
         self.restart()
 
+    @cached_property
+    def keys(self) -> list[int]:
+        """By which what is kept of the prompt is found."""
+        return block_keys(self.prompt_ids)
+
     def restart(self) -> None:
         """Forget the reply; it will be the same again."""
         self.ids, self.logprobs, self.finish = list(self.prompt_ids), [], ""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anyone still waits for it."""
+        return self.reply is not None and not self.reply.done()
 
     @property
     def reply_ids(self) -> list[int]:
