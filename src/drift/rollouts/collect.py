@@ -18,6 +18,7 @@ from drift.progress import Progress
 from drift.rollouts.adaptive import undecided
 from drift.rollouts.config import CONCURRENCY
 from drift.rollouts.episode import Assignment, Counts, counts_of, episode
+from drift.rollouts.meter import Meter
 from drift.types import Task, Trajectory
 
 
@@ -110,7 +111,8 @@ def collect(
                     for todo in rounds:
                         policy.hold(todo, deliver, sampling=sampling, concurrency=concurrency)
                 else:
-                    run_to_end(_hold_all(rounds, factory, policy, deliver, sampling, concurrency))
+                    meter = Meter(policy, progress, planned - len(writer.done), factory.max_turns)
+                    run_to_end(_hold_all(rounds, factory, policy, deliver, meter, sampling, concurrency))
             except KeyboardInterrupt as stop:
                 writer.flush()
                 raise Interrupted(
@@ -211,6 +213,7 @@ async def _hold_all(
     factory: EnvironmentFactory,
     policy: AnyPolicy,
     deliver: Callable[[Trajectory], None],
+    meter: Meter,
     sampling: Sampling,
     concurrency: int,
 ) -> None:
@@ -218,8 +221,9 @@ async def _hold_all(
 
     async def work(queue: Iterator[Assignment]) -> None:
         for assignment in queue:
-            deliver(await episode(assignment, factory, policy, sampling))
+            deliver(await episode(assignment, factory, policy, sampling, meter.replied))
 
+    watching = asyncio.create_task(meter.watch())
     try:
         for todo in rounds:
             queue = iter(todo)
@@ -230,6 +234,7 @@ async def _hold_all(
         # One cause stops all conversations at once; the first is the one to tell the user.
         raise failures.exceptions[0] from failures
     finally:
+        watching.cancel()
         for owner in (policy, factory):
             close = getattr(owner, "aclose", None)
             if close is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from drift.environments.base import (
 from drift.errors import ConfigError, PolicyError
 from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, derive_seed, is_text_only, next_reply
 from drift.secrets import scrubbed
-from drift.types import Message, Step, StopReason, Task, Trajectory, Turn
+from drift.types import Completion, Message, Step, StopReason, Task, Trajectory, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,11 @@ class _EnvironmentFailure(Exception):
 
 
 async def episode(
-    assignment: Assignment, factory: EnvironmentFactory, policy: AnyPolicy, sampling: Sampling
+    assignment: Assignment,
+    factory: EnvironmentFactory,
+    policy: AnyPolicy,
+    sampling: Sampling,
+    replied: Callable[[Completion], None] = lambda reply: None,
 ) -> Trajectory:
     """Hold one conversation and record it.
 
@@ -59,7 +64,7 @@ async def episode(
     it no other conversation would fare better.
 
     Turn t is sampled with ``derive_seed(assignment.seed, t)``; what is chance in the environment comes from
-    ``derive_seed(assignment.seed, "environment")``.
+    ``derive_seed(assignment.seed, "environment")``. ``replied`` is called with each reply as it comes.
     """
     messages: list[Message] = []
     # The same with the thinking, which neither the environment nor the record's messages have.
@@ -75,6 +80,7 @@ async def episode(
         while True:
             seed, previous = derive_seed(assignment.seed, len(turns)), turns[-1] if turns else None
             prompt, completion = await next_reply(policy, history, previous, sampling=sampling, seed=seed)
+            replied(completion)
             said: Message = {"role": "assistant", "content": completion.text}
             messages.append(said)
             history.append({**said, "reasoning_content": completion.thinking} if completion.thinking else said)
