@@ -1,7 +1,7 @@
 """Conversations of several turns sampled from a real model: drift's own policy beside what else one would use.
 
     python benchmarks/sampling.py MODEL DATA [--prompts 8] [--samples 8] [--turns 5] [--tokens 48] [--rounds 2]
-        [--vllm PYTHON] [--before FOLDER] [--check]
+        [--vllm PYTHON] [--before FOLDER] [--cpu] [--check]
 
 MODEL is a folder or a hub id, DATA a JSONL file of records with ``question``. Each question is asked ``--samples``
 times, and after each reply the user asks to try again, until every conversation has ``--turns`` replies.
@@ -12,8 +12,11 @@ times, and after each reply the user asks to try again, until every conversation
 - **before**: with ``--before``, the ``src`` folder of another checkout of drift, whose ``hf`` policy does the same.
 
 Every measurement is a process of its own, which loads the model before the clock starts; rounds are interleaved, and
-figures are medians of ratios of tokens per second within a round. ``--check`` instead samples the same conversations in
-batches of 4, 16 and 64, with caches and without, and compares them id for id. The last line is JSON.
+figures are medians of ratios of tokens per second within a round. ``--cpu`` counts processor seconds instead, on a
+machine that others use too (with OMP_NUM_THREADS=1, since threads that wait count as well).
+
+``--check`` instead samples the same conversations in batches of 4, 16 and 64, with caches and without, and compares
+them id for id. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -61,9 +64,10 @@ def measured(args: argparse.Namespace, say: Callable[[list[list[int]], int], lis
         prompts += [tokenizer(asked, add_special_tokens=False)["input_ids"] for _ in range(args.samples)]
     turns = []
     for turn in range(args.turns):
-        start = time.perf_counter()
+        clock = time.process_time if args.cpu else time.perf_counter
+        start = clock()
         replies = say(prompts, turn)
-        turns.append({"seconds": time.perf_counter() - start, "tokens": sum(map(len, replies))})
+        turns.append({"seconds": clock() - start, "tokens": sum(map(len, replies))})
         whole = [reply[:-1] if reply[-1] == end else reply for reply in replies]
         prompts = [[*prompt, *reply, *between] for prompt, reply in zip(prompts, whole, strict=True)]
     return {"turns": turns, "ids": prompts}
@@ -117,6 +121,8 @@ def with_generate(args: argparse.Namespace) -> dict[str, Any]:
 def with_vllm(args: argparse.Namespace) -> dict[str, Any]:
     """One call of its own loop per turn."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if args.cpu:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
 
     engine = LLM(
@@ -145,6 +151,7 @@ def in_process(args: argparse.Namespace, engine: str, *more: str) -> dict[str, A
     python = args.vllm if engine == "vllm" else sys.executable
     places = {"PYTHONPATH": args.before} if engine == "before" else {}
     sizes = [f"--{name}={getattr(args, name)}" for name in ("prompts", "samples", "turns", "tokens")]
+    more = (*more, *(["--cpu"] if args.cpu else []))
     command = [python, __file__, args.model, args.data, *sizes, "--engine", engine, *more]
     done = subprocess.run(command, env={**os.environ, **places}, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -202,6 +209,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--vllm", default="", help="a Python that has vLLM")
     parser.add_argument("--before", default="", help="src folder of another checkout")
+    parser.add_argument("--cpu", action="store_true", help="count processor seconds")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--uncached", action="store_true")
     parser.add_argument("--engine", choices=ENGINES, help="measure this one alone, in this process")

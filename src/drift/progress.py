@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -22,11 +23,15 @@ class Progress:
         total: how much there is to do.
         done: how much was already done by an earlier run.
         unit: what is counted.
+
+    Attributes:
+        detail: words to show beside the count.
     """
 
     def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "it") -> None:
         self._label, self._total, self._unit = label, total, unit
         self._start_count = self._count = done
+        self.detail: Callable[[], str] = str
         self._bar: Bar | None = None
         self._live = sys.stderr.isatty()
 
@@ -54,29 +59,34 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._count > self._start_count:
+        elif self._count > self._start_count or self.detail():
             self._line()
 
     def advance(self, count: int = 1) -> None:
         """Note that ``count`` more are done."""
         self._count += count
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._count, rate=f"{self._rate():.1f} {self._unit}/s")
+            rate = f"{self._rate():.1f} {self._unit}/s" if self._count > self._start_count else ""
+            self._bar.update(self._task, completed=self._count, rate=", ".join(filter(None, (rate, self.detail()))))
         elif time.monotonic() - self._last_line >= LINE_EVERY_SECONDS:
             self._line()
 
     def _rate(self) -> float:
         return (self._count - self._start_count) / max(1e-9, time.monotonic() - self._start)
 
+    def say(self, words: str) -> None:
+        """Say something that stays."""
+        if self._bar is not None:
+            self._bar.console.print(f"{self._label}: {words}", highlight=False, soft_wrap=True)
+        else:
+            print(f"{self._label}: {words}", file=sys.stderr, flush=True)
+
     def _line(self) -> None:
         self._last_line = time.monotonic()
-        rate = self._rate()
-        left = (self._total - self._count) / rate if rate > 0 else float("inf")
-        print(
-            f"{self._label}: {self._count}/{self._total}, {rate:.1f} {self._unit}/s, {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        words, rate = f"{self._count}/{self._total}", self._rate()
+        if rate > 0:
+            words += f", {rate:.1f} {self._unit}/s, {(self._total - self._count) / rate:.0f} s left"
+        self.say("; ".join(filter(None, (words, self.detail()))))
 
 
 def say(text: str) -> None:

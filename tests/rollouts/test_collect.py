@@ -256,6 +256,7 @@ def test_environment_failures_are_kept_and_counted_and_all_of_them_is_an_error(t
 def test_the_manifest_names_what_made_the_data(tmp_path: Path) -> None:
     collect(GUESS.tasks("train", 3, 0), GUESS, ScriptedPolicy(REPLIES), tmp_path, **plan())
     spec = read_manifest(tmp_path, "trajectories")["spec"]
-    assert spec["sampling"] == {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 64, "stop": []}
+    drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_new_tokens": 64, "stop": []}
+    assert spec["sampling"] == drawn
     assert (spec["samples"], spec["seed"], spec["tasks"], spec["trajectories"]) == (3, 1, 3, 9)
     json.dumps(spec)

@@ -19,6 +19,7 @@ from drift.rollouts.adaptive import undecided
 from drift.rollouts.config import CONCURRENCY
 from drift.rollouts.episode import Assignment, Counts, counts_of, episode
 from drift.rollouts.failures import MAX_FAILED, Failures
+from drift.rollouts.meter import Meter
 from drift.types import Task, Trajectory
 
 
@@ -113,7 +114,8 @@ def collect(
                     for todo in rounds:
                         policy.hold(todo, deliver, sampling=sampling, concurrency=concurrency)
                 else:
-                    run_to_end(_hold_all(rounds, factory, policy, deliver, sampling, concurrency))
+                    meter = Meter(policy, progress, planned - len(writer.done), factory.max_turns)
+                    run_to_end(_hold_all(rounds, factory, policy, deliver, meter, sampling, concurrency))
             except KeyboardInterrupt as stop:
                 writer.flush()
                 raise Interrupted(
@@ -239,6 +241,7 @@ async def _hold_all(
     factory: EnvironmentFactory,
     policy: AnyPolicy,
     deliver: Callable[[Trajectory], None],
+    meter: Meter,
     sampling: Sampling,
     concurrency: int,
 ) -> None:
@@ -246,8 +249,9 @@ async def _hold_all(
 
     async def work(queue: Iterator[Assignment]) -> None:
         for assignment in queue:
-            deliver(await episode(assignment, factory, policy, sampling))
+            deliver(await episode(assignment, factory, policy, sampling, meter.replied))
 
+    watching = asyncio.create_task(meter.watch())
     try:
         for todo in rounds:
             queue = iter(todo)
@@ -258,6 +262,7 @@ async def _hold_all(
         # One cause stops all conversations at once; the first is the one to tell the user.
         raise failures.exceptions[0] from failures
     finally:
+        watching.cancel()
         for owner in (policy, factory):
             close = getattr(owner, "aclose", None)
             if close is not None:

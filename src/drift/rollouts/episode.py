@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,11 @@ class _EnvironmentFailure(Exception):
 
 
 async def episode(
-    assignment: Assignment, factory: EnvironmentFactory, policy: AnyPolicy, sampling: Sampling
+    assignment: Assignment,
+    factory: EnvironmentFactory,
+    policy: AnyPolicy,
+    sampling: Sampling,
+    replied: Callable[[Completion], None] = lambda reply: None,
 ) -> Trajectory:
     """Hold one conversation and record it.
 
@@ -75,7 +80,7 @@ async def episode(
     ``ConfigError`` of a verifier that can't run: without it no other conversation would fare better.
 
     Turn t is sampled with ``derive_seed(assignment.seed, t)``; what is chance in the environment comes from
-    ``derive_seed(assignment.seed, "environment")``.
+    ``derive_seed(assignment.seed, "environment")``. ``replied`` is called with each reply as it comes.
     """
     messages: list[Message] = []
     # The same with the thinking, which neither the environment nor the record's messages have.
@@ -91,6 +96,7 @@ async def episode(
         while True:
             seed, previous = derive_seed(assignment.seed, len(turns)), turns[-1] if turns else None
             prompt, completion = await next_reply(policy, history, previous, sampling=sampling, seed=seed)
+            replied(completion)
             messages.append(_said(completion))
             history.append(
                 {**messages[-1], "reasoning_content": completion.thinking} if completion.thinking else messages[-1]
