@@ -10,6 +10,7 @@ import pytest
 
 from drift import cli
 from drift.errors import ConfigError
+from drift.keywords import as_declared
 
 ROOT = Path(__file__).parents[1]
 HISTORY = ("LOG.md", "results.md")
@@ -61,7 +62,7 @@ def test_a_shown_command_is_one_that_there_is(where: str, command: str) -> None:
             raise
     for word in arguments:
         if word.startswith("--"):
-            cli.as_declared(parser, word)
+            as_declared(parser, word)
 
 
 @pytest.fixture

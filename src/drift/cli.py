@@ -18,7 +18,16 @@ from jsonargparse import ArgumentParser, Namespace
 
 import drift
 from drift.errors import ConfigError, DriftError, unknown_name
-from drift.keywords import Option, descriptions_of, help_formatter, in_words, metavar, option, options_of_record
+from drift.keywords import (
+    Option,
+    as_declared,
+    descriptions_of,
+    help_formatter,
+    in_words,
+    metavar,
+    option,
+    options_of_record,
+)
 from drift.progress import leave
 from drift.secrets import scrubbed
 
@@ -159,7 +168,7 @@ def _run(name: str, verb: Verb, arguments: Sequence[str]) -> int:
         settings = found.pop("environment", {})
         positional[at] = {"name": positional[at], **settings} if settings else positional[at]
     # Dotted keys of a recipe are the function's keywords; of other verbs they are the parts of one argument.
-    keywords = _dotted(found) if verb.record == _RECIPE else _nested_policy(found)
+    keywords = _load("drift.recipe:flatten")(found) if verb.record == _RECIPE else _nested_policy(found)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = function(*positional, **keywords)
     if result is None or os.environ.get("RANK", "0") != "0":
@@ -299,33 +308,6 @@ def _switched_on(parser: ArgumentParser, given: Sequence[str]) -> Iterator[str]:
     flags = {name for action in parser._actions if action.nargs == "?" for name in action.option_strings}
     for word, value in zip(given, [*given[1:], ""], strict=False):
         yield f"{word}=true" if word in flags and value.lower() not in ("true", "false") else word
-
-
-def as_declared(parser: ArgumentParser, argument: str) -> str:
-    """``argument`` with its option as it was declared; raises ``ConfigError`` where there is no such option."""
-    declared = [option for option in parser._option_string_actions if option.startswith("--")]
-    options = {option[2:].replace("-", "_"): option for option in declared}
-    name, equals, value = argument.partition("=")
-    if not name.startswith("--") or name == "--":
-        return argument
-    # The option itself, or a key of one that takes a mapping; in full, or by a last part that no other option has.
-    parts = name[2:].replace("-", "_").split(".")
-    for cut in range(len(parts), 0, -1):
-        stem, rest = ".".join(parts[:cut]), "".join(f".{part}" for part in name[2:].split(".")[cut:])
-        named = [options[stem]] if stem in options else []
-        named = named or [option for spelled, option in options.items() if spelled.endswith(f".{stem}")]
-        if len(named) == 1:
-            return named[0] + rest + equals + value
-        if named:
-            raise ConfigError(f"{name} may be {' or '.join(each + rest for each in named)}. Say which.")
-    raise unknown_name("option", name, options.values(), where=parser.prog)
-
-
-def _dotted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested options as dotted keys, as recipes have them."""
-    from drift.recipe import flatten
-
-    return flatten(values)
 
 
 def _nested_policy(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import re
 import types
 import typing
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -216,3 +217,23 @@ def help_formatter() -> type:
             return re.sub(r", --\S+\+ \S+$", "", super()._format_action_invocation(action))
 
     return Formatter
+
+
+def as_declared(parser: ArgumentParser, argument: str) -> str:
+    """``argument`` with its option as it was declared; raises ``ConfigError`` where there is no such option."""
+    declared = [option for option in parser._option_string_actions if option.startswith("--")]
+    options = {option[2:].replace("-", "_"): option for option in declared}
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--") or name == "--":
+        return argument
+    # The option itself, or a key of one that takes a mapping; in full, or by a last part that no other option has.
+    parts = name[2:].replace("-", "_").split(".")
+    for cut in range(len(parts), 0, -1):
+        stem, rest = ".".join(parts[:cut]), "".join(f".{part}" for part in name[2:].split(".")[cut:])
+        named = [options[stem]] if stem in options else []
+        named = named or [option for spelled, option in options.items() if spelled.endswith(f".{stem}")]
+        if len(named) == 1:
+            return named[0] + rest + equals + value
+        if named:
+            raise ConfigError(f"{name} may be {' or '.join(each + rest for each in named)}. Say which.")
+    raise unknown_name("option", name, options.values(), where=parser.prog)
