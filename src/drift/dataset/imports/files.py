@@ -15,8 +15,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drift.dataset.imports.base import BadRow, is_empty, show
-from drift.dataset.imports.shapes import attributes_of
+from drift.dataset.imports.base import BadRow, Fields, is_empty, show
+from drift.dataset.imports.shapes import attributes_of, shape_of
 from drift.dataset.store import KIND, count_trajectories, shards
 from drift.errors import DatasetError
 from drift.manifest import MANIFEST, read_manifest
@@ -208,6 +208,8 @@ def rows_of(document: object) -> list[object]:
             for scope in resource.get("scopeSpans", ())
             for span in scope.get("spans", ())
         ]
+    if shape_of(Fields(document)) is not None:
+        return [document]
     known = [document[name] for name in _WRAPPERS if isinstance(document.get(name), list)]
     others = [value for value in document.values() if isinstance(value, list) and value]
     alone = len(others) == 1 and not any(isinstance(value, dict) for value in document.values())
