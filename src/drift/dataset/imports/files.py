@@ -175,7 +175,8 @@ def open_source(path: Path) -> Source:
         digest = read_manifest(path, KIND)["dataset_hash"]
         return Source(path=path, sha256=digest, rows=rows, files=tuple(zip(starts, files, strict=True)))
     folder, passed_over = path, 0
-    if not path.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "/", "~")):
+    is_id = str(path).count("/") == 1 and not str(path).startswith((".", "/", "~")) and path.suffix not in _ENDINGS
+    if is_id and not path.exists():
         folder = _fetched(str(path))
     paths = [folder]
     if folder.is_dir():
