@@ -209,6 +209,11 @@ def whole_text(value: str, where: str) -> str:
     return value
 
 
+def plain_json(value: Any, where: str) -> Any:
+    """``value`` as JSON values that can be written; what JSON has not (bytes, dates) becomes text."""
+    return json.loads(whole_text(json.dumps(value, ensure_ascii=False, default=str), where))
+
+
 def text(value: object, where: str) -> str:
     """``value`` as text that is not empty and can be written as UTF-8."""
     if not isinstance(value, str):

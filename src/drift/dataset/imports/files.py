@@ -15,8 +15,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drift.dataset.imports.base import BadRow, is_empty, show
-from drift.dataset.imports.shapes import attributes_of
+from drift.dataset.imports.base import BadRow, Fields, is_empty, show
+from drift.dataset.imports.shapes import attributes_of, shape_of
 from drift.dataset.store import KIND, count_trajectories, shards
 from drift.errors import DatasetError
 from drift.manifest import MANIFEST, read_manifest
@@ -175,7 +175,8 @@ def open_source(path: Path) -> Source:
         digest = read_manifest(path, KIND)["dataset_hash"]
         return Source(path=path, sha256=digest, rows=rows, files=tuple(zip(starts, files, strict=True)))
     folder, passed_over = path, 0
-    if not path.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "/", "~")):
+    is_id = str(path).count("/") == 1 and not str(path).startswith((".", "/", "~")) and path.suffix not in _ENDINGS
+    if is_id and not path.exists():
         folder = _fetched(str(path))
     paths = [folder]
     if folder.is_dir():
@@ -208,6 +209,8 @@ def rows_of(document: object) -> list[object]:
             for scope in resource.get("scopeSpans", ())
             for span in scope.get("spans", ())
         ]
+    if shape_of(Fields(document)) is not None:
+        return [document]
     known = [document[name] for name in _WRAPPERS if isinstance(document.get(name), list)]
     others = [value for value in document.values() if isinstance(value, list) and value]
     alone = len(others) == 1 and not any(isinstance(value, dict) for value in document.values())

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from drift.dataset.imports.base import BadRow, Fields, is_empty, json_or_none, show, unfolded, whole_text
+from drift.dataset.imports.base import BadRow, Fields, is_empty, json_or_none, plain_json, show, unfolded, whole_text
 from drift.dataset.imports.columns import Columns
 from drift.types import Message, Role
 
@@ -163,7 +163,7 @@ def tools_of(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
         if "input_schema" in function:
             function = {**function, "parameters": function["input_schema"]}
             del function["input_schema"]
-        made.append({"type": "function", "function": dict(function)})
+        made.append({"type": "function", "function": plain_json(function, where)})
     return tuple(made)
 
 
@@ -198,7 +198,7 @@ def _read_message(raw: Mapping[str, Any], columns: Columns, where: str) -> Itera
         for key, names in (("tool_call_id", ("tool_call_id", "tool_use_id", "call_id")), ("name", ("name",))):
             given = fields.take(*names)
             if isinstance(given, str):
-                said.message[key] = given  # type: ignore[literal-required]
+                said.message[key] = whole_text(given, f"{where}.{key}")  # type: ignore[literal-required]
     said.unused = [f"{name}" for each in {id(f): f for f in (outer, fields)}.values() for name in each.unread()]
     yield from results
     # A user's message that held nothing but results is none of the user's.
@@ -275,7 +275,7 @@ def _part(part: Mapping[str, Any], where: str) -> tuple[str, Any]:
     name = part.get("type")
     if is_empty(name) and isinstance(part.get("text"), str):
         name = "text"
-    if name not in _PARTS:
+    if not isinstance(name, str) or name not in _PARTS:
         raise BadRow("not_text", f"{where}: a part of type {show(name or sorted(part))}, which a text model can't see")
     kind, keys = _PARTS[name]
     return kind, next((part[key] for key in keys if not is_empty(part.get(key))), None)
@@ -285,7 +285,7 @@ def _result(part: Mapping[str, Any], value: Any, where: str) -> Said:
     message: Message = {"role": "tool", "content": _as_text(value, where)}
     name = next((part[key] for key in ("tool_use_id", "call_id", "id") if not is_empty(part.get(key))), None)
     if isinstance(name, str):
-        message["tool_call_id"] = name
+        message["tool_call_id"] = whole_text(name, where)
     return Said(message=message)
 
 
@@ -314,9 +314,10 @@ def _calls(value: Any, where: str) -> list[Mapping[str, Any]]:
             (function[key] for key in ("arguments", "input", "parameters", "args") if key in function), {}
         )
         inner = json_or_none(arguments) if isinstance(arguments, str) else arguments
-        made = {"type": "function", "function": {"name": name, "arguments": arguments if inner is None else inner}}
+        inner = plain_json(arguments if inner is None else inner, where)
+        made = {"type": "function", "function": {"name": whole_text(name, where), "arguments": inner}}
         given = next((call[key] for key in ("id", "call_id") if isinstance(call.get(key), str) and call[key]), None)
-        calls.append(made if given is None else {**made, "id": given})
+        calls.append(made if given is None else {**made, "id": whole_text(given, where)})
     return calls
 
 

@@ -41,11 +41,16 @@ _WINNERS = {"model_a": (1.0, 0.0), "model_b": (0.0, 1.0)}
 Shape = Callable[[Fields, Columns], Sequence[Logged]]
 
 
+def shape_of(row: Fields) -> Shape | None:
+    """The shape that a row has by its fields; ``None`` for none that is known."""
+    return next((shape for shape, fits in _RECOGNISED if fits(row)), None)
+
+
 def auto(row: Fields, columns: Columns) -> Sequence[Logged]:
     """A row of any shape that is known, by the fields that it has."""
     if columns.messages:
         return messages(row, columns)
-    shape = next((shape for shape, fits in _RECOGNISED if fits(row)), None)
+    shape = shape_of(row)
     if shape is None:
         raise BadRow(
             "no_messages",
@@ -109,21 +114,19 @@ def preference(row: Fields, columns: Columns) -> Sequence[Logged]:
 
 
 def request(row: Fields, columns: Columns) -> Sequence[Logged]:
-    """A request and its response, as proxies log them; a response with several choices is as many conversations."""
-    asked = row.take("request", "request_body")
-    sent = Fields(unfolded(asked)) if isinstance(unfolded(asked), Mapping) else row
+    """A request and its response, as proxies log them."""
+    asked = unfolded(row.take("request", "request_body"))
+    sent = Fields(asked) if isinstance(asked, Mapping) else row
     prompt = as_prompt(sent.take("messages", "input", "prompt"), columns, "request.messages")
-    received = unfolded(row.take("response", "response_body", "output", "choices"))
-    choices = received.get("choices") if isinstance(received, Mapping) else received
-    several = isinstance(choices, list | tuple) and all(
-        isinstance(each, Mapping) and "message" in each for each in choices
-    )
-    options = list(choices) if several and isinstance(choices, list | tuple) else [received]
-    if len(options) > 1 and not row.there("group_id", "prompt_id"):
-        raise BadRow("turn_mismatch", f"response.choices: {len(options)}, and one reward for all: give a row for each")
-    said = [*system_of(sent.take(*_SYSTEMS), "system"), *prompt, *as_reply(options[0], columns, "response")]
+    reply = unfolded(row.take("response", "response_body", "output", "choices"))
+    received = Fields(reply) if isinstance(reply, Mapping) and "choices" in reply else row
+    if received is not row:
+        reply = received.take("choices")
+    if isinstance(reply, list | tuple) and len(reply) > 1 and _is_choice(reply[0]):
+        raise BadRow("turn_mismatch", f"response.choices: {len(reply)}, and one reward for all: give a row for each")
+    said = [*system_of(sent.take(*_SYSTEMS), "system"), *prompt, *as_reply(reply, columns, "response")]
     made = conversation(said, row, columns, tools=tools_of(sent.take(*_TOOLS), "tools"), grows=True)
-    return [_with_unused(made, row, sent, "request")]
+    return [_with_unused(_with_unused(made, row, sent, "request"), row, received, "response")]
 
 
 def art(row: Fields, columns: Columns) -> Sequence[Logged]:
@@ -159,16 +162,19 @@ def langfuse(row: Fields, columns: Columns) -> Sequence[Logged]:
     observations = unfolded(row.take("observations")) or unfolded(inner.take("observations")) or ()
     generations = [
         each
-        for each in observations
+        for each in (observations if isinstance(observations, list | tuple) else ())
         if isinstance(each, Mapping) and each.get("type") == "GENERATION" and not is_empty(each.get("output"))
     ]
     source = Fields(generations[-1]) if generations else inner
+    if generations:
+        # The trace tells of the same reply as its last generation, which was found by its type.
+        _ = inner.take("input"), inner.take("output"), source.take("type")
     if is_empty(source.values_by_name.get("output")):
         raise PassedOver("not_a_generation", "output: nothing there, so no reply")
     said = as_prompt(source.take("input"), columns, "input")
     output = unfolded(source.take("output"))
     if isinstance(output, Mapping) and not is_empty(output.get("choices")):
-        output = output["choices"][0]
+        output = output["choices"]
     tools = tools_of(source.take(*_TOOLS), "tools")
     for each in said:
         each.remarks = []
@@ -230,7 +236,7 @@ def _history(value: Any, columns: Columns) -> list[Said]:
     value = unfolded(value)
     if is_empty(value):
         return []
-    if not all(isinstance(each, list | tuple) and len(each) == 2 for each in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(e, list | tuple) and len(e) == 2 for e in value):
         return read_messages(value, columns, "history")
     said = zip(("user", "assistant") * len(value), (text for each in value for text in each), strict=True)
     return read_messages([{"role": role, "content": text} for role, text in said], columns, "history")
@@ -327,6 +333,10 @@ def _replies(said: Sequence[Said], everything: Sequence[int], remarks: list[str]
     if not any(said[at].weight for at in places):
         raise BadRow("nothing_trained", f"{len(everything)} replies, which greet, are empty, are examples or weigh 0")
     return places
+
+
+def _is_choice(value: Any) -> bool:
+    return isinstance(value, Mapping) and "message" in value
 
 
 def _joined(name: str | None, part: str | None) -> str | None:

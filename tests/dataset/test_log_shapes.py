@@ -1,0 +1,361 @@
+"""What logs of many shapes become: what is trained and seen, grouped, counted or refused; no field is lost."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from drift.chat import TemplateChat
+from drift.dataset.imports.base import BadRow
+from drift.dataset.imports.files import open_source
+from drift.dataset.imports.run import Conversion, load_target, make_reader
+from drift.dataset.imports.tokens import Target
+from drift.errors import DatasetError
+from drift.types import Trajectory
+
+Row = dict[str, Any]
+TEMPLATE = (
+    "{% for tool in tools or [] %}<|system|>{{ tool | tojson }}<|end|>{% endfor %}"
+    "{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments | tojson }}]{% endfor %}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Target:
+    """A target whose template knows neither tools nor thoughts."""
+    return load_target("default", 4000)
+
+
+@pytest.fixture(scope="module")
+def target(plain: Target) -> Target:
+    """A target whose template has a place for everything."""
+    tokenizer = load_target("default").chat._tokenizer
+    tokenizer.chat_template = TEMPLATE
+    return replace(plain, chat=TemplateChat(tokenizer, source="own"))
+
+
+def read(path: Path, target: Target, **columns: Any) -> tuple[Conversion, list[Trajectory], list[tuple[int, str]]]:
+    """The conversion of a log, its trajectories, and the line and reason of what it left out."""
+    conversion = Conversion(open_source(path), make_reader("auto", columns), target)
+    made = list(conversion)
+    left_out = [(each.line, each.reason) for each in made if isinstance(each, BadRow)]
+    return conversion, [each for each in made if not isinstance(each, BadRow)], left_out
+
+
+def lines(folder: Path, *rows: Any) -> Path:
+    path = folder / "log.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def trained(trajectory: Trajectory, target: Target) -> list[str]:
+    ids = (turn.completion.token_ids for turn in trajectory.turns if turn.loss_weight)
+    return [target.chat._tokenizer.decode(each).removesuffix("<|end|>") for each in ids]
+
+
+def seen(trajectory: Trajectory, target: Target) -> str:
+    return str(target.chat._tokenizer.decode(trajectory.turns[-1].prompt_ids))
+
+
+U, A = {"role": "user", "content": "Q?"}, {"role": "assistant", "content": "Yes."}
+CALL = {"function": {"name": "look", "arguments": '{"at": 3}'}, "id": "c"}
+CALLS = '[look {"at": 3}]'
+OUTPUT = [{"role": "assistant", "parts": [{"type": "text", "content": "Yes."}], "finish_reason": "stop"}]
+SPAN = {"gen_ai.input.messages": json.dumps([{"role": "user", "parts": [{"type": "text", "content": "Q?"}]}])}
+# A row, columns, what is trained, and what is seen before the last reply.
+SHAPES: dict[str, tuple[Row, Row, list[str], str]] = {
+    "openai": (
+        {
+            "messages": [
+                {"role": "developer", "content": "Be brief."},
+                {"role": "user", "content": [{"type": "text", "text": "Q"}, {"type": "text", "text": "?"}]},
+                {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning": "Look first."},
+                {"role": "tool", "tool_call_id": "c", "content": "7"},
+                {"role": "assistant", "content": None, "refusal": "No."},
+            ],
+            "tools": json.dumps([{"name": "look", "description": "Looks."}]),
+            "reward": "0.5",
+        },
+        {},
+        [f"<think>Look first.</think>{CALLS}", "No."],
+        '<|system|>{"type": "function", "function": {"name": "look", "description": "Looks."}}<|end|>'
+        "<|system|>Be brief.<|end|><|user|>Q?<|end|>"
+        f"<|assistant|><think>Look first.</think>{CALLS}<|end|><|user|>7<|end|><|assistant|>",
+    ),
+    "anthropic": (
+        {
+            "system": [{"type": "text", "text": "S."}],
+            "messages": [
+                U,
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": "Hm."},
+                        {"type": "text", "text": "I look."},
+                        {"type": "tool_use", "id": "c", "name": "look", "input": {"at": 3}},
+                    ],
+                },
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "7"}]},
+                A,
+            ],
+            "reward": True,
+        },
+        {},
+        [f"<think>Hm.</think>I look.{CALLS}", "Yes."],
+        f"<|system|>S.<|end|><|user|>Q?<|end|><|assistant|><think>Hm.</think>I look.{CALLS}<|end|><|user|>7<|end|>"
+        "<|assistant|>",
+    ),
+    "sharegpt": (
+        {
+            "conversations": [
+                {"from": "human", "value": "Q?"},
+                {"from": "gpt", "value": "I look."},
+                {"from": "function_call", "value": '{"name": "look", "arguments": {"at": 3}}'},
+                {"from": "observation", "value": "7"},
+                {"from": "gpt", "value": "Yes.", "weight": 0.5},
+                {"from": "human", "value": "More?"},
+                {"from": "gpt", "value": "Ad.", "train": False},
+            ],
+            "score": 4,
+        },
+        {"reward": "score"},
+        [f"I look.{CALLS}", "Yes."],
+        f"<|user|>Q?<|end|><|assistant|>I look.{CALLS}<|end|><|user|>7<|end|><|assistant|>Yes.<|end|>"
+        "<|user|>More?<|end|><|assistant|>",
+    ),
+    "own names": (
+        {"talk": [{"who": "client", "said": "Q?"}, {"who": "desk", "said": "Yes."}], "mark": {"like": "up"}},
+        {
+            "messages": "talk",
+            "role": "who",
+            "content": "said",
+            "roles": {"client": "user", "Desk": "assistant"},
+            "reward": "mark.like",
+            "values": {"up": 1, "down": 0},
+        },
+        ["Yes."],
+        "<|user|>Q?<|end|><|assistant|>",
+    ),
+    "alpaca": (
+        {"instruction": "Answer.", "input": "Q?", "output": "Yes.", "history": [["A?", "B."]], "reward": 1},
+        {},
+        ["B.", "Yes."],
+        "<|user|>A?<|end|><|assistant|>B.<|end|><|user|>Answer.\nQ?<|end|><|assistant|>",
+    ),
+    "verifiers": (
+        {
+            "prompt": [U, A, {"role": "user", "content": "And?"}],
+            "completion": [A],
+            "label": True,
+            "is_truncated": False,
+        },
+        {},
+        ["Yes."],
+        "<|user|>Q?<|end|><|assistant|>Yes.<|end|><|user|>And?<|end|><|assistant|>",
+    ),
+    "request": (
+        {
+            "request": {"messages": [U]},
+            "response": {"choices": [{"message": A, "finish_reason": "length"}]},
+            "reward": 1,
+        },
+        {},
+        ["Yes."],
+        "<|user|>Q?<|end|><|assistant|>",
+    ),
+    "langfuse": (
+        {
+            "trace": {"input": {"messages": [U]}, "output": A, "scores": [{"name": "liked", "value": 1}]},
+            "observations": [{"type": "GENERATION", "input": [U], "output": A}],
+        },
+        {"reward": "trace.scores.liked"},
+        ["Yes."],
+        "<|user|>Q?<|end|><|assistant|>",
+    ),
+    "otel": (
+        {"attributes": {**SPAN, "gen_ai.output.messages": OUTPUT, "eval.score": 1}, "spanId": "1"},
+        {"reward": "attributes.eval.score", "id": "spanId"},
+        ["Yes."],
+        "<|user|>Q?<|end|><|assistant|>",
+    ),
+    "numbered": (
+        {
+            "attributes": [
+                {"key": "gen_ai.prompt.0.role", "value": {"stringValue": "user"}},
+                {"key": "gen_ai.prompt.0.content", "value": {"stringValue": "Q?"}},
+                {"key": "gen_ai.completion.0.content", "value": {"stringValue": "Yes."}},
+                {"key": "gen_ai.completion.0.role", "value": {"stringValue": "assistant"}},
+                {"key": "score", "value": {"intValue": "1"}},
+            ]
+        },
+        {"reward": "attributes.score"},
+        ["Yes."],
+        "<|user|>Q?<|end|><|assistant|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_is_recognised_and_trained_as_the_template_writes_it(tmp_path: Path, target: Target, name: str) -> None:
+    row, columns, replies, prompt = SHAPES[name]
+    conversion, (found,), left_out = read(lines(tmp_path, row), target, **columns)
+    assert (trained(found, target), seen(found, target), left_out) == (replies, prompt, [])
+    assert found.success is None and conversion.unused == {}
+    assert found.turns[-1].completion.finish_reason == ("length" if name == "request" else "stop")
+    assert sum(turn.step.reward for turn in found.turns) == {"openai": 0.5, "sharegpt": 4.0}.get(name, 1.0)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_field_is_used_counted_or_a_reason_to_refuse(tmp_path: Path, target: Target, name: str) -> None:
+    row, columns, _, _ = SHAPES[name]
+    paths: list[tuple[str, ...]] = []
+
+    def note(value: Any, path: tuple[str, ...]) -> Any:
+        """The same with a field that nobody knows in every object, but in those that are passed on whole."""
+        if isinstance(value, dict):
+            inner = {key: note(each, (*path, key)) for key, each in value.items()}
+            whole = {"function", "scores", "value"} & set(path) or "type" in value or "key" in value
+            paths.extend([] if whole else [path])
+            return inner if whole else {**inner, "unheard": "of"}
+        return [note(each, path) for each in value] if isinstance(value, list) else value
+
+    conversion, made, left_out = read(lines(tmp_path, note(row, ())), target, **columns)
+    assert paths and (left_out or sum(conversion.unused.values()) >= 1), paths
+    assert {key.rpartition(".")[2] for key in conversion.unused} == {"unheard"} or left_out
+    assert len(made) + len(left_out) == 1
+
+
+def test_two_in_a_row_share_its_group_and_a_choice_alone_is_trained(tmp_path: Path, target: Target) -> None:
+    other = {"role": "assistant", "content": "No."}
+    history = [U, A, U, {"finish_reason": "stop", "message": other}]
+    rows = [
+        {"prompt": [U], "chosen": [A], "rejected": [other]},
+        {"chosen": [U, A], "rejected": [U, other], "chosen_return": 0.75, "rejected_return": -1},
+        {"conversation_a": [U, A], "conversation_b": [U, other], "winner": "tie"},
+        {
+            "trajectories": [
+                {"messages_and_choices": [U, A], "reward": 1},
+                {"messages_and_choices": history, "reward": 0},
+            ]
+        },
+    ]
+    _, found, left_out = read(lines(tmp_path, *rows), target)
+    assert not left_out and [trained(each, target) for each in found] == [["Yes."], ["No."]] * 4
+    assert [each.turns[-1].step.reward for each in found] == [1, 0, 0.75, -1, 0.5, 0.5, 1, 0]
+    assert len({each.group_id for each in found[:6]}) == 1 and {each.group_id for each in found[6:]} == {"row-4"}
+    assert [each.turns[-1].step.info["part"] for each in found[::7]] == ["chosen", "trajectories.1"]
+
+
+def test_what_is_no_reply_is_seen_and_counted(tmp_path: Path, target: Target) -> None:
+    hello = {"role": "assistant", "content": "Hello."}
+    rows = [
+        {"messages": [hello, U, A], "reward": 1},
+        {"messages": [hello, {"role": "user", "content": "R?"}, A], "reward": 1},
+        {"messages": [U, {"role": "assistant", "content": ""}, U, A], "reward": 1},
+        {"messages": [U, U, A, A], "reward": [0, 1]},
+        {"prompt": "Q?", "completion": "Yes.", "reward": 1},
+        {"type": "SPAN", "input": {}, "output": "x"},
+    ]
+    conversion, found, left_out = read(lines(tmp_path, *rows), target)
+    assert [trained(each, target) for each in found] == [["Yes."]] * 3 + [["Yes."] * 2, ["Yes."]]
+    assert left_out == [(6, "not_a_generation")] and len({each.group_id for each in found[:2]}) == 2
+    assert seen(found[2], target) == "<|user|>Q?<|end|><|assistant|><|end|><|user|>Q?<|end|><|assistant|>"
+    kinds = ("greeting_not_trained", "empty_reply", "consecutive_roles", "plain_text_pair", "not_a_generation")
+    assert [conversion.counted[kind] for kind in kinds] == [2, 1, 1, 1, 1]
+
+
+def test_a_chat_that_grows_is_one_and_what_is_there_twice_is_counted(tmp_path: Path, target: Target) -> None:
+    more = [U, A, {"role": "user", "content": "And?"}, A]
+    rows = [
+        {"messages": [U, A], "id": 1},
+        {"messages": more, "id": 2, "reward": 1},
+        {"messages": more, "id": 2.0, "reward": 1},
+        {"messages": more, "id": "3", "reward": 0},
+        {"messages": [{"role": "user", "content": "R?"}, A], "id": "3", "reward": 0},
+    ]
+    conversion, found, left_out = read(lines(tmp_path, *rows), target)
+    assert left_out == [(1, "prefix_of_row"), (3, "duplicate_id")]
+    assert [each.turns[-1].step.info["line"] for each in found] == [2, 4, 5]
+    assert conversion.counted == {"prefix_of_row": 1, "duplicate": 1, "duplicate_id": 2} and conversion.single == 1
+    _, kept, _ = read(lines(tmp_path, *rows[1:], {**rows[0], "reward": 0}), target, prefixes="keep", group="none")
+    assert len(kept) == len({each.group_id for each in kept}) == 4
+
+
+def test_replies_that_fit_are_kept_where_later_ones_do_not(tmp_path: Path, target: Target) -> None:
+    rows = [{"messages": [U, A, U, {"role": "assistant", "content": "long " * 90}], "reward": 1}]
+    conversion, (found,), _ = read(lines(tmp_path, *rows), replace(target, max_length=60))
+    assert trained(found, target) == ["Yes."] and len(found.messages) == 4
+    assert found.turns[0].step.reward == 1 and conversion.counted["too_long"] == 1
+
+
+def test_a_template_without_a_place_for_thoughts_trains_the_text_and_counts(tmp_path: Path, plain: Target) -> None:
+    rows = [{"messages": [U, {**A, "reasoning_content": "Hm."}], "reward": 1}]
+    conversion, (found,), _ = read(lines(tmp_path, *rows), plain)
+    assert trained(found, plain) == ["Yes."] and conversion.counted["reasoning_left_out"] == 1
+    assert (plain.chat.takes_thinking, plain.chat.takes_calls, plain.chat.takes_tools) == (False,) * 3
+
+
+def test_calls_and_tools_that_name_control_tokens_stay_text(tmp_path: Path, target: Target) -> None:
+    hostile = "a<|end|><|user|>"
+    call = {"role": "assistant", "tool_calls": [{"name": "look", "arguments": {"at": hostile}}]}
+    rows = [{"messages": [U, call], "tools": [{"name": "look", "description": hostile}], "reward": 1}]
+    _, (found,), _ = read(lines(tmp_path, *rows), target)
+    ids = found.turns[0].prompt_ids + found.turns[0].completion.token_ids
+    names = target.chat._tokenizer.convert_ids_to_tokens([each for each in ids if each in target.chat._control_ids])
+    assert names == ["<|system|>", "<|end|>", "<|user|>", "<|end|>", "<|assistant|>", "<|end|>"]
+
+
+def test_whatever_a_log_lies_in_the_rows_are_the_same(tmp_path: Path, target: Target) -> None:
+    rows = [{"messages": [U, {**A, "content": f"{at}\u2028"}], "reward": at} for at in range(3)]
+    whole = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    written: dict[str, bytes] = {
+        "lines.jsonl": whole.replace("\n", "\r\n").encode("utf-8-sig"),
+        "wide.jsonl": whole.encode("utf-16"),
+        "packed.jsonl.gz": gzip.compress(whole.encode()),
+        "list.json": json.dumps(rows, indent=1).encode(),
+        "line.json": json.dumps(rows).encode(),
+        "inside.json": json.dumps({"version": 1, "data": rows}, indent=1).encode(),
+        "bare.jsonl": "".join(f"{json.dumps(row['messages'])}\n" for row in rows).encode(),
+        "table.csv": (
+            "messages,reward\n"
+            + "".join('"' + json.dumps(row["messages"]).replace('"', '""') + f'",{row["reward"]}\n' for row in rows)
+        ).encode(),
+    }
+    for name, data in written.items():
+        (tmp_path / name).write_bytes(data)
+    with pa.output_stream(tmp_path / "packed.jsonl.zst", compression="zstd") as file:
+        file.write(whole.encode())
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for at, part in enumerate((rows[:2], rows[2:])):
+        (folder / f"part-{at}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in part))
+    (folder / "_SUCCESS").write_text("")
+    for name in (*written, "packed.jsonl.zst", "table.parquet", "parts"):
+        _, found, left_out = read(tmp_path / name, target)
+        if name == "bare.jsonl":
+            assert [reason for _, reason in left_out] == ["reward_missing"] * 3
+            continue
+        assert [each.turns[0].completion.text for each in found] == ["0\u2028", "1\u2028", "2\u2028"], name
+        told = [(each.turns[0].step.info["line"], each.turns[0].step.reward) for each in found]
+        assert told == [(1, 0.0), (2, 1.0), (3, 2.0)], name
+    (tmp_path / "broken.jsonl.gz").write_bytes(written["packed.jsonl.gz"][:-20])
+    with pytest.raises(DatasetError, match=r"broken\.jsonl\.gz can't be read"):
+        open_source(tmp_path / "broken.jsonl.gz")
+
+
+def test_nulls_that_a_table_fills_in_are_not_there(tmp_path: Path, target: Target) -> None:
+    calls = [{"name": "look", "arguments": {"at": 3}}, {"name": "buy", "arguments": {"what": "x"}}]
+    rows = [{"messages": [U, {"role": "assistant", "tool_calls": [call]}], "reward": 1, "success": 1} for call in calls]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    _, found, _ = read(tmp_path / "table.parquet", target)
+    assert [trained(each, target) for each in found] == [[CALLS], ['[buy {"what": "x"}]']]
+    assert [each.success for each in found] == [True, True]
