@@ -76,7 +76,7 @@ def read_logs(
     *,
     model: str = "default",
     out: Place | None = None,
-    format: str = "messages",
+    format: str = "auto",
     columns: Mapping[str, Any] | None = None,
     max_length: int = 0,
     strict: bool = False,
@@ -84,13 +84,16 @@ def read_logs(
     """Turn logged conversations with rewards into trajectories, in the ids of the model to be trained.
 
     Args:
-        file: JSON Lines or Parquet, one conversation per row; or a directory of trajectories that are text alone.
+        file: JSON Lines, JSON, CSV or Parquet, as it is or packed with gzip or zstd; a folder of such files, or a data
+            set of the hub, owner/name; or a directory of trajectories that are text alone.
         model: the model to be trained, whose chat template makes the ids: default, a folder or a hub id.
         out: directory of the trajectories; runs/FILE/logged unless given. An interrupted import there goes on.
-        format: messages, drift, mathdial, trajectories, or one that another package registers.
-        columns: where the format finds what, as {reward: score}.
+        format: auto finds out what each row is; or messages, pair, preference, request, art, langfuse, otel, drift,
+            mathdial, trajectories, or one that another package registers.
+        columns: where the log has what, as {reward: feedback.score, messages: chat, roles: {agent: assistant}}; also
+            success, id, group, system, tools, role, content, values ({thumbs_up: 1}) and prefixes (fold or keep).
         max_length: the most tokens a prompt and its reply may hold; 0 takes the model's limit.
-        strict: fail, before anything is written, if any row is bad.
+        strict: fail, before anything is written, if any row is bad or loses something that changes what was said.
 
     Raises:
         ConfigError: no such format or column setting; names the nearest known one.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
+import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
@@ -50,6 +52,11 @@ class TemplateChat:
         source: how messages name the model.
         arguments: what the template is given beside the messages.
 
+    Attributes:
+        takes_thinking: the template has a place for what the assistant thought.
+        takes_calls: it has one for the assistant's calls of tools.
+        takes_tools: it has one for the list of tools.
+
     Raises:
         ConfigError: the template reads no such argument.
         PolicyError: the tokenizer has no chat template, or the template refuses a conversation.
@@ -85,12 +92,16 @@ class TemplateChat:
         # Samples of one task open alike, and feedback repeats; each call of a tokenizer costs a fraction of a
         # millisecond, which every open conversation waits for.
         self._remembered = functools.lru_cache(maxsize=4096)(self._encoded)
-        self._usual_controls = functools.lru_cache(maxsize=256)(self._controls_without_content)
+        self._remember_structures()
+        self._for_tools = functools.lru_cache(maxsize=64)(self._given_tools)
         # A template that knows thinking in the text alone is given both as one.
         self._joins = False
         self._thinking = self._marks_of_thinking()
         self._joins = self._thinking is _IN_THE_TEXT
         self._has_parts = self._thinking is not None or self._has_template_of_replies()
+        self.takes_thinking = self._thinking is not None or self._writes(_THOUGHT, reasoning_content=_THOUGHT)
+        self.takes_calls = self._writes(_PROBE, content="", tool_calls=[_call(_PROBE)])
+        self.takes_tools = self._for_tools(json.dumps([_tool(_THOUGHT)]))._writes(_THOUGHT, content="")
 
     def first(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the opening messages, ready for the assistant's first reply."""
@@ -149,6 +160,26 @@ class TemplateChat:
             thought, said = "", raw.lstrip().removeprefix(header)
         thought = thought.strip().removeprefix(opening)
         return self._control.sub("", said).strip(), self._control.sub("", thought).strip()
+
+    def _remember_structures(self) -> None:
+        self._usual_controls = functools.lru_cache(maxsize=256)(self._controls_without_content)
+        self._usual_tail = functools.lru_cache(maxsize=256)(self._after_any_reply)
+
+    def _given_tools(self, tools: str) -> TemplateChat:
+        """The same where the assistant can call ``tools``, a JSON list; what they say stays text."""
+        other = copy.copy(self)
+        marked = _each_text(json.loads(tools), lambda text: self._control.sub(_around, text))
+        other._arguments = {**self._arguments, "tools": marked}
+        other._remember_structures()
+        return other
+
+    def _writes(self, needle: str, **fields: Any) -> bool:
+        """Whether the template writes ``needle`` of a reply with these fields."""
+        reply: Any = {"role": "assistant", "content": "?", **fields}
+        try:
+            return needle in self._render([{"role": "user", "content": "?"}, reply], add_generation_prompt=False)
+        except (PolicyError, TypeError, ValueError):
+            return False
 
     def _has_template_of_replies(self) -> bool:
         return bool(getattr(self._tokenizer, "response_template", None))
@@ -220,7 +251,13 @@ class TemplateChat:
         return ids
 
     def logged(
-        self, messages: Sequence[Message], following: Message | None, end_ids: Collection[int], *, cut_off: bool = False
+        self,
+        messages: Sequence[Message],
+        following: Message | None,
+        end_ids: Collection[int],
+        *,
+        cut_off: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Prompt and reply of a logged conversation: the ids of the template's own text of it, cut in two.
 
@@ -239,12 +276,16 @@ class TemplateChat:
             following: the message after the reply, if there is one.
             end_ids: every id that ends a reply.
             cut_off: the reply was never finished, so that it ends with its text.
+            tools: what the assistant could call.
 
         Raises:
             PolicyError: the template refuses the conversation, or doesn't write the reply after what asks for it.
         """
+        if tools:
+            chat = self._for_tools(json.dumps(tools))
+            return chat.logged(messages, following, end_ids, cut_off=cut_off)
         sealed, whole = self._sealed(messages, add_generation_prompt=False)
-        asked, tail = self._render(sealed[:-1]), self._after_reply(sealed[:-1])
+        asked, tail = self._render(sealed[:-1]), self._tail(sealed, whole, end_ids)
         end = len(whole) - len(tail)
         said = sealed[-1]["content"].rpartition(_END_OF_THINKING)[2].lstrip(f"{_CLOSE}\n ").rstrip()
         start = self._start_of_reply(sealed, asked, whole, whole[:end].rstrip().removesuffix(said))
@@ -266,6 +307,22 @@ class TemplateChat:
         ids = self._ids(whole[:end])
         alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, ids, strict=False)))
         return ids[:alike], ids[alike:] + ending
+
+    def _tail(self, messages: Sequence[Message], whole: str, end_ids: Collection[int]) -> str:
+        """What ``whole`` has after the last reply: what the template writes after any, or, after calls, their end."""
+        tail = self._usual_tail(tuple(map(_structure, messages[:-1])))
+        if tail is None or not whole.endswith(tail):
+            tail = self._after_reply(messages[:-1])
+        if not whole.endswith(tail) and messages[-1].get("tool_calls"):
+            ends = [match.start() for match in self._control.finditer(whole) if self._names[match[0]] in end_ids]
+            return whole[ends[-1] :] if ends else ""
+        return tail
+
+    def _after_any_reply(self, structures: tuple[Structure, ...]) -> str | None:
+        try:
+            return self._after_reply(list(map(_without_content, structures)))
+        except PolicyError:
+            return None
 
     def _start_of_reply(self, messages: Sequence[Message], asked: str, whole: str, lead: str) -> int | None:
         """Where the reply begins in ``whole``, if the template writes the conversation before it otherwise than asked.
@@ -314,7 +371,7 @@ class TemplateChat:
         marked = _marked(messages, self._control, _around)
         text = self._render(marked, add_generation_prompt=add_generation_prompt)
         found = self._controls(text)
-        if found == self._usual_controls(tuple(message["role"] for message in messages), add_generation_prompt):
+        if found == self._usual_controls(tuple(map(_structure, messages)), add_generation_prompt):
             return marked, text
         parted = _marked(messages, self._begins, _around_or_after)
         other = self._render(parted, add_generation_prompt=add_generation_prompt)
@@ -325,8 +382,10 @@ class TemplateChat:
         unmarked = (part for piece in _BETWEEN_MARKS.split(text)[::2] for part in _MARKS.split(piece))
         return tuple(name for part in unmarked for name in self._control.findall(part))
 
-    def _controls_without_content(self, roles: tuple[Role, ...], add_generation_prompt: bool) -> tuple[str, ...] | None:
-        messages: list[Message] = [{"role": role, "content": "x"} for role in roles]
+    def _controls_without_content(
+        self, structures: tuple[Structure, ...], add_generation_prompt: bool
+    ) -> tuple[str, ...] | None:
+        messages = list(map(_without_content, structures))
         try:
             return self._controls(self._render(messages, add_generation_prompt=add_generation_prompt))
         except PolicyError:
@@ -399,14 +458,54 @@ _BETWEEN_MARKS = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
 
 
 def _marked(messages: Sequence[Message], found: re.Pattern[str], mark: Callable[[re.Match[str]], str]) -> list[Message]:
-    """The messages with ``mark`` put on whatever of their text, or of their thinking, is ``found``."""
+    """The messages with ``mark`` put on whatever of their text, thinking and calls is ``found``."""
     marked: list[Message] = []
     for message in messages:
         other: Message = {**message, "content": found.sub(mark, message["content"])}
         if "reasoning_content" in message:
             other["reasoning_content"] = found.sub(mark, message["reasoning_content"])
+        if "tool_calls" in message:
+            other["tool_calls"] = _each_text(message["tool_calls"], lambda text: found.sub(mark, text))
         marked.append(other)
     return marked
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with ``change`` made to every text in it."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _each_text(each, change) for key, each in value.items()}
+    return [_each_text(each, change) for each in value] if isinstance(value, list | tuple) else value
+
+
+# Of a message: who speaks, and whether it has a text, a thought, and how many calls.
+Structure = tuple[Role, bool, bool, int]
+
+
+def _structure(message: Message) -> Structure:
+    calls = len(message.get("tool_calls", ()))
+    return message["role"], bool(message["content"]), "reasoning_content" in message, calls
+
+
+def _without_content(structure: Structure) -> Message:
+    role, text, thought, calls = structure
+    message: Message = {"role": role, "content": "x" if text else ""}
+    if thought:
+        message["reasoning_content"] = "x"
+    if calls:
+        message["tool_calls"] = [_call("x") for _ in range(calls)]
+    return message
+
+
+def _call(name: str) -> dict[str, Any]:
+    # Some templates take ids of nine letters alone.
+    return {"type": "function", "id": "callprobe", "function": {"name": name, "arguments": {"x": "x"}}}
+
+
+def _tool(name: str) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"x": {"type": "string", "description": "x"}}, "required": ["x"]}
+    return {"type": "function", "function": {"name": name, "description": "x", "parameters": parameters}}
 
 
 def _around(name: re.Match[str]) -> str:

@@ -266,13 +266,16 @@ def test_stages_one_by_one_do_what_the_recipe_does(tmp_path: Path, capsys: pytes
 
 def test_import_says_what_came_in_and_what_did_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log, out = tmp_path / "log.jsonl", str(tmp_path / "data")
-    good = {"messages": [{"role": "user", "content": "1 + 2?"}, {"role": "assistant", "content": "3"}], "score": 1}
+    said = [{"role": "user", "content": "1 + 2?"}, {"role": "assistant", "content": "3"}]
+    good = {"messages": said, "score": 1, "channel": "shop"}
     log.write_text("\n".join([json.dumps(good), *["[]"] * 30]))
     assert main(["import", str(log), "--out", out, "--columns.reward", "score", "--strict"]) == 1
-    assert "30 rows can't be imported (not_object 30)" in capsys.readouterr().err
+    assert "30 rows can't be imported as they are (not_object 30)" in capsys.readouterr().err
     assert main(["import", str(log), "--out", out, "--columns", "{reward: score}"]) == 0
     printed = capsys.readouterr()
     assert "left out 30 of 31 rows: not_object 30" in printed.out and "1 conversations of 1 prompts" in printed.out
+    assert "1 of 31: doesn't say whether the task was solved" in printed.out
+    assert "fields that were not used: channel (1)" in printed.out
     assert printed.err.count("  line ") == 20 and "line 2: not_object: got [], expected an object" in printed.err
 
 

@@ -87,7 +87,7 @@ def test_the_manifest_says_what_it_was_made_from(imported: Import, tmp_path: Pat
     manifest = read_manifest(out, "trajectories")
     assert manifest["spec"] == {
         "import": {
-            "format": "messages",
+            "format": "auto",
             "settings": {},
             "file": "log.jsonl",
             "sha256": hashlib.sha256((tmp_path / "log.jsonl").read_bytes()).hexdigest(),
@@ -99,7 +99,8 @@ def test_the_manifest_says_what_it_was_made_from(imported: Import, tmp_path: Pat
         "policy": make_policy("default").fingerprint,
     }
     assert manifest["complete"] and manifest["counts"] == {"trajectories": 2, "stop_turns": 2}
-    assert (manifest["rows"], manifest["excluded"], manifest["with_success"]) == (2, {}, 1)
+    assert (manifest["rows"], manifest["groups"], manifest["excluded"], manifest["with_success"]) == (2, 2, {}, 1)
+    assert manifest["counted"] == {"groups_of_one": 2, "success_unknown": 1} and manifest["unused"] == {}
     assert rejected(out) == []
 
 
@@ -122,7 +123,7 @@ def test_conversations_that_open_alike_or_say_so_share_a_group(imported: Import)
 
 def test_tasks_are_the_prompts(imported: Import) -> None:
     out = imported([row(group_id="a"), row(group_id="b"), row(group_id="a"), "{"])
-    assert [(task.id, task.group_id, dict(task.payload)) for task in read_tasks(out)] == [
+    assert sorted((task.id, task.group_id, dict(task.payload)) for task in read_tasks(out)) == [
         ("a", "a", {"conversations": 2}),
         ("b", "b", {"conversations": 1}),
     ]
@@ -133,31 +134,46 @@ BAD: list[tuple[Row | str, str, str]] = [
     ('{"messages": ' + "[" * 100_000, "not_json", "the line begins"),
     ("[1]", "not_object", "got [1], expected an object"),
     ({"reward": 1}, "no_messages", "messages: got None"),
-    ({"messages": [], "reward": 1}, "no_messages", "messages: got []"),
+    ({"messages": [], "reward": 1}, "no_messages", "The row has reward: say where"),
+    ({"messages": '[{"role": "us', "reward": 1}, "no_messages", "expected a list of messages"),
     ({"messages": ["hi"], "reward": 1}, "no_messages", "messages[0]: got 'hi'"),
     ({"messages": [{"role": "usr", "content": "x"}], "reward": 1}, "unknown_role", "messages[0].role: got 'usr'"),
     ({"messages": [{"role": ["user"], "content": "x"}], "reward": 1}, "unknown_role", "got ['user']"),
-    (row("hi", " \n"), "empty_content", "messages[1].content: got ' \\n'"),
+    (row("hi", " \n"), "nothing_trained", "1 replies, which greet, are empty"),
     (row("hi", 3), "content_not_text", "messages[1].content: got 3"),  # type: ignore[arg-type]
-    (row("hi", None), "content_not_text", "got None"),  # type: ignore[arg-type]
+    (row("hi", None), "nothing_trained", "1 replies, which greet, are empty"),  # type: ignore[arg-type]
+    (row("hi", [{"type": "image_url"}]), "not_text", "content[0]: a part of type 'image_url'"),  # type: ignore[arg-type]
+    (row(images=["a.png"]), "not_text", "images: ['a.png'], which a text model can't see"),
     ({"messages": said("hi"), "reward": 1}, "no_assistant", "none of 1 messages"),
-    ({"messages": said("hi", "ho")[1:], "reward": 1}, "starts_with_assistant", "no prompt before it"),
+    ({"messages": said("hi", "ho")[1:], "reward": 1}, "starts_with_assistant", "nobody after it"),
     (
         {"messages": [*said("hi"), {"role": "assistant", "content": "x", "tool_calls": [{}]}], "reward": 1},
         "tool_calls",
-        "messages[1]: calls tools",
+        "messages[1].tool_calls: got {}, expected a call with a name",
     ),
+    (
+        {"messages": [*said("hi"), {"role": "assistant", "tool_calls": [{"name": "f"}]}], "reward": 1},
+        "template_lacks_tools",
+        "no place for calls of tools",
+    ),
+    (row(tools=[{"name": "f"}]), "template_lacks_tools", "no place for the list of tools"),
+    (row(tools="none"), "bad_field", "tools: got 'none', expected a list of tools"),
+    (row(error="it fell", prompt="q", completion="a", messages=None), "failed", "error: 'it fell'"),
     ({"messages": said("hi", "ho")}, "reward_missing", "reward: nothing there"),
     (row(reward=None), "reward_missing", "reward: nothing there"),  # type: ignore[arg-type]
-    (row(reward="1"), "reward_not_a_number", "reward: got '1'"),  # type: ignore[arg-type]
-    (row(reward=True), "reward_not_a_number", "reward: got True"),
+    (row(reward="good"), "reward_not_a_number", "--columns.values '{WORD: 1"),  # type: ignore[arg-type]
+    (row(reward="4/5"), "reward_not_a_number", "reward: got '4/5'"),  # type: ignore[arg-type]
+    (row(reward={"value": 1}), "reward_not_a_number", "--columns.reward reward.value"),  # type: ignore[arg-type]
+    (row(reward=[0, 1]), "turn_mismatch", "reward: 2, expected one for each of 1 replies"),  # type: ignore[arg-type]
+    (
+        {"messages": said("hi", "ho"), "stars": 4, "scores": {"a": 1}},
+        "reward_missing",
+        "Numbers are in stars, scores.a",
+    ),
     (row(reward=float("nan")), "reward_not_a_number", "reward: got nan"),
     (row(reward=float("inf")), "reward_not_a_number", "reward: got inf"),
     (row(reward=10**400), "reward_not_a_number", "expected a finite number"),
     (row(success="yes"), "bad_field", "success: got 'yes'"),
-    (row(id=1.5), "bad_field", "id: got 1.5"),
-    (row(group_id=""), "bad_field", "group_id: got ''"),
-    (row(id="once"), "duplicate_id", "id: 'once' is that of an earlier row"),
     (row("hi", "\ud83d"), "lone_surrogate", "messages[1].content: half of a UTF-16 pair at character 0"),
     (row(id="\ud83d"), "lone_surrogate", "id: half of a UTF-16 pair"),
     (row("hi", "x" * 2000), "too_long", "tokens up to reply 1 of 1, expected at most 1024"),
@@ -209,9 +225,11 @@ def test_the_longest_conversation_may_be_said(imported: Import, tmp_path: Path) 
 
 def test_strict_fails_before_anything_is_written(imported: Import, tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as failed:
-        imported([row(), *["{"] * 30, row(reward="1")], strict=True)  # type: ignore[arg-type]
+        imported([row(), *["{"] * 30, row(reward="x")], strict=True)  # type: ignore[arg-type]
     message = str(failed.value)
-    assert "31 rows can't be imported (not_json 30, reward_not_a_number 1), and --strict was given" in message
+    assert (
+        "31 rows can't be imported as they are (not_json 30, reward_not_a_number 1), and --strict was given" in message
+    )
     assert message.count("\n  line ") == 20 and "  line 2: not_json" in message
     assert not (tmp_path / "data").exists()
     assert len(read_trajectories(imported([row(), row()], strict=True))) == 2
@@ -231,7 +249,7 @@ def test_what_can_not_be_read_or_does_not_exist_is_named(imported: Import, tmp_p
         drift.read_logs(tmp_path / "none.jsonl", out=tmp_path / "data")
     with pytest.raises(ConfigError, match=r"unknown format 'message'\. Did you mean 'messages'\?"):
         imported([row()], format="message")
-    with pytest.raises(ConfigError, match=r"unknown setting 'rewards' in columns of format 'messages'"):
+    with pytest.raises(ConfigError, match=r"unknown setting 'rewards' in Columns\. Did you mean 'reward'\?"):
         imported([row()], columns={"rewards": "score"})
     broken = tmp_path / "log.parquet"
     broken.write_bytes(b"PAR1 and no more")
@@ -436,7 +454,8 @@ def test_imported_conversations_are_weighed_and_trained_without_an_environment(
 
 def test_another_package_adds_a_format(imported: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "extra_formats.py").write_text(
-        "from drift.dataset.imports.base import Logged, chat_messages\n"
+        "from drift.dataset.imports.base import Logged\n"
+        "from drift.dataset.imports.messages import chat_messages\n"
         "def pairs(row, *, good: float = 1.0):\n"
         "    ask, reply = ({'role': who, 'content': row[who[0]]} for who in ('user', 'assistant'))\n"
         "    found = chat_messages([ask, reply])\n"

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from drift.dataset.imports import FORMATS
 from drift.dataset.imports.base import BadRow
+from drift.dataset.imports.run import make_reader
 from drift.environments.answers import extract_answer, parse_whole_number
 from drift.environments.base import fault_of_messages
 from drift.environments.mentions import numbers_named, options_named
@@ -88,9 +88,9 @@ def imports(text: str) -> None:
     for row in rows:
         if not isinstance(row, Mapping):
             continue
-        for name in ("messages", "drift", "mathdial"):
+        for name in ("auto", "drift", "mathdial"):
             try:
-                FORMATS.get(name)(row)
+                make_reader(name, {})(row)
             except BadRow as bad:
                 assert bad.reason and bad.detail
 

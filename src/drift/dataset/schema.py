@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,8 @@ def _extras(messages: Sequence[Message]) -> str | None:
     return json.dumps(extras, sort_keys=True) if any(extras) else None
 
 
-def _messages(row: dict[str, Any]) -> tuple[Message, ...]:
+def messages_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The messages of a row, or of a turn in it, with their ``extras``."""
     if not row.get("extras"):
         return tuple(row["messages"])
     return tuple({**each, **more} for each, more in zip(row["messages"], json.loads(row["extras"]), strict=True))  # type: ignore[typeddict-item]
@@ -121,7 +122,7 @@ def from_row(row: dict[str, Any]) -> Trajectory:
             thinking=turn.get("thinking") or "",
         )
         step = Step(
-            messages=_messages(turn),
+            messages=messages_of(turn),
             reward=turn["reward"],
             done=turn["done"],
             success=turn["success"],
@@ -142,7 +143,7 @@ def from_row(row: dict[str, Any]) -> Trajectory:
     plain = {key: row[key] for key in ("id", "task_id", "group_id", "sample", "policy", "seed", "stop_reason", "error")}
     plain["text_only"] = bool(row.get("text_only"))
     plain["tools"] = tuple(json.loads(row.get("tools") or "[]"))
-    return Trajectory(**plain, messages=_messages(row), turns=tuple(turns))
+    return Trajectory(**plain, messages=messages_of(row), turns=tuple(turns))
 
 
 def dataset_hash(trajectories: Iterable[Trajectory]) -> str:

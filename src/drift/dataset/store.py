@@ -337,10 +337,13 @@ def _empty(directory: str | Path) -> DatasetError:
 
 def write_tasks(directory: Path, tasks: Iterable[Task]) -> None:
     """Write the tasks of a data set."""
-    lines = (
-        json.dumps({"id": t.id, "group_id": t.group_id, "split": t.split, "payload": dict(t.payload)}) for t in tasks
-    )
+    lines = map(task_line, tasks)
     write_atomic(directory / TASKS, ("\n".join(lines) + "\n").encode())
+
+
+def task_line(task: Task) -> str:
+    """A task as a line of the list of tasks."""
+    return json.dumps({"id": task.id, "group_id": task.group_id, "split": task.split, "payload": dict(task.payload)})
 
 
 def read_tasks(directory: str | Path) -> list[Task]:

@@ -60,13 +60,16 @@ def print_findings(checked: Any) -> int:
 
 def print_import(data: Any) -> None:
     """Print what of a log came in, and what did not and why."""
-    from drift.dataset.imports.run import listing, read_rejected
+    from drift.dataset.imports.remarks import in_words
+    from drift.dataset.imports.run import SHOWN, listing, read_rejected
 
     manifest = data.manifest
     if manifest["excluded"]:
-        print(listing(read_rejected(data.path)), file=sys.stderr)
+        refused = [row for row in read_rejected(data.path, 50 * SHOWN) if row.reason in manifest["excluded"]]
+        print(listing(refused[:SHOWN]), file=sys.stderr)
         counts = ", ".join(f"{reason} {count}" for reason, count in manifest["excluded"].items())
         print(f"left out {sum(manifest['excluded'].values()):,} of {manifest['rows']:,} rows: {counts}")
+    print("\n".join(in_words(manifest["counted"], manifest["unused"], manifest["rows"])))
     print("\n".join([f"{data}:", *data.summary()]))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from drift.dataset.imports.base import BadRow, Logged, chat_messages, name, number, replies, show
+from drift.dataset.imports.base import BadRow, Logged, name_of, replies, show
+from drift.dataset.imports.columns import Columns
+from drift.dataset.imports.messages import chat_messages
 
 
 def authors(row: Mapping[str, Any]) -> Logged:
@@ -27,11 +29,11 @@ def authors(row: Mapping[str, Any]) -> Logged:
         raise BadRow("turn_mismatch", f"turn_rewards: {show(late)} is not 0, and there are {count} replies")
     return Logged(
         messages=found,
-        rewards=tuple(number(rewards, turn, f"turn_rewards.{turn}") for turn in _turns(count)),
+        rewards=tuple(Columns().number(rewards.get(turn), f"turn_rewards.{turn}") for turn in _turns(count)),
         success=_success(row, count),
         answers=_answers(row, count),
         graded=(True,) * count,
-        group_id=name(row, "prompt_id"),
+        group_id=name_of(row.get("prompt_id"), "prompt_id"),
     )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from drift.errors import DatasetError
-from drift.types import Message, Role
+from drift.types import Message
 
-ROLES: tuple[str, ...] = get_args(Role)
+# The group of a conversation whose row is one group: the import names it by its line.
+OF_ITS_ROW = "\0row"
 
 
 class BadRow(DatasetError):
@@ -27,20 +29,33 @@ class BadRow(DatasetError):
         self.reason, self.detail, self.line = reason, detail, line
 
 
+class PassedOver(BadRow):
+    """A row that is no conversation, or one that another holds: no fault, counted and left out."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Logged:
     """One logged conversation, before it has ids.
 
     Attributes:
         messages: the conversation, as chat messages.
-        rewards: one for each assistant message.
+        rewards: one for each reply.
         success: whether it ended with the task solved; ``None`` if the log does not say.
-        answers: the normalised answer of each assistant message; ``None`` where the log has none.
+        answers: the normalised answer of each reply; ``None`` where the log has none.
         group_id: the prompt that it shares with others; ``None`` takes a hash of what opens the conversation.
         id: its own name in the log, if it has one.
-        info: anything else worth keeping, for each assistant message (JSON values only).
-        graded: whether an answer was asked for, for each assistant message; empty where the log has no answers.
-        cut_off: whether it ran out of tokens, for each assistant message; empty where none did.
+        info: anything else worth keeping, for each reply (JSON values only).
+        graded: whether an answer was asked for, for each reply; empty where the log has no answers.
+        cut_off: whether it ran out of tokens, for each reply; empty where none did.
+        replies: which messages are replies; ``None`` takes every one of the assistant's. What else the assistant said
+            (a greeting, an example) is seen and not trained.
+        loss_weights: what the log says of the loss of each reply; empty where it says nothing.
+        tools: what the assistant could call.
+        remarks: what the import must count, each under its own name (docs/artifacts.md lists them).
+        unused: fields of the row that hold something and were not read.
+        part: which conversation of its row it is, where there are several.
+        fault: why its rewards can't be used; told only where no other row holds the conversation.
+        grows: rows of this kind may be logged once for each reply, so that one may begin another.
     """
 
     messages: tuple[Message, ...]
@@ -52,41 +67,146 @@ class Logged:
     info: tuple[Mapping[str, Any], ...] = ()
     graded: tuple[bool, ...] = ()
     cut_off: tuple[bool, ...] = ()
+    replies: tuple[int, ...] | None = None
+    loss_weights: tuple[float, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    remarks: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    part: str | None = None
+    fault: BadRow | None = None
+    grows: bool = False
+
+    @property
+    def reply_places(self) -> tuple[int, ...]:
+        """Index of each reply in ``messages``."""
+        if self.replies is not None:
+            return self.replies
+        return tuple(at for at, message in enumerate(self.messages) if message["role"] == "assistant")
 
 
-Reader = Callable[[Mapping[str, Any]], Logged]
+Reader = Callable[[Mapping[str, Any]], Logged | Sequence[Logged]]
 
 
-def chat_messages(value: object) -> tuple[Message, ...]:
-    """``value`` as chat messages that an import can use; raises ``BadRow`` where it is not."""
-    if not isinstance(value, list | tuple) or not value:
-        raise BadRow("no_messages", f"messages: got {show(value)}, expected a list of messages with role and content")
-    found: list[Message] = []
-    for at, message in enumerate(value):
-        where = f"messages[{at}]"
-        if not isinstance(message, Mapping):
-            raise BadRow("no_messages", f"{where}: got {show(message)}, expected an object with role and content")
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise BadRow("unknown_role", f"{where}.role: got {show(role)}, expected one of {', '.join(ROLES)}")
-        if message.get("tool_calls") or message.get("function_call"):
-            raise BadRow("tool_calls", f"{where}: calls tools outside its text; write the call into content")
-        made: Message = {"role": role, "content": text(content, f"{where}.content")}
-        thought = message.get("reasoning_content") or message.get("thinking")
-        if thought and role == "assistant":
-            made["reasoning_content"] = text(thought, f"{where}.reasoning_content")
-        found.append(made)
-    first = next((at for at, message in enumerate(found) if message["role"] == "assistant"), None)
-    if first is None:
-        raise BadRow("no_assistant", f"none of {len(found)} messages is the assistant's; there is nothing to train")
-    if first == 0:
-        raise BadRow("starts_with_assistant", "messages[0] is the assistant's, and there is no prompt before it")
-    return tuple(found)
+class Fields(Mapping[str, Any]):
+    """An object of a log that knows which of its fields were read, so that none is lost in silence.
+
+    What is empty (null, NaN, no text, no elements) is not there.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values_by_name = values
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return self.values_by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_by_name)
+
+    def __len__(self) -> int:
+        return len(self.values_by_name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values_by_name
+
+    def there(self, *names: str) -> str | None:
+        """The first of ``names`` under which there is something, without reading it."""
+        return next((name for name in names if not is_empty(self.values_by_name.get(name))), None)
+
+    def take(self, *names: str) -> Any:
+        """What is under the first of ``names`` that holds something; ``None`` where none does."""
+        name = self.there(*names)
+        return None if name is None else self[name]
+
+    def names(self) -> str:
+        """Names of the fields that hold something, for a message."""
+        return ", ".join(str(name) for name, value in self.values_by_name.items() if not is_empty(value))
+
+    def path(self, path: str) -> Any:
+        """What lies under a name, or under names joined with dots; ``None`` where there is nothing.
+
+        A key that is spelled with the dot comes first. In a list of objects, the one of that ``name`` (or ``key``) is
+        meant, and its ``value`` (or ``score``).
+        """
+        found = _under(self.values_by_name, path)
+        self._read.add(path)
+        return found
+
+    def paths_below(self, name: str) -> list[str]:
+        """The paths that were read of what lies under ``name``."""
+        return [path.removeprefix(f"{name}.") for path in self._read if path.startswith(f"{name}.")]
+
+    def unread(self) -> list[str]:
+        """Names of the fields that hold something and were not read; of those read in part, with a dot."""
+        unread = []
+        for name, value in self.values_by_name.items():
+            if name in self._read or is_empty(value):
+                continue
+            inner = [path for path in self._read if path.startswith(f"{name}.")]
+            if not inner or not isinstance(value, Mapping):
+                unread += [] if inner else [name]
+                continue
+            places = (f"{name}.{key}" for key, each in value.items() if not is_empty(each))
+            unread += [at for at in places if not any(path == at or path.startswith(f"{at}.") for path in inner)]
+        return unread
 
 
-def replies(messages: tuple[Message, ...]) -> int:
-    """Number of assistant messages."""
-    return sum(message["role"] == "assistant" for message in messages)
+def _under(value: Any, path: str) -> Any:
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        value = json_or_none(value)
+    if isinstance(value, Mapping):
+        if path in value:
+            return value[path]
+        for end in (at for at, letter in enumerate(path) if letter == "."):
+            if path[:end] in value:
+                return _under(value[path[:end]], path[end + 1 :])
+    elif isinstance(value, list | tuple):
+        head, _, rest = path.partition(".")
+        for each in value:
+            if isinstance(each, Mapping) and path in (each.get("name"), each.get("key")):
+                return next((each[key] for key in ("value", "score") if key in each), None)
+        if head.isdigit() and int(head) < len(value):
+            return _under(value[int(head)], rest) if rest else value[int(head)]
+        if len(value) == 1:
+            return _under(value[0], path)
+    return None
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a field says nothing: null, NaN, no text, no elements."""
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str | bytes | list | tuple | dict) and not value)
+    )
+
+
+def json_or_none(text: str | bytes) -> Any:
+    """The JSON value that ``text`` is; ``None`` where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def unfolded(value: Any) -> Any:
+    """``value``, or what it holds where it is a list or an object written as text, as tables have them."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        inner = json_or_none(value)
+        return value if inner is None else inner
+    return value
+
+
+def whole_text(value: str, where: str) -> str:
+    """``value``, which must be text that UTF-8 can write."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow("lone_surrogate", f"{where}: half of a UTF-16 pair at character {error.start}") from error
+    return value
 
 
 def text(value: object, where: str) -> str:
@@ -95,44 +215,22 @@ def text(value: object, where: str) -> str:
         raise BadRow("content_not_text", f"{where}: got {show(value)}, expected text")
     if not value.strip():
         raise BadRow("empty_content", f"{where}: got {show(value)}, expected text that is not empty")
-    return _whole(value, where)
+    return whole_text(value, where)
 
 
-def number(row: Mapping[str, Any], key: str, where: str = "") -> float:
-    """The finite number under ``key``, which must be there."""
-    place = where or key
-    value = row.get(key)
-    if value is None:
-        raise BadRow("reward_missing", f"{place}: nothing there, expected a number")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRow("reward_not_a_number", f"{place}: got {show(value)}, expected a number")
-    try:
-        found = float(value)
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
-        raise BadRow("reward_not_a_number", f"{place}: got {show(value)}, expected a finite number")
-    return found
+def name_of(value: Any, where: str) -> str | None:
+    """A name: text, or a number as text (1.0, which tables make of 1, is 1), or anything else as JSON."""
+    if is_empty(value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    written = value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
+    return whole_text(written, where)
 
 
-def name(row: Mapping[str, Any], *keys: str) -> str | None:
-    """The name under the first of ``keys`` that is there: text, or a whole number written as text."""
-    for key in keys:
-        value = row.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-            raise BadRow("bad_field", f"{key}: got {show(value)}, expected a text or a whole number")
-        return _whole(str(value), key)
-    return None
-
-
-def flag(row: Mapping[str, Any], key: str) -> bool | None:
-    """The truth value under ``key``; ``None`` if there is none."""
-    value = row.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise BadRow("bad_field", f"{key}: got {show(value)}, expected true or false")
-    return value
+def replies(messages: Sequence[Message]) -> int:
+    """Number of the assistant's messages."""
+    return sum(message["role"] == "assistant" for message in messages)
 
 
 def on_last(reward: float, count: int) -> tuple[float, ...]:
@@ -144,11 +242,3 @@ def show(value: object) -> str:
     """``value`` for a message, cut short and safe to print."""
     shown = ascii(value)
     return shown if len(shown) <= 60 else f"{shown[:60]}…"
-
-
-def _whole(value: str, where: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow("lone_surrogate", f"{where}: half of a UTF-16 pair at character {error.start}") from error
-    return value

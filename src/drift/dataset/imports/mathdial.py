@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from drift.dataset.imports.base import BadRow, Logged, chat_messages, name, on_last, replies, show, text
+from drift.dataset.imports.base import BadRow, Logged, name_of, on_last, replies, show, text
+from drift.dataset.imports.messages import chat_messages
 from drift.types import Message
 
 # self-correctness, the teacher's own word on whether the student got it right in the end: reward, and success.
@@ -57,7 +58,7 @@ def mathdial(row: Mapping[str, Any]) -> Logged:
         rewards=on_last(reward, replies(found)),
         success=success,
         answers=(None,) * replies(found),
-        group_id=name(row, "qid"),
+        group_id=name_of(row.get("qid"), "qid"),
         info=tuple({"moves": given} for given in moves),
     )
 

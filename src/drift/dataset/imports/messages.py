@@ -1,60 +1,362 @@
-"""``messages``: what most chat tooling logs, one object per conversation; ``trajectories``: rollouts of drift itself.
-
-The latter were recorded as text alone, or for another model's tokenizer.
-"""
+"""Messages as logs write them (OpenAI, Anthropic, ShareGPT, OpenTelemetry, …) as chat messages."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from drift.dataset.imports.base import BadRow, Logged, chat_messages, flag, name, number, on_last, replies, show
+from drift.dataset.imports.base import BadRow, Fields, is_empty, json_or_none, show, unfolded, whole_text
+from drift.dataset.imports.columns import Columns
+from drift.types import Message, Role
+
+CALL = "call"
+ROLES: dict[str, str] = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "ai", "chatgpt"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "tool_response", "tool_result", "ipython"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), CALL),
+}
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
+_WEIGHTS = ("weight", "loss", "train", "training", "loss_weight")
+_CUT_OFF = {"length", "max_tokens", "max_output_tokens", "model_length", "content_filter"}
+# Kinds of parts, and under which names a part of that kind has what it holds.
+_PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("text", "input_text", "output_text"), ("text", ("text", "content"))),
+    **dict.fromkeys(
+        ("thinking", "reasoning", "thought", "reasoning.text", "reasoning.summary", "summary_text", "reasoning_text"),
+        ("thought", ("thinking", "reasoning", "text", "content", "summary")),
+    ),
+    **dict.fromkeys(("redacted_thinking", "reasoning.encrypted"), ("hidden", ("data",))),
+    **dict.fromkeys(("tool_use", "tool_call", "function_call", "function"), ("call", ())),
+    **dict.fromkeys(
+        ("tool_result", "tool_call_response", "function_call_output", "tool_response"),
+        ("result", ("content", "response", "output", "result")),
+    ),
+    "refusal": ("refusal", ("refusal",)),
+}
 
 
-def messages(row: Mapping[str, Any], *, reward: str = "reward") -> Logged:
-    """``{messages: [{role, content}, …], reward, id?, group_id? or prompt_id?, success?}``.
+@dataclass(kw_only=True)
+class Said:
+    """One message with what a log says of it.
 
-    The assistant's messages may have ``reasoning_content`` (or ``thinking``), and ``finish_reason``: one that is
-    ``length`` was cut off, and no end is trained after it.
-
-    Args:
-        row: one conversation.
-        reward: the field that holds the reward of the whole conversation.
+    Attributes:
+        message: the chat message.
+        weight: of its loss.
+        reward: its own, as it stands there; ``None`` where it has none.
+        cut_off: it ran out of tokens.
+        sampled: it stands in a record of what a model sampled.
+        context: it is seen and not trained.
+        remarks: what must be counted.
+        unused: names of fields that hold something and were not read.
     """
-    found = chat_messages(row.get("messages"))
-    count = replies(found)
-    return Logged(
-        messages=found,
-        rewards=on_last(number(row, reward), count),
-        success=flag(row, "success"),
-        answers=(None,) * count,
-        group_id=name(row, "group_id", "prompt_id"),
-        id=name(row, "id"),
-        cut_off=tuple(said.get("finish_reason") == "length" for said in row["messages"] if said["role"] == "assistant"),
+
+    message: Message
+    weight: float = 1.0
+    reward: Any = None
+    cut_off: bool = False
+    sampled: bool = False
+    context: bool = False
+    remarks: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    @property
+    def role(self) -> Role:
+        """Who speaks."""
+        return self.message["role"]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was said, called or thought."""
+        return not (
+            self.message["content"].strip() or self.message.get("tool_calls") or self.message.get("reasoning_content")
+        )
+
+
+def read_messages(value: Any, columns: Columns, where: str = "messages") -> list[Said]:
+    """The messages of a list, or of a text that is one as JSON.
+
+    Raises:
+        BadRow: it is no list of messages, or one of them can't be understood.
+    """
+    value = unfolded(value)
+    if not isinstance(value, list | tuple) or not value:
+        raise BadRow("no_messages", f"{where}: got {show(value)}, expected a list of messages with role and content")
+    said: list[Said] = []
+    for at, raw in enumerate(value):
+        if not isinstance(raw, Mapping):
+            raise BadRow("no_messages", f"{where}[{at}]: got {show(raw)}, expected an object with role and content")
+        for each in _read_message(raw, columns, f"{where}[{at}]"):
+            _append(said, each)
+    return said
+
+
+def chat_messages(value: object) -> tuple[Message, ...]:
+    """``value`` as chat messages with a reply; raises ``BadRow`` where it is not."""
+    everything = read_messages(value, Columns())
+    for at, said in enumerate(everything):
+        if said.is_empty:
+            raise BadRow("empty_content", f"messages[{at}].content: nothing there, expected text")
+    messages = tuple(said.message for said in everything)
+    first = next((at for at, message in enumerate(messages) if message["role"] == "assistant"), None)
+    if first is None:
+        raise BadRow("no_assistant", f"none of {len(messages)} messages is the assistant's; there is nothing to train")
+    if first == 0:
+        raise BadRow("starts_with_assistant", "messages[0] is the assistant's, and there is no prompt before it")
+    return messages
+
+
+def as_reply(value: Any, columns: Columns, where: str) -> list[Said]:
+    """What an assistant said: a text, a message, blocks, a list of messages, or an API's whole response."""
+    value = unfolded(value)
+    if isinstance(value, str):
+        return [Said(message={"role": "assistant", "content": whole_text(value, where)}, sampled=True)]
+    if isinstance(value, list | tuple) and value and not any(_speaks(each, columns) for each in value):
+        value = {"role": "assistant", "content": value}
+    if isinstance(value, Mapping):
+        if is_empty(value.get("role")) and "message" not in value:
+            value = {**value, "role": "assistant"}
+        value = [value]
+    said = read_messages(value, columns, where)
+    for each in said:
+        each.sampled = True
+    return said
+
+
+def as_prompt(value: Any, columns: Columns, where: str) -> list[Said]:
+    """What was asked: a text (the user's), a message, or messages alone or as an object's ``messages``."""
+    value = unfolded(value)
+    if isinstance(value, Mapping):
+        inner = next((value[key] for key in ("messages", "input", "prompt") if not is_empty(value.get(key))), None)
+        if inner is not None:
+            return as_prompt(inner, columns, where)
+        value = [value]
+    if isinstance(value, str) and value.strip():
+        return [Said(message={"role": "user", "content": whole_text(value, where)}, remarks=["plain_text_pair"])]
+    return read_messages(value, columns, where)
+
+
+def system_of(value: Any, where: str) -> list[Said]:
+    """A system prompt beside the messages: text, or blocks of it; none where it is empty."""
+    value = unfolded(value)
+    said = Said(message={"role": "system", "content": ""})
+    said.message["content"] = _read_parts(value, said, where, [])
+    return [] if said.is_empty else [said]
+
+
+def tools_of(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
+    """A list of tools in the form that chat templates take, each ``{"type": "function", "function": {…}}``."""
+    value = unfolded(value)
+    if is_empty(value):
+        return ()
+    tools = [value] if isinstance(value, Mapping) else value
+    if not isinstance(tools, list | tuple) or not all(isinstance(unfolded(tool), Mapping) for tool in tools):
+        raise BadRow("bad_field", f"{where}: got {show(value)}, expected a list of tools")
+    made = []
+    for tool in map(unfolded, tools):
+        function = tool.get("function") or {key: each for key, each in tool.items() if key != "type"}
+        if not isinstance(function, Mapping) or not function.get("name"):
+            raise BadRow("bad_field", f"{where}: got {show(tool)}, expected a tool with a name")
+        if "input_schema" in function:
+            function = {**function, "parameters": function["input_schema"]}
+            del function["input_schema"]
+        made.append({"type": "function", "function": dict(function)})
+    return tuple(made)
+
+
+def _speaks(value: Any, columns: Columns) -> bool:
+    return isinstance(value, Mapping) and any(
+        not is_empty(value.get(key)) for key in (columns.role or "role", "from", "message")
     )
 
 
-def trajectories(row: Mapping[str, Any]) -> Logged:
-    """A row of docs/artifacts.md, from a directory of trajectories: what was said and how it was judged is kept."""
-    if row.get("error"):
-        raise BadRow("failed", f"its environment failed: {show(row['error'])}")
-    found, turns = chat_messages(row.get("messages")), row.get("turns")
-    if not isinstance(turns, list | tuple) or len(turns) != replies(found):
-        raise BadRow("turn_mismatch", f"turns: got {show(turns)}, expected one for each of {replies(found)} replies")
-    spoken = (message for message in found if message["role"] == "assistant")
-    for message, turn in zip(spoken, turns, strict=True):
-        if turn.get("thinking"):
-            message["reasoning_content"] = turn["thinking"]
-    return Logged(
-        messages=found,
-        rewards=tuple(float(turn["reward"]) for turn in turns),
-        success=turns[-1]["success"],
-        answers=tuple(turn["answer"] for turn in turns),
-        group_id=name(row, "group_id"),
-        id=name(row, "id"),
-        info=tuple(json.loads(turn["info"]) for turn in turns),
-        # Shards written before there was this column hold graded turns alone.
-        graded=tuple(turn.get("graded", True) for turn in turns),
-        cut_off=tuple(turn["finish_reason"] == "length" for turn in turns),
+def _read_message(raw: Mapping[str, Any], columns: Columns, where: str) -> Iterator[Said]:
+    """One message of a log, with the results of tools that lie inside it as messages of their own."""
+    outer = Fields(raw)
+    fields, sampled = outer, False
+    if isinstance(raw.get("message"), Mapping) and "role" not in raw:
+        # One of the choices of an API's response.
+        fields, sampled = Fields(outer["message"]), True
+    role = _role(columns.find(fields, columns.role, "role", "from", "speaker"), columns, where)
+    said = Said(message={"role": "assistant" if role == CALL else role, "content": ""}, sampled=sampled)  # type: ignore[typeddict-item]
+    results: list[Said] = []
+    content = unfolded(fields.path(columns.content)) if columns.content else _content(fields)
+    if role == CALL:
+        said.message["tool_calls"] = _calls(content, f"{where}.content")
+    elif role == "tool" and not _is_parts(content):
+        said.message["content"] = _as_text(content, f"{where}.content")
+    else:
+        said.message["content"] = _read_parts(content, said, f"{where}.content", results)
+    if role == "assistant":
+        _add_thoughts_and_calls(fields, said, where)
+    if said.role == "assistant":
+        _add_marks(fields, outer, said, where)
+    if role == "tool":
+        for key, names in (("tool_call_id", ("tool_call_id", "tool_use_id", "call_id")), ("name", ("name",))):
+            given = fields.take(*names)
+            if isinstance(given, str):
+                said.message[key] = given  # type: ignore[literal-required]
+    said.unused = [f"{name}" for each in {id(f): f for f in (outer, fields)}.values() for name in each.unread()]
+    yield from results
+    # A user's message that held nothing but results is none of the user's.
+    if not results or not said.is_empty:
+        yield said
+
+
+def _content(fields: Fields) -> Any:
+    content = fields.take("content", "value", "parts", "text")
+    # JSON that a message says is its text.
+    return content if isinstance(content, str) else unfolded(content)
+
+
+def _role(value: Any, columns: Columns, where: str) -> str:
+    name = value.strip().lower() if isinstance(value, str) else None
+    own = {key.strip().lower(): role for key, role in columns.roles.items()}
+    role = ROLES.get(own.get(name, name)) if name is not None else None
+    if role is None:
+        raise BadRow(
+            "unknown_role",
+            f"{where}.role: got {show(value)}, expected system, user, assistant or tool. Say who that is: "
+            f"--columns.roles '{{{value if name else 'NAME'}: assistant}}'",
+        )
+    return role
+
+
+def _is_parts(content: Any) -> bool:
+    return isinstance(content, list | tuple) and all(
+        isinstance(part, str) or (isinstance(part, Mapping) and ("type" in part or "text" in part)) for part in content
     )
+
+
+def _read_parts(content: Any, said: Said, where: str, results: list[Said]) -> str:
+    """The text of a message's content; thoughts and calls in it go to ``said``, results of tools to ``results``.
+
+    Parts of text are joined with nothing between, as chat templates do.
+    """
+    if is_empty(content):
+        return ""
+    if isinstance(content, str):
+        return whole_text(content, where)
+    if isinstance(content, Mapping):
+        content = [content]
+    if not _is_parts(content):
+        raise BadRow("content_not_text", f"{where}: got {show(content)}, expected text")
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[Mapping[str, Any]] = []
+    for at, part in enumerate(content):
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind, value = _part(part, f"{where}[{at}]")
+        if kind == "call":
+            calls += _calls(part, f"{where}[{at}]")
+        elif kind == "result":
+            results.append(_result(part, value, f"{where}[{at}]"))
+        elif kind == "hidden":
+            said.remarks.append("reasoning_left_out")
+        elif kind == "thought":
+            thoughts.append(_as_text(value, f"{where}[{at}]"))
+        else:
+            said.remarks += ["refusal_as_text"] if kind == "refusal" else []
+            texts.append(_as_text(value, f"{where}[{at}]"))
+    if thoughts:
+        said.message["reasoning_content"] = whole_text("\n".join(thoughts), where)
+    if calls:
+        said.message["tool_calls"] = calls
+    return whole_text("".join(texts), where)
+
+
+def _part(part: Mapping[str, Any], where: str) -> tuple[str, Any]:
+    """The kind of a part, and what it holds."""
+    name = part.get("type")
+    if is_empty(name) and isinstance(part.get("text"), str):
+        name = "text"
+    if name not in _PARTS:
+        raise BadRow("not_text", f"{where}: a part of type {show(name or sorted(part))}, which a text model can't see")
+    kind, keys = _PARTS[name]
+    return kind, next((part[key] for key in keys if not is_empty(part.get(key))), None)
+
+
+def _result(part: Mapping[str, Any], value: Any, where: str) -> Said:
+    message: Message = {"role": "tool", "content": _as_text(value, where)}
+    name = next((part[key] for key in ("tool_use_id", "call_id", "id") if not is_empty(part.get(key))), None)
+    if isinstance(name, str):
+        message["tool_call_id"] = name
+    return Said(message=message)
+
+
+def _as_text(value: Any, where: str) -> str:
+    """A text, the texts of parts, or anything else as JSON."""
+    if is_empty(value):
+        return ""
+    if isinstance(value, str):
+        return whole_text(value, where)
+    if _is_parts(value):
+        pieces = (part if isinstance(part, str) else _part(part, where)[1] for part in value)
+        return whole_text("".join(_as_text(piece, where) for piece in pieces), where)
+    return whole_text(json.dumps(value, ensure_ascii=False, default=str), where)
+
+
+def _calls(value: Any, where: str) -> list[Mapping[str, Any]]:
+    """Calls of tools in the form that chat templates take, the arguments as an object where they are one."""
+    value = json_or_none(value) if isinstance(value, str) else value
+    calls: list[Mapping[str, Any]] = []
+    for call in [value] if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]:
+        function = call.get("function") or call if isinstance(call, Mapping) else None
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(name, str) or not name or function is None:
+            raise BadRow("tool_calls", f"{where}: got {show(call)}, expected a call with a name and arguments")
+        arguments: Any = next(
+            (function[key] for key in ("arguments", "input", "parameters", "args") if key in function), {}
+        )
+        inner = json_or_none(arguments) if isinstance(arguments, str) else arguments
+        made = {"type": "function", "function": {"name": name, "arguments": arguments if inner is None else inner}}
+        given = next((call[key] for key in ("id", "call_id") if isinstance(call.get(key), str) and call[key]), None)
+        calls.append(made if given is None else {**made, "id": given})
+    return calls
+
+
+def _add_thoughts_and_calls(fields: Fields, said: Said, where: str) -> None:
+    """What an assistant's message has beside its content."""
+    thought = fields.take(*_THOUGHTS)
+    details = unfolded(fields.take("reasoning_details"))
+    if thought is not None:
+        said.message["reasoning_content"] = _as_text(unfolded(thought), f"{where}.reasoning_content")
+    elif details is not None:
+        _read_parts(details, said, f"{where}.reasoning_details", [])
+    calls = unfolded(fields.take("tool_calls", "function_call"))
+    if calls is not None:
+        said.message["tool_calls"] = [*said.message.get("tool_calls", ()), *_calls(calls, f"{where}.tool_calls")]
+    refusal = fields.take("refusal")
+    if isinstance(refusal, str) and not said.message["content"].strip():
+        said.message["content"] = whole_text(refusal, f"{where}.refusal")
+        said.remarks.append("refusal_as_text")
+
+
+def _add_marks(fields: Fields, outer: Fields, said: Said, where: str) -> None:
+    """What a log says of an assistant's message: the weight of its loss, its reward, whether it was cut off."""
+    told = fields.there(*_WEIGHTS)
+    if told is not None:
+        weight = fields[told]
+        if not isinstance(weight, int | float) or weight < 0:
+            raise BadRow("bad_field", f"{where}.{told}: got {show(weight)}, expected true, false or a number ≥ 0")
+        said.weight = float(weight)
+    said.reward = fields.take("reward")
+    reasons = (each.take("finish_reason", "stop_reason") for each in (outer, fields))
+    said.cut_off = any(isinstance(reason, str) and reason.lower() in _CUT_OFF for reason in reasons)
+
+
+def _append(said: list[Said], new: Said) -> None:
+    """Add a message; calls without a text belong to the assistant's message before them."""
+    last = said[-1] if said else None
+    calls = new.message.get("tool_calls")
+    if last is None or last.role != "assistant" or new.role != "assistant" or not calls or new.message["content"]:
+        said.append(new)
+        return
+    last.message["tool_calls"] = [*last.message.get("tool_calls", ()), *calls]
+    last.weight, last.reward = min(last.weight, new.weight), new.reward if last.reward is None else last.reward
+    last.cut_off, last.remarks, last.unused = new.cut_off, last.remarks + new.remarks, last.unused + new.unused
