@@ -106,6 +106,7 @@ def by_objects(trajectories: list[Trajectory], *, group_by: str = "task", spoken
         "reply_reward_T": None,
         "notes": {},
         "words": None,
+        "openings": None,
     }
 
 

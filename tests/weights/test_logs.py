@@ -1,6 +1,7 @@
 """Weights of logs: what counts, what is not known, what each is measured against, and what messages count for."""
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from benchmarks.baselines import measure
 
+import drift
 from drift.dataset.columns import WORDS
 from drift.dataset.expected import FOLDS, PENALTIES, expected_values
 from drift.dataset.outcomes import outcome_values, outcomes
-from drift.dataset.store import TrajectoryWriter
+from drift.dataset.store import TrajectoryWriter, read_trajectories
 from drift.errors import ConfigError
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
@@ -220,3 +222,26 @@ def test_with_one_conversation_a_prompt_words_make_up_for_what_others_would_tell
         assert mean[f"{scheme}: K=1 fitted"] > mean[f"{scheme}: K=1 dataset"] > 0.15
         assert mean[f"{scheme}: K=1 fitted"] > 0.8 * mean[f"{scheme}: K=4 task"]
     assert abs(mean["sft: K=1"]) < 0.05
+
+
+def test_what_a_log_notes_comes_in_and_can_be_named(tmp_path: Path) -> None:
+    rows = [
+        {
+            "messages": [{"role": "user", "content": f"Question {n}?"}, {"role": "assistant", "content": "Yes."}],
+            "reward": n,
+            "topic": "ab"[n % 2],
+            "scores": {"clarity": n * 0.5},
+        }
+        for n in range(6)
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = {"notes": ["topic", "scores.clarity"]}
+    data = drift.read_logs(tmp_path / "log.jsonl", out=tmp_path / "data", columns=columns)
+    settings: dict[str, Any] = {"outcome": {"reward": 1, "scores.clarity": 2}, "baseline": {"column": "topic"}, **ALL}
+    weights = drift.weigh(data, "group_relative", out=tmp_path / "w", **settings)
+    given = {
+        t.turns[0].step.reward: read_weights(weights.path, data.path).by_id()[t.id] for t in read_trajectories(data)
+    }
+    returns_N = np.arange(6) * 2.0
+    gap_N = [r - (returns_N[n % 2 :: 2].sum() - r) / 2 for n, r in enumerate(returns_N)]
+    assert [given[n][0] for n in range(6)] == pytest.approx(np.array(gap_N) - np.mean(gap_N))

@@ -35,6 +35,7 @@ class Columns:
         content: of a message, what is said.
         roles: who the log's speakers are, as {agent: assistant, customer: user}.
         values: what words of the reward are worth, as {thumbs_up: 1, thumbs_down: 0}.
+        notes: what else is to be kept of each conversation, for ``weights.outcome`` and ``weights.baseline`` to name.
         prefixes: ``fold`` takes a conversation that begins another for a part of that one, ``keep`` keeps both.
     """
 
@@ -49,6 +50,7 @@ class Columns:
     content: str = ""
     roles: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     prefixes: Literal["fold", "keep"] = "fold"
 
     def __post_init__(self) -> None:

@@ -53,7 +53,17 @@ def _read(reader: Callable[..., Any], columns: Columns | None, row: Mapping[str,
     fields = Fields(row)
     made = reader(fields) if columns is None else reader(fields, columns)
     *others, last = [made] if isinstance(made, Logged) else made
+    if columns is not None and columns.notes:
+        noted = {name: fields.path(name) for name in columns.notes}
+        *others, last = (_with_notes(each, noted) for each in [*others, last])
     return [*others, replace(last, unused=(*last.unused, *fields.unread()))]
+
+
+def _with_notes(logged: Logged, noted: Mapping[str, Any]) -> Logged:
+    """With what else is to be kept of a conversation in the ``info`` of its last reply."""
+    info = list(logged.info or [{}] * len(logged.rewards))
+    info[-1] = {**info[-1], **{name: value for name, value in noted.items() if value is not None}}
+    return replace(logged, info=tuple(info))
 
 
 def load_target(model: str, max_length: int = 0) -> Target:
