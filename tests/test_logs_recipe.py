@@ -32,6 +32,8 @@ def test_logs_are_imported_weighed_and_trained_on_by_one_command(
 ) -> None:
     file, out = log(tmp_path / "log.jsonl"), tmp_path / "run"
     command = ["run", "logs", "--data", str(file), "--data.columns.reward", "rating", "--out", str(out), *SMALL]
+    # What can't be read is tried again with other columns.
+    assert main([*command, "--data.columns.reward", "stars"]) == 1
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "24 conversations" in printed and "4 steps on 24 rows." in printed and "Nothing was measured" in printed

@@ -14,6 +14,7 @@ from drift.artifacts import Run
 from drift.environments import make_environment
 from drift.errors import ConfigError, require, unknown_name
 from drift.evaluation.run import evaluate_policies, held_out_tasks
+from drift.manifest import MANIFEST
 from drift.own_process import call_apart
 from drift.policies.base import derive_seed
 from drift.recipe import SECTIONS, Recipe, make_recipe, override, recipe_values
@@ -77,7 +78,8 @@ def run_recipe(recipe: Recipe, out: Path) -> None:
 
     one_process()
     check_recipe(recipe)
-    claim(recipe.to_dict(), out)
+    # A log that could not be read at first is tried again with other columns.
+    claim(recipe.to_dict(), out, () if (out / "rollouts" / MANIFEST).is_file() else ("data.",))
     sample(recipe, out / "rollouts")
     setup, models = served(recipe, tune(recipe, out / "rollouts", out))
     if recipe.environment:
@@ -209,24 +211,22 @@ def check_data(data: Mapping[str, Any]) -> None:
             raise unknown_name("setting", key, known, where="data")
     file = str(data["file"])
     require(bool(file), "data.file", file, "the file of logged conversations: --data FILE")
-    require(
-        Path(file).expanduser().exists(), "data.file", file, "a file, or a directory of trajectories, that is there"
-    )
+    require(Path(file).exists(), "data.file", file, "a file, or a directory of trajectories, that is there")
     make_reader(data.get("format", "messages"), data.get("columns") or {})
 
 
-def claim(values: Mapping[str, Any], out: Path) -> None:
-    """Write a resolved recipe to ``out``; raises ``ConfigError`` where another is there."""
+def claim(values: Mapping[str, Any], out: Path, free: tuple[str, ...] = ()) -> None:
+    """Write a resolved recipe to ``out``; raises ``ConfigError`` as ``check_claim`` does."""
     import yaml
 
     from drift.manifest import write_atomic
 
-    check_claim(values, out)
+    check_claim(values, out, free)
     write_atomic(out / "recipe.yaml", yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode())
 
 
-def check_claim(values: Mapping[str, Any], out: Path) -> None:
-    """Raise ``ConfigError`` where ``out`` was begun with another recipe.
+def check_claim(values: Mapping[str, Any], out: Path, free: tuple[str, ...] = ()) -> None:
+    """Raise ``ConfigError`` where ``out`` was begun with another recipe; keys that begin as one of ``free`` may differ.
 
     A key that the recipe there lacks is newer than it, and had what is now the default.
     """
@@ -237,12 +237,10 @@ def check_claim(values: Mapping[str, Any], out: Path) -> None:
     path = out / "recipe.yaml"
     if not path.is_file():
         return
-    changed = [
-        key
-        for key in differing_keys(_filled(yaml.safe_load(path.read_text()) or {}), values)
-        # Where conversations are held changes none of them, nor do several processes change what is trained.
-        if not key.startswith(("cluster", "concurrency", "training.num_processes"))
-    ]
+    found = differing_keys(_filled(yaml.safe_load(path.read_text()) or {}), values)
+    # Where conversations are held changes none of them, nor do several processes change what is trained.
+    free = ("cluster", "concurrency", "training.num_processes", *free)
+    changed = [key for key in found if not key.startswith(free)]
     if changed:
         raise ConfigError(
             f"{out} was begun with another recipe: {'; '.join(changed)}. "

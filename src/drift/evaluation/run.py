@@ -157,12 +157,7 @@ def evaluate_policies(
         check_folder_name(name, "models")
     factory, modes = setup.make_environment(), modes_of(config, sampling)
     tasks = held_out_tasks(factory, config, seed)
-    settings = {name: settings_for(name, setup.policy, models) for name in models}
-    for name, model in models.items():
-        try:
-            check_policy(model, settings[name], device=setup.device)
-        except (ConfigError, PolicyError) as error:
-            raise type(error)(f"model {name!r}: {error}") from error
+    settings = _checked_settings(setup, models)
     check_quality(models, settings, config, sampling)
     unseen = {"unseen": check_unseen(tasks, seen)} if seen is not None else {}
     # A second process would open again what this one is about to read.
@@ -197,6 +192,17 @@ def evaluate_policies(
         }
         write_manifest(out, KIND, content)
         return content
+
+
+def _checked_settings(setup: Setup, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of each policy by name, all of them checked; an error names the policy."""
+    settings = {name: settings_for(name, setup.policy, models) for name in models}
+    for name, model in models.items():
+        try:
+            check_policy(model, settings[name], device=setup.device)
+        except (ConfigError, PolicyError) as error:
+            raise type(error)(f"model {name!r}: {error}") from error
+    return settings
 
 
 def _estimates(

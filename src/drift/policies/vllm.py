@@ -83,16 +83,8 @@ class VLLMPolicy:
         prefill: str = "",
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        _check(
-            {
-                "dtype": dtype,
-                "tensor_parallel_size": tensor_parallel_size,
-                "gpu_memory_utilization": gpu_memory_utilization,
-                "max_model_len": max_model_len,
-                "max_num_seqs": max_num_seqs,
-                "arguments": arguments,
-            }
-        )
+        given = locals()
+        _check({name: given[name] for name in (*_LEAST, "dtype", "gpu_memory_utilization", "arguments")})
         self._engine_class = _import_engine()
         from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest

@@ -74,7 +74,8 @@ def read_facts(run: Path, *, conversations: int = 8) -> Facts:
     """Collect what is there; raises ``DatasetError`` where there is no finished stage in ``run``."""
     folder = run / "evaluation" if (run / "evaluation").is_dir() else run
     others = any((place / name / MANIFEST).is_file() for place in (run, run / "round-1") for name in STAGES)
-    evaluation = None if folder == run and others else read_manifest(folder, EVALUATION)
+    measured = (folder / MANIFEST).is_file() or folder != run
+    evaluation = read_manifest(folder, EVALUATION) if measured or not others else None
     rounds = sorted(run.glob("round-*"), key=lambda path: int(path.name.rpartition("-")[2])) or [run]
     stages = [
         {
