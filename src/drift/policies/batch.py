@@ -39,9 +39,9 @@ class _Columns(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def allocate(self, keys: torch.Tensor, values: torch.Tensor, width: int, rows: int | None = None) -> None:
-        """Make buffers for at least ``width`` columns of states like these, with zeros in them."""
+        """Make buffers for at least ``width`` columns of states like these."""
         self.buffers = tuple(
-            like.new_zeros((rows or like.shape[0], like.shape[-3], width + _ROOM, like.shape[-1]))
+            like.new_empty((rows or like.shape[0], like.shape[-3], width + _ROOM, like.shape[-1]))
             for like in (keys, values)
         )
 
@@ -116,6 +116,9 @@ class Batch:
             layer.lazy_initialization(keys, values)
             layer.allocate(keys, values, width, rows=len(rows))
             layer.show(width)
+            for whole in (layer.keys, layer.values):
+                # Padding is not looked at, but a NaN there would be.
+                whole.zero_()
             self._layers.append(layer)
 
     def compact(self) -> None:

@@ -20,7 +20,7 @@ from drift.policies.generated import generate
 from drift.policies.kept import Kept, KeptCaches, first_block_after, memory_to_use
 from drift.policies.rows import Row, RowPicker
 
-# Rows of a step: more are hardly faster on a CPU.
+# The most rows of a step, where memory has room for them: on a CPU more are hardly faster.
 _CPU_ROWS, _DEVICE_ROWS = 128, 256
 # A row that waits joins at the latest after so many steps.
 _PATIENCE = 8
@@ -81,8 +81,8 @@ class Decoder:
                         return
                     finished = self._generated()
                 else:
-                    finished = self._join() if self._ready(steps) else []
-                    steps = 0 if finished or not self._waiting else steps + 1
+                    ready = self._ready(steps)
+                    finished, steps = (self._join(), 0) if ready else ([], steps + bool(self._waiting))
                     if not self._batch.going and not finished:
                         return
                     finished += self._step()
