@@ -35,6 +35,7 @@ from drift.training.forward import (
     tree_batch,
     use_trees,
     use_weighted_loss,
+    why_not_padded,
     why_not_trees,
 )
 from drift.training.plan import pack, pack_padded
@@ -112,6 +113,7 @@ class Finding:
         gradient: the norm of the gradient's difference, as a share of its norm.
         exact: the same in float64, where it is more than ``LIMIT`` in float32.
         failed: why nothing could be measured; empty if it was.
+        alone: padding changes its rows, so that they are trained one at a time.
     """
 
     family: str
@@ -121,6 +123,7 @@ class Finding:
     gradient: float = 0.0
     exact: float = 0.0
     failed: str = ""
+    alone: bool = False
 
     @property
     def wrong(self) -> bool:
@@ -225,14 +228,14 @@ def one_by_one(model: Any, examples: list[Example]) -> tuple[torch.Tensor, torch
     return torch.tensor([losses[weight] for weight in sorted(losses)]).double(), gradient(model)
 
 
-def as_drift_does(model: Any, examples: list[Example], trees: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def as_drift_does(model: Any, examples: list[Example], trees: bool, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, the way it is trained."""
     model.zero_grad()
     use_trees(model, trees)
     border = rope_border(model.config)
-    passes: list[Any] = [tree_batch(tree) for tree in pack(examples, TOKENS, border)] if trees else []
+    passes: list[Any] = [tree_batch(tree) for tree in pack(examples, tokens, border)] if trees else []
     if not trees:
-        passes = [padded_batch([examples[at] for at in alike]) for alike in pack_padded(examples, TOKENS, border)]
+        passes = [padded_batch([examples[at] for at in alike]) for alike in pack_padded(examples, tokens, border)]
     losses: dict[float, float] = {}
     for batch in passes:
         weights = batch.weights if isinstance(batch, TreeBatch) else batch.weight
@@ -258,15 +261,18 @@ def measured(family: str, variant: str) -> Finding:
         if not bool(wanted.isfinite().all()):
             return Finding(family, variant, failed="its own gradient is not finite")
         use_weighted_loss(model)
-        refused = why_not_trees(model, max(len(row.token_ids) for row in examples))
+        longest = max(len(row.token_ids) for row in examples)
+        refused = why_not_trees(model, longest)
+        alone = bool(refused and why_not_padded(model, longest))
+        way = {"trees": not refused, "tokens": 1 if alone else TOKENS}
         model.eval()
-        ours, found = as_drift_does(model, examples, trees=not refused)
+        ours, found = as_drift_does(model, examples, **way)
         loss, off = float((ours - losses).abs().max() / losses.abs().max()), apart(found, wanted)
         exact = 0.0
         if not max(loss, off) <= LIMIT:
             model.double()
-            exact = apart(as_drift_does(model, examples, not refused)[1], one_by_one(model, examples)[1])
-        return Finding(family, variant, refused, loss, off, exact)
+            exact = apart(as_drift_does(model, examples, **way)[1], one_by_one(model, examples)[1])
+        return Finding(family, variant, refused, loss, off, exact, alone=alone)
     except Exception as error:
         return Finding(family, variant, failed=f"{type(error).__name__}: {' '.join(str(error).split())[:150]}")
     finally:
@@ -306,6 +312,7 @@ def page(findings: list[Finding]) -> str:
         len(VARIANTS),
         ", ".join(VARIANTS),
     )
+    alone = sorted({each.family for each in built if each.alone})
     wrong = [f"{each.family} ({each.variant})" for each in built if each.wrong]
     lines = [
         "# Which models share prefixes",
@@ -317,6 +324,7 @@ def page(findings: list[Finding]) -> str:
         f"- on padded rows, being refused: {told_of(padded)};",
         f"- off by more in float32, by at most {EXACT:.0e} in float64, as plain rows round as much: "
         f"{', '.join(sorted({each.family for each in rounding if not each.wrong})) or 'none'};",
+        f"- of those refused one row at a time, as padding changes them: {', '.join(alone) or 'none'};",
         f"- wrong: {', '.join(wrong) or 'none'}.",
         "",
         "## On trees",

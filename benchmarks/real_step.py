@@ -2,12 +2,12 @@
 
     python benchmarks/real_step.py MODEL_DIR
 
-Takes a few logged conversations through ``read_logs``, ``weigh`` and one step of ``train`` with plain gradient descent
-of a rate so high that weights change by the gradient and hardly by rounding. By hand: the chat template's own text of each conversation,
-tokenized as one, the tokens of each reply found by where its text stands, and the sum of their weighted losses by
-PyTorch. Prints both losses, and how far apart the gradients are as a share of their norm; exits with 1 beyond 1e-5. The
-template must write a conversation as the start of the same one gone on, as ChatML does. Two minutes of one core for 135
-million weights.
+Takes a few logged conversations through ``read_logs``, ``weigh`` and one step of ``train`` with plain gradient
+descent, of a rate so high that weights change by the gradient and hardly by rounding. By hand: the chat template's
+own text of each conversation, tokenized as one, the tokens of each reply found by where its text stands, and the
+sum of their weighted losses by PyTorch. Prints both losses, and how far apart the gradients are as a share of their
+norm; exits with 1 beyond 1e-5. The template must write a conversation as the start of the same one gone on, as
+ChatML does. Two minutes of one core for 135 million weights.
 """
 
 from __future__ import annotations

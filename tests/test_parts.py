@@ -57,7 +57,14 @@ SPLIT = (
     "<|over|>\n{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
 )
 PLAIN = KEPT.replace("{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}", "")
+# As Command R: the text is closed before the turn is.
+CLOSED_TWICE = PLAIN.replace("<|over|>", "{{ '<|shut|>' if m.role == 'assistant' }}<|over|>")
+# As Phi 3: a conversation that asks for nothing more is over.
+OVER = PLAIN.replace("{% endif %}", "{% else %}<|done|>{% endif %}")
 TEMPLATES = {
+    "closed_twice": (CLOSED_TWICE, ["<|over|>"]),
+    "over": (OVER, ["<|done|>"]),
+    "over_sooner": (OVER, ["<|over|>", "<|done|>"]),
     "lanes": (LANES, ["<|done|>"]),
     "opened": (OPENED, ["<|over|>"]),
     "closed": (CLOSED, ["<|over|>"]),
@@ -129,10 +136,17 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("name", WHOLE)
+ENDINGS = {
+    "closed_twice": [text.replace(".<", ".<|shut|><") for text in WHOLE["plain"]],
+    "over": [text + "\n<|done|>" for text in WHOLE["plain"]],
+    "over_sooner": WHOLE["plain"],
+}
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *ENDINGS])
 def test_a_logged_reply_has_the_ids_of_the_templates_own_text(name: str) -> None:
     found = logged(name, ("", ""))
-    assert [prompt + reply for prompt, reply in found] == WHOLE[name]
+    assert [prompt + reply for prompt, reply in found] == {**WHOLE, **ENDINGS}[name]
     for (_, reply), text in zip(found, ("Shorten it.", "Then back."), strict=True):
         assert text in reply and "late" not in reply and "short" not in reply
 

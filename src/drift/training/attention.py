@@ -119,7 +119,8 @@ def tree_attention(
                 queries[segment], k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    # In one piece, as transformers' own return it: some models view it in other shapes.
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _from_scores(
