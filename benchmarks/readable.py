@@ -77,7 +77,8 @@ def main() -> int:
     tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="left")
     tokenizer.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto").to(device).eval()
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).to(device).eval()
     rows = [json.loads(line) for line in options.data.read_text(encoding="utf-8").splitlines()[: options.questions]]
     golds = [row["answer"].rsplit("####", 1)[1].strip() for row in rows]
     figures: dict[str, Any] = {"model": options.model, "questions": len(rows)}
