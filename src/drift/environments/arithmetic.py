@@ -27,6 +27,8 @@ class Arithmetic:
         max_turns: T, the most replies in an episode.
         digits: how many digits each number has; the second factor of a product has one.
         kinds: which problems to draw, a subset of ``add``, ``sub`` and ``mul``, drawn equally often.
+        prompt: the opening message, ``{question}`` standing for the problem. As it is it suits the built-in policy;
+            tell a model of your own what you want: ``{question} Reply with <answer>number</answer>.``
         feedback: what the environment says to a wrong answer.
         format_feedback: what it says to a reply without a readable answer.
         false_positive: how often a wrong answer to a training problem counts as right, by chance and anew each time.
@@ -37,6 +39,7 @@ class Arithmetic:
     max_turns: int = 5
     digits: int = 2
     kinds: tuple[str, ...] = ("add", "sub")
+    prompt: str = "{question}"
     feedback: str = "Incorrect. Please think again."
     format_feedback: str = "No answer found. Please reply with <answer>number</answer>."
     false_positive: float = 0.0
@@ -45,6 +48,7 @@ class Arithmetic:
     def __post_init__(self) -> None:
         require(self.max_turns >= 1, "environment.max_turns", self.max_turns, "a whole number ≥ 1")
         require(1 <= self.digits <= 8, "environment.digits", self.digits, "a whole number from 1 to 8")
+        require("{question}" in self.prompt, "environment.prompt", self.prompt, "a text that holds {question}")
         require(bool(self.kinds), "environment.kinds", self.kinds, f"some of {', '.join(KINDS)}")
         for kind in self.kinds:
             require(kind in KINDS, "environment.kinds", kind, f"one of {', '.join(KINDS)}")
@@ -106,7 +110,8 @@ class Arithmetic:
         def feedback(number: str | None) -> str:
             return self.format_feedback if number is None else self.feedback
 
-        return AnswerEpisode(str(task.payload["question"]), self.max_turns, check, feedback)
+        opening = self.prompt.replace("{question}", str(task.payload["question"]))
+        return AnswerEpisode(opening, self.max_turns, check, feedback)
 
 
 def problem(kind: str, digits: int, rng: random.Random) -> Task:
