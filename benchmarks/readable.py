@@ -77,13 +77,18 @@ def main() -> int:
     tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="left")
     tokenizer.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto").to(device).eval()
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).to(device).eval()
     rows = [json.loads(line) for line in options.data.read_text(encoding="utf-8").splitlines()[: options.questions]]
     golds = [row["answer"].rsplit("####", 1)[1].strip() for row in rows]
     figures: dict[str, Any] = {"model": options.model, "questions": len(rows)}
     for name in options.wordings.split(","):
-        environment = MathQuestions(**WORDINGS[name])
-        openings = [environment.opening_of(environment.prompt.replace("{question}", row["question"])) for row in rows]
+        settings = dict(WORDINGS[name])
+        # As policy.system puts it.
+        before: list[Message] = [{"role": "system", "content": settings.pop("system")}] if "system" in settings else []
+        environment = MathQuestions(**settings)
+        asked = [environment.prompt.replace("{question}", row["question"]) for row in rows]
+        openings = [[*before, *environment.opening_of(each)] for each in asked]
         texts = replies(model, tokenizer, openings, options.max_new_tokens, options.batch_size)
         places = Counter(found.where if (found := read(text)) else "unread" for text in texts)
         right = asyncio.run(judged(texts, golds))

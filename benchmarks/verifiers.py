@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from drift.environments.questions import check_answer
 from drift.verifiers import Verification, Verifier, make_verifier
 from drift.verifiers.math import plain_decimal
 
@@ -36,6 +39,18 @@ NEIGHBOURS: dict[str, Callable[[int], int]] = {
     "sign": lambda n: -n,
     "x10": lambda n: 10 * n,
 }
+# Whole replies: what a model writes around an answer.
+DECORATIONS = (
+    "<answer>{}</answer>", "<answer>**{}**</answer>", "<answer>`{}`</answer>", "<answer>{}.</answer>",
+    "<answer>$ {} $</answer>", r"<answer>\boxed{{{}}}</answer>", r"So $\boxed{{{}}}$.", "It adds up.\n#### {}",
+    "The answer is {}.", "**Answer:** {}", "Final Answer:\n\n**{}**", "<think>Or 7?</think>The answer is {}.",
+    "## Answer\n{}", "<answer>The answer is {}</answer>", "<b>Answer: {}</b>", "Therefore, the answer is **{}**.",
+    "答案是 {}。", "Die Antwort ist {}.", "<answer>x = {}</answer>", "<answer>{}\n",
+)  # fmt: skip
+FORMULAS = (
+    r"\frac{3}{7}", r"2\sqrt{5}", r"x^2-4x+1", "(3,-8)", r"\frac{\pi}{6}", "[2,9)", r"12\%", "1.25", r"3+2i",
+    r"\{1,4,6\}", "2^{10}", r"\sqrt[3]{4}", r"y=3x-2", r"\frac{x+1}{x-2}", "5!", r"(-\infty,4]", "0.375", "6:5",
+)  # fmt: skip
 Pair = tuple[str, str]
 
 
@@ -78,6 +93,46 @@ def shares(verifier: Verifier, golds: list[str]) -> dict[str, Any]:
         "accepted_wrong_by_neighbour": accepted,
         "checks_wrong": tried,
     }
+
+
+def replies(pairs: list[Pair]) -> list[Verification]:
+    """The outcome of each (whole reply, gold) as an environment judges it."""
+    verifier = make_verifier("math")
+
+    async def run() -> list[Verification]:
+        checks = [check_answer(verifier, reply, gold, ()) for reply, gold in pairs]
+        return list(await asyncio.gather(*checks))
+
+    return asyncio.run(run())
+
+
+def decorated(golds: list[str]) -> dict[str, Any]:
+    """How many golds are right in every decoration, and how many neighbours of theirs are paid in the same ones."""
+    right = replies([(form.format(gold), gold) for gold in golds for form in DECORATIONS])
+    moved = [(gold, f"{int(gold.replace(',', '')) + 1:,}") for gold in golds]
+    wrong = replies([(form.format(other), gold) for gold, other in moved for form in DECORATIONS])
+    missed = Counter(DECORATIONS[at % len(DECORATIONS)] for at, found in enumerate(right) if not found.right)
+    return {
+        "checks": len(right),
+        "right": sum(found.right for found in right) / len(right),
+        "missed": dict(missed),
+        "paid_wrong": sum(found.right for found in wrong),
+    }
+
+
+def mutated(golds: list[str], count: int) -> dict[str, Any]:
+    """How many of ``count`` golds that one symbol was changed in are still paid; all of these are listed."""
+    rng = random.Random(1)
+    pairs: list[tuple[str, str, str]] = []
+    while len(pairs) < count:
+        gold = rng.choice(FORMULAS if rng.random() < 0.5 else golds)
+        at, symbol = rng.randrange(len(gold)), rng.choice("0123456789.-+/^x,()")
+        changed = gold[:at] + rng.choice(("", symbol, symbol + gold[at])) + gold[at + 1 :]
+        if changed.strip() and changed != gold:
+            pairs.append((rng.choice(DECORATIONS).format(changed), gold, changed))
+    found = replies([(reply, gold) for reply, gold, _ in pairs])
+    paid = Counter((gold, changed) for (_, gold, changed), one in zip(pairs, found, strict=True) if one.right)
+    return {"checks": count, "paid": sum(paid.values()), "which": [[*pair, times] for pair, times in paid.items()]}
 
 
 def rates(verifier: Verifier, golds: list[str]) -> dict[str, float]:
@@ -155,6 +210,8 @@ def main() -> int:
         "cores": len(os.sched_getaffinity(0)),
         "gsm8k_golds": len(golds),
         "gsm8k": shares(verifier, golds),
+        "decorated": decorated(golds[:: max(1, len(golds) // 1000)]),
+        "mutated": mutated(golds, min(20_000, 20 * len(golds))),
         "checks_per_second": rates(verifier, golds[:1500]),
         "hanging": deadline(golds),
         "theoremqa": theoremqa(folder),
@@ -166,6 +223,12 @@ def main() -> int:
         print(f"  {spelling:16} {share:8.3%} right")
     print(f"  all {own['checks']} checks: {own['right']:.3%} right (wanted ≥ 99.5 %)")
     print(f"  {own['checks_wrong']} wrong neighbours: {own['accepted_wrong']:.4%} accepted (wanted ≤ 0.1 %)")
+    around, changed = figures["decorated"], figures["mutated"]
+    print(
+        f"  {around['checks']} decorated replies: {around['right']:.3%} right (≥ 99.5 % wanted); not {around['missed']}"
+    )
+    print(f"  as many wrong ones in the same decorations: {around['paid_wrong']} paid (wanted 0)")
+    print(f"  {changed['checks']} golds with one symbol changed: {changed['paid']} paid: {changed['which']}")
     print(f"Checks per second on {figures['cores']} cores (wanted ≥ 500)")
     print(
         f"  mixed spellings {speed['mixed']:.0f}, worker only {speed['worker']:.0f}, polynomials {speed['algebra']:.0f}"

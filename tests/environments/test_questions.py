@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from drift.environments import make_environment
+from drift.environments.arithmetic import Arithmetic
 from drift.environments.conformance import check_environment
+from drift.environments.guess import Guess
 from drift.environments.questions import ChoiceQuestions, MathQuestions
 from drift.errors import ConfigError
 
@@ -177,3 +179,23 @@ def test_strict_reads_no_words(math_settings: dict[str, str]) -> None:
     task = environment.tasks("test", 1, 0)[0]
     steps = play(environment, task, [f"The answer is {task.payload['gold']}.", f"\\boxed{{{task.payload['gold']}}}"])
     assert [step.success for step in steps] == [False, True]
+
+
+def test_an_opening_may_have_an_example_and_arithmetic_and_guess_another_wording():
+    settings: dict[str, Any] = {"example": ("2 + 2?", "<answer>4</answer>"), "prompt": "{question} In tags."}
+    said = [
+        (message["role"], message["content"]) for message in MathQuestions(**settings).opening_of("1 + 1? In tags.")
+    ]
+    assert said == [
+        ("user", "2 + 2? In tags."),
+        ("assistant", "<answer>4</answer>"),
+        ("user", "1 + 1? In tags."),
+    ]
+    with pytest.raises(ConfigError, match="example: got"):
+        MathQuestions(example=("2 + 2?",))
+    for environment in (Arithmetic(prompt="{question} In a tag."), Guess(prompt="From {low} to {high}. In a tag.")):
+        (task,) = environment.tasks("train", 1, 1)
+        (message,) = environment.start(task).opening()
+        assert message["content"].endswith("In a tag.") and "{" not in message["content"]
+        with pytest.raises(ConfigError, match="prompt: got 'Hello'"):
+            type(environment)(prompt="Hello")

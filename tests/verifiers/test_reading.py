@@ -7,6 +7,7 @@ import pytest
 from drift.verifiers import math_worker
 from drift.verifiers.choice import Choice
 from drift.verifiers.exact import Exact
+from drift.verifiers.expressions import expression
 from drift.verifiers.reading import read
 
 pytest.importorskip("math_verify")
@@ -27,6 +28,12 @@ pytest.importorskip("math_verify")
         ("The answer isn't 30. It is 31.", "31", "stated"),
         ("答案是 31。", "31", "stated"),
         ("Die Antwort lautet 31.", "31", "stated"),
+        ("31 is the final answer.", "31", "stated"),
+        ("The answer is 30. Sorry, I meant 31.", "31", "stated"),
+        (r"It is \boxed{31}, not \boxed{30}.", "31", "box"),
+        (r"\boxed{3} \quad \text{and} \quad \boxed{4}", "3, 4", "box"),
+        ("31", "31", "alone"),
+        ("<answer>31</answer> <think>or <answer>3</answer></think>", "31", "tag"),
         ("Each row has 5.\n\nTherefore, 31 chairs are needed.", "31 chairs are needed.", "concluded"),
     ],
 )
@@ -37,7 +44,17 @@ def test_an_answer_is_read_from_the_first_place_that_holds_one(reply, answer, wh
 
 
 @pytest.mark.parametrize(
-    "reply", ["", "<answer>...</answer>", "<think>The answer is 5", "The answer is", "It has 5 rows and"]
+    "reply",
+    [
+        "",
+        "<answer>...</answer>",
+        "<think>The answer is 5",
+        "The answer is",
+        "It has 5 rows and",
+        "The answer is 5?",
+        "#### Step 1\nAdd them.",
+        "The answer would be 5 if it rained.",
+    ],
 )
 def test_a_reply_without_an_answer_gives_none(reply):
     assert read(reply) is None
@@ -86,6 +103,18 @@ def test_decoration_changes_no_verdict_and_no_part_of_an_answer_is_paid(form):
         ("a parabola", r"\text{parabola}", r"\text{ellipse}"),
         ("(−∞, 5]", r"(-\infty, 5]", r"(-\infty, 5)"),
         ("31, because 5 times 6 is 30", "31", "30"),
+        (r"$\\frac{2}{9}$", r"\frac{2}{9}", "2"),
+        ("the square root of 6", r"\sqrt{6}", "6"),
+        ("two and a half", "2.5", "2"),
+        (r"0.\overline{4}", r"\frac{4}{9}", "0"),
+        ("31 (not 30)", "31", "30"),
+        ("一共有 31 个苹果", "31", "3"),
+        ("5 o'clock", "5:00", "5:30"),
+        ("x<1 or x>6", r"(-\infty,1)\cup(6,\infty)", r"(1,6)"),
+        ("4 square meters", r"4\text{ m}^2", r"4\text{ m}"),
+        (r"\begin{bmatrix} 1 & 2 \\ 3 & 5 \end{bmatrix}.", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}", "5"),
+        ("~~30~~ 31 ✓", "31", "30"),
+        ("12 + 5 = 17, 17 + 14 = 31", "31", "17"),
     ],
 )
 def test_the_whole_value_counts_in_any_spelling(reply, gold, other):
@@ -106,7 +135,15 @@ def test_the_whole_value_counts_in_any_spelling(reply, gold, other):
         ("The answer is:\n\n**B. copper**", "B"),
         ("It isn't A; it is D.", "D"),
         ("<think>The answer is A.</think> The answer is B.", "B"),
+        ("The answer is A. Wait, no, B.", "B"),
+        ("It is a lead.", "D"),
+        ("I wähle nichts; ich wähle B.", "B"),
+        ("The answer is C, not B.", "C"),
+        ("✓ B", "B"),
+        ("选B", "B"),
         ("A. tin\nB. copper\nC.", None),
+        ("I don't think the answer is B.", None),
+        ("The answer is anything but B.", None),
         ("The answer is A or C.", None),
     ],
 )
@@ -121,9 +158,20 @@ def test_truth_is_read_from_its_decoration_or_a_sentence():
 
 
 @pytest.mark.parametrize(
-    "text", ["<answer>" * 20_000, "answer is " * 20_000, "\\boxed{" * 20_000, "(" * 20_000, "so " * 20_000]
+    "text",
+    [
+        "<answer>" * 20_000,
+        "answer is " * 20_000,
+        "\\boxed{" * 20_000,
+        "(" * 20_000,
+        "so " * 20_000,
+        "the answer is " * 20_000,
+        " is the answer 1" * 20_000,
+    ],
 )
 def test_hostile_replies_are_read_at_once(text):
     start = time.process_time()
     read(text)
+    expression(text[:3900])
+    expression("9" * 3900)
     assert time.process_time() - start < 2

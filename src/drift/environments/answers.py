@@ -30,8 +30,12 @@ def parse_whole_number(text: str) -> int | None:
 
 
 def check_whole_number(reply: str, right: Callable[[int], bool]) -> Verification:
-    """Whether ``right`` holds of the whole number that ``reply`` gives as its answer (``drift.verifiers.reading``)."""
+    """Whether ``right`` holds of the whole number that ``reply`` gives as its answer (``drift.verifiers.reading``).
+
+    A bare number is none: to give an answer as such is part of what ``arithmetic`` and ``guess`` ask for.
+    """
     found = read(reply)
+    found = None if found is not None and found.where == "alone" else found
     number = None if found is None else parse_whole_number(found.answer)
     if found is not None and number is None:
         number = parse_whole_number(core(found.answer))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from drift.environments.answers import AnswerEpisode, check_whole_number, require_texts
+from drift.environments.answers import AnswerEpisode, check_whole_number, filled, require_texts
 from drift.environments.base import SPLITS, TEST_SHARE, split_of
 from drift.errors import ConfigError, require
 from drift.problems.base import Problem, ProblemSet
@@ -27,6 +27,8 @@ class Arithmetic:
         max_turns: T, the most replies in an episode.
         digits: how many digits each number has; the second factor of a product has one.
         kinds: which problems to draw, a subset of ``add``, ``sub`` and ``mul``, drawn equally often.
+        prompt: the opening message, ``{question}`` standing for the problem. As it is it suits the built-in policy;
+            tell a model of your own what you want: ``{question} Reply with <answer>number</answer>.``
         feedback: what the environment says to a wrong answer; of a list, one text after each reply, the last ever
             after. ``{turn}`` in it is the turn to come, ``{left}`` the replies left, ``{reward}`` what the last earned.
         format_feedback: what it says to a reply without a readable answer, likewise.
@@ -38,6 +40,7 @@ class Arithmetic:
     max_turns: int = 5
     digits: int = 2
     kinds: tuple[str, ...] = ("add", "sub")
+    prompt: str = "{question}"
     feedback: str | tuple[str, ...] = "Incorrect. Please think again."
     format_feedback: str | tuple[str, ...] = "No answer found. Please reply with <answer>number</answer>."
     false_positive: float = 0.0
@@ -48,6 +51,7 @@ class Arithmetic:
         for name in ("feedback", "format_feedback"):
             require_texts(f"environment.{name}", getattr(self, name))
         require(1 <= self.digits <= 8, "environment.digits", self.digits, "a whole number from 1 to 8")
+        require("{question}" in self.prompt, "environment.prompt", self.prompt, "a text that holds {question}")
         require(bool(self.kinds), "environment.kinds", self.kinds, f"some of {', '.join(KINDS)}")
         for kind in self.kinds:
             require(kind in KINDS, "environment.kinds", kind, f"one of {', '.join(KINDS)}")
@@ -109,7 +113,9 @@ class Arithmetic:
         def feedback(number: str | None) -> str | tuple[str, ...]:
             return self.format_feedback if number is None else self.feedback
 
-        return AnswerEpisode(str(task.payload["question"]), self.max_turns, check, feedback)
+        asked = filled(self.prompt, turn=1, turns=self.max_turns)
+        opening = asked.replace("{question}", str(task.payload["question"]))
+        return AnswerEpisode(opening, self.max_turns, check, feedback)
 
 
 def problem(kind: str, digits: int, rng: random.Random) -> Task:

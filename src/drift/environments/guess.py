@@ -24,13 +24,18 @@ class Guess:
     Args:
         max_turns: T, the most replies in an episode.
         width: how many numbers the range holds.
+        prompt: the opening message, with ``{low}`` and ``{high}``. As it is it suits the built-in policy; tell a model
+            of your own what you want, for example by ``Reply with <answer>number</answer>.`` at its end.
     """
 
     max_turns: int = 5
     width: int = 20
+    prompt: str = "Guess my number between {low} and {high}."
 
     def __post_init__(self) -> None:
         require(self.max_turns >= 1, "environment.max_turns", self.max_turns, "a whole number ≥ 1")
+        named = "{low}" in self.prompt and "{high}" in self.prompt
+        require(named, "environment.prompt", self.prompt, "a text that holds {low} and {high}")
         require(2 <= self.width <= LARGEST, "environment.width", self.width, f"2 to {LARGEST}")
 
     def tasks(self, split: str, count: int, seed: int) -> list[Task]:
@@ -76,4 +81,5 @@ class Guess:
                 return "No answer found. Please reply with <answer>number</answer>."
             return "Too low." if int(number) < secret else "Too high."
 
-        return AnswerEpisode(f"Guess my number between {low} and {high}.", self.max_turns, check, feedback)
+        opening = self.prompt.replace("{low}", str(low)).replace("{high}", str(high))
+        return AnswerEpisode(opening, self.max_turns, check, feedback)

@@ -3,32 +3,14 @@ r"""What the text of an answer is as mathematics, as a whole or not at all; pars
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from drift.verifiers.markup import MAX_CHARACTERS, tidy, unwrapped, well_escaped, without_end, without_text_commands
 from drift.verifiers.notation import FUNCTIONS, NAMES, latex
-from drift.verifiers.number_words import SCALES, number_in_words
+from drift.verifiers.number_words import number_in_words
+from drift.verifiers.quantities import LABEL, POWER_OF_UNIT, Expression, quantity, scale_word
 from drift.verifiers.reading import boxed_answer, stated
 from drift.verifiers.units import UNIT_OF, read_unit
 from drift.verifiers.values import value_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expression:
-    r"""What an answer is, as a whole.
-
-    Attributes:
-        parts: the LaTeX of each value; several are a set, as in ``3, 5`` or ``3 \pm 1``.
-        unit: its unit, in one spelling per unit; empty if there is none or it is no known one.
-        percent: whether it was written in per cent.
-        words: the words that the answer is, in lower case, where it is no formula; ``parts`` is empty then.
-    """
-
-    parts: tuple[str, ...]
-    unit: str = ""
-    percent: bool = False
-    words: str = ""
-
 
 _LEAD = re.compile(
     r"(?:(?:the |my |your |our )?(?:final |correct |right |exact )?(?:answer|result|solution|value|ans)|a)"
@@ -70,19 +52,13 @@ _TURNING = re.compile(
     re.I,
 )
 _LIMITING = re.compile(r"\b(?:for|in|per|out of|on|at|when|if|after|with|from|by|each|every|of)\b|\(", re.IGNORECASE)
-_LABEL = re.compile(
-    r"(?:\\?[A-Za-z]{1,10}(?:\s?_\s?\{?\w{1,6}\}?)?'?(?:\s?\(\s?\\?[\w, ]{1,10}\s?\))?|\([a-zA-Z](?:, ?[a-zA-Z]){1,4}\)"
-    r"|\\angle\s*[A-Z]{1,3}|(?:[A-Za-z]+ ){0,4}[A-Za-z]+|P\([^()]{1,30}\)|\|?[A-Z]{2,3}\|?)"
-    r"\s*(?:=|\\approx|:)\s*(?=[^=])"
-)
 _SHORT = "is it so of an to we in by if as at on no be do am he me my or the and for are not per was you"
 _SHORT_WORDS = frozenset(_SHORT.split())
 _PIECE = re.compile(
     r"\\begin\{[a-z]+\}|\\end\{[a-z]+\}|\\mathbb\s?\{[A-Z]\}|\\[A-Za-z]+|\\."
     r"|[A-Za-zÀ-ɏ]+(?:['’-][A-Za-zÀ-ɏ]+)*|\s+|[€£¥₹¢$%°]|."
 )
-_MONEY = {"$": "$", "€": "€", "£": "£", "¥": "¥", "₹": "₹", "¢": "¢", "US$": "$", "USD": "$"}
-_WORD_ANSWER = re.compile(r"[A-Za-zÀ-ɏ][A-Za-zÀ-ɏ'’.-]*(?: [A-Za-zÀ-ɏ][A-Za-zÀ-ɏ'’.-]*){0,9}")
+_WORD_ANSWER = re.compile(r"[A-Za-zÀ-ɏ][A-Za-zÀ-ɏ'’.-]*(?: [A-Za-zÀ-ɏ][A-Za-zÀ-ɏ'’.-]*){0,2}")
 _CLOCK = re.compile(
     r"(\d{1,2})(?::([0-5]\d)(?::[0-5]\d)?\s*(?:([ap])\.?\s?m\.?|o['’]clock)?|\s*(?:([ap])\.?\s?m\.?|o['’]clock))", re.I
 )
@@ -121,7 +97,7 @@ def expression(text: str, *, decimal_comma: bool = False) -> Expression | None:
             return special
         if ":" in formula:
             return None
-    return _quantity(formula, rest, decimal_comma)
+    return quantity(formula, rest, decimal_comma)
 
 
 def _in_words(text: str) -> Expression | None:
@@ -270,7 +246,7 @@ def _formula_in_prose(text: str) -> tuple[str, str] | None:
     """The one formula of a sentence or of a quantity, and the words after it; ``None`` if there isn't just one."""
     formula, rest = _split(text)
     if formula in ("", "\\angle") or not re.search(r"[\dA-Za-z\\∞]", formula.rstrip(" (")):
-        label = _LABEL.match(text)
+        label = LABEL.match(text)
         if label:
             text = text[label.end() :]
         else:
@@ -299,157 +275,16 @@ def _formula_in_prose(text: str) -> tuple[str, str] | None:
     if " than" not in rest:
         rest = re.sub(r"^(?:more|extra|additional|other)\s+", "", rest)
     limit = _LIMITING.search(rest)
-    number = re.search(r"\d|\\(?:frac|sqrt|pi)", re.sub(_POWER_OF_UNIT, "  ", rest))
+    number = re.search(r"\d|\\(?:frac|sqrt|pi)", re.sub(POWER_OF_UNIT, "  ", rest))
     if number and (limit is None or limit.start() > number.start()):
         return None
     before = rest[: limit.start()] if limit else rest
-    if re.search(r"[=^+*<>\\]", re.sub(_POWER_OF_UNIT, "", before)) or (re.search(r"[.!?;]\s", rest) and number):
+    if re.search(r"[=^+*<>\\]", re.sub(POWER_OF_UNIT, "", before)) or (re.search(r"[.!?;]\s", rest) and number):
         return None
-    if read_unit(" " + " ".join(before.split()[:1]).strip(".,;:!")) is None and not _scale(before) and before.strip():
+    if (
+        read_unit(" " + " ".join(before.split()[:1]).strip(".,;:!")) is None
+        and not scale_word(before)
+        and before.strip()
+    ):
         return None
     return formula, rest
-
-
-_POWER_OF_UNIT = re.compile(r"(?<=[a-z])\^\{?-?[1-4]\}?")
-
-
-def _scale(rest: str) -> str:
-    match = re.match(
-        r"(hundred|thousand|million|billion|trillion|dozen|lakh|crore|per ?cent|percentage(?: point)?|pct)s?\b",
-        rest,
-        re.I,
-    )
-    return match[1].lower() if match else ""
-
-
-_TRAILING_UNIT = re.compile(
-    r"(?<=[\d)}])\s*(°\s?[CFK]?|%|[¢€£¥₹$]|元|円|個|个|人|米|km/h|m/s|cm|mm|km|kg|mg|mL|ml|Hz|ft|lb|oz|min|hr)"
-    r"(?:\s?\^\s?\{?([1-4])\}?)?$"
-    r"|(?<=[\d)}a-z])\s+(m|s|h|g|L|l|N|J|W|V|A|K|C|F|cm|mm|km|kg|mg|mL|ml|ft|in|mi|lb|oz|hr|sq ft)"
-    r"(?:\s?\^\s?\{?([1-4])\}?)?$"
-    r"|(?<=[\d)}a-z])\s+([A-Za-zµΩ]{1,3}\s?\^?\{?\d?\}?\s?/\s?[a-z]{1,3}(?:\s?\^?\{?\d?\}?))$"
-)
-_LEADING_MONEY = re.compile(r"([-+]?)\s*(?:US)?([$€£¥₹])\s*(?=[-+\d.\\(])")
-
-
-def _quantity(formula: str, rest: str, decimal_comma: bool) -> Expression | None:
-    """A formula and what follows it as values and a unit."""
-    unit, percent, scale = "", False, 1
-    name = _scale(rest)
-    rest = rest[len(name) :].removeprefix("s ").strip() if name else rest
-    if name.startswith("p"):
-        percent = True
-    elif name:
-        scale = SCALES[name]
-    if rest:
-        limit = re.search(r"\b(?:for|in|out of|on|at|when|if|after|with|from|by|of)\b|\(|[.,;]", rest)
-        unit = read_unit(" " + (rest[: limit.start()] if limit else rest)) or ""
-    formula = formula.strip()
-    while match := _TRAILING_UNIT.search(formula):
-        mark = next(group for group in (match[1], match[3], match[5]) if group)
-        if mark == "%":
-            percent = True
-        else:
-            power = match[2] or match[4] or ""
-            unit = read_unit(" " + mark.replace(" ", "") + power) or mark
-        formula = formula[: match.start()].strip()
-    if re.fullmatch(r"°?\s*[CF]", unit):
-        unit = "°" + unit[-1]
-    label = _LABEL.match(formula)
-    labelled = formula[label.end() :] if label and "," not in label.group() else formula
-    if match := _LEADING_MONEY.match(labelled):
-        unit = _MONEY[match[2]]
-        formula = match[1] + labelled[match.end() :]
-        if large := re.search(r"(?<=\d)\s?([kKMB]|bn)$", formula):
-            formula, scale = formula[: large.start()], {"k": 10**3, "m": 10**6}.get(large[1].lower(), 10**9)
-    parts = _parts(formula, decimal_comma)
-    if not parts:
-        return None
-    if scale != 1:
-        parts = tuple(rf"{part} \times {scale}" for part in parts)
-    return Expression(parts=parts, unit=unit, percent=percent)
-
-
-def _parts(formula: str, decimal_comma: bool) -> tuple[str, ...]:
-    """The LaTeX of each value of a formula: of a list or set its members, of a ± both values."""
-    formula = re.sub(r"\s*,?\s*\b(?:and|or)\b\s*", ", ", formula) if re.search(r"\b(?:and|or)\b", formula) else formula
-    formula = formula.replace("$", "").strip().strip(",; ")
-    whole = latex(_numerals(formula, decimal_comma))
-    if not whole:
-        return ()
-    if "," not in whole and ";" not in whole and len(re.findall(r"(?<![<>!\\])=", whole)) > 1:
-        whole = whole.rsplit("=", 1)[1].strip()
-    membership = re.fullmatch(r"[A-Za-z] ?(?:\\in|=(?= ?\\?\{)) ?(.*)", whole)
-    if membership and not membership[1].startswith("\\mathbb"):
-        whole = membership[1]
-    if turned := re.fullmatch(r"([^=a-zA-Z\\]+)= ?([a-zA-Z])", whole):
-        whole = f"{turned[2]} = {turned[1]}"
-    if builder := re.fullmatch(r"\\?\{ ?[a-z] ?(?:\||\\mid|:) ?([^{}|]*)\\?\}", whole):
-        whole = builder[1].removesuffix("\\").strip()
-    if chain := re.fullmatch(r"([^<>=,]+?)(>|\\geq)([^<>=,]+?)(>|\\geq)([^<>=,]+)", whole):
-        less = [{">": "<"}.get(chain[at], r"\leq") for at in (4, 2)]
-        whole = f"{chain[5].strip()} {less[0]} {chain[3].strip()} {less[1]} {chain[1].strip()}"
-    if interval := re.fullmatch(r"[(\[]([^;,()\[\]]+);([^;,()\[\]]+)[)\]]", whole):
-        whole = f"{whole[0]}{interval[1]},{interval[2]}{whole[-1]}"
-    pieces = _at_top(whole)
-    if all(_SUM_AND_RESULT.match(piece) for piece in pieces):
-        # Steps: 16 - 7 = 9, 9 \times 2 = 18.
-        pieces = [pieces[-1].rsplit("=", 1)[1].strip()]
-    if len(pieces) == 1 and (inner := re.fullmatch(r"\\\{(.*)\\\}|\{(.*)\}", whole)):
-        content = inner[1] if inner[1] is not None else inner[2]
-        if not re.search(r"[{}|]|\\mid|:", re.sub(r"\\?[a-zA-Z]*\{[^{}]*\}", "", content)):
-            pieces = _at_top(content)
-    found: list[str] = []
-    for piece in pieces:
-        for sign in ("+", "-") if re.search(r"\\[pm][pm](?![a-z])", piece) else ("",):
-            other = {"+": "-", "-": "+", "": ""}[sign]
-            value = piece.replace(r"\pm", sign).replace(r"\mp", other) if sign else piece
-            value = re.sub(r"^\+\s*", "", value.strip())
-            found.append(value)
-    return tuple(found) if all(found) and len(found) <= 200 else ()
-
-
-def _at_top(text: str) -> list[str]:
-    """``text`` divided at the commas and semicolons that stand in no brackets."""
-    pieces, depth, start = [], 0, 0
-    for match in re.finditer(r"\\begin|\\end|\\[{}]|[()\[\]{},;]", text):
-        sign = (
-            match.group().removeprefix("\\") if match.group()[1:] in "{}" and len(match.group()) == 2 else match.group()
-        )
-        depth += 1 if sign in ("(", "[", "{", "\\begin") else -1 if sign in (")", "]", "}", "\\end") else 0
-        if sign in (",", ";") and depth == 0:
-            pieces.append(text[start : match.start()].strip())
-            start = match.end()
-    pieces.append(text[start:].strip())
-    return [piece for piece in pieces if piece] if len(pieces) > 1 and pieces[-1] == "" else pieces
-
-
-_SUM_AND_RESULT = re.compile(
-    r"[\d\s.,()/-]*\d\s*(?:[-+*/]|\\times|\\cdot|\\div)(?:[\d\s.()+*/-]|\\times|\\cdot|\\div)*="
-)
-_GROUPED = r"[1-9]\d{0,2}(?:,\d{3})+(?!\d)"
-
-
-def _numerals(text: str, decimal_comma: bool) -> str:
-    """``text`` with decimal points and without separators of thousands, where a comma can mean only that."""
-    text = re.sub(r"(?<=\d)['’_](?=\d{3}(?!\d))", "", text)
-    equal = re.match(r"[^=]*(?<![<>!])=(?!.*=)", text)
-    label = re.match(r"[^,\d]*", text[equal.end() :] if equal else text)
-    head = (equal.group() if equal else "") + (label.group() if label else "")
-    body = text[len(head) :]
-    bracketed = any(head.count(left) > head.count(right) for left, right in ("()", "[]", "{}"))
-    if re.fullmatch(r"[1-9]\d{0,2}(?:\.\d{3}){2,}", body) or re.fullmatch(r"[1-9]\d{0,2}(?: \d{3})+,\d+", body):
-        return head + body.replace(".", "").replace(" ", "").replace(",", ".")
-    if re.fullmatch(r"[1-9]\d{0,2}(?:\.\d{3})+,\d+", body):
-        return head + body.replace(".", "").replace(",", ".")
-    if (
-        decimal_comma
-        and not bracketed
-        and re.fullmatch(r"0,\d+|\d+,(?:\d{1,2}|\d{4,})", body)
-        and not re.search(r"\d$", head)
-    ):
-        return head + body.replace(",", ".")
-    spaced = ", " in text or ";" in text
-    if bracketed and not spaced:
-        return text
-    return re.sub(rf"(?<![\d.,]){_GROUPED}", lambda match: match.group().replace(",", ""), text)

@@ -18,9 +18,10 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from drift.verifiers.expressions import Expression, expression
+from drift.verifiers.expressions import expression
 from drift.verifiers.markup import tidy
 from drift.verifiers.numeric import show_value
+from drift.verifiers.quantities import Expression
 from drift.verifiers.units import same_unit
 from drift.verifiers.values import value_of
 
@@ -234,10 +235,14 @@ def _of_doubles(*values: Fraction | float) -> Fraction:
 
 def _algebra(answer: str, gold: str) -> bool:
     from math_verify import verify
+    from sympy import Eq
 
     one, other = _parsed(answer), _parsed(gold)
     if one is None or other is None:
         return False
+    if isinstance(one, Eq) and isinstance(other, Eq):
+        # math-verify takes "y =" for a name of the right side, and would not see what is before it.
+        one, other = (Eq(side.lhs - side.rhs, 0, evaluate=False) for side in (one, other))
     if type(one).__name__ in _RELATIONS and type(other).__name__ not in _RELATIONS:
         # math-verify takes an inequality for an interval only where it is the gold one.
         one, other = other, one
