@@ -298,17 +298,19 @@ def told_of(findings: list[Finding]) -> str:
 
 def page(findings: list[Finding]) -> str:
     """The findings as a page of Markdown."""
+    names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     built = [each for each in findings if not each.failed]
     shared, padded = ([each for each in built if bool(each.refused) == refused] for refused in (False, True))
     rounding = [each for each in built if each.exact]
     failed = [each for each in findings if each.failed and each.variant == next(iter(VARIANTS))]
     kinds: dict[str, dict[str, list[str]]] = {}
     for each in padded:
-        reason = re.sub(r"\(.*| [0-9]+ (times|layers)", "", each.refused).strip()
+        reason = re.sub(r"[0-9]+ layers called.*", "layers don't all call the attention once", each.refused)
+        reason = reason.partition(" (")[0]
         kinds.setdefault(reason, {}).setdefault(each.family, []).append(each.variant)
     everything = "{} of {} families of causal language models, built small in up to {} variants ({})".format(
         len({each.family for each in built}),
-        len({each.family for each in findings}),
+        len(names),
         len(VARIANTS),
         ", ".join(VARIANTS),
     )
@@ -342,7 +344,8 @@ def page(findings: list[Finding]) -> str:
         lines.append(f"| {reason} | {', '.join(told)} |")
     lines += ["", "## Not built", "", "| family | why |", "|---|---|"]
     lines += [f"| {each.family} | {each.failed.replace('|', ' ')} |" for each in failed]
-    return "\n".join(lines) + "\n"
+    untried = ", ".join(sorted(names - {each.family for each in findings}))
+    return "\n".join([*lines, "", f"Not tried: {untried or 'none'}."]) + "\n"
 
 
 def main() -> int:
