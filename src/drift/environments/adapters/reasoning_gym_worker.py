@@ -15,6 +15,8 @@ import re
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
+
 from drift.verifiers.math_worker import serve
 
 _ARITHMETIC = re.compile(r"(?:0x[0-9a-fA-F]+|[0-9]+(?:\.[0-9]*)?|[\s+\-/%&|^~<>().]|\*(?!\*))*")
@@ -74,6 +76,7 @@ def score(answer: str, problem: str) -> dict[str, str]:
         problems = _dataset(generator, json.dumps(arguments, sort_keys=True), size)
         # Some draw from the random numbers of the whole process.
         random.seed(index)
+        np.random.seed(index)
         entry = problems[index]
     except Exception as error:
         return {"verdict": "error", "reason": f"{type(error).__name__}: {error}"}
