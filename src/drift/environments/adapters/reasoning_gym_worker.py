@@ -10,8 +10,10 @@ import ast
 import builtins
 import functools
 import json
+import os
 import random
 import re
+import tempfile
 from contextvars import ContextVar
 from typing import Any
 
@@ -41,6 +43,8 @@ def prepare() -> dict[str, str]:
         from reasoning_gym import algebra, games
     except ImportError as error:
         return {"verdict": "missing", "reason": str(error)}
+    # Programs of its own that it runs write files.
+    os.chdir(tempfile.gettempdir())
     builtins.eval = functools.partial(_evaluate, builtins.eval)
     read = functools.partial(_parse, parser.parse_expr)
     sympy: Any = algebra.simple_integration.sympy
