@@ -76,13 +76,13 @@ bench-sampling: $(INSTALLED)
 	$(@D)/bin/pip install --quiet $$(grep '^torch==' constraints.txt) --editable '.$(EXTRAS)' $(ENVIRONMENTS)
 	touch $@
 
-.venv-adapters/.installed: EXTRAS := [gymnasium,openenv]
+.venv-adapters/.installed: EXTRAS := [gymnasium,openenv,reasoning-gym]
 .venv-adapters/.installed: ENVIRONMENTS := gymnasium==1.4.0 openenv==0.10.0 gem-llm==0.1.0
 .venv-verifiers/.installed: EXTRAS := [verifiers]
 .venv-verifiers/.installed: ENVIRONMENTS := 'verifiers[ta]==0.4.0'
 
 test-adapters: .venv-adapters/.installed .venv-verifiers/.installed
-	.venv-adapters/bin/pytest -m adapters tests/environments/adapters/test_gymnasium.py tests/environments/adapters/test_openenv.py
+	.venv-adapters/bin/pytest -m adapters tests/environments/adapters/test_gymnasium.py tests/environments/adapters/test_openenv.py tests/environments/adapters/test_reasoning_gym.py
 	.venv-verifiers/bin/pytest -m adapters tests/environments/adapters/test_verifiers.py
 
 # Ray goes well beside everything else, but nothing else needs it.

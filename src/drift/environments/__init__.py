@@ -21,6 +21,7 @@ ENVIRONMENTS = Registry(
         "math": "drift.environments.questions:MathQuestions",
         "openenv": "drift.environments.adapters.openenv:OpenEnv",
         "reasoning": "drift.environments.fixed_length:Reasoning",
+        "reasoning-gym": "drift.environments.adapters.reasoning_gym:ReasoningGym",
         "tools": "drift.environments.tools:Tools",
         "verifiers": "drift.environments.adapters.verifiers:Verifiers",
     },

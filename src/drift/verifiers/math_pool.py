@@ -1,4 +1,4 @@
-"""Worker processes of the ``math`` verifier, each killed and replaced when it is late."""
+"""Worker processes that judge answers, each killed and replaced when it is late."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from pathlib import Path
 from drift.errors import ConfigError
 
 # The worker gets this process's search path as arguments; it never runs this process's __main__.
-_BOOT = "import sys; sys.path[:] = sys.argv[1:]; from drift.verifiers.math_worker import main; main()"
+_BOOT = "import sys; sys.path[:] = sys.argv[1:]; from {} import main; main()"
+MATH = "drift.verifiers.math_worker"
 START_SECONDS = 120.0
 # A worker whose parent died in mid-check ends this long after the deadline at the latest.
 GRACE_SECONDS = 1.0
@@ -37,19 +38,22 @@ class WorkerProcess:
     Args:
         deadline: seconds that one check may take.
         memory_mb: the most address space it may use, in MiB.
+        module: whose ``main`` it runs.
 
     Raises:
         ConfigError: it does not start, or math-verify can't be used.
     """
 
-    def __init__(self, deadline: float, memory_mb: int) -> None:
+    def __init__(self, deadline: float, memory_mb: int, module: str = MATH) -> None:
         self._socket, its_end = socket.socketpair()
         with its_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, *sys.path],
+                [sys.executable, "-P", "-c", _BOOT.format(module), *sys.path],
                 stdin=its_end.fileno(),
                 stdout=its_end.fileno(),
                 stderr=subprocess.DEVNULL,
+                # What goes through a set is in the same order in every worker.
+                env={**os.environ, "PYTHONHASHSEED": "0"},
                 # Ctrl-C in the terminal is for this process, which decides about its workers.
                 start_new_session=True,
             )
@@ -59,9 +63,9 @@ class WorkerProcess:
         except OSError as error:
             self.kill()
             raise _NotStarted(
-                f"verifier math: a worker process of {sys.executable} did not start "
+                f"{module}: a worker process of {sys.executable} did not start "
                 f"({'too slow' if isinstance(error, TimeoutError) else 'it ended'}). "
-                "Check that this runs: python -c 'import math_verify'."
+                f"Check that this runs: python -c 'import {module if module != MATH else 'math_verify'}'."
             ) from None
         except BaseException:
             self.kill()
@@ -111,10 +115,11 @@ class WorkerPool:
         workers: how many.
         deadline: seconds that one check may take.
         memory_mb: the most address space one worker may use, in MiB.
+        module: whose ``main`` they run.
     """
 
-    def __init__(self, workers: int, deadline: float, memory_mb: int) -> None:
-        self._workers, self._deadline, self._memory_mb = workers, deadline, memory_mb
+    def __init__(self, workers: int, deadline: float, memory_mb: int, module: str = MATH) -> None:
+        self._workers, self._deadline, self._memory_mb, self._module = workers, deadline, memory_mb, module
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._running: set[WorkerProcess] = set()
@@ -186,7 +191,7 @@ class WorkerPool:
         with self._lock:
             worker = self._idle.pop() if self._idle else None
         if worker is None:
-            worker = WorkerProcess(self._deadline, self._memory_mb)
+            worker = WorkerProcess(self._deadline, self._memory_mb, self._module)
             with self._lock:
                 self._running.add(worker)
         before = _cpu_seconds(worker.pid)
@@ -220,8 +225,8 @@ def _cpu_seconds(pid: int) -> float | None:
 
 
 @functools.cache
-def shared_pool(workers: int, deadline: float, memory_mb: int) -> WorkerPool:
+def shared_pool(workers: int, deadline: float, memory_mb: int, module: str = MATH) -> WorkerPool:
     """The one pool of these settings in this process; closed when the process ends."""
-    pool = WorkerPool(workers, deadline, memory_mb)
+    pool = WorkerPool(workers, deadline, memory_mb, module)
     atexit.register(pool.close)
     return pool

@@ -14,6 +14,7 @@ import re
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -45,7 +46,12 @@ _WARM_UP = (
 
 
 def main() -> None:
-    """Serve requests until standard input ends. Settings come as the first line."""
+    """Serve requests until standard input ends."""
+    serve(_prepare, check)
+
+
+def serve(prepare: Callable[[], dict[str, str]], check: Callable[[str, str], dict[str, str]]) -> None:
+    """Answer each request by ``check``, after ``prepare``. Settings come as the first line."""
     channel = os.fdopen(os.dup(1), "w", encoding="ascii")
     # Whatever a library prints must not get between the outcomes.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -56,7 +62,7 @@ def main() -> None:
         return
     limit = settings["memory_mb"] * 2**20
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _write(channel, _prepare())
+    _write(channel, prepare())
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for line in sys.stdin:
         reply, gold = json.loads(line)
