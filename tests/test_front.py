@@ -81,6 +81,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "rollout": (("guess",), "task", "tasks"),
     "read_logs": (("log.jsonl",), "colums", "columns"),
     "weigh": (("data",), "bta", "beta"),
+    "preview": (("data", "weights"), "row", "rows"),
     "train": (("data", "weights"), "max_step", "max_steps"),
     "train_preference": (("data",), "batchsize", "batch_size"),
     "train_online": (("guess",), "round", "rounds"),
@@ -267,7 +268,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> drift.Run:
 
 def test_a_run_on_an_object_names_it_and_goes_on_with_one_alike_alone(finished: drift.Run) -> None:
     recipe = yaml.safe_load((finished / "recipe.yaml").read_text())
-    assert recipe["environment"] == {"name": "drift.environments.guess:Guess", "max_turns": 5, "width": 12}
+    asked = {"max_turns": 5, "prompt": Guess().prompt, "width": 12}
+    assert recipe["environment"] == {"name": "drift.environments.guess:Guess", **asked}
     before = (finished / "model" / "model.safetensors").stat().st_mtime_ns
     assert drift.run({"environment": Guess(width=12)}, out=finished, **SMALL) == finished
     assert (finished / "model" / "model.safetensors").stat().st_mtime_ns == before

@@ -87,7 +87,7 @@ class WeightConfig:
         turns: replies that get the weight: terminal (the last), all, first, credited (all but rejected ones), or
             own (each reply is weighed alone, by its own reward), or module:function; null is all for refit, swift,
             group_relative and star_gate, first for bolt, else terminal.
-        steps: what is done then, in order: hold_out (some prompts, to measure on), drop_unsolved, shrink_unsolved,
+        steps: what is done then, in order: hold_out, drop_unsolved, shrink_unsolved,
             bound_negative, skip_small, resample, or module:function, each a name or {name: setting}. bound_negative
             (where weights can be negative) and skip_small come last unless named; {skip_small: null} leaves one out.
         baseline: what a conversation is measured against: the others of its task, or of whatever opens alike for the
