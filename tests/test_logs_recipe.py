@@ -39,9 +39,9 @@ def test_logs_are_imported_weighed_and_trained_on_by_one_command(
     assert "24 conversations" in printed and "4 steps on 24 rows." in printed and "Nothing was measured" in printed
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
     assert recipe["environment"] is None
-    assert recipe["data"] == {"file": str(file), "format": "messages", "columns": {"reward": "rating"}}
+    assert recipe["data"] == {"file": str(file), "format": "auto", "columns": {"reward": "rating"}}
     page = " ".join((out / "report.html").read_text().split())
-    assert "log.jsonl, format messages: trajectories 24" in page and "reward (γ 1, λ 0) → swift" in page
+    assert "log.jsonl, format auto: trajectories 24" in page and "reward (γ 1, λ 0) → swift" in page
     assert "Held-out" not in page and "<h1>drift: run</h1>" in page
     assert read_manifest(out / "rollouts", "trajectories")["spec"]["ids"] == "retokenized"
     # Swift standardises 5, 4, 3 and 2; what is below the mean is bounded.
@@ -49,10 +49,38 @@ def test_logs_are_imported_weighed_and_trained_on_by_one_command(
     for _, found in weights.groupby("group_id")["weights"]:
         first, second, *others = (float(each[0]) for each in found)
         assert (first, second) == pytest.approx((3 / 5**0.5, 1 / 5**0.5)) and max(others) < 0
+    # Five per cent of six prompts are none.
+    assert not (out / "likelihood").exists()
     stamp = (out / "model" / "model.safetensors").stat().st_mtime_ns
     assert main(command) == 0 and (out / "model" / "model.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(ConfigError, match=r"another recipe: data\.columns\.reward"):
         drift.run("logs", data={"file": file, "columns": {"reward": "score"}}, out=out)
+
+
+def test_prompts_that_were_held_out_are_measured_and_shown(tmp_path: Path) -> None:
+    file, out = log(tmp_path / "log.jsonl"), tmp_path / "run"
+    keys: dict[str, Any] = {"weights.steps": [{"hold_out": 0.4}], "max_steps": 8, "training.batch_size": 8}
+    drift.run(
+        "logs",
+        data={"file": file, "columns": {"reward": "rating"}},
+        learning_rate=1e-3,
+        out=out,
+        dtype="float32",
+        **keys,
+    )
+    held = read_manifest(out / "likelihood", "likelihood")
+    assert held["prompts"] in (1, 2, 3, 4) and held["conversations"] == 4 * held["prompts"] == 2 * held["good"]
+    rows = {(row["policy"], row["metric"]): row for row in json.loads((out / "likelihood/estimates.json").read_text())}
+    base, tuned = (
+        {name: rows[policy, f"held_out/nll_{name}"]["value"] for name in ("good", "bad")}
+        for policy in ("base", "tuned")
+    )
+    assert tuned["bad"] - tuned["good"] > base["bad"] - base["good"]
+    page = " ".join((out / "report.html").read_text().split())
+    assert "Held-out replies of the log" in page and "how good its own replies are is not known" in page
+    stamp = (out / "likelihood" / "manifest.json").stat().st_mtime_ns
+    drift.report(out)
+    assert (out / "likelihood" / "manifest.json").stat().st_mtime_ns == stamp
 
 
 def test_where_there_is_an_environment_too_what_logs_gave_is_measured(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from drift.api import read_logs, train
-from drift.artifacts import Run
+from drift.artifacts import LIKELIHOOD, Run
 from drift.environments import make_environment
 from drift.errors import ConfigError, require, unknown_name
 from drift.evaluation.run import evaluate_policies, held_out_tasks
@@ -68,8 +69,9 @@ def run_recipe(recipe: Recipe, out: Path) -> None:
     """Run every stage of ``recipe`` into ``out``; stages that are finished are not run again.
 
     Writes ``recipe.yaml`` (resolved), ``rollouts/``, ``weights/``, ``model/``, ``evaluation/`` and ``report.html``.
-    Without an environment there is no evaluation. Where there are several rounds, ``weights`` and ``model`` of each,
-    and its ``rollouts`` from the second on, lie in ``round-1/``, ``round-2/``, …
+    Without an environment there is no evaluation, but of a log ``likelihood/``, if its weights hold prompts out.
+    Where there are several rounds, ``weights`` and ``model`` of each, and its ``rollouts`` from the second on, lie in
+    ``round-1/``, ``round-2/``, …
 
     Raises:
         ConfigError: ``out`` was begun with another recipe, or torchrun started this process as one of several.
@@ -81,7 +83,10 @@ def run_recipe(recipe: Recipe, out: Path) -> None:
     # A log that could not be read at first is tried again with other columns.
     claim(recipe.to_dict(), out, () if (out / "rollouts" / MANIFEST).is_file() else ("data.",))
     sample(recipe, out / "rollouts")
-    setup, models = served(recipe, tune(recipe, out / "rollouts", out))
+    model = tune(recipe, out / "rollouts", out)
+    setup, models = served(recipe, model)
+    if recipe.data is not None:
+        _measure_log(recipe, model, out)
     if recipe.environment:
         evaluate_policies(
             setup,
@@ -95,6 +100,21 @@ def run_recipe(recipe: Recipe, out: Path) -> None:
             cluster=recipe.cluster,
         )
     write_report(out, out / "report.html")
+
+
+def _measure_log(recipe: Recipe, model: Path, out: Path) -> None:
+    """How likely base and tuned model find the replies to the prompts of a log that the step ``hold_out`` left out."""
+    from drift.evaluation.likelihood import NothingHeldOut, evaluate_log
+
+    asked = any(step.name == "hold_out" for step in recipe.weights.chain.steps)
+    if not asked or (out / LIKELIHOOD / MANIFEST).is_file():
+        return
+    models = {"base": recipe.model, "tuned": os.fspath(model)}
+    dtype = str(recipe.policy.get("dtype", "auto"))
+    with suppress(NothingHeldOut):
+        evaluate_log(
+            out / "rollouts", model.parent / "weights", models, out / LIKELIHOOD, dtype=dtype, device=recipe.device
+        )
 
 
 def one_process() -> None:
@@ -212,7 +232,7 @@ def check_data(data: Mapping[str, Any]) -> None:
     file = str(data["file"])
     require(bool(file), "data.file", file, "the file of logged conversations: --data FILE")
     require(Path(file).exists(), "data.file", file, "a file, or a directory of trajectories, that is there")
-    make_reader(data.get("format", "messages"), data.get("columns") or {})
+    make_reader(data.get("format", "auto"), data.get("columns") or {})
 
 
 def claim(values: Mapping[str, Any], out: Path, free: tuple[str, ...] = ()) -> None:

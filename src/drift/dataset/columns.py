@@ -197,9 +197,9 @@ def _opening_key(opening: Sequence[Message]) -> str:
 
 
 def near_key(opening: Sequence[Message]) -> int:
-    """The same for what opens alike but for case, punctuation, numbers, order and repetition of words."""
+    """The same for what opens alike but for case, punctuation, order and repetition of words."""
     text = " ".join(message["content"] or "" for message in opening).lower()
-    return _key(sorted(set(re.findall(r"[^\W\d_]+", text))))
+    return _key(sorted(set(re.findall(r"\w+", text))))
 
 
 def _hashed_words(opening: Sequence[Message]) -> list[int]:

@@ -35,6 +35,10 @@ KIND, ESTIMATES, MODE = "likelihood", "estimates.json", "held_out"
 Floats = NDArray[np.float64]
 
 
+class NothingHeldOut(ConfigError):
+    """No prompt fell into the share that was to be held out."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
     """Conversations of prompts that were held out, and what each reply would weigh if it were trained.
@@ -68,7 +72,8 @@ def evaluate_log(data: Path, weights: Path, models: Mapping[str, Any], out: Path
         device: see ``load_model``.
 
     Raises:
-        ConfigError: no models, one that can't be loaded, or weights from which nothing was held out.
+        ConfigError: no models, one that can't be loaded, or weights made without ``hold_out``.
+        NothingHeldOut: there were too few prompts.
     """
     from drift.policies.hf import load_model
     from drift.training.divergence import sampled_logprobs
@@ -140,7 +145,7 @@ def _held(data: Path, outcomes: Outcomes, kept_N: Any, good_N: Any, weights: Seq
     places = {outcomes.ids[int(at)].as_py(): int(at) for at in np.flatnonzero(kept_N)}
     trajectories = [t for t in stream_trajectories(data) if t.id in places and not t.text_only]
     if not trajectories:
-        raise ConfigError(f"{data}: none of its prompts was held out, there are too few. Hold out a larger share.")
+        raise NothingHeldOut(f"{data}: none of its prompts was held out, there are too few. Hold out a larger share.")
     at_N = np.array([places[t.id] for t in trajectories])
     _, prompt_N = np.unique(np.asarray(outcomes.openings)[at_N], return_inverse=True)
     return HeldOut(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drift.artifacts import LIKELIHOOD
 from drift.checksums import sum_of
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import read_trajectories
@@ -15,6 +16,7 @@ from drift.errors import DatasetError
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
 from drift.manifest import MANIFEST, read_manifest
+from drift.reporting.sentences import summary_of
 from drift.training.config import KIND as MODEL
 from drift.types import Trajectory
 from drift.weights.table import KIND as WEIGHTS
@@ -40,6 +42,7 @@ class Facts:
         curve: training metrics by step.
         recipe: the resolved recipe as text.
         pairs: greedy conversations of the baseline and another policy on the same task.
+        likelihood: what was measured on held-out prompts of a log, in sentences.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Facts:
     curve: list[dict[str, float]]
     recipe: str
     pairs: list[tuple[Trajectory, Trajectory]]
+    likelihood: list[str]
 
     @property
     def policies(self) -> list[str]:
@@ -88,6 +92,7 @@ def read_facts(run: Path, *, conversations: int = 8) -> Facts:
     ]
     metrics = rounds[-1] / "model" / "metrics.jsonl"
     recipe = run / "recipe.yaml"
+    logged = _manifest(run / LIKELIHOOD, LIKELIHOOD)
     return Facts(
         name=run.resolve().name,
         evaluation=evaluation,
@@ -99,6 +104,7 @@ def read_facts(run: Path, *, conversations: int = 8) -> Facts:
         curve=[json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else [],
         recipe=recipe.read_text() if recipe.is_file() else "",
         pairs=_pairs(folder, list(evaluation["policies"]), conversations) if evaluation else [],
+        likelihood=list(summary_of(LIKELIHOOD, logged, run / LIKELIHOOD)) if logged else [],
     )
 
 
@@ -159,6 +165,8 @@ def warnings_of(facts: Facts) -> list[str]:
 
 def verdict(facts: Facts) -> str:
     """One sentence on whether the last policy beats the baseline, by how much, and how sure that is."""
+    if facts.evaluation is None and facts.likelihood:
+        return "No conversation was held with the tuned model: how good its own replies are is not known."
     if facts.evaluation is None:
         return "Nothing was measured: what the model has become is not known."
     base, last = facts.policies[0], facts.policies[-1]

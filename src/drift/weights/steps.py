@@ -105,7 +105,7 @@ def hold_out(weights_T: Floats, data: Conversations, *, share: float = 0.05) -> 
     """Some prompts are kept from training, to measure on (``drift evaluate DATA --seen WEIGHTS``).
 
     By a hash of what opens them, so that the same ones are held out of any data; near-duplicates go together, those
-    that differ in case, punctuation, numbers, order or repetition of words alone.
+    that differ in case, punctuation, order or repetition of words alone.
     """
     require(0 < share < 1, "weights.steps.hold_out", share, "a share above 0 and below 1")
     assert data.opening_N is not None, "told to whoever asks"
