@@ -62,7 +62,7 @@ class TrainingConfig:
         loss: what is minimised (docs/method.md): nll, tapered, importance, token_probability, anchored, nll_kl,
             advantage_regression, one that another package declares, or module:function; {importance: 4} with a setting.
         normalization: token loss of a reply: sum (Eq. 15) or mean over its tokens (published code).
-        batch_size: conversations computed in an optimizer step; on average where plan is balanced.
+        batch_size: conversations in an optimizer step, on average where plan is balanced.
         plan: which rows a step holds: uniform, as many each (as published); balanced, as equal a sum of weights as
             whole rows allow; drawn, rows drawn in proportion to their weight, which then count alike.
         tokens_per_batch: the most tokens of one forward pass, shared prefixes counted once; memory, not results.
