@@ -228,7 +228,7 @@ def test_families_that_are_refused_are_trained_on_padded_rows_exactly(family: st
     model = made(build)
     wanted = one_by_one(model, conversations())
     use_weighted_loss(model)
-    assert reason in why_not_trees(model) and why_not_padded(model) == ""
+    assert reason in why_not_trees(model, 180) and why_not_padded(model, 180) == ""
     assert off(trained_gradient(model, conversations(), False), wanted) < 1e-5
 
 
