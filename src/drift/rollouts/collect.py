@@ -74,13 +74,12 @@ def collect(
         tasks: the tasks.
         factory: starts an episode of each, unless ``policy`` is an executor, whose workers have their own.
         policy: what replies, or an executor.
-        out: where; its ``spec`` doesn't tell where conversations were held, so either way can go on with the other's.
+        out: where; whether an executor held them is no part of its ``spec``: either can go on with the other's.
         environment: name and settings of the environment, for the record.
         samples: K, conversations per task.
         seed: the run's seed; a trajectory's own is ``derive_seed(seed, task id, sample)``.
         sampling: how replies are drawn.
-        first: conversations per task that come first; the rest are held only for prompts whose first ones hold both
-            successes and failures. 0 holds all of them for every prompt.
+        first: conversations per task that come first, the rest only where these hold successes and failures; 0 is all.
         concurrency: the most conversations open at once.
         prompts: what the policy's prompts have beside the conversations, for the record.
         label: shown while it runs.
@@ -89,17 +88,15 @@ def collect(
         ConfigError: no tasks, two tasks with one id, ``concurrency`` below 1, or replies as long as the context.
         DatasetError: ``out`` was begun with other settings, tasks or policy.
         EnvironmentFault: every conversation failed in the environment.
-        PolicyError: the policy, or a model that the environment asks, can't be used; more conversations than the
-            policy's ``max_failed`` got no reply; or every prompt is too long for its context.
+        PolicyError: the policy or a model that the environment asks can't be used, or more than ``max_failed`` failed.
         Interrupted: Ctrl-C; what was finished is on disk.
         StorageError: the disk refuses.
     """
     _check(tasks, policy, sampling, concurrency)
     planned = len(tasks) * samples
     spec = _spec_of(tasks, factory, policy, environment, samples=samples, seed=seed, sampling=sampling, first=first)
+    spec |= {"prompts": dict(prompts)} if prompts else {}
     before = counts_of(policy, factory)
-    if prompts:
-        spec["prompts"] = dict(prompts)
     with TrajectoryWriter(out, spec, tasks) as writer:
         rounds = _Rounds(tasks, samples, first, seed, out, writer)
         failures = Failures(writer, planned, getattr(policy, "max_failed", MAX_FAILED))
@@ -118,16 +115,14 @@ def collect(
                     run_to_end(_hold_all(rounds, factory, policy, deliver, meter, sampling, concurrency))
             except KeyboardInterrupt as stop:
                 writer.flush()
-                raise Interrupted(
-                    f"stopped: {writer.count} of {'at most ' if first else ''}{planned} conversations are in {out}. "
-                    "Run the same command again to go on."
-                ) from stop
+                most = f"at most {planned}" if first else planned
+                message = f"stopped: {writer.count} of {most} conversations are in {out}. "
+                raise Interrupted(message + "Run the same command again to go on.") from stop
         failures.settle()
         record = policy.record() if isinstance(policy, Executor) else _since(before, counts_of(policy, factory))
-        if not failures.delivered:
-            # Nothing was left to do: what was counted when it was done stays.
-            record = {key: writer.before.get(key, value) for key, value in record.items()}
-        manifest = writer.finish({**record, **rounds.record(), **source_of(factory, tasks)})
+        # Where nothing was left to do, what was counted when it was done stays.
+        kept = {} if failures.delivered else {key: writer.before[key] for key in record if key in writer.before}
+        manifest = writer.finish({**record, **kept, **rounds.record(), **source_of(factory, tasks)})
     _check_any_outcome(manifest, environment.get("name"), out)
     return manifest
 

@@ -78,10 +78,7 @@ def optimize(
     if config.lora:
         model = with_lora(model, config.lora)
     use_weighted_loss(model, config.objective)
-    longest = int(rows.facts.length_N.max())
-    auto = config.attention == "auto"
-    trees = auto and _can_share(model, longest, out, ranks)
-    alone = auto and not trees and _must_be_alone(model, longest, ranks)
+    trees, alone = _ways(model, int(rows.facts.length_N.max()), config, out, ranks)
     use_trees(model, trees)
     limit = KLLimit(model, held_out, config, out, ranks=ranks, trees=trees) if config.kl_limit else None
     if getattr(model.config, "output_router_logits", False) and ranks.is_first:
@@ -114,6 +111,14 @@ def optimize(
         return trainer, {}
     limit.settle()
     return trainer, {"kl_limit": limit.report()}
+
+
+def _ways(model: Any, longest: int, config: TrainingConfig, out: Path, ranks: Ranks) -> tuple[bool, bool]:
+    """Whether rows of a prompt share what they begin with; and if not, whether each must have a pass of its own."""
+    if config.attention != "auto":
+        return False, False
+    trees = _can_share(model, longest, out, ranks)
+    return trees, not trees and _must_be_alone(model, longest, ranks)
 
 
 def _run(trainer: WeightedTrainer, checkpoint: Path | None, out: Path) -> None:
