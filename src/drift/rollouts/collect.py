@@ -87,10 +87,9 @@ def collect(
     Raises:
         ConfigError: no tasks, two tasks with one id, ``concurrency`` below 1, or replies as long as the context.
         DatasetError: ``out`` was begun with other settings, tasks or policy.
-        EnvironmentFault: every conversation failed in the environment.
+        EnvironmentFault: every conversation failed there.
         PolicyError: the policy or a model that the environment asks can't be used, or more than ``max_failed`` failed.
         Interrupted: Ctrl-C; what was finished is on disk.
-        StorageError: the disk refuses.
     """
     _check(tasks, policy, sampling, concurrency)
     planned = len(tasks) * samples
@@ -115,8 +114,7 @@ def collect(
                     run_to_end(_hold_all(rounds, factory, policy, deliver, meter, sampling, concurrency))
             except KeyboardInterrupt as stop:
                 writer.flush()
-                most = f"at most {planned}" if first else planned
-                message = f"stopped: {writer.count} of {most} conversations are in {out}. "
+                message = f"stopped: {writer.count} of {'at most ' * bool(first)}{planned} conversations are in {out}. "
                 raise Interrupted(message + "Run the same command again to go on.") from stop
         failures.settle()
         record = policy.record() if isinstance(policy, Executor) else _since(before, counts_of(policy, factory))
