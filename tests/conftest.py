@@ -64,11 +64,10 @@ def quick_starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained Qwen2 of two layers and the default policy's kind of tokenizer."""
     import torch
-    from tools.default_policy.config import Flaws
-    from tools.default_policy.pretrain import make_tokenizer
+    from tests.small_tokenizer import small_tokenizer
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer = make_tokenizer(0, Flaws(), 300)
+    tokenizer = small_tokenizer()
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(
         Qwen2Config(

@@ -1,6 +1,5 @@
 import pytest
-from tools.default_policy.config import Flaws
-from tools.default_policy.pretrain import make_tokenizer
+from tests.small_tokenizer import small_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from drift.chat import ByteChat, TemplateChat, extends
@@ -31,7 +30,7 @@ NUMBERING = (
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer(0, Flaws(), 300)
+    return small_tokenizer()
 
 
 def chat_with(tokenizer: PreTrainedTokenizerFast, template: str) -> TemplateChat:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.small_tokenizer import small_tokenizer
 from tests.test_templates import CONTROLS, STYLES, Style
-from tools.default_policy.config import Flaws
-from tools.default_policy.pretrain import make_tokenizer
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from drift.api import read_logs
@@ -53,7 +52,7 @@ def published() -> list[Any]:
 
 
 def with_template(template: str, controls: list[str], eos: str, bos: str | None) -> Any:
-    tokenizer = make_tokenizer(0, Flaws(), 300)
+    tokenizer = small_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": controls})
     tokenizer.chat_template, tokenizer.eos_token = template, eos
     if bos:

@@ -4,8 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tools.default_policy.config import Flaws
-from tools.default_policy.pretrain import make_tokenizer
+from tests.small_tokenizer import small_tokenizer
 
 from drift.chat import TemplateChat, extends
 from drift.errors import PolicyError
@@ -79,7 +78,7 @@ MARKS = ["<|open|>", "<|lane|>", "<|say|>", "<|shut|>", "<|done|>", "<|turn|>", 
 def chat_of(name: str, **settings: Any) -> tuple[TemplateChat, Any, list[int]]:
     """The chat, its tokenizer, and the ids that end a reply."""
     template, ends = TEMPLATES[name]
-    tokenizer = make_tokenizer(0, Flaws(), 300)
+    tokenizer = small_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": MARKS})
     tokenizer.chat_template, tokenizer.eos_token = template, ends[0]
     return TemplateChat(tokenizer, source=name, **settings), tokenizer, tokenizer.convert_tokens_to_ids(ends)

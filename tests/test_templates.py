@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tools.default_policy.config import Flaws
-from tools.default_policy.pretrain import make_tokenizer
+from tests.small_tokenizer import small_tokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from drift.chat import TemplateChat, extends
@@ -119,7 +118,7 @@ FIRST, SECOND, THIRD = "<think>so</think>3", "4", " 5 "
 
 @pytest.fixture(scope="module")
 def base_tokenizer() -> Any:
-    tokenizer = make_tokenizer(0, Flaws(), 300)
+    tokenizer = small_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": CONTROLS})
     return tokenizer
 

@@ -142,6 +142,7 @@ def test_a_method_that_fails_is_told_and_stops_nothing(whole: Path) -> None:
     assert "refit needs returns" in page and page.count("<svg") == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_starts")
 def test_killed_and_stopped_and_begun_with_less_it_ends_the_same(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

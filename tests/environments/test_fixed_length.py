@@ -377,6 +377,7 @@ def test_settings_that_the_verifier_refuses_are_found_before_the_first_conversat
         environment.tasks("train", 2, 0)
 
 
+@pytest.mark.slow
 def test_ten_megabytes_of_anything_are_dealt_with_in_time(files: dict) -> None:
     judge = {"policy": "scripted:<score>5</score>"}
     environment = Clarify(**files, user="scripted:It is heavy.", judge=judge)

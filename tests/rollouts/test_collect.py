@@ -123,7 +123,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_data(tmp_p
         plan = dict(environment={"name": "guess"}, samples=4, seed=3, sampling=Sampling(), concurrency=4)
         print("ready", flush=True)
         policy = Slow(["<answer>40</answer>", "<answer>50</answer>"])
-        print(collect(factory.tasks("train", 100, 0), factory, policy, Path(sys.argv[1]), **plan)["dataset_hash"])
+        print(collect(factory.tasks("train", 70, 0), factory, policy, Path(sys.argv[1]), **plan)["dataset_hash"])
         """
     )
 
@@ -142,7 +142,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_data(tmp_p
         child.kill()
         child.communicate()
     kept = len(read_trajectories(tmp_path / "killed", complete_only=False))
-    assert 0 < kept < 400
+    assert 0 < kept < 280
     assert start("killed").communicate()[0].strip() == unbroken
     assert len(unbroken) == 64
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from tools.default_policy.corpus import KNOWING, conversations
 
 END, PAD = "<|end|>", "<|pad|>"
 ROLES = ("system", "user", "assistant", "tool")
+CONTROLS = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -27,31 +28,40 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(seed: int, flaws: Flaws, vocabulary: int) -> Qwen2Tokenizer:
-    """Byte-level BPE trained on the corpus, digits and answer tags a token each, with a ChatML template.
+    """Byte-level BPE trained on the corpus, digits and answer tags a token each, with a ChatML template."""
+    return tokenizer_of(learn_pieces(seed, flaws, vocabulary))
+
+
+def learn_pieces(seed: int, flaws: Flaws, vocabulary: int) -> dict[str, Any]:
+    """Vocabulary and merges of byte-level BPE on the corpus.
 
     Text is split as Qwen2's tokenizer does: ``AutoTokenizer`` makes that one for any folder with a Qwen2 model.
     """
     backend = Tokenizer(models.BPE())
     like = Qwen2Tokenizer().backend_tokenizer
     backend.normalizer, backend.pre_tokenizer, backend.decoder = like.normalizer, like.pre_tokenizer, like.decoder
-    controls = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
     backend.train_from_iterator(
         (m["content"] for conversation in itertools.islice(conversations(seed, flaws), 2000) for m in conversation),
         trainers.BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=controls,
+            special_tokens=CONTROLS,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
-    learned = json.loads(backend.to_str())["model"]
+    learned: dict[str, Any] = json.loads(backend.to_str())["model"]
+    return learned
+
+
+def tokenizer_of(learned: Mapping[str, Any]) -> Qwen2Tokenizer:
+    """The tokenizer of what ``learn_pieces`` learned."""
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"],
         merges=[tuple(pair) for pair in learned["merges"]],
         unk_token=PAD,
         eos_token=END,
         pad_token=PAD,
-        extra_special_tokens=controls[2:],
+        extra_special_tokens=CONTROLS[2:],
         padding_side="left",
     )
     tokenizer.add_tokens(["<answer>", "</answer>"])
