@@ -103,7 +103,7 @@ def test_the_readme_runs_as_it_stands(elsewhere: Path) -> None:
     )
     for command in commands(ROOT / "README.md"):
         words = shlex.split(shrunk(command))[1:]
-        if words[0] in ("import", "weigh", "train", "rollout") and len(words) > 2:
+        if words[0] in ("import", "weigh", "preview", "train", "rollout") and len(words) > 2:
             assert cli.main(words) == 0, command
     assert cli.main(["rollout", "my_env:Count", "--samples", "2", "--max_new_tokens", "8", "--out", "count"]) == 0
 
