@@ -93,6 +93,8 @@ def shard(columns: dict[str, Any], groups: int, tokens: int = TOKENS) -> pa.Tabl
         "info": pa.array(["{}"] * turns),
         "graded": pa.array(np.ones(turns, bool)),
         "thinking": pa.array([""] * turns),
+        "extras": pa.nulls(turns, pa.string()),
+        "loss_weight": pa.array(np.ones(turns)),
     }
     kind = SCHEMA.field("turns").type
     struct = pa.StructArray.from_arrays([made[field.name] for field in kind.value_type], fields=list(kind.value_type))
@@ -109,6 +111,8 @@ def shard(columns: dict[str, Any], groups: int, tokens: int = TOKENS) -> pa.Tabl
         "stop_reason": pa.array(["turns"] * count),
         "error": pa.nulls(count, pa.string()),
         "text_only": pa.array(np.zeros(count, bool)),
+        "tools": pa.nulls(count, pa.string()),
+        "extras": pa.nulls(count, pa.string()),
     }
     return pa.table([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
 

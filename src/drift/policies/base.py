@@ -52,7 +52,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
-        return self.temperature == 0
+        return self.temperature == 0 or self.top_k == 1
 
     @property
     def truncates(self) -> bool:
