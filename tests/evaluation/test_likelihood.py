@@ -26,7 +26,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for n in range(24):
         who = ["Ann", "Bob", "Carl", "Dora", "Eve", "Finn", "Gus", "Hal", "Ida", "Jo", "Kim", "Lee"][n % 12]
-        asked = f"{who}: what is {n} + 25?" if n < 12 else f"{who.upper()}, what is {3 * n} + 7"
+        asked = f"{who}: what is {n} + 25?" if n < 12 else f"{who.upper()}, WHAT is {n - 12} + 25"
         said = [{"role": "user", "content": asked}, {"role": "assistant", "content": f"<answer>{n + 25}</answer>"}]
         said += [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."}] if n % 3 else []
         rows.append(json.dumps({"messages": said, "reward": n % 4}))

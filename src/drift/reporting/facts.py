@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drift.artifacts import LIKELIHOOD
 from drift.checksums import sum_of
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import read_trajectories
 from drift.errors import DatasetError
+from drift.evaluation.likelihood import KIND as LIKELIHOOD
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
 from drift.manifest import MANIFEST, read_manifest
