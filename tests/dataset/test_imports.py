@@ -470,6 +470,7 @@ def test_another_package_adds_a_format(imported: Import, tmp_path: Path, monkeyp
     assert (found.turns[0].step.reward, found.turns[0].step.answer, found.success) == (2.0, "1", True)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
     import tracemalloc
 

@@ -86,6 +86,7 @@ def looped(measured: tuple[dict, Path], noisy: Path) -> dict[str, list[tuple[Tra
     }
 
 
+@pytest.mark.slow
 def test_both_divergences_are_those_of_a_loop_over_prefixes(measured: tuple[dict, Path], looped: dict) -> None:
     rows, _ = measured
     for metric, held in looped.items():
@@ -101,6 +102,7 @@ def test_both_divergences_are_those_of_a_loop_over_prefixes(measured: tuple[dict
         assert rows["copy", f"sampled/{metric}"]["value"] == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_all_conversations_match_the_loop_exactly(measured: tuple[dict, Path], noisy: Path, looped: dict) -> None:
     held = {name: read_trajectories(measured[1] / "sampled" / name) for name in ("base", "tuned")}
     found, facts = measure_divergence(

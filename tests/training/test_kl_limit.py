@@ -159,7 +159,7 @@ def test_what_is_set_aside_is_not_trained_on(weighed: tuple[Path, Path], tiny_mo
     assert counts[0] - counts[1] == 6 * 1
 
 
-@pytest.mark.parametrize("checkpointed", [4, 12])
+@pytest.mark.parametrize("checkpointed", [4, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_run_that_was_killed_ends_like_one_that_was_not(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, checkpointed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,7 +180,7 @@ FEW = ([1.0, 3.0], [0, 1], 1)
 def test_every_step_is_unbiased(data: tuple[list[float], list[int], int], plan: str, together: int) -> None:
     """Over seeds, each row counts 1/N in each step, the first one too, however prompts and weights differ in size."""
     masses, groups, batch_size = data
-    total, seeds, count = len(masses), 1500, 4
+    total, seeds, count = len(masses), 700, 4
     rows = Rows(group_N=np.array(groups), length_N=np.full(total, 9), mass_N=np.array(masses))
     values = np.zeros((seeds, count, total))
     for seed in range(seeds):
