@@ -152,7 +152,7 @@ def _shown(trajectory: Trajectory, weights: Sequence[float] | None, turns: str, 
 def _why_not(trajectory: Trajectory, weights: Sequence[float] | None, max_length: int | None) -> str:
     """Why nothing of a conversation is trained; empty if something is."""
     if trajectory.error is not None:
-        return "its environment failed"
+        return f"it failed ({readable(trajectory.error.partition(':')[0])})"
     if weights is None:
         return "it has no weights: what was asked of it is not known, or they were not made for it"
     last = max((at for at, weight in enumerate(weights) if weight), default=-1)
