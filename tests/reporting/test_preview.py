@@ -51,9 +51,9 @@ def test_every_reply_is_shown_with_the_weight_that_is_trained(run: tuple[Path, P
         assert [said.weight for said in by_id[name].said if said.weight is not None] == list(given)
         assert [said.role for said in by_id[name].said] == ["user", "assistant", "user", "assistant"]
     assert by_id["a#0"].said[3].why == "the log says that it counts for nothing"
-    assert by_id["a#9"].why == "its environment failed"
+    assert by_id["a#9"].why == "it failed (gone)"
     # The reward of one of prompt b's four is the mean of the four.
-    left = {"its environment failed": 1, "the log says that it counts for nothing": 1, "all of its replies weigh 0": 1}
+    left = {"it failed (gone)": 1, "the log says that it counts for nothing": 1, "all of its replies weigh 0": 1}
     assert preview.left_out == left
     heaviest = [max(said.weight or 0 for said in each.said) for each in preview.shown]
     assert heaviest == sorted(heaviest, reverse=True) and min(min(each) for each in table.values()) < 0
