@@ -11,6 +11,7 @@ import drift
 from drift.cli import main
 from drift.errors import ConfigError
 from drift.manifest import read_manifest
+from drift.reporting.console import print_summary
 
 SMALL = ["--max_steps", "4", "--training.batch_size", "8", "--learning_rate", "1e-4"]
 
@@ -57,7 +58,7 @@ def test_logs_are_imported_weighed_and_trained_on_by_one_command(
         drift.run("logs", data={"file": file, "columns": {"reward": "score"}}, out=out)
 
 
-def test_prompts_that_were_held_out_are_measured_and_shown(tmp_path: Path) -> None:
+def test_prompts_that_were_held_out_are_measured_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = log(tmp_path / "log.jsonl"), tmp_path / "run"
     keys: dict[str, Any] = {"weights.steps": [{"hold_out": 0.4}], "max_steps": 8, "training.batch_size": 8}
     drift.run(
@@ -81,6 +82,8 @@ def test_prompts_that_were_held_out_are_measured_and_shown(tmp_path: Path) -> No
     stamp = (out / "likelihood" / "manifest.json").stat().st_mtime_ns
     drift.report(out)
     assert (out / "likelihood" / "manifest.json").stat().st_mtime_ns == stamp
+    print_summary(out)
+    assert "held-out conversations" in capsys.readouterr().out
 
 
 def test_where_there_is_an_environment_too_what_logs_gave_is_measured(tmp_path: Path) -> None:

@@ -28,9 +28,12 @@ def print_summary(place: os.PathLike[str]) -> None:
         return
     facts = read_facts(run, conversations=0)
     console = Console(highlight=False)
-    for manifest, kind in ((facts.rollouts, "trajectories"), (facts.weights, "weights"), (facts.model, "model")):
-        for line in summary_of(kind, manifest, run / "rollouts") if manifest and not facts.evaluation else ():
-            console.print(line, markup=False)
+    stages = (("trajectories", facts.rollouts), ("weights", facts.weights), ("model", facts.model))
+    before = [(kind, manifest) for kind, manifest in stages if manifest and not facts.evaluation]
+    told = [line for kind, manifest in before for line in summary_of(kind, manifest, run / "rollouts")]
+    # Rollouts and weights both say how many succeeded.
+    for line in dict.fromkeys([*told, *facts.likelihood]):
+        console.print(line, markup=False)
     for mode in facts.measured["modes"] if facts.evaluation else ():
         title = f"{mode}, {facts.measured['tasks']} held-out tasks, 95 % intervals"
         shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
