@@ -23,12 +23,13 @@ types: $(INSTALLED)
 ORDINARY := not slow and not chaos and not gpu and not browser
 ORDINARY += and not adapters and not deepspeed and not qlora and not ray and not trl and not vllm
 
+# Two workers on two cores: more threads would only wait for one another.
 unit: $(INSTALLED)
-	$(VENV)/bin/pytest -n 2 --dist worksteal -m "$(ORDINARY)"
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist worksteal -m "$(ORDINARY)"
 
 # The same tests, every process of them started anew: twice the time.
 cover: $(INSTALLED)
-	$(VENV)/bin/pytest -n 2 --dist worksteal -m "$(ORDINARY)" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist worksteal -m "$(ORDINARY)" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(INSTALLED)
 	$(VENV)/bin/pytest -m slow
