@@ -53,6 +53,7 @@ def test_text_alone_says_what_the_policy_behind_the_server_says(server: PolicySe
     assert read_manifest(tmp_path / "direct", "trajectories")["spec"]["ids"] == "sampled"
 
 
+@pytest.mark.slow
 def test_a_fifth_of_the_requests_fail_and_every_conversation_arrives_once(server: PolicyServer, tmp_path: Path) -> None:
     begun = time.monotonic()
     calm = through(server.url, tmp_path / "calm")

@@ -39,7 +39,7 @@ def parameters(folder: Path) -> dict[str, torch.Tensor]:
     return dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict())
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, engine: str) -> None:
     one = train(*uneven, out=tmp_path / "one", model=str(tiny_model), config=settings(), device="cpu")
     config = settings(num_processes=2, engine=engine)
@@ -88,7 +88,7 @@ def test_two_processes_train_as_one_whatever_is_trained(
     assert all(torch.equal(second[name], value) for name, value in parameters(again).items())
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_accumulation_changes_nothing(uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, share: bool) -> None:
     runs = {}
     for tokens in (100_000, 900, 450, 1):

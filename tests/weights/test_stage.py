@@ -226,7 +226,7 @@ OPTIONS += [
 ]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_is_written_is_bit_for_bit_what_the_links_give_one_after_the_other(
     tmp_path: Path, random_trajectories: Made, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
