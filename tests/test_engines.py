@@ -2,17 +2,14 @@
 
 import os
 import signal
-import socket
-import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tests.policies.servers import PolicyServer
+from tests.policies.servers import PolicyServer, vllm_server
 
 import drift
 from drift.dataset.store import read_trajectories
@@ -96,32 +93,13 @@ def test_a_server_samples_the_base_and_another_engine_the_tuned_model(tmp_path: 
 @pytest.fixture
 def vllm_url(tmp_path: Path) -> Iterator[str]:
     """The address of a server started by hand: vLLM with the shipped policy, which may be told to load adapters."""
-    python = Path(os.environ.get("DRIFT_VLLM_PYTHON", ".venv-vllm/bin/python"))
-    if not python.exists():
-        pytest.skip("no vLLM environment; make test-vllm makes one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(DEFAULT_MODEL), "--enable-lora"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "served", "--dtype", "float32"]
-    # On a CPU, vLLM 0.32 can't take back a seeded draw for a prompt of which it has read only a part.
-    command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "4096", "--enforce-eager"]
-    allowed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    environment = {**os.environ, **allowed}
-    environment.pop("OMP_NUM_THREADS", None)
-    with (tmp_path / "server.log").open("w") as log:
-        child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        end = time.monotonic() + 500
-        while time.monotonic() < end and child.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(1)
+    more = ("--enable-lora", "--max-num-batched-tokens", "4096", "--enforce-eager")
+    allowed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with (
+        (tmp_path / "server.log").open("w") as log,
+        vllm_server(DEFAULT_MODEL, *more, log=log, patience=500, **allowed) as port,
+    ):
         yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
 
 
 @pytest.mark.vllm

@@ -2,11 +2,20 @@
 
 import asyncio
 import json
+import os
 import random
+import signal
+import socket
+import subprocess
 import threading
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Self
+
+import pytest
 
 from drift.policies.base import Sampling
 from drift.policies.hf import HFPolicy
@@ -206,3 +215,32 @@ class FaultProxy(LoopbackServer):
             writer.write(bytes([byte]))
             await writer.drain()
             await asyncio.sleep(self._pause)
+
+
+@contextmanager
+def vllm_server(model: Path, *arguments: str, log: Any = None, patience: float, **variables: str) -> Iterator[int]:
+    """The port of a vLLM of its own environment that serves ``model`` as ``served``; skips where there is none."""
+    python = Path(os.environ.get("DRIFT_VLLM_PYTHON", ".venv-vllm/bin/python"))
+    if not python.exists():
+        pytest.skip("no vLLM environment; make test-vllm makes one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--served-model-name", "served", "--dtype", "float32"]
+    # On a CPU, vLLM 0.32 can't take back a seeded draw for a prompt of which it has read only a part.
+    command += ["--no-enable-chunked-prefill", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
+    environment.pop("OMP_NUM_THREADS", None)
+    child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        end = time.monotonic() + patience
+        while time.monotonic() < end and child.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(1)
+        yield port
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()

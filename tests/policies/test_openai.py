@@ -1,8 +1,4 @@
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +18,7 @@ from drift.policies.openai import OpenAIPolicy
 from drift.rollouts.collect import collect
 from drift.types import Trajectory
 
-from .servers import FaultProxy, PolicyServer, SmallSeeds, ample
+from .servers import FaultProxy, PolicyServer, SmallSeeds, ample, vllm_server
 
 SETTINGS: dict[str, Any] = {"tasks": 8, "samples": 3, "sampling": Sampling(max_new_tokens=12)}
 
@@ -191,30 +187,9 @@ def test_mistakes_are_told_before_anything_is_sampled(
 @pytest.fixture(scope="module")
 def vllm_port() -> Iterator[int]:
     """vLLM with the shipped policy on loopback."""
-    python = Path(os.environ.get("DRIFT_VLLM_PYTHON", ".venv-vllm/bin/python"))
-    if not python.exists():
-        pytest.skip("no vLLM environment; make test-vllm makes one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(DEFAULT_MODEL), "--host"]
-    command += ["127.0.0.1", "--port", str(port), "--served-model-name", "served", "--dtype", "float32"]
-    # On a CPU, vLLM 0.32 can't take back a seeded draw for a prompt of which it has read only a part.
-    command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", "32768"]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
-    environment.pop("OMP_NUM_THREADS", None)
-    child = subprocess.Popen(command, env=environment, stdout=sys.stderr, stderr=sys.stderr, start_new_session=True)
-    try:
-        end = time.monotonic() + 280
-        while time.monotonic() < end and child.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(1)
+    more = ("--max-num-batched-tokens", "32768")
+    with vllm_server(DEFAULT_MODEL, *more, patience=280, VLLM_CPU_KVCACHE_SPACE="2") as port:
         yield port
-    finally:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
 
 
 @pytest.mark.vllm
