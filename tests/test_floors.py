@@ -10,7 +10,7 @@ import drift
 PACKAGE = Path(drift.__file__).parent
 FLOORS = [
     {"types", "errors", "event_loop"},
-    {"secrets"},
+    {"secrets", "files", "yaml_files"},
     {"keywords", "manifest", "own_process", "progress", "registry"},
     {"checksums"},
     {"chat", "problems"},

@@ -24,6 +24,7 @@ from drift.rollouts.run import draw_tasks, roll_out
 from drift.serving import check_model, check_tuned, needs_own_process, served, unseen_weights, who_samples
 from drift.training.config import TrainingConfig
 from drift.weights.stage import weigh_dataset
+from drift.yaml_files import read_mapping
 
 
 def run(
@@ -239,7 +240,7 @@ def claim(values: Mapping[str, Any], out: Path, free: tuple[str, ...] = ()) -> N
     """Write a resolved recipe to ``out``; raises ``ConfigError`` as ``check_claim`` does."""
     import yaml
 
-    from drift.manifest import write_atomic
+    from drift.files import write_atomic
 
     check_claim(values, out, free)
     write_atomic(out / "recipe.yaml", yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode())
@@ -250,14 +251,12 @@ def check_claim(values: Mapping[str, Any], out: Path, free: tuple[str, ...] = ()
 
     A key that the recipe there lacks is newer than it, and had what is now the default.
     """
-    import yaml
-
     from drift.manifest import differing_keys
 
     path = out / "recipe.yaml"
     if not path.is_file():
         return
-    found = differing_keys(_filled(yaml.safe_load(path.read_text()) or {}), values)
+    found = differing_keys(_filled(read_mapping(path)), values)
     # Where conversations are held changes none of them, nor do several processes change what is trained.
     free = ("cluster", "concurrency", "training.num_processes", *free)
     changed = [key for key in found if not key.startswith(free)]
@@ -271,5 +270,5 @@ def check_claim(values: Mapping[str, Any], out: Path, free: tuple[str, ...] = ()
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` and, where a section lacks a key, the default."""
     defaults = Recipe().to_dict()
-    inner = {name: {**defaults[name], **values.get(name, {})} for name in SECTIONS}
+    inner = {name: {**defaults[name], **(values.get(name) or {})} for name in SECTIONS}
     return {**defaults, **values, **inner}

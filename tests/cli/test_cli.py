@@ -108,7 +108,7 @@ def test_mistakes_are_explained_and_leave_nothing_behind(
         ("weights: {beta: 0.1, gama: 1}", "unknown key 'weights.gama' in {path}. Did you mean 'weights.gamma'?"),
         ("wieghts: {beta: 0.1}", "unknown key 'wieghts' in {path}. Did you mean 'weights'?"),
         ("weights: 3", "weights: got 3, expected keys and values"),
-        ("a: [", "is not YAML"),
+        ("a: [", "can't be read as YAML"),
         ("training: {max_steps: many}", '"training.max_steps": Expected'),
     ],
 )

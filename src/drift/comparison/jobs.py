@@ -26,6 +26,7 @@ from drift import errors
 from drift.comparison.methods import BASE
 from drift.comparison.settings import Comparison
 from drift.errors import DriftError, Interrupted, StorageError, TrainingError
+from drift.files import open_own
 from drift.own_process import ended_with
 from drift.progress import leave
 
@@ -98,7 +99,7 @@ class _Pool:
         return self._failed
 
     def _serve(self, at: int, total: int) -> None:
-        with (self._out / f"worker-{at + 1}.log").open("a") as log:
+        with open_own(self._out / f"worker-{at + 1}.log", "a") as log:
             worker: subprocess.Popen[str] | None = None
             while not self._stop.is_set():
                 try:

@@ -20,6 +20,7 @@ from transformers.utils import logging
 from drift.chat import TemplateChat
 from drift.checksums import damaged_files, sum_of_bytes
 from drift.errors import PolicyError, StorageError
+from drift.files import inside
 from drift.manifest import write_json
 from drift.policies.fingerprint import combined, end_ids, tensor_digest, tensors_of
 
@@ -227,7 +228,7 @@ def _shapes(folder: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
     if whole.is_file():
         files = [whole]
     elif index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        files = [inside(folder, name) for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:

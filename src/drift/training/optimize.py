@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PrinterCallback, set_seed
 
 from drift.checksums import write_sums
 from drift.errors import Interrupted
+from drift.files import own_folder
 from drift.manifest import package_versions, write_json
 from drift.policies.stored import NO_CODE
 from drift.training.arguments import training_arguments, with_lora
@@ -182,7 +183,8 @@ def save_model(
     use_trees(trained, False)
     with saving(out):
         if config.lora:
-            trained.save_pretrained(out / "adapter")
+            with saving(own_folder(out / "adapter")):
+                trained.save_pretrained(out / "adapter")
             # Weights of 4 or 8 bits would take the adapter's changes only roughly.
             trained = merged_into(model, out / "adapter") if config.bits else merged(trained)
         trained.save_pretrained(out)
