@@ -49,6 +49,10 @@ class ClusterError(DriftError, RuntimeError):
     """The machines of a cluster can't do the work: none there, or workers that fail over and over."""
 
 
+class Unforeseen(DriftError):
+    """Something failed that no part of drift expects; the message says in which stage, and where the traceback is."""
+
+
 class Interrupted(DriftError):
     """The user pressed Ctrl-C; what was finished is on disk."""
 

@@ -29,6 +29,7 @@ from drift.errors import DriftError, Interrupted, StorageError, TrainingError
 from drift.files import open_own
 from drift.own_process import ended_with
 from drift.progress import leave
+from drift.terminal import tell
 
 Failed = dict[str, dict[int, str]]
 # What makes one method fail. Running out of a GPU's memory is a RuntimeError, and says nothing about the others.
@@ -126,7 +127,7 @@ class _Pool:
         elif answer.get("reason"):
             self._failed.setdefault(name, {})[number] = answer["reason"]
         ended = f"failed: {answer['reason']}" if answer.get("reason") else "done"
-        print(f"drift compare: seed {number}: {what} {ended} ({self._done} of {total})", file=sys.stderr, flush=True)
+        tell(f"drift compare: seed {number}: {what} {ended} ({self._done} of {total})", error=True)
 
     def _start(self, at: int, log: IO[str]) -> subprocess.Popen[str]:
         # A session of its own: Ctrl-C reaches it once, from here.

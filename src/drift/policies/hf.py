@@ -39,7 +39,7 @@ def load_model(
         PolicyError: no such model, not a causal LM, or the tokenizer can't be read.
     """
     require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
-    place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    place = check_device(device)
     wanted = DTYPES.get(dtype, torch.float32 if place == "cpu" else "auto")
     source = local_folder(model) or model
     with loading(model):
@@ -49,6 +49,20 @@ def load_model(
         )
         loaded = loaded.to(place).eval()
     return loaded, tokenizer
+
+
+def check_device(device: str) -> str:
+    """Where ``device`` is, with ``auto`` settled; raises ``ConfigError`` where torch finds no such device here."""
+    place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device: got {device!r}, expected auto, cpu or a device that torch finds here: {reason}. "
+            "nvidia-smi says whether a GPU is there."
+        ) from error
+    return place
 
 
 def check_attention(model: str, attention: str, *, device: str = "auto") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from transformers.utils import logging
 
 from drift.chat import TemplateChat
 from drift.checksums import damaged_files, sum_of_bytes
-from drift.errors import PolicyError, StorageError
+from drift.errors import ConfigError, DriftError, PolicyError, StorageError
 from drift.files import inside
 from drift.manifest import write_json
 from drift.policies.fingerprint import combined, end_ids, tensor_digest, tensors_of
@@ -74,10 +75,15 @@ def wants_code(model: str, error: Exception) -> PolicyError | None:
 @contextmanager
 def loading(model: str) -> Iterator[None]:
     """A context in which what transformers raises for a model or tokenizer becomes a ``PolicyError`` that names it."""
+    if sys.flags.optimize > 1:
+        raise ConfigError("PYTHONOPTIMIZE=2 (python -OO) takes away docstrings that transformers reads. Leave it out.")
     try:
         with without_bars():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except DriftError:
+        raise
+    except Exception as error:
+        # A configuration or tokenizer that somebody wrote makes transformers raise anything.
         raise wants_code(model, error) or PolicyError(
             f"model {model!r} can't be loaded as a causal language model: {error}. "
             "Check the name, that the files are whole, and that the hub can be reached if it is not a folder."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 
 from drift.checksums import damaged_files, write_sums
 from drift.files import own_folder, writing
+from drift.terminal import tell
 
 FOLDER = "checkpoints"
 _SAVED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.md", "*.bin")
@@ -32,7 +32,7 @@ def whole_checkpoint(out: Path) -> Path | None:
         damage = damaged_files(checkpoint)
         if not damage:
             return checkpoint
-        print(f"training: {checkpoint} is damaged and not gone on from: {'; '.join(damage)}.", file=sys.stderr)
+        tell(f"training: {checkpoint} is damaged and not gone on from: {'; '.join(damage)}.", error=True)
     return None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from drift.errors import Interrupted
 from drift.files import own_folder
 from drift.manifest import package_versions, write_json
 from drift.policies.stored import NO_CODE
+from drift.terminal import tell
 from drift.training.arguments import training_arguments, with_lora
 from drift.training.checkpoints import last_checkpoint, saving, whole_checkpoint
 from drift.training.config import TrainingConfig
@@ -83,7 +83,7 @@ def optimize(
     use_trees(model, trees)
     limit = KLLimit(model, held_out, config, out, ranks=ranks, trees=trees) if config.kl_limit else None
     if getattr(model.config, "output_router_logits", False) and ranks.is_first:
-        print("training: the router loss that the model's config asks for is left out", file=sys.stderr)
+        tell("training: the router loss that the model's config asks for is left out", error=True)
     # Trainer sets it, and it would be saved so.
     use_cache = getattr(model.config, "use_cache", None)
     callbacks = [MetricsLog(out / METRICS)] if ranks.is_first else []
@@ -134,7 +134,7 @@ def _run(trainer: WeightedTrainer, checkpoint: Path | None, out: Path) -> None:
 def _can_share(model: Any, longest: int, out: Path, ranks: Ranks) -> bool:
     reason = ranks.on_first_rank(lambda: _why_not_trees(model, longest, out / PREFIXES))
     if reason and ranks.is_first:
-        print(f"training: what conversations share is computed for each, as with this model {reason}", file=sys.stderr)
+        tell(f"training: what conversations share is computed for each, as with this model {reason}", error=True)
     return not reason
 
 
@@ -143,7 +143,7 @@ def _must_be_alone(model: Any, longest: int, ranks: Ranks) -> bool:
     # NaN is a fault of these weights, which the first step names.
     alone = bool(reason) and "nan" not in reason
     if alone and ranks.is_first:
-        print(f"training: one row at a time, as with padded rows of this model {reason}", file=sys.stderr)
+        tell(f"training: one row at a time, as with padded rows of this model {reason}", error=True)
     return alone
 
 
