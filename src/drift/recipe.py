@@ -76,7 +76,8 @@ class Recipe:
     def __post_init__(self) -> None:
         self._take_short_forms()
         refuse_secrets(split_settings(self.environment)[1] if self.environment else {}, "environment")
-        refuse_secrets(self.policy, "policy")
+        for name in ("model", "policy", "data"):
+            refuse_secrets(getattr(self, name), name)
         require(self.rounds >= 1, "rounds", self.rounds, "a whole number ≥ 1")
         require(self.concurrency >= 1, "concurrency", self.concurrency, "a whole number ≥ 1")
         steps, epochs = self.training.max_steps, self.training.epochs

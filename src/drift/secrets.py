@@ -27,13 +27,18 @@ _ISSUED = re.compile(
     r"\b(?:sk|pk|rk)[-_](?:live_|test_|proj-|ant-|or-|svcacct-)?[\w-]{16,}|\bhf_[A-Za-z0-9]{16,}|\bgh[pousr]_\w{20,}"
     r"|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bxox[abeoprs]-[\w-]{10,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
     r"|\bAIza[\w-]{30,}|\bya29\.[\w-]{20,}|\bgsk_\w{20,}|\br8_\w{20,}|\bnpm_\w{30,}|\bpypi-[\w-]{30,}|\bnvapi-[\w-]{20,}"
-    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?"
+    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?"
     r"|(?<=[Bb]earer )[\w.~+/=-]{16,}|(?<=[Bb]asic )[\w+/=]{16,}"
 )
 # In an error's text: what is assigned to such a name.
-_ASSIGNED = re.compile(r"([\w-]+)(\s*['\"]?\s*[=:]\s*['\"]?)([^\s'\",;&)}\]]{6,})")
+_ASSIGNED = re.compile(
+    r"([\w-]*(?:key|token|secret|pass\w*|pwd|authorization|bearer|cookie|credential|string|url)s?)"
+    r"(\s*['\"]?\s*[=:]\s*['\"]?)([^\s'\",;&)}\]]{6,})",
+    re.IGNORECASE,
+)
 _SECRET_VARIABLE = re.compile(
-    r"(?:^|_)(?:KEY|APIKEY|TOKEN|PAT|SECRET|PASSWORD|PASSWD|PWD|PASSPHRASE|CREDENTIALS?|AUTH|DSN)(?:$|_)", re.IGNORECASE
+    r"(?:^|_)(?:KEY|APIKEY|TOKEN|PAT|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|DSN)(?:$|_)", re.IGNORECASE
 )
 # What is shorter is as likely a word.
 _SHORTEST = 8
@@ -97,7 +102,7 @@ def _is_random(text: str, *, hexadecimal: bool = False) -> bool:
 
     Hashes and revisions, which are hexadecimal, are no secrets but under a name that says so.
     """
-    if not re.fullmatch(r"[\w+/=.~-]{20,512}", text, re.ASCII):
+    if not re.fullmatch(r"[\w+/=.~-]{20,512}", text, re.ASCII) or text.startswith(("/", ".", "~")):
         return False
     for run in re.findall(rf"[A-Za-z0-9]{{{_RUN},}}", text):
         kinds = [bool(re.search(kind, run)) for kind in ("[a-z]", "[A-Z]", "[0-9]")]
@@ -106,7 +111,8 @@ def _is_random(text: str, *, hexadecimal: bool = False) -> bool:
         is_hexadecimal = re.fullmatch(r"[0-9a-f]+|[0-9A-F]+", run) is not None
         if is_hexadecimal and hexadecimal and kinds[2] and bits > 3.0:
             return True
-        if not is_hexadecimal and sum(kinds) >= 2 and kinds[2] and bits > _BITS and 4 * changes >= len(run):
+        often = changes * (2.2 if all(kinds) else 3.3) >= len(run)
+        if not is_hexadecimal and sum(kinds) >= 2 and kinds[2] and bits > _BITS and often:
             return True
     return False
 
