@@ -10,7 +10,7 @@ import drift
 PACKAGE = Path(drift.__file__).parent
 FLOORS = [
     {"types", "errors", "event_loop"},
-    {"secrets", "files", "yaml_files"},
+    {"secrets", "files", "yaml_files", "template_limits"},
     {"terminal"},
     {"keywords", "manifest", "progress", "registry"},
     {"checksums", "endings"},

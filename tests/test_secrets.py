@@ -225,7 +225,7 @@ VALUES = (
 )
 HARMLESS = (
     *("/data/models/Qwen2.5-7B-Instruct", "org/Mistral-7B-Instruct-v0.3-GPTQ-Int4", "Qwen2ForCausalLMInstruct7B"),
-    *("cosine_with_min_lr", "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b", "OPENAI_API_KEY", "skip", "sk-learn", "token"),
+    *("cosine_with_min_lr", "OPENAI_API_KEY", "skip", "sk-learn", "token"),
     *("drift.environments.arithmetic:Arithmetic", "2026-11-28T10:00:00Z", "a" * 60, "feedback.score", "[TOOL_CALLS]"),
 )
 
@@ -243,6 +243,7 @@ def test_every_name_and_every_issuers_key_is_refused_and_hidden() -> None:
         assert value not in hidden or value[:4] in ("Zx8L", "q7Zk")
     with pytest.raises(ConfigError, match="a secret"):
         refuse_secrets({"token": "9f86d081884c7d659a2feaa0c55ad015"}, "x")
+    refuse_secrets({"revision": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b"}, "x")
     for value in HARMLESS:
         for name in ("note", "key", "token", "pad_token", "max_tokens", "key_env", "reward_key", "model"):
             refuse_secrets({name: value}, "x")

@@ -6,7 +6,8 @@ import os
 import re
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TextIO
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Any
 
 from drift.secrets import scrubbed
 
@@ -79,7 +80,7 @@ def prepare() -> None:
     import warnings
 
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIO) or hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     plain = warnings.formatwarning
     warnings.formatwarning = lambda *arguments, **named: clean(plain(*arguments, **named))

@@ -24,6 +24,7 @@ from drift.errors import ConfigError, DriftError, PolicyError, StorageError
 from drift.files import inside
 from drift.manifest import write_json
 from drift.policies.fingerprint import combined, end_ids, tensor_digest, tensors_of
+from drift.policies.soundness import check_config, check_vocabulary
 
 # Always given: without it, transformers asks at the terminal whether a model folder's own code may run.
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -48,7 +49,13 @@ def local_folder(model: str) -> Path | None:
             f"the model in {folder} is damaged: {'; '.join(damage)}. Train it again, or restore the files."
         )
     refuse_pickles(folder)
+    check_config(folder)
     return folder
+
+
+def model_folder(model: str) -> Path:
+    """As ``local_folder``; the files of a hub id are fetched, and looked at like those of a folder."""
+    return local_folder(model) or _fetched(model)
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -117,7 +124,7 @@ class StoredModel:
     """
 
     def __init__(self, model: str) -> None:
-        self.folder = local_folder(model) or _fetched(model)
+        self.folder = model_folder(model)
         with loading(model):
             self.config = AutoConfig.from_pretrained(self.folder, **NO_CODE)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, padding_side="left", **NO_CODE)
@@ -126,6 +133,7 @@ class StoredModel:
         if (self.folder / "generation_config.json").is_file():
             self._empty.generation_config = GenerationConfig.from_pretrained(self.folder)
         self.end_ids = end_ids(self._empty, self.tokenizer)
+        check_vocabulary(self.tokenizer, self._empty, self.end_ids, model)
 
     def fingerprint(self) -> str:
         """The model's fingerprint (``drift.policies.fingerprint``), computed once and kept in the user's cache.
@@ -225,6 +233,7 @@ def _fetched(model: str, *, again: bool = True) -> Path:
             "Check the name, and that the hub can be reached; or give a folder."
         ) from error
     refuse_pickles(folder)
+    check_config(folder)
     return folder
 
 
