@@ -20,6 +20,7 @@ from drift.manifest import MANIFEST
 from drift.own_process import call_apart
 from drift.policies.base import derive_seed
 from drift.recipe import SECTIONS, Recipe, make_recipe, override, recipe_values
+from drift.record import write_record
 from drift.rollouts.config import TASKS
 from drift.rollouts.run import draw_tasks, roll_out
 from drift.serving import check_model, check_tuned, needs_own_process, served, unseen_weights, who_samples
@@ -106,6 +107,7 @@ def run_recipe(recipe: Recipe, out: Path) -> None:
             )
     with stage("report", out):
         write_report(out, out / "report.html")
+        write_record(out)
 
 
 def _measure_log(recipe: Recipe, model: Path, out: Path) -> None:

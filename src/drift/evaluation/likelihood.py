@@ -23,6 +23,7 @@ from drift.dataset.store import stream_trajectories
 from drift.errors import ConfigError, require
 from drift.evaluation.estimates import Measured, estimate_measured
 from drift.evaluation.metrics import Ratio
+from drift.evaluation.run import tuned_folders
 from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import kind_of, model_name
 from drift.types import Trajectory
@@ -105,7 +106,7 @@ def evaluate_log(data: Path, weights: Path, models: Mapping[str, Any], out: Path
             "estimates_sum": sum_of(out / ESTIMATES),
             "cost": {"seconds": round(time.monotonic() - start, 3)},
         }
-        write_manifest(out, KIND, content)
+        write_manifest(out, KIND, content, sources={"data": data, "weights": weights, **tuned_folders(models)})
 
 
 def _path(name: str, model: Any) -> str:

@@ -141,7 +141,7 @@ def _train(request: _Request, ranks: Ranks) -> None:
         "ranks": ranks.count,
         "cost": {"seconds": round(time.monotonic() - start, 3), "tokens_trained": tokens},
     }
-    write_manifest(out, KIND, content)
+    write_manifest(out, KIND, content, sources={"data": request.data, "weights": request.weights})
     (out / ROWS).unlink()
     (out / HELD_OUT).unlink(missing_ok=True)
 

@@ -89,7 +89,8 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
             content["file_sum"] = sum_of(temporary)
             # Until the manifest of the new weights is there, there is none: one never describes others' weights.
             (out / MANIFEST).unlink(missing_ok=True)
-        write_manifest(out, KIND, {**content, "cost": {"seconds": round(time.monotonic() - start, 3)}})
+        content["cost"] = {"seconds": round(time.monotonic() - start, 3)}
+        write_manifest(out, KIND, content, sources={"data": data})
         return read_manifest(out, KIND)
 
 
