@@ -21,7 +21,7 @@ DECIDING = (
     *("tasks.jsonl", "rejected.jsonl", "weights.parquet", "estimates.json", "sums.json", "training.json"),
     *("metrics.jsonl", "shared-prefixes.json", "kl.jsonl", "rounds.jsonl", "seconds.json", "recipe.yaml"),
 )
-# What a manifest tells of the circumstances, which the same stage run again may change. Shards have sums in their names.
+# What a manifest tells of circumstances, which the same stage run again may change. Shards have sums in their names.
 CIRCUMSTANCES = (
     *("seal", "packages", "cost", "shards", "policy_errors", "policy_usage", "environment_counts", "cluster", "ranks"),
 )
