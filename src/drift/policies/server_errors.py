@@ -14,7 +14,7 @@ from typing import Any, Literal
 # refuses fields of the request. ``everything``: no request would fare better. ``passing``: the same may succeed later.
 Kind = Literal["context", "prompt", "fields", "everything", "passing"]
 
-_MOST_CHARACTERS, _MOST_OF_A_PAGE = 300, 60
+_MOST_CHARACTERS, _MOST_OF_A_PAGE, _MOST_OF_A_BODY = 300, 60, 20_000
 _TRY_AGAIN = frozenset({408, 409, 425, 429})
 _WORD_KEYS = frozenset({"message", "msg", "detail", "error", "errors", "reason", "description", "title", "raw"})
 _CODE_KEYS = frozenset({"code", "type", "status", "error_type", "param", "n_ctx"})
