@@ -250,9 +250,12 @@ def claim(values: Mapping[str, Any], out: Path, free: tuple[str, ...] = ()) -> N
     """Write a resolved recipe to ``out``; raises ``ConfigError`` as ``check_claim`` does."""
     import yaml
 
-    from drift.files import write_atomic
+    from drift.files import refuse_others_folder, write_atomic, writing
 
     check_claim(values, out, free)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    refuse_others_folder(out)
     write_atomic(out / "recipe.yaml", yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode())
 
 

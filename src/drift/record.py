@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from drift.checksums import sum_of, sum_of_bytes
-from drift.files import inside, json_bytes, own_folder, write_json
+from drift.files import inside, json_bytes, write_json
 from drift.manifest import MANIFEST, seal_at, seal_of
 
 State = Literal["ok", "harmless", "unfinished", "damaged", "mismatch"]
@@ -63,7 +63,7 @@ def write_record(run: Path) -> None:
     }
     files = {name: sum_of(run / name) for name in _FILES if (run / name).is_file()}
     content = {"stages": stages, "files": files}
-    write_json(own_folder(run, stage=True) / RECORD, {**content, "seal": seal_of(content)})
+    write_json(run / RECORD, {**content, "seal": seal_of(content)})
 
 
 def check_record(run: Path) -> Iterator[Finding]:
@@ -118,10 +118,11 @@ def check_seal(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
 def check_sources(manifests: Mapping[Path, Mapping[str, Any]]) -> Iterator[Finding]:
     """Stages made of others than those that lie where theirs lay, or than any of that kind here."""
     here = {str(manifest.get("seal")): manifest["kind"] for manifest in manifests.values()}
-    kinds = {"data": "trajectories", "seen": "trajectories", "rollouts": "trajectories", "weights": "weights"}
+    # A model, or what it was not to be measured on, may well lie elsewhere.
+    kinds = {"data": "trajectories", "rollouts": "trajectories", "weights": "weights"}
     for folder, manifest in manifests.items():
         for name, seal in dict(manifest.get("sources") or {}).items():
-            below, kind = inside(folder, name), kinds.get(name, "model")
+            below, kind = inside(folder, name), kinds.get(name)
             if below in manifests:
                 wrong = manifests[below].get("seal") != seal
             else:
