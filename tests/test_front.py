@@ -80,6 +80,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 WRONG: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "rollout": (("guess",), "task", "tasks"),
     "read_logs": (("log.jsonl",), "colums", "columns"),
+    "rank": (("data",), "juge", "judge"),
     "weigh": (("data",), "bta", "beta"),
     "preview": (("data", "weights"), "row", "rows"),
     "train": (("data", "weights"), "max_step", "max_steps"),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         evaluate,
         export,
         preview,
+        rank,
         read_logs,
         report,
         rollout,
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _FROM = {
     "api": (
-        "evaluate", "export", "preview", "read_logs", "report", "rollout", "train", "train_online", "train_preference",
-        "weigh",
+        "evaluate", "export", "preview", "rank", "read_logs", "report", "rollout", "train", "train_online",
+        "train_preference", "weigh",
     ),
     "artifacts": ("Artifact", "Page", "Run"),
     "audit": ("check",),

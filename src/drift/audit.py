@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from drift.checksums import damaged_files, sum_of
+from drift.dataset.rewards import FILE as REWARDS_FILE
+from drift.dataset.rewards import KIND as REWARDS
 from drift.dataset.schema import dataset_hash
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import check_shard, read_tasks, shards, stream_columns, stream_trajectories
@@ -188,6 +190,7 @@ def _ok(folder: Path, manifest: dict[str, Any]) -> Finding:
             f"{manifest['counts']['trajectories']} trajectories, hash {manifest['dataset_hash'][:16]}"
         ),
         WEIGHTS: lambda: f"{manifest['diagnostics']['trajectories']} weights, hash {manifest['weights_hash'][:16]}",
+        REWARDS: lambda: f"{manifest['conversations']} conversations",
         MODEL: lambda: f"{manifest['steps']} steps",
         EVALUATION: lambda: f"{len(manifest['policies'])} policies on {manifest['tasks']} tasks",
     }
@@ -252,6 +255,12 @@ def _look_at_weights(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding
         )
 
 
+def _look_at_rewards(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
+    if not (folder / REWARDS_FILE).is_file() or sum_of(folder / REWARDS_FILE) != manifest["file_sum"]:
+        detail = "gone, or not what the manifest tells of. Run the same drift rank again."
+        yield Finding(path=folder / REWARDS_FILE, state="damaged", detail=detail)
+
+
 def _look_at_model(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
     for line in damaged_files(folder):
         yield Finding(path=folder, state="damaged", detail=f"{line}. Train it again, or restore it.")
@@ -288,6 +297,7 @@ def _look_at_evaluation(folder: Path, manifest: dict[str, Any]) -> Iterator[Find
 
 _LOOKS: dict[str, Look] = {
     TRAJECTORIES: _look_at_trajectories,
+    REWARDS: _look_at_rewards,
     WEIGHTS: _look_at_weights,
     MODEL: _look_at_model,
     EVALUATION: _look_at_evaluation,

@@ -86,6 +86,9 @@ VERBS = {
         "turn logged conversations with rewards into trajectories", "drift.api:read_logs", ("file",),
         example="drift import log.jsonl --columns.reward rating --model ./my-model --out run/logged",
         shows="print_import"),
+    "rank": Verb(
+        "let a judge rank the conversations of each prompt", "drift.api:rank", ("data",),
+        example="drift rank run/rollouts --judge.policy openai:NAME --out run/ranking"),
     "weigh": Verb(
         "weigh conversations by their return", "drift.api:weigh", ("data",),
         example="drift weigh run/rollouts --scheme drift --beta 0.1 --steps '[drop_unsolved]' --out run/weights",

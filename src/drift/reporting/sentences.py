@@ -100,6 +100,8 @@ def summary_of(kind: str, manifest: Mapping[str, Any], path: Path) -> Iterator[s
     elif kind == "weights":
         yield from chosen(manifest)
         yield from sentences(manifest["diagnostics"])
+    elif kind == "rewards":
+        yield from _ranking(manifest)
     elif kind == "model":
         yield from _training(manifest)
     elif kind == "likelihood":
@@ -111,6 +113,20 @@ def summary_of(kind: str, manifest: Mapping[str, Any], path: Path) -> Iterator[s
         yield from (*warnings_of(facts), verdict(facts))
     else:
         yield f"{len(manifest['methods'])} methods, seeds {', '.join(map(str, manifest['seeds']))}."
+
+
+def _ranking(manifest: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{manifest['conversations']:,} conversations of {manifest['prompts']:,} prompts were ranked by the judge."
+    unread, asked = manifest["unread"], 2 * manifest["prompts"]
+    if unread:
+        yield f"{unread:,} of {asked:,} rankings could not be read, so that some rest on one order or none."
+    if manifest["alone"]:
+        yield f"{manifest['alone']:,} conversations are the only ones of their prompt and have no reward."
+    told = {"orders": "Shown in the reverse order the judge turns round", "logged": "It disagrees with the rewards on"}
+    for kind, words in told.items():
+        found = manifest["disagreement"][kind]
+        if found["pairs"]:
+            yield f"{words} {found['share']:.0%} of {found['pairs']:,} pairs that both tell apart."
 
 
 def _replies(manifest: Mapping[str, Any]) -> Iterator[str]:
