@@ -268,8 +268,9 @@ def evaluate(
         sound = seen is not None
         require(sound, "seen", seen, f"the weights that were trained, made of {environment} with steps: [hold_out]")
         place = Path(out or Path(str(seen)).parent / LIKELIHOOD)
-        dtype = str((policy or {}).get("dtype", "auto"))
-        evaluate_log(Path(environment), Path(str(seen)), named, place, dtype=dtype, device=device)
+        more: dict[str, Any] = {"config": config, "sampling": sampling, "device": device}
+        more["dtype"] = str((policy or {}).get("dtype", "auto"))
+        evaluate_log(Path(environment), Path(str(seen)), named, place, **more)
         return Artifact(place, LIKELIHOOD)
     setup = Setup(environment=environment, policy=policy or {}, device=device)
     last = list(named.values())[-1] if named else "default"

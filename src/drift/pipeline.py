@@ -110,11 +110,10 @@ def _measure_log(recipe: Recipe, model: Path, out: Path) -> None:
     if not asked or (out / LIKELIHOOD / MANIFEST).is_file():
         return
     models = {"base": recipe.model, "tuned": os.fspath(model)}
-    dtype = str(recipe.policy.get("dtype", "auto"))
+    more: dict[str, Any] = {"config": recipe.evaluation, "sampling": recipe.sampling, "device": recipe.device}
+    more["dtype"] = str(recipe.policy.get("dtype", "auto"))
     with suppress(NothingHeldOut):
-        evaluate_log(
-            out / "rollouts", model.parent / "weights", models, out / LIKELIHOOD, dtype=dtype, device=recipe.device
-        )
+        evaluate_log(out / "rollouts", model.parent / "weights", models, out / LIKELIHOOD, **more)
 
 
 def one_process() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -217,10 +218,25 @@ def _likelihood(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
     for policy in dict.fromkeys(row["policy"] for row in rows):
         parts = [f"{word} {_interval(found[policy, metric])}" for metric, word in _LIKELIHOODS.items()]
         yield f"{policy}: {', '.join(parts)}."
+    for policy in manifest["policies"]:
+        if (policy, "preferred") in found:
+            told = _interval(found[policy, "preferred"])
+            yield f"The judge finds {policy}'s reply better than another's in {told} of pairs, a tie being half."
+    yield from _side_by_side(path / "replies.jsonl")
     yield (
         "These are replies of whoever was logged: finding good ones likelier shows that a model learned from the "
         "ratings, not that its own replies are better. For that somebody must read or judge those."
     )
+
+
+def _side_by_side(path: Path, *, shown: int = 2, longest: int = 160) -> Iterator[str]:
+    """Some of what models reply to held-out openings, cut short, and where the rest is."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for row in map(json.loads, lines[:shown]):
+        said = {"asked": row["opening"][-1]["content"], "logged": row["logged"], **row["replies"]}
+        yield "; ".join(f"{name}: {shorten(text, longest, placeholder=' …')!r}" for name, text in said.items())
+    if lines:
+        yield f"Replies to {len(lines)} held-out openings, side by side: {path}"
 
 
 _LIKELIHOODS = {"nll_good": "well rated", "nll_bad": "badly rated", "nll": "all", "nll_weighted": "weighted"}
