@@ -49,8 +49,8 @@ class Chain:
         return data_of(self.scheme.function)
 
     def asks_what_was_said(self) -> bool:
-        """Whether the scheme asks for replies or feedback."""
-        return "reply_T" in self.asked or "feedback_T" in self.asked
+        """Whether scheme or turns ask for replies or feedback."""
+        return "reply_T" in self.asked or "feedback_T" in self.asked or self.turns.name == "advantage"
 
     def try_settings(self) -> None:
         """Run what is built in on one conversation, so that a setting is refused before anything is sampled."""
@@ -71,8 +71,8 @@ class WeightConfig:
     """What replies weigh: outcome, return, scheme, turns, steps. What is null is as in the scheme's paper.
 
     Args:
-        scheme: drift, drift_averaged, bolt, sft, rft, star, star_gate, refit, swift, group_relative, rwr, awr, one that
-            another package declares, or module:function; {awr: {w_max: 20}} with its settings.
+        scheme: drift, drift_averaged, bolt, sft, rft, star, star_gate, refit, swift, group_relative, rwr, awr, topr,
+            asymre, one that another package declares, or module:function; {awr: {w_max: 20}} with its settings.
         beta: temperature β of drift, bolt, rwr and awr, which divides the return; null is 0.1. auto, for drift and
             bolt, finds it, so that as many conversations of a prompt count as succeed; {auto: 0.3} so that the
             effective sample size of its weights is that share of K.
@@ -84,8 +84,9 @@ class WeightConfig:
         repetition_over: what distinct answers are a share of: turns (the paper) or answers (its published code, which
             counts those that could be read).
         format_failure: cost of each reply without a readable answer; 0 in the paper, 0.1 in its published code.
-        turns: replies that get the weight: terminal (the last), all, first, credited (all but rejected ones), or
-            own (each reply is weighed alone, by its own reward), or module:function; null is all for refit, swift,
+        turns: replies that get the weight: terminal (the last), all, first, credited (all but rejected ones),
+            advantage (each what it was worth, from the tree of the prompt's conversations), or own (each reply is
+            weighed alone, by its own reward), or module:function; null is all for refit, swift,
             group_relative and star_gate, first for bolt, else terminal.
         steps: what is done then, in order: hold_out, drop_unsolved, shrink_unsolved,
             bound_negative, skip_small, resample, or module:function, each a name or {name: setting}. bound_negative
@@ -187,6 +188,7 @@ class WeightConfig:
         require(fits, "weights.turns", turns.name, "first", f"The weights of {scheme.name} judge first replies alone.")
         # Of turns of one's own nobody knows what they give; rejected replies are pushed away.
         signed = scheme.signed or not is_own(turns.function) or bool(turns.settings.get("rejected"))
+        signed |= turns.name == "advantage"
         chain = Chain(
             scheme=scheme,
             settings=self._scheme_settings(scheme, given),

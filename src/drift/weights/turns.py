@@ -148,4 +148,4 @@ def own(weights_T: Floats, data: Conversations) -> Floats:
 
 
 TURNS = {"terminal": terminal, "all": every, "first": first, "credited": credited, "own": own}
-REGISTRY = Registry("spread over turns", "drift.turns", TURNS)
+REGISTRY = Registry("spread over turns", "drift.turns", {**TURNS, "advantage": "drift.weights.advantages:advantage"})
