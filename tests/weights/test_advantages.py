@@ -79,6 +79,13 @@ def interval(values_P):
     return values_P.mean(axis=0), values_P.std(axis=0, ddof=1) / np.sqrt(len(values_P))
 
 
+def ratio(values_T, prompt_T, prompts):
+    """The mean over replies and its standard error over prompts, which have as many of them as chance would have it."""
+    count_P, sum_P = np.bincount(prompt_T, minlength=prompts), np.bincount(prompt_T, values_T, prompts)
+    mean = sum_P.sum() / count_P.sum()
+    return mean, np.sqrt(((sum_P - mean * count_P) ** 2).sum()) / count_P.sum()
+
+
 def test_few_conversations_give_the_policy_gradient_without_bias(random_conversations):
     prompts, samples = 4000, 4
     data, worth_N, place_T, reply_T = sampled(random_conversations, prompts, samples, 1)
@@ -110,14 +117,9 @@ def test_values_are_right_where_the_policy_stops_and_those_by_turn_index_are_not
         here = (place_T == at) & (reply_T == 1)
         visits = np.bincount(prompt_T[place_T == at], minlength=prompts)
         here &= (visits > 1)[prompt_T]
-        seen = np.unique(prompt_T[here])
-        means = [
-            np.array([values_T[here & (prompt_T == prompt)].mean() for prompt in seen])
-            for values_T in (credit_T, by_turn_T)
-        ]
-        mean, error = interval(means[0])
+        mean, error = ratio(credit_T[here], prompt_T[here], prompts)
         assert abs(mean - advantages_HA[at, 1]) < 4 * error, (history, mean, error)
-        naive, error = interval(means[1])
+        naive, error = ratio(by_turn_T[here], prompt_T[here], prompts)
         wrong += abs(naive - advantages_HA[at, 1]) > 6 * error
     assert wrong >= 3
 
