@@ -85,9 +85,9 @@ class WeightConfig:
             counts those that could be read).
         format_failure: cost of each reply without a readable answer; 0 in the paper, 0.1 in its published code.
         turns: replies that get the weight: terminal (the last), all, first, credited (all but rejected ones),
-            advantage (each what it was worth, from the tree of the prompt's conversations), or own (each reply is
-            weighed alone, by its own reward), or module:function; null is all for refit, swift,
-            group_relative and star_gate, first for bolt, else terminal.
+            advantage (each what it was worth, from the tree of the prompt's conversations), own (each is weighed alone,
+            by its own reward; {own: 0.9} adds later ones, discounted), or module:function; null is all for refit,
+            swift, group_relative and star_gate, first for bolt, else terminal.
         steps: what is done then, in order: hold_out, drop_unsolved, shrink_unsolved,
             bound_negative, skip_small, resample, or module:function, each a name or {name: setting}. bound_negative
             (where weights can be negative) and skip_small come last unless named; {skip_small: null} leaves one out.

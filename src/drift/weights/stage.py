@@ -127,7 +127,7 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
     config.check_adaptive(first)
     chain, outcome = config.chain, config.outcome or "success"
     if chain.turns.name == "own":
-        outcomes = outcomes.each_reply()
+        outcomes = outcomes.each_reply(**chain.turns.settings)
     index_N = outcomes.group_index()
     scheme, asked = chain.scheme, chain.asked
     no_mistakes = chain.turns.name in ("terminal", "first", "all") and "rejected_T" not in asked
