@@ -144,7 +144,7 @@ def _train(request: _Request, ranks: Ranks) -> None:
         "loss": {"plan": config.plan, "divisor": steps[0].divisor},
         "counts": counts,
         **measured,
-        "steps": min([trainer.state.global_step, *(each["step"] for each in measured.values())]),
+        "steps": _kept_step(config, measured) or trainer.state.global_step,
         "ranks": ranks.count,
         "cost": {"seconds": round(time.monotonic() - start, 3), "tokens_trained": tokens},
     }
@@ -152,6 +152,14 @@ def _train(request: _Request, ranks: Ranks) -> None:
     for name in (ROWS, KL_ROWS, HELD_OUT):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / BEST, ignore_errors=True)
+
+
+def _kept_step(config: TrainingConfig, measured: dict[str, Any]) -> int | None:
+    """The step of the model that is saved, where that need not be the last one."""
+    if config.kl_limit:
+        return int(measured["kl_limit"]["step"])
+    best = config.held_out is not None and config.held_out.keep == "best"
+    return int(measured["held_out"]["step"]) if best else None
 
 
 def _load(request: _Request) -> tuple[Any, Any]:
