@@ -74,7 +74,7 @@ class HeldOut:
                 continue
             weights = [1.0] * len(trajectory.turns)
             if self._weights is not None:
-                weights = [max(0.0, weight) for weight in self._weights.get(trajectory.id) or ()]
+                weights = [max(0.0, weight) for weight in self._weights.get(trajectory.id, ())]
             rows = rows_of(trajectory, weights, normalization="sum") if trajectory.error is None else []
             if rows and all(self._longest is None or len(row.token_ids) <= self._longest for row in rows):
                 held = self._kept_rows.setdefault(trajectory.group_id, {})

@@ -12,6 +12,7 @@ import numpy as np
 from drift.dataset.outcomes import SHAPING, Outcomes, check_outcome
 from drift.errors import ConfigError, require
 from drift.registry import Link, check_settings, complete, data_of, is_own, link, name_of, plain, settings_of, try_once
+from drift.weights.auto import AUTO, choice
 from drift.weights.schemes import Scheme, find_scheme, sft_weights
 from drift.weights.steps import REGISTRY as STEPS
 from drift.weights.turns import REGISTRY as TURNS
@@ -72,7 +73,8 @@ class WeightConfig:
 
     Args:
         scheme: drift, drift_averaged, bolt, sft, rft, star, star_gate, refit, swift, group_relative, rwr, awr, topr,
-            asymre, one that another package declares, or module:function; {awr: {w_max: 20}} with its settings.
+            asymre, auto (by what the data look like, and it says why), one that another package declares, or
+            module:function; {awr: {w_max: 20}} with its settings.
         beta: temperature β of drift, bolt, rwr and awr, which divides the return; null is 0.1. auto, for drift and
             bolt, finds it, so that as many conversations of a prompt count as succeed; {auto: 0.3} so that the
             effective sample size of its weights is that share of K.
@@ -148,15 +150,17 @@ class WeightConfig:
         return {
             "group_by": "opening" if self.baseline == "opening" else "task",
             "spoken": self.chain.asks_what_was_said(),
-            "replies": self.chain.turns.name == "own",
+            "replies": self.chain.turns.name == "own" or self.chain.scheme is AUTO,
             "notes": tuple(dict.fromkeys(notes)),
             "words": self.baseline == "fitted",
             "openings": "hold_out" in [each.name for each in self.chain.steps],
         }
 
     def settled(self, outcomes: Outcomes, *, logged: bool) -> WeightConfig:
-        """With outcome and baseline, where they are left to the data: ``logged``, or sampled for a number of tasks."""
+        """With what is left to the data: scheme, outcome and baseline; ``logged``, or sampled for a number of tasks."""
         known_N, scheme = outcomes.known_N, self.chain.scheme
+        if scheme is AUTO:
+            return replace(self, **choice(outcomes, self.outcome)["settings"]).settled(outcomes, logged=logged)
         # Plain fine-tuning asks for no outcome, and leaves no conversation out for lack of one.
         judged = known_N.all() if scheme.function is sft_weights else known_N.any()
         index_N = outcomes.group_index()

@@ -263,7 +263,7 @@ SCHEMES: dict[str, Scheme] = {
         _scheme("asymre", asymre_weights, **_COMPARED),
     )
 }
-REGISTRY = Registry("scheme", "drift.schemes", SCHEMES)
+REGISTRY = Registry("scheme", "drift.schemes", {**SCHEMES, "auto": "drift.weights.auto:AUTO"})
 
 
 def find_scheme(scheme: str | Callable[..., Floats]) -> Scheme:

@@ -18,6 +18,7 @@ from drift.dataset.store import count_trajectories
 from drift.errors import ConfigError
 from drift.manifest import MANIFEST, read_manifest, replacing, write_manifest
 from drift.registry import link, plain
+from drift.weights.auto import AUTO, choice
 from drift.weights.config import PROMPTS, Chain, WeightConfig
 from drift.weights.diagnostics import diagnose, mixed_shares
 from drift.weights.groups import Floats
@@ -58,6 +59,7 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
     manifest = read_manifest(data, TRAJECTORIES)
     outcomes = read_outcomes(data, **config.asked())
     settled = config.settled(outcomes, logged="import" in manifest["spec"])
+    auto = choice(outcomes, config.outcome) if config.chain.scheme is AUTO else None
     if settled.baseline == "fitted" and outcomes.words is None:
         outcomes = read_outcomes(data, **settled.asked())
     read, outcomes = len(outcomes.ids), labelled(outcomes, settled)
@@ -84,6 +86,7 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
         "file_sum": file_sum,
         "excluded": {"failed": count_trajectories(data) - read, **({"unlabelled": missing} if missing else {})},
         "automatic": [name for name in ("outcome", "baseline") if getattr(config, name) is None],
+        **({"auto": auto} if auto else {}),
         "diagnostics": weights.report,
         "cost": {"seconds": round(time.monotonic() - start, 3)},
     }
