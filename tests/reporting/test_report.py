@@ -12,6 +12,7 @@ from drift.evaluation.config import EvaluationConfig
 from drift.evaluation.run import check_unseen, evaluate_policies
 from drift.policies.base import Sampling
 from drift.reporting.facts import read_facts, table, verdict
+from drift.reporting.plots import training_curve
 from drift.rollouts.setup import Setup
 
 HOSTILE = "</div><script>alert(1)</script><img src=http://evil.example/x>{{ 7*7 }}\u202e\x07<answer>50</answer>"
@@ -66,6 +67,12 @@ def test_the_page_tells_the_verdict_the_curves_and_the_costs(run: Path) -> None:
     assert page.count("<svg") == 2
     for word in ("multi@5", "corrected@3", "evaluation", "Conversations before and after", "guess"):
         assert word in page
+
+
+def test_the_loss_of_held_out_prompts_is_drawn_beside_that_of_training() -> None:
+    curve = [{"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.4}]
+    both = training_curve(curve, [{"step": 0, "nll": 1.0}, {"step": 10, "nll": None}, {"step": 20, "nll": 0.8}])
+    assert 'id="axes_2"' in both and 'id="axes_2"' not in training_curve(curve)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ class Facts:
             first rollouts and of the last weights and model.
         rounds: the same three by name for each round.
         curve: training metrics by step.
+        held_out: loss of held-out prompts by step, the base's first.
         recipe: the resolved recipe as text.
         pairs: greedy conversations of the baseline and another policy on the same task.
         likelihood: what was measured on held-out prompts of a log, in sentences.
@@ -53,6 +54,7 @@ class Facts:
     model: dict[str, Any] | None
     rounds: list[dict[str, dict[str, Any] | None]]
     curve: list[dict[str, float]]
+    held_out: list[dict[str, float]]
     recipe: str
     pairs: list[tuple[Trajectory, Trajectory]]
     likelihood: list[str]
@@ -90,7 +92,7 @@ def read_facts(run: Path, *, conversations: int = 8) -> Facts:
         }
         for number, place in enumerate(rounds)
     ]
-    metrics = rounds[-1] / "model" / "metrics.jsonl"
+    last = rounds[-1] / "model"
     recipe = run / "recipe.yaml"
     logged = _manifest(run / LIKELIHOOD, LIKELIHOOD)
     return Facts(
@@ -101,11 +103,16 @@ def read_facts(run: Path, *, conversations: int = 8) -> Facts:
         weights=stages[-1]["weights"],
         model=stages[-1]["model"],
         rounds=stages,
-        curve=[json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else [],
+        curve=_lines(last / "metrics.jsonl"),
+        held_out=_lines(last / "held-out.jsonl"),
         recipe=recipe.read_text() if recipe.is_file() else "",
         pairs=_pairs(folder, list(evaluation["policies"]), conversations) if evaluation else [],
         likelihood=list(summary_of(LIKELIHOOD, logged, run / LIKELIHOOD)) if logged else [],
     )
+
+
+def _lines(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _estimates(folder: Path, evaluation: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:

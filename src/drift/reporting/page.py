@@ -100,5 +100,5 @@ def _figures(facts: Facts) -> list[dict[str, Any]]:
         found.append({"name": "Returns", "plot": _figure(histogram(seen["return_histogram"], "return R", COLORS[3]))})
         found.append({"name": "Weights", "plot": _figure(histogram(seen["histogram"], "weight w", COLORS[2]))})
     if facts.curve:
-        found.append({"name": "Training", "plot": _figure(training_curve(facts.curve))})
+        found.append({"name": "Training", "plot": _figure(training_curve(facts.curve, facts.held_out))})
     return found

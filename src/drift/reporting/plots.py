@@ -75,12 +75,18 @@ def histogram(values: Mapping[str, Sequence[float]], label: str, color: str) -> 
     return svg(draw, label)
 
 
-def training_curve(curve: Sequence[Mapping[str, Any]]) -> str:
-    """Weighted loss against optimizer step."""
+def training_curve(curve: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Weighted loss against optimizer step, and beside it that of prompts held out, where there are some."""
 
     def draw(axes: Axes) -> None:
         axes.plot([row["step"] for row in curve], [row["loss"] for row in curve], color=COLORS[1])
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("weighted loss (nats per row)")
+        if held_out:
+            beside = axes.twinx()
+            nlls = [math.nan if row["nll"] is None else row["nll"] for row in held_out]
+            beside.plot([row["step"] for row in held_out], nlls, color=COLORS[2], marker=".")
+            beside.set_ylabel("held-out loss (nats per token)", color=COLORS[2])
+            beside.spines["top"].set_visible(False)
 
     return svg(draw, "training loss")

@@ -32,6 +32,8 @@ def _baseline(baseline: str | Mapping[str, str]) -> str:
 def chosen(manifest: Mapping[str, Any]) -> Iterator[str]:
     """What was left to the data and what it made of that, and which conversations had nothing to go by."""
     chain, automatic = manifest["chain"], manifest["automatic"]
+    if "auto" in manifest:
+        yield manifest["auto"]["why"]
     if "outcome" in automatic and chain["outcome"] != "success":
         yield "What counts is the reward: no conversation says whether it succeeded."
     if "baseline" in automatic and chain["baseline"] != "task":

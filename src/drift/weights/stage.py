@@ -19,6 +19,7 @@ from drift.dataset.store import count_trajectories
 from drift.errors import ConfigError, require
 from drift.manifest import MANIFEST, read_manifest, replacing, write_manifest
 from drift.registry import link, plain
+from drift.weights.auto import AUTO, choice
 from drift.weights.config import PROMPTS, Chain, WeightConfig
 from drift.weights.diagnostics import diagnose, mixed_shares
 from drift.weights.groups import Floats
@@ -65,6 +66,7 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
         config = replace(config, outcome=config.outcome or "reward")
     outcomes, given = _read(data, config, rewards, manifest["dataset_hash"])
     settled = config.settled(outcomes, logged="import" in manifest["spec"])
+    auto = choice(outcomes, config.outcome) if config.chain.scheme is AUTO else None
     if settled.baseline == "fitted" and outcomes.words is None:
         outcomes, _ = _read(data, settled, rewards, manifest["dataset_hash"])
     outcomes = labelled(outcomes, settled)
@@ -93,6 +95,7 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
         "file_sum": file_sum,
         "excluded": {"failed": failed, **({"unlabelled": missing} if missing else {})},
         "automatic": [name for name in ("outcome", "baseline") if getattr(config, name) is None],
+        **({"auto": auto} if auto else {}),
         "diagnostics": weights.report,
         "cost": {"seconds": round(time.monotonic() - start, 3)},
     }
@@ -146,7 +149,7 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
     config.check_adaptive(first)
     chain, outcome = config.chain, config.outcome or "success"
     if chain.turns.name == "own":
-        outcomes = outcomes.each_reply()
+        outcomes = outcomes.each_reply(**chain.turns.settings)
     index_N = outcomes.group_index()
     scheme, asked = chain.scheme, chain.asked
     no_mistakes = chain.turns.name in ("terminal", "first", "all") and "rejected_T" not in asked
