@@ -316,7 +316,7 @@ def preview(
         rows: how many conversations, from the largest weight to the smallest.
         max_length: as for train: rows that are longer are left out.
     """
-    from drift.manifest import write_atomic
+    from drift.files import write_atomic
     from drift.reporting.page import preview_page
 
     made = make_preview(Path(data), Path(weights), rows=rows, max_length=max_length)

@@ -20,7 +20,7 @@ from drift.dataset.store import check_shard, read_tasks, shards, stream_columns,
 from drift.environments import ENVIRONMENTS, make_environment
 from drift.environments.base import SPLITS, EnvironmentFactory, task_hash
 from drift.environments.conformance import check_environment
-from drift.errors import DatasetError, DriftError, require, unknown_name
+from drift.errors import ConfigError, DatasetError, DriftError, require, unknown_name
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
 from drift.keywords import by_fields
@@ -31,6 +31,7 @@ from drift.training.checkpoints import FOLDER, unfinished
 from drift.training.config import KIND as MODEL
 from drift.weights.table import KIND as WEIGHTS
 from drift.weights.table import read_table
+from drift.yaml_files import read_mapping
 
 State = Literal["ok", "unfinished", "damaged", "mismatch"]
 PARQUET_END = b"PAR1"
@@ -326,16 +327,14 @@ def _belonging(manifests: dict[Path, dict[str, Any]]) -> Iterator[Finding]:
 
 def _drifted(root: Path, manifests: dict[Path, dict[str, Any]]) -> Iterator[Finding]:
     """Stages beside a recipe that were made with other settings than it says."""
-    import yaml
-
     for path in sorted(root.rglob("recipe.yaml")):
         try:
-            recipe = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            yield Finding(path=path, state="damaged", detail=f"can't be read ({error})")
+            recipe = read_mapping(path)
+        except ConfigError as error:
+            yield Finding(path=path, state="damaged", detail=str(error))
             continue
         for folder, manifest in manifests.items():
-            if folder.parent != path.parent or not isinstance(recipe, dict):
+            if folder.parent != path.parent:
                 continue
             said, done = None, None
             if manifest["kind"] == WEIGHTS:

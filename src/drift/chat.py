@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from drift.errors import PolicyError, require
+from drift.template_limits import MOST_TEXT, MOST_TEXT_PER_CHARACTER, check_template
 from drift.types import Message, Role, Turn
 
 
@@ -79,6 +80,8 @@ class TemplateChat:
                 f"the tokenizer of {source!r} has no chat template, which multi-turn conversation needs. "
                 "Use an instruction-tuned model, or set tokenizer.chat_template and save the tokenizer with the model."
             )
+        for template in _texts_of(tokenizer.chat_template):
+            check_template(template, source)
         for key in arguments or {}:
             require(
                 key not in _GIVEN and key in str(tokenizer.chat_template),
@@ -440,8 +443,13 @@ class TemplateChat:
             text: str = self._tokenizer.apply_chat_template(
                 given, add_generation_prompt=add_generation_prompt, tokenize=False, **self._arguments
             )
-        except TemplateError as error:
-            raise PolicyError(self._refusal(messages, str(error))) from error
+        except Exception as error:
+            # A template that somebody wrote raises anything.
+            kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+            raise PolicyError(self._refusal(messages, f"{kind}{error}")) from error
+        said = sum(len(message["content"]) for message in messages)
+        if len(text) > MOST_TEXT + MOST_TEXT_PER_CHARACTER * said:
+            raise PolicyError(self._refusal(messages, f"it writes {len(text):,} characters of {said:,}"))
         return text
 
     def _with_thinking(self, message: Message) -> dict[str, object]:
@@ -519,6 +527,11 @@ _GIVEN = ("messages", "add_generation_prompt", "tokenize", "conversation", "chat
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARKS = re.compile(f"[{_OPEN}{_CLOSE}]")
 _BETWEEN_MARKS = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
+
+
+def _texts_of(templates: Any) -> list[str]:
+    """One chat template, or several by name, as transformers takes them."""
+    return [templates] if isinstance(templates, str) else [str(each) for each in dict(templates).values()]
 
 
 def _marked(messages: Sequence[Message], found: re.Pattern[str], mark: Callable[[re.Match[str]], str]) -> list[Message]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import signal
 import sys
 import typing
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 import drift
-from drift.errors import ConfigError, DriftError, unknown_name
+from drift.endings import ended
+from drift.errors import ConfigError, unknown_name
 from drift.keywords import (
     Option,
     as_declared,
@@ -29,7 +30,7 @@ from drift.keywords import (
     options_of_record,
 )
 from drift.progress import leave
-from drift.secrets import scrubbed
+from drift.terminal import prepare, tell
 
 
 @dataclass(frozen=True)
@@ -140,28 +141,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        if given[:1] == ["help"]:
-            given = [*given[1:2], "--help"]
-        if not given or given[0].startswith("-"):
-            return _top_level(given)
-        name, *rest = given
-        if name not in VERBS:
-            raise unknown_name("command", name, VERBS)
-        return _run(name, VERBS[name], rest)
-    except DriftError as error:
-        print(f"drift: {scrubbed(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("drift: stopped. Run the same command again to go on.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of a pipe left; Python would complain again while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    if given[:1] == ["help"]:
+        given = [*given[1:2], "--help"]
+    if not given or given[0].startswith("-"):
+        return ended(lambda: _top_level(given), "drift")
+    name, *rest = given
+    out = _peek(rest, "--out")
+    return ended(lambda: _run(name, rest), f"drift {name}", Path(out) if out else None)
 
 
-def _run(name: str, verb: Verb, arguments: Sequence[str]) -> int:
+def _run(name: str, arguments: Sequence[str]) -> int:
+    if name not in VERBS:
+        raise unknown_name("command", name, VERBS)
+    verb = VERBS[name]
     function = _load(verb.function)
     parser = parser_of(name, arguments)
     found = _as_dict(parse(parser, arguments))
@@ -172,14 +164,13 @@ def _run(name: str, verb: Verb, arguments: Sequence[str]) -> int:
         positional[at] = {"name": positional[at], **settings} if settings else positional[at]
     # Dotted keys of a recipe are the function's keywords; of other verbs they are the parts of one argument.
     keywords = _load("drift.recipe:flatten")(found) if verb.record == _RECIPE else _nested_policy(found)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = function(*positional, **keywords)
     if result is None or os.environ.get("RANK", "0") != "0":
         return 0
     if verb.shows:
         return int(_load(f"drift.reporting.console:{verb.shows}")(result) or 0)
     for line in [str(result)] if not hasattr(result, "summary") else [f"{result}:", *result.summary()]:
-        print(line)
+        tell(line)
     return 0
 
 
@@ -264,14 +255,14 @@ def _positional_help(verb: str, name: str, words: Mapping[str, str]) -> str:
 
 def _top_level(given: Sequence[str]) -> int:
     if given and given[0] == "--version":
-        print(f"drift {drift.__version__}")
+        tell(f"drift {drift.__version__}")
         return 0
     if given and given[0] not in ("-h", "--help"):
         raise unknown_name("option", given[0], ["--help", "--version"], where="drift")
     width = max(map(len, VERBS)) + 2
-    print(f"usage: drift VERB [options]\n\n{inspect.getdoc(drift)}\n\nverbs:")
-    print("\n".join(f"  {name:{width}}{verb.summary}" for name, verb in VERBS.items()))
-    print("\ndrift VERB --help tells a verb's options, drift --version the version.")
+    tell(f"usage: drift VERB [options]\n\n{inspect.getdoc(drift)}\n\nverbs:")
+    tell("\n".join(f"  {name:{width}}{verb.summary}" for name, verb in VERBS.items()))
+    tell("\ndrift VERB --help tells a verb's options, drift --version the version.")
     return 0
 
 
@@ -340,6 +331,7 @@ def _load(path: str) -> Any:
 
 def entry() -> None:
     """The console script."""
+    prepare()
     if "LOCAL_RANK" not in os.environ:
         sys.exit(main())
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from drift.api import read_logs, train
 from drift.artifacts import LIKELIHOOD, Run
+from drift.endings import stage
 from drift.environments import make_environment
 from drift.errors import ConfigError, require, unknown_name
 from drift.evaluation.run import evaluate_policies, held_out_tasks
@@ -22,8 +23,10 @@ from drift.recipe import SECTIONS, Recipe, make_recipe, override, recipe_values
 from drift.rollouts.config import TASKS
 from drift.rollouts.run import draw_tasks, roll_out
 from drift.serving import check_model, check_tuned, needs_own_process, served, unseen_weights, who_samples
+from drift.terminal import tell
 from drift.training.config import TrainingConfig
 from drift.weights.stage import weigh_dataset
+from drift.yaml_files import read_mapping
 
 
 def run(
@@ -46,7 +49,7 @@ def run(
     values = override(recipe_values(recipe), keys, "run", ("recipe", "out", "dry_run"))
     resolved = make_recipe(values, str(recipe) if named else "given")
     if dry_run:
-        print(yaml.safe_dump(resolved.to_dict(), sort_keys=False, allow_unicode=True), end="")
+        tell(yaml.safe_dump(resolved.to_dict(), sort_keys=False, allow_unicode=True), end="")
         check_recipe(resolved)
         return None
     place = Path(out or f"runs/{Path(recipe).stem if named else 'run'}")
@@ -82,24 +85,27 @@ def run_recipe(recipe: Recipe, out: Path) -> None:
     check_recipe(recipe)
     # A log that could not be read at first is tried again with other columns.
     claim(recipe.to_dict(), out, () if (out / "rollouts" / MANIFEST).is_file() else ("data.",))
-    sample(recipe, out / "rollouts")
+    with stage("rollouts", out / "rollouts"):
+        sample(recipe, out / "rollouts")
     model = tune(recipe, out / "rollouts", out)
     setup, models = served(recipe, model)
     if recipe.data is not None:
         _measure_log(recipe, model, out)
     if recipe.environment:
-        evaluate_policies(
-            setup,
-            models,
-            recipe.evaluation,
-            recipe.sampling,
-            out / "evaluation",
-            seed=recipe.seed,
-            seen=out / "rollouts",
-            concurrency=recipe.concurrency,
-            cluster=recipe.cluster,
-        )
-    write_report(out, out / "report.html")
+        with stage("evaluation", out / "evaluation"):
+            evaluate_policies(
+                setup,
+                models,
+                recipe.evaluation,
+                recipe.sampling,
+                out / "evaluation",
+                seed=recipe.seed,
+                seen=out / "rollouts",
+                concurrency=recipe.concurrency,
+                cluster=recipe.cluster,
+            )
+    with stage("report", out):
+        write_report(out, out / "report.html")
 
 
 def _measure_log(recipe: Recipe, model: Path, out: Path) -> None:
@@ -170,8 +176,10 @@ def tune(recipe: Recipe, data: Path, out: Path) -> Path:
         folder = stage_folder(out, number, recipe.rounds)
         if number > 1:
             data = folder / "rollouts"
-            sample(recipe, data, model=model, round=number)
-        weigh_dataset(data, recipe.weights, folder / "weights")
+            with stage("rollouts", data):
+                sample(recipe, data, model=model, round=number)
+        with stage("weights", folder / "weights"):
+            weigh_dataset(data, recipe.weights, folder / "weights")
         more: dict[str, Any] = {
             "config": config,
             "out": folder / "model",
@@ -180,10 +188,11 @@ def tune(recipe: Recipe, data: Path, out: Path) -> Path:
             "device": recipe.device,
             "any_policy": unseen_weights(recipe),
         }
-        if needs_own_process(recipe) and not needs_launch(config):
-            call_apart("drift.training.run:train_model", data=data, weights=folder / "weights", **more)
-        else:
-            train(data, folder / "weights", **more)
+        with stage("training", folder / "model"):
+            if needs_own_process(recipe) and not needs_launch(config):
+                call_apart("drift.training.run:train_model", data=data, weights=folder / "weights", **more)
+            else:
+                train(data, folder / "weights", **more)
         model = folder / "model"
     assert model is not None
     return model
@@ -204,7 +213,7 @@ def split_steps(config: TrainingConfig, rounds: int) -> list[TrainingConfig]:
 
 def check_recipe(recipe: Recipe) -> None:
     """Find what can be found wrong without long work: environment and tasks or log, the model, who samples it."""
-    if recipe.training.lora or recipe.training.arguments:
+    if recipe.training.lora or recipe.training.arguments or recipe.device not in ("auto", "cpu"):
         # Asks the libraries that know them, which takes seconds to load.
         from drift.training.arguments import check_settings
 
@@ -238,7 +247,7 @@ def claim(values: Mapping[str, Any], out: Path, free: tuple[str, ...] = ()) -> N
     """Write a resolved recipe to ``out``; raises ``ConfigError`` as ``check_claim`` does."""
     import yaml
 
-    from drift.manifest import write_atomic
+    from drift.files import write_atomic
 
     check_claim(values, out, free)
     write_atomic(out / "recipe.yaml", yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode())
@@ -249,14 +258,12 @@ def check_claim(values: Mapping[str, Any], out: Path, free: tuple[str, ...] = ()
 
     A key that the recipe there lacks is newer than it, and had what is now the default.
     """
-    import yaml
-
     from drift.manifest import differing_keys
 
     path = out / "recipe.yaml"
     if not path.is_file():
         return
-    found = differing_keys(_filled(yaml.safe_load(path.read_text()) or {}), values)
+    found = differing_keys(_filled(read_mapping(path)), values)
     # Where conversations are held changes none of them, nor do several processes change what is trained.
     free = ("cluster", "concurrency", "training.num_processes", *free)
     changed = [key for key in found if not key.startswith(free)]
@@ -270,5 +277,5 @@ def check_claim(values: Mapping[str, Any], out: Path, free: tuple[str, ...] = ()
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` and, where a section lacks a key, the default."""
     defaults = Recipe().to_dict()
-    inner = {name: {**defaults[name], **values.get(name, {})} for name in SECTIONS}
+    inner = {name: {**defaults[name], **(values.get(name) or {})} for name in SECTIONS}
     return {**defaults, **values, **inner}

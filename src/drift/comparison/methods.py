@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drift.baselines.config import OnlineConfig, PreferenceConfig
-from drift.errors import ConfigError, check_folder_name, require, unknown_name
+from drift.errors import ConfigError, require, unknown_name
+from drift.files import check_folder_name
 from drift.recipe import SECTIONS, Recipe, flatten, keys_of
 
 BASE = "base"

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from drift.checksums import sum_of
 from drift.dataset.outcomes import Outcomes
 from drift.errors import DatasetError
-from drift.manifest import read_manifest, replacing
+from drift.files import replacing
+from drift.manifest import read_manifest
 
 KIND, FILE = "rewards", "rewards.parquet"
 

@@ -8,6 +8,7 @@ from typing import Any
 from drift.environments.base import Environment, EnvironmentFactory
 from drift.errors import require
 from drift.registry import Registry, path_of, plain, settings_of_object
+from drift.secrets import refuse_secrets
 
 ENVIRONMENTS = Registry(
     "environment",
@@ -59,7 +60,9 @@ def environment_record(environment: Any) -> dict[str, Any]:
     name, settings = split_settings(environment)
     if isinstance(name, str):
         return {"name": name, "settings": settings}
-    return {"name": path_of(name), "settings": plain(settings) if callable(name) else settings_of_object(name)}
+    settings = plain(settings) if callable(name) else settings_of_object(name)
+    refuse_secrets(settings, "environment")
+    return {"name": path_of(name), "settings": settings}
 
 
 __all__ = [

@@ -18,7 +18,7 @@ from drift.evaluation.config import EvaluationConfig
 from drift.evaluation.estimates import Measured
 from drift.evaluation.metrics import Ratio, has_outcome
 from drift.event_loop import run_to_end
-from drift.manifest import write_atomic
+from drift.files import write_atomic
 from drift.policies.base import RequestFailed
 from drift.progress import Progress
 from drift.types import Trajectory

@@ -21,7 +21,8 @@ from drift.environments.base import stable_unit
 from drift.errors import DatasetError, EnvironmentFault
 from drift.evaluation.judging import OPEN, key_of, read_answers
 from drift.event_loop import run_to_end
-from drift.manifest import write_atomic, write_manifest
+from drift.files import write_atomic
+from drift.manifest import write_manifest
 from drift.policies.base import RequestFailed
 from drift.progress import Progress
 from drift.secrets import refuse_secrets

@@ -12,7 +12,7 @@ import numpy as np
 
 from drift.evaluation.metrics import Ratio
 from drift.event_loop import run_to_end
-from drift.manifest import write_atomic
+from drift.files import write_atomic
 from drift.policies import make_policy
 from drift.policies.base import ContextExceeded, RequestFailed, Sampling, UnusableReply, derive_seed, next_reply
 from drift.progress import Progress

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from drift.manifest import write_atomic
+from drift.files import write_atomic
 from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.comparison_plots import accuracy_against_cost, curves
 from drift.reporting.facts import Facts, conversations_line, costs, read_facts, table, verdict

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import SchedulerType, TrainingArguments
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from drift.errors import ConfigError, require, unknown_name
+from drift.errors import ConfigError, unknown_name
+from drift.policies.hf import check_device
 from drift.training.checkpoints import FOLDER
 from drift.training.config import DEFAULT_ARGUMENTS, SET_BY_TRAINING, TrainingConfig
 
@@ -40,15 +41,33 @@ def check_settings(config: TrainingConfig, device: str) -> None:
         raise unknown_name("learning-rate schedule", schedule, schedules, where="training.arguments.lr_scheduler_type")
     if config.lora:
         lora_config(config.lora)
-    here = not device.startswith("cuda") or torch.cuda.is_available()
-    require(
-        here, "device", device, "auto or cpu, as torch finds no CUDA here", "nvidia-smi says whether a GPU is there."
-    )
+    check_device(device)
+    _check_schedule(schedule, config)
     try:
         for tracker in get_reporting_integration_callbacks(config.to_dict()["arguments"]["report_to"]):
             tracker()
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(f"training.arguments.report_to: {error} Install it, or leave report_to out.") from error
+
+
+def _check_schedule(schedule: str, config: TrainingConfig) -> None:
+    """Refuse a schedule that lacks settings of its own, by making one for a model of one parameter."""
+    more = config.arguments.get("lr_scheduler_kwargs")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    steps = max(1, config.max_steps)
+    try:
+        get_scheduler(
+            schedule,
+            optimizer,
+            num_warmup_steps=math.ceil(config.warmup * steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=more,
+        )
+    except Exception as error:
+        raise ConfigError(
+            f"training.arguments.lr_scheduler_type: {schedule!r} can't be made: {error}. Give its settings as "
+            "lr_scheduler_kwargs, or another schedule."
+        ) from error
 
 
 def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int, device: str) -> TrainingArguments:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from drift.errors import require
 from drift.registry import Link, check_settings, complete, settings_of
+from drift.secrets import refuse_secrets
 from drift.training.objectives import advantage_regression, find_loss
 
 KIND = "model"
@@ -160,6 +161,7 @@ class TrainingConfig:
         return find_loss(self.loss)
 
     def __post_init__(self) -> None:
+        refuse_secrets({"arguments": self.arguments, "lora": self.lora}, "training")
         choices = {
             "plan": PLANS,
             "normalization": ("sum", "mean"),

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from drift.manifest import writing
+from drift.files import open_own, writing
 from drift.training.config import HoldOut
 from drift.training.distributed import Ranks
 from drift.training.divergence import logprobs_while_training
@@ -118,7 +118,7 @@ class HeldOutLoss(TrainerCallback):  # type: ignore[misc]
     def _measure(self, step: int) -> None:
         self._course[step] = nll = self._ranks.on_first_rank(self._nll)
         if self._ranks.is_first:
-            with writing(self._out / NAME), (self._out / NAME).open("a" if step else "w") as file:
+            with writing(self._out / NAME), open_own(self._out / NAME, "a" if step else "w") as file:
                 file.write(json.dumps({"step": step, "nll": _finite(nll)}) + "\n")
 
     def _nll(self) -> float:

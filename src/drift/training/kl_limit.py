@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from drift.errors import TrainingError
-from drift.manifest import writing
+from drift.files import open_own, writing
 from drift.training.config import TrainingConfig
 from drift.training.distributed import Ranks
 from drift.training.divergence import estimated_kl, logprobs_while_training
@@ -129,7 +129,7 @@ class KLLimit(TrainerCallback):  # type: ignore[misc]
             return
         kl = self._ranks.on_first_rank(self._measure)
         if self._ranks.is_first:
-            with writing(self._path), self._path.open("a") as file:
+            with writing(self._path), open_own(self._path, "a") as file:
                 file.write(json.dumps({"step": step, "kl": _finite(kl)}) + "\n")
         if kl <= self._config.kl_limit:
             self._keep(step, kl)

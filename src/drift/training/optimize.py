@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from transformers import AutoTokenizer, PrinterCallback, set_seed
 
 from drift.checksums import write_sums
 from drift.errors import Interrupted
+from drift.files import own_folder
 from drift.manifest import package_versions, write_json
 from drift.policies.stored import NO_CODE
+from drift.terminal import tell
 from drift.training.arguments import training_arguments, with_lora
 from drift.training.checkpoints import last_checkpoint, saving, whole_checkpoint
 from drift.training.config import TrainingConfig
@@ -89,7 +90,7 @@ def optimize(
     if config.held_out:
         watches["held_out"] = HeldOutLoss(model, held_out, config.held_out, config.dtype, out, ranks=ranks, trees=trees)
     if getattr(model.config, "output_router_logits", False) and ranks.is_first:
-        print("training: the router loss that the model's config asks for is left out", file=sys.stderr)
+        tell("training: the router loss that the model's config asks for is left out", error=True)
     # Trainer sets it, and it would be saved so.
     use_cache = getattr(model.config, "use_cache", None)
     callbacks = [MetricsLog(out / METRICS)] if ranks.is_first else []
@@ -139,7 +140,7 @@ def _run(trainer: WeightedTrainer, checkpoint: Path | None, out: Path) -> None:
 def _can_share(model: Any, longest: int, out: Path, ranks: Ranks) -> bool:
     reason = ranks.on_first_rank(lambda: _why_not_trees(model, longest, out / PREFIXES))
     if reason and ranks.is_first:
-        print(f"training: what conversations share is computed for each, as with this model {reason}", file=sys.stderr)
+        tell(f"training: what conversations share is computed for each, as with this model {reason}", error=True)
     return not reason
 
 
@@ -148,7 +149,7 @@ def _must_be_alone(model: Any, longest: int, ranks: Ranks) -> bool:
     # NaN is a fault of these weights, which the first step names.
     alone = bool(reason) and "nan" not in reason
     if alone and ranks.is_first:
-        print(f"training: one row at a time, as with padded rows of this model {reason}", file=sys.stderr)
+        tell(f"training: one row at a time, as with padded rows of this model {reason}", error=True)
     return alone
 
 
@@ -188,7 +189,8 @@ def save_model(
     use_trees(trained, False)
     with saving(out):
         if config.lora:
-            trained.save_pretrained(out / "adapter")
+            with saving(own_folder(out / "adapter")):
+                trained.save_pretrained(out / "adapter")
             # Weights of 4 or 8 bits would take the adapter's changes only roughly.
             trained = merged_into(model, out / "adapter") if config.bits else merged(trained)
         trained.save_pretrained(out)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from drift.errors import ConfigError, PolicyError
 from drift.policies.hf import load_model
-from drift.policies.stored import NO_CODE, refuse_pickles, wants_code
+from drift.policies.stored import NO_CODE, model_folder, wants_code
 
 
 def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention: str | None = None) -> tuple[Any, Any]:
@@ -46,11 +46,11 @@ def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
-    refuse_pickles(Path(model))
+    folder = model_folder(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", **NO_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **NO_CODE)
         loaded = AutoModelForCausalLM.from_pretrained(
-            model,
+            folder,
             quantization_config=settings,
             dtype=compute,
             device_map={"": place},

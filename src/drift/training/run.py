@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -24,6 +23,7 @@ from drift.policies import model_path
 from drift.policies.base import model_part, old_note
 from drift.policies.hf import check_attention, load_model
 from drift.policies.stored import context_limit, fingerprint_of
+from drift.terminal import tell
 from drift.training.arguments import check_settings
 from drift.training.checkpoints import discard_unfinished
 from drift.training.config import KIND, TrainingConfig
@@ -281,7 +281,7 @@ def _write_rows(out: Path, data: Path, table: WeightTable, config: TrainingConfi
     write_rows(out / ROWS, examples)
     unknown = len(weights) - count_trajectories(data) + counts["skipped_unweighted"]
     if unknown > 0 and not groups:
-        print(f"training: {unknown} of {len(weights)} weights are of conversations that {data} lacks.", file=sys.stderr)
+        tell(f"training: {unknown} of {len(weights)} weights are of conversations that {data} lacks.", error=True)
     for name, setting in ((KL_ROWS, "kl_limit"), (HELD_OUT, "hold_out")):
         if getattr(config, setting):
             rows = aside[name].rows()

@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from drift.checksums import sum_of
+from drift.dataset.lock import DirectoryLock
 from drift.dataset.outcomes import Outcomes, outcome_values, read_outcomes
 from drift.dataset.rewards import with_rewards
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories
 from drift.errors import ConfigError, require
-from drift.manifest import MANIFEST, read_manifest, replacing, write_manifest
+from drift.files import replacing
+from drift.manifest import MANIFEST, read_manifest, write_manifest
 from drift.registry import link, plain
 from drift.weights.auto import AUTO, choice
 from drift.weights.config import PROMPTS, Chain, WeightConfig
@@ -54,7 +56,8 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
     With ``rewards`` (see ``with_rewards``) these are what counts, unless ``config`` has another outcome.
 
     Raises:
-        DatasetError: ``data`` is missing, empty, damaged or incomplete, or every trajectory in it failed.
+        DatasetError: ``data`` is missing, empty, damaged or incomplete, or every trajectory in it failed; or another
+            process writes to ``out``.
         ConfigError: the settings don't fit the data.
         StorageError: the disk refuses.
     """
@@ -81,26 +84,25 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
     alone, failed = len(weights.returns_N) > len(ids), given.pop("failed")
     missing = count_trajectories(data) - failed - len(ids)
     returns_N = np.add.reduceat(weights.returns_N, start_N[:-1]) if alone else weights.returns_N
-    with replacing(out / FILE) as temporary:
-        write_table(temporary, ids, groups, returns_N, start_N, weights.weights_T)
-        file_sum = sum_of(temporary)
-        # Until the manifest of the new weights is there, there is none: one never describes others' weights.
-        (out / MANIFEST).unlink(missing_ok=True)
     content = {
         "config": config.to_dict(),
         "chain": weights.chain,
         "dataset_hash": manifest["dataset_hash"],
         **given,
         "weights_hash": weights_hash(ids, start_N, weights.weights_T),
-        "file_sum": file_sum,
         "excluded": {"failed": failed, **({"unlabelled": missing} if missing else {})},
         "automatic": [name for name in ("outcome", "baseline") if getattr(config, name) is None],
         **({"auto": auto} if auto else {}),
         "diagnostics": weights.report,
-        "cost": {"seconds": round(time.monotonic() - start, 3)},
     }
-    write_manifest(out, KIND, content)
-    return read_manifest(out, KIND)
+    with DirectoryLock(out):
+        with replacing(out / FILE) as temporary:
+            write_table(temporary, ids, groups, returns_N, start_N, weights.weights_T)
+            content["file_sum"] = sum_of(temporary)
+            # Until the manifest of the new weights is there, there is none: one never describes others' weights.
+            (out / MANIFEST).unlink(missing_ok=True)
+        write_manifest(out, KIND, {**content, "cost": {"seconds": round(time.monotonic() - start, 3)}})
+        return read_manifest(out, KIND)
 
 
 def _read(data: Path, config: WeightConfig, rewards: Path | None, dataset_hash: str) -> tuple[Outcomes, dict[str, Any]]:
