@@ -23,6 +23,7 @@ FLOORS = [
     {"evaluation", "baselines"},
     {"reporting"},
     {"api", "artifacts", "recipe", "serving"},
+    {"preflight", "run_directory"},
     {"pipeline"},
     {"audit", "comparison"},
     {"cli", "__main__"},

@@ -73,13 +73,31 @@ def check_attention(model: str, attention: str, *, device: str = "auto") -> None
     with loading(model):
         settings = AutoConfig.from_pretrained(local_folder(model) or model, **NO_CODE)
     try:
-        # A model without weights.
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(settings, attn_implementation=attention, **NO_CODE)
+        empty_model(settings, attention)
     except (ImportError, ValueError) as error:
         raise ConfigError(
             f"training.attention: {attention} can't be used with model {model!r}: {error} Set it to auto."
         ) from error
+
+
+def empty_model(settings: Any, attention: str | None = None) -> Any:
+    """A causal LM with these ``settings`` and no weights: its modules alone, in no memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(settings, attn_implementation=attention, **NO_CODE)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know, or that is not here; raises ``ConfigError``."""
+    try:
+        place = torch.device("cpu" if device == "auto" else device)
+    except RuntimeError as error:
+        raise ConfigError(f"device: got {device!r}, expected auto, cpu, cuda, cuda:1, mps or the like.") from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = place.type != "cuda" or (place.index or 0) < count
+    found = f"where torch finds {count} CUDA devices" if count else "as torch finds no CUDA here"
+    require(here, "device", device, f"auto or cpu, {found}", "nvidia-smi says whether a GPU is there.")
+    here = place.type != "mps" or torch.backends.mps.is_available()
+    require(here, "device", device, "auto or cpu, as torch finds no Metal (mps) here")
 
 
 def load_tokenizer(model: str) -> Any:
@@ -130,9 +148,10 @@ class HFPolicy:
     @staticmethod
     def check(model: str, **settings: Any) -> None:
         """Find wrong what can be without loading weights; arguments and errors are the policy's."""
-        dtype, batch_size = settings.get("dtype", "auto"), settings.get("batch_size", 1)
+        check_device(settings.get("device", "auto"))
+        dtype, batch_size = settings.get("dtype", "auto"), settings.get("batch_size", 0)
         require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
-        require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
+        require(batch_size >= 0, "policy.batch_size", batch_size, "a whole number ≥ 0")
         check_stored(model, settings.get("chat_template_kwargs"), settings.get("system", ""))
 
     @classmethod

@@ -39,6 +39,8 @@ from drift.weights.table import WeightTable, chain_of, read_weights
 
 SPEC = "training.json"
 HELD_OUT = "held-out.arrow"
+# Settings that change how much memory training takes and what it keeps, but for rounding no result.
+MEMORY = ("config.tokens_per_batch:", "config.save_steps:", "config.arguments.gradient_checkpointing:")
 
 
 def train_model(
@@ -230,7 +232,7 @@ def is_finished(out: Path, spec: dict[str, Any]) -> bool:
         old = json.loads(path.read_text())
     except ValueError as error:
         raise DatasetError(f"{path} is damaged ({error}). Train into another directory.") from error
-    changed = differing_keys(old, spec)
+    changed = [row for row in differing_keys(old, spec) if not row.startswith(MEMORY)]
     if changed:
         raise DatasetError(
             f"{out} holds the training of another run: {'; '.join(changed)}. "
