@@ -23,10 +23,10 @@ FLOORS = [
     {"evaluation", "baselines"},
     {"reporting"},
     {"api", "artifacts", "recipe", "serving"},
-    {"preflight", "run_directory"},
+    {"preflight", "run_directory", "scaffold"},
     {"pipeline"},
     {"audit", "comparison"},
-    {"cli", "__main__"},
+    {"cli", "verbs", "__main__"},
 ]
 # Floors whose parts know nothing of one another.
 APART = [FLOORS[4], FLOORS[10], FLOORS[11]]

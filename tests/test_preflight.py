@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
         ({"engine": "zero3"}, "pip install 'drift-rl.deepspeed"),
         ({"policy.engine": "vllm"}, "pip install 'drift-rl.vllm"),
         ({"sampling.max_new_tokens": 250}, r"max_new_tokens: got 250, expected at most \d+: of the model's context"),
-        ({"num_processes": 10**7}, "trained parameters of .* want at least .* GB of memory .*this machine has"),
+        ({"num_processes": 10**7}, "trained parameters of .* want at least .* of memory .*this machine has"),
         ({"rounds": 10**9, "max_steps": 10**9}, "out: model and checkpoints want .* are free there"),
     ],
 )

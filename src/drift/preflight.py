@@ -25,8 +25,6 @@ from drift.rollouts.setup import PROMPT_SETTINGS
 from drift.serving import check_model, check_tuned, engine_of
 from drift.types import Task
 
-GIGABYTE = 1e9
-
 
 def check_recipe(recipe: Recipe, out: Path | None = None) -> list[str]:
     """Look at everything that a stage would refuse, without long work: names, settings, libraries, device, sizes.
@@ -184,15 +182,15 @@ def _check_room(recipe: Recipe, settings: Any, out: Path | None) -> list[str]:
 
     wanted = estimate(settings, recipe.training, on_cpu=_on_cpu(recipe.device))
     memory, name = memory_of(recipe.device)
-    least = f"at least {_gigabytes(wanted.memory)} of memory"
+    least = f"at least {_size(wanted.memory)} of memory"
     what = f"{wanted.trained:,} trained parameters of {wanted.parameters:,}"
     if wanted.memory > memory:
         raise ConfigError(
             f"training: {what} want {least} (weights, gradients and the optimizer's state), and {name} has "
-            f"{_gigabytes(memory)}. Train an adapter (training.lora.r 16, with bits 4 for less still), shard the model "
+            f"{_size(memory)}. Train an adapter (training.lora.r 16, with bits 4 for less still), shard the model "
             "(training.engine fsdp), or take a smaller one."
         )
-    notes = [f"training: {what} want {least}, and {name} has {_gigabytes(memory)}."]
+    notes = [f"training: {what} want {least}, and {name} has {_size(memory)}."]
     if out is None or list(out.glob(f"model/{MANIFEST}")):
         return notes
     place = next(each for each in (out.resolve(), *out.resolve().parents) if each.exists())
@@ -201,11 +199,11 @@ def _check_room(recipe: Recipe, settings: Any, out: Path | None) -> list[str]:
     free, disk = shutil.disk_usage(place).free + held, recipe.rounds * wanted.disk
     if disk > free:
         raise ConfigError(
-            f"out: model and checkpoints want {_gigabytes(disk)} in {out}, and {_gigabytes(free)} are free there. Free "
+            f"out: model and checkpoints want {_size(disk)} in {out}, and {_size(free)} are free there. Free "
             "some, give another --out, or keep fewer checkpoints (training.arguments.save_total_limit 1, or "
             "training.save_steps 0)."
         )
-    return [*notes, f"model and checkpoints want {_gigabytes(disk)} of disk; {_gigabytes(free)} are free."]
+    return [*notes, f"model and checkpoints want {_size(disk)} of disk; {_size(free)} are free."]
 
 
 def _on_cpu(device: str) -> bool:
@@ -214,8 +212,8 @@ def _on_cpu(device: str) -> bool:
     return device == "cpu" or not torch.cuda.is_available()
 
 
-def _gigabytes(size: float) -> str:
-    return f"{size / GIGABYTE:.1f} GB"
+def _size(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def check_data(data: Mapping[str, Any]) -> None:
