@@ -25,9 +25,10 @@ FLOORS = [
     {"evaluation", "baselines"},
     {"reporting"},
     {"api", "artifacts", "recipe", "serving"},
+    {"preflight", "run_directory", "scaffold"},
     {"pipeline"},
     {"audit", "comparison"},
-    {"cli", "__main__"},
+    {"cli", "verbs", "__main__"},
 ]
 # Floors whose parts know nothing of one another.
 APART = [FLOORS[6], FLOORS[12], FLOORS[13]]

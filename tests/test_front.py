@@ -93,6 +93,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "compare": (("quickstart",), "method", "methods"),
     "check": (("guess",), "repiar", "repair"),
     "verify": (("replies.jsonl",), "fallbak", "fallback"),
+    "new": (("recipe", "mine"), "uot", "out"),
     "as_hf_dataset": (("data",), "directry", "directory"),
 }
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from drift.policies.base import Policy, Sampling, TextPolicy
     from drift.recipe import Recipe
     from drift.rollouts.config import ClusterConfig, RolloutConfig
+    from drift.scaffold import new
     from drift.training.config import TrainingConfig
     from drift.types import Completion, Message, Step, Task, Trajectory, Turn
     from drift.weights.config import WeightConfig
@@ -55,6 +56,7 @@ _FROM = {
     "policies.base": ("Policy", "Sampling", "TextPolicy"),
     "recipe": ("Recipe",),
     "rollouts.config": ("ClusterConfig", "RolloutConfig"),
+    "scaffold": ("new",),
     "training.config": ("TrainingConfig",),
     "types": ("Completion", "Message", "Step", "Task", "Trajectory", "Turn"),
     "weights.config": ("WeightConfig",),

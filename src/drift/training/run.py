@@ -43,6 +43,8 @@ SPEC = "training.json"
 KL_ROWS, HELD_OUT = "kl.arrow", "held-out.arrow"
 # Prompts whose loss is measured at most; all of their conversations are.
 MOST = 256
+# Settings that change how much memory training takes and what it keeps, but for rounding no result.
+MEMORY = ("config.tokens_per_batch:", "config.save_steps:", "config.arguments.gradient_checkpointing:")
 
 
 def train_model(
@@ -246,7 +248,7 @@ def is_finished(out: Path, spec: dict[str, Any]) -> bool:
         old = json.loads(path.read_text())
     except ValueError as error:
         raise DatasetError(f"{path} is damaged ({error}). Train into another directory.") from error
-    changed = differing_keys(old, spec)
+    changed = [row for row in differing_keys(old, spec) if not row.startswith(MEMORY)]
     if changed:
         raise DatasetError(
             f"{out} holds the training of another run: {'; '.join(changed)}. "
