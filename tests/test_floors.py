@@ -22,6 +22,7 @@ FLOORS = [
     {"rollouts", "training", "exports"},
     {"evaluation", "baselines"},
     {"reporting"},
+    {"viewer"},
     {"api", "artifacts", "recipe", "serving"},
     {"pipeline"},
     {"audit", "comparison"},

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         train,
         train_online,
         train_preference,
+        view,
         weigh,
     )
     from drift.artifacts import Artifact, Page, Run
@@ -40,7 +41,7 @@ __version__ = "0.1.0"
 _FROM = {
     "api": (
         "evaluate", "export", "preview", "read_logs", "report", "rollout", "train", "train_online", "train_preference",
-        "weigh",
+        "view", "weigh",
     ),
     "artifacts": ("Artifact", "Page", "Run"),
     "audit": ("check",),

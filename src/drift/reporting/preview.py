@@ -97,7 +97,7 @@ def make_preview(data: Path, weights: Path, *, rows: int, max_length: int | None
     spare = max(1, rows // 4)
     for trajectory in stream_trajectories(data):
         given = by_id.get(trajectory.id)
-        shown = _shown(trajectory, given, _turns_of(made), max_length)
+        shown = _shown(trajectory, given, turns_of(made), max_length)
         left.update([shown.why] if shown.why else [each.why for each in shown.said if each.why])
         if trajectory.id in chosen_ids or (given is None and len(held.keys() - chosen_ids) < spare):
             held[trajectory.id] = shown
@@ -121,18 +121,19 @@ def _spread(table: WeightTable, rows: int) -> set[str]:
     return {table.ids[int(order[at])].as_py() for at in np.linspace(0, len(order) - 1, rows).astype(int)}
 
 
-def _turns_of(manifest: Mapping[str, Any] | None) -> str:
+def turns_of(manifest: Mapping[str, Any] | None) -> str:
+    """How the weights of a manifest were spread over replies; empty without one."""
     turns = manifest["chain"]["turns"] if manifest else ""
     return turns if isinstance(turns, str) else next(iter(turns))
 
 
 def _shown(trajectory: Trajectory, weights: Sequence[float] | None, turns: str, max_length: int | None) -> Shown:
-    whole = _why_not(trajectory, weights, max_length)
+    whole = why_not(trajectory, weights, max_length)
     at = len(trajectory.messages) - sum(1 + len(turn.step.messages) for turn in trajectory.turns)
     said = list(map(_plain, trajectory.messages[:at]))
     for number, turn in enumerate(trajectory.turns):
         weight = 0.0 if whole or weights is None else weights[number]
-        why = "" if weight or whole else _why_zero(trajectory, number, turns)
+        why = "" if weight or whole else why_zero(trajectory, number, turns)
         thought = f"(thinks) {turn.completion.thinking}\n" if turn.completion.thinking else ""
         reply = _plain(trajectory.messages[at])
         said.append(Said(role=reply.role, text=readable(thought) + reply.text, weight=weight, why=why))
@@ -149,7 +150,7 @@ def _shown(trajectory: Trajectory, weights: Sequence[float] | None, turns: str, 
     )
 
 
-def _why_not(trajectory: Trajectory, weights: Sequence[float] | None, max_length: int | None) -> str:
+def why_not(trajectory: Trajectory, weights: Sequence[float] | None, max_length: int | None) -> str:
     """Why nothing of a conversation is trained; empty if something is."""
     if trajectory.error is not None:
         return f"it failed ({readable(trajectory.error.partition(':')[0])})"
@@ -165,7 +166,7 @@ def _why_not(trajectory: Trajectory, weights: Sequence[float] | None, max_length
     return ""
 
 
-def _why_zero(trajectory: Trajectory, number: int, turns: str) -> str:
+def why_zero(trajectory: Trajectory, number: int, turns: str) -> str:
     """Why one reply of a conversation that is trained weighs nothing."""
     step = trajectory.turns[number].step
     if trajectory.turns[number].loss_weight == 0:
