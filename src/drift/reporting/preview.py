@@ -7,16 +7,17 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from drift.dataset.pick import read_by_id
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import stream_trajectories
-from drift.errors import require
+from drift.errors import DatasetError, require
 from drift.manifest import read_manifest
 from drift.reporting.sentences import chain_line, chosen, sentences
 from drift.types import Message, Trajectory
@@ -107,11 +108,30 @@ def make_preview(data: Path, weights: Path, *, rows: int, max_length: int | None
     return Preview(
         sentences=tuple(told),
         left_out=dict(left.most_common()),
-        shown=tuple(
-            sorted(held.values(), key=lambda each: -max((said.weight or 0.0 for said in each.said), default=0))
-        ),
+        shown=tuple(_by_weight(held.values())),
         largest=float(np.abs(table.weights_T).max(initial=0.0)),
     )
+
+
+def weighed_examples(data: Path, weights: Path, rows: int) -> tuple[list[Shown], float]:
+    """``rows`` conversations from the largest weight to the smallest, and the largest ``|w|`` of all.
+
+    None where the weights were not made of what is in ``data`` now.
+    """
+    try:
+        table = read_weights(weights, data) if rows else None
+    except DatasetError:
+        table = None
+    if table is None or not len(table.ids):
+        return [], 0.0
+    by_id, turns = table.by_id(), turns_of(read_manifest(weights, WEIGHTS))
+    found = read_by_id(data, _spread(table, rows))
+    shown = [_shown(each, by_id[name], turns, None) for name, each in found.items()]
+    return _by_weight(shown), float(np.abs(table.weights_T).max(initial=0.0))
+
+
+def _by_weight(shown: Iterable[Shown]) -> list[Shown]:
+    return sorted(shown, key=lambda each: -max((said.weight or 0.0 for said in each.said), default=0))
 
 
 def _spread(table: WeightTable, rows: int) -> set[str]:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from drift.dataset.pick import rows_at
 from drift.errors import require, unknown_name
 from drift.types import STOP_REASONS
 from drift.viewer.index import UNKNOWN, Columns, Weighed
@@ -143,23 +144,8 @@ def read_rows(columns: Columns, places: Any, names: list[str] | None = None) -> 
         wanted = [int(at) for at, of in zip(places, shard_of, strict=True) if of == shard]
         first = int(columns.start_S[shard])
         try:
-            with pq.ParquetFile(columns.paths[shard]) as file:
-                rows |= _taken(file, {at - first: at for at in wanted}, names)
+            found = rows_at(columns.paths[shard], [at - first for at in wanted], names)
         except (pa.ArrowException, OSError):
             continue
-    return rows
-
-
-def _taken(file: pq.ParquetFile, wanted: dict[int, int], names: list[str] | None) -> dict[int, dict[str, Any]]:
-    """Rows of a shard by other numbers; batches after the last one are not decoded."""
-    rows, first, last = {}, 0, max(wanted)
-    for batch in file.iter_batches(512, columns=names, use_threads=False):
-        inside = [at for at in wanted if first <= at < first + len(batch)]
-        for at, row in zip(
-            inside, batch.take(pa.array([at - first for at in inside], pa.int64())).to_pylist(), strict=True
-        ):
-            rows[wanted[at]] = row
-        first += len(batch)
-        if first > last:
-            break
+        rows |= {first + at: row for at, row in found.items()}
     return rows

@@ -33,7 +33,7 @@ HOST = "127.0.0.1"
 _HOSTS = {"127.0.0.1", "localhost", "[::1]"}
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",
@@ -134,8 +134,8 @@ def make_app(library: Library, token: str, *, model: str = "") -> ASGIApp:
     return Guard(Starlette(routes=[Route(f"/{token}/{path}", made) for path, made in routes.items()]), token)
 
 
-def serve(root: Path, *, port: int = 0, model: str = "", say: Callable[[str], None] = print) -> None:
-    """Show ``root`` until Ctrl-C; ``say`` is told the address.
+def serve(root: Path, *, port: int = 0, model: str = "") -> None:
+    """Show ``root`` until Ctrl-C, at an address that is printed.
 
     Raises:
         DatasetError: there is nothing in ``root``.
@@ -146,6 +146,7 @@ def serve(root: Path, *, port: int = 0, model: str = "", say: Callable[[str], No
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        listener.listen()
     except OSError as error:
         raise StorageError(
             f"port {port} of {HOST} can't be had: {error.strerror}. Give another --port, or none."
@@ -154,6 +155,6 @@ def serve(root: Path, *, port: int = 0, model: str = "", say: Callable[[str], No
         uvicorn.Config(make_app(library, token, model=model), access_log=False, log_level="warning")
     )
     threading.Thread(target=library.read_ahead, name="drift-read-ahead", daemon=True).start()
-    say(f"{root}: http://{HOST}:{listener.getsockname()[1]}/{token}/   (Ctrl-C ends it)")
+    print(f"{root}: http://{HOST}:{listener.getsockname()[1]}/{token}/   (Ctrl-C ends it)", flush=True)
     with suppress(KeyboardInterrupt):
         run_to_end(server.serve(sockets=[listener]))
