@@ -24,6 +24,7 @@ FLOORS = [
     {"rollouts", "training", "exports"},
     {"evaluation", "baselines"},
     {"reporting"},
+    {"viewer"},
     {"api", "artifacts", "recipe", "serving"},
     {"preflight", "run_directory", "scaffold"},
     {"pipeline"},

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         train,
         train_online,
         train_preference,
+        view,
         weigh,
     )
     from drift.artifacts import Artifact, Page, Run
@@ -42,7 +43,7 @@ __version__ = "0.1.0"
 _FROM = {
     "api": (
         "evaluate", "export", "preview", "rank", "read_logs", "report", "rollout", "train", "train_online",
-        "train_preference", "weigh",
+        "train_preference", "view", "weigh",
     ),
     "artifacts": ("Artifact", "Page", "Run"),
     "audit": ("check",),

@@ -326,6 +326,39 @@ def preview(
     return replace(made, page=Path(out))
 
 
+@by_fields()
+def view(
+    run: Place, *, export: Place | None = None, select: str = "", rows: int = 20, model: str = "", port: int = 0
+) -> Page | None:
+    """Look at stages and conversations in a browser, finished or not, until Ctrl-C; or write some of them as a page.
+
+    Args:
+        run: directory of a run, or of one stage.
+        export: a self-contained HTML page to write instead.
+        select: what the page holds, as the address of a list or a conversation says it after the question mark, such as
+            data=rollouts&success=no&sort=-weight, or id=ID.
+        rows: the most conversations on the page.
+        model: whose tokenizer shows a reply's tokens, where the run doesn't say: default, a folder or a hub id.
+        port: where the viewer is on this machine; one that is free unless given.
+
+    Raises:
+        ConfigError: a selection that can't be, or starlette and uvicorn are not installed.
+        DatasetError: there is nothing of drift in run.
+        StorageError: the port is taken, or the disk refuses.
+    """
+    if export is None:
+        from drift.viewer.server import serve
+
+        serve(Path(run), port=port, model=model)
+        return None
+    from drift.files import write_atomic
+    from drift.viewer.export import export_page
+
+    page = export_page(Path(run), select, rows=rows, model=model)
+    write_atomic(Path(export), page.encode("utf-8", errors="replace"))
+    return Page(Path(export))
+
+
 @by_fields(config=ExportConfig)
 def export(
     data: Place, *, out: Place, weights: Place | None = None, model: str = "", config: ExportConfig

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Kinds of directories, as their manifests name them.
 TRAJECTORIES, REWARDS, WEIGHTS, MODEL = "trajectories", "rewards", "weights", "model"
 EVALUATION, COMPARISON, LIKELIHOOD = "evaluation", "comparison", "likelihood"
+# Conversations that a notebook shows.
+_ROWS = 10
 
 
 class Artifact(os.PathLike[str]):
@@ -78,7 +80,12 @@ class Artifact(os.PathLike[str]):
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary())
-        return f"<p><b>{html.escape(self.kind)}</b> in <code>{html.escape(str(self.path))}</code></p><ul>{lines}</ul>"
+        shown = f"<p><b>{html.escape(self.kind)}</b> in <code>{html.escape(str(self.path))}</code></p><ul>{lines}</ul>"
+        if self.kind != TRAJECTORIES:
+            return shown
+        from drift.viewer.export import export_page
+
+        return shown + _framed(export_page(self.path, "", rows=_ROWS), "conversations")
 
 
 class Run(Artifact):
@@ -140,8 +147,13 @@ class Page(os.PathLike[str]):
         return f"page {self.path}"
 
     def _repr_html_(self) -> str:
-        page = html.escape(self.path.read_text(encoding="utf-8"), quote=True)
-        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40em; border: 0" title="report"></iframe>'
+        return _framed(self.path.read_text(encoding="utf-8"), "page")
+
+
+def _framed(page: str, title: str) -> str:
+    return (
+        f'<iframe srcdoc="{html.escape(page)}" style="width: 100%; height: 40em; border: 0" title="{title}"></iframe>'
+    )
 
 
 def _conversations(path: Path) -> list[Mapping[str, Any]]:

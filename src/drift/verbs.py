@@ -95,6 +95,8 @@ VERBS = {
     "report": Verb(
         "write the report page of a run", "drift.api:report", ("run",),
         example="drift report run"),
+    "view": Verb(
+        "look at stages and conversations in a browser", "drift.api:view", ("run",), example="drift view run"),
     "check": Verb(
         "put an environment through its protocol, or look for damage in a run directory", "drift.audit:check",
         ("what",),

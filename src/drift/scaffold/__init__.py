@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 from drift import __version__
 from drift.errors import ConfigError, require, unknown_name
+from drift.files import write_atomic
 from drift.keywords import by_fields
-from drift.manifest import write_atomic
 
 Kind = Literal["environment", "weighting", "recipe"]
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
