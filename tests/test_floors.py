@@ -24,10 +24,12 @@ FLOORS = [
     {"rollouts", "training", "exports"},
     {"evaluation", "baselines"},
     {"reporting"},
+    {"viewer"},
     {"api", "artifacts", "recipe", "serving"},
+    {"preflight", "run_directory", "scaffold"},
     {"pipeline"},
     {"audit", "comparison"},
-    {"cli", "__main__"},
+    {"cli", "verbs", "__main__"},
 ]
 # Floors whose parts know nothing of one another.
 APART = [FLOORS[6], FLOORS[12], FLOORS[13]]

@@ -80,6 +80,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 WRONG: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "rollout": (("guess",), "task", "tasks"),
     "read_logs": (("log.jsonl",), "colums", "columns"),
+    "rank": (("data",), "juge", "judge"),
     "weigh": (("data",), "bta", "beta"),
     "preview": (("data", "weights"), "row", "rows"),
     "train": (("data", "weights"), "max_step", "max_steps"),
@@ -87,11 +88,13 @@ WRONG: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "train_online": (("guess",), "round", "rounds"),
     "evaluate": (("guess",), "modles", "models"),
     "report": (("run",), "ot", "out"),
+    "view": (("run",), "exprt", "export"),
     "export": (("data",), "fromat", "format"),
     "run": (("quickstart",), "dry_rn", "dry_run"),
     "compare": (("quickstart",), "method", "methods"),
     "check": (("guess",), "repiar", "repair"),
     "verify": (("replies.jsonl",), "fallbak", "fallback"),
+    "new": (("recipe", "mine"), "uot", "out"),
     "as_hf_dataset": (("data",), "directry", "directory"),
 }
 

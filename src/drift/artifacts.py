@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Kinds of directories, as their manifests name them.
-TRAJECTORIES, WEIGHTS, MODEL = "trajectories", "weights", "model"
+TRAJECTORIES, REWARDS, WEIGHTS, MODEL = "trajectories", "rewards", "weights", "model"
 EVALUATION, COMPARISON, LIKELIHOOD = "evaluation", "comparison", "likelihood"
+# Conversations that a notebook shows.
+_ROWS = 10
 
 
 class Artifact(os.PathLike[str]):
@@ -24,7 +26,7 @@ class Artifact(os.PathLike[str]):
 
     Args:
         path: the directory.
-        kind: what is in it: trajectories, weights, model or evaluation.
+        kind: what is in it: trajectories, rewards, weights, model or evaluation.
     """
 
     def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
@@ -66,8 +68,8 @@ class Artifact(os.PathLike[str]):
         import pandas as pd
         import pyarrow.parquet as pq
 
-        if self.kind == WEIGHTS:
-            return pq.read_table(self.path / "weights.parquet").to_pandas()
+        if self.kind in (WEIGHTS, REWARDS):
+            return pq.read_table(self.path / f"{self.kind}.parquet").to_pandas()
         if self.kind == TRAJECTORIES:
             return pd.DataFrame(_conversations(self.path))
         if self.kind == COMPARISON:
@@ -78,7 +80,12 @@ class Artifact(os.PathLike[str]):
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary())
-        return f"<p><b>{html.escape(self.kind)}</b> in <code>{html.escape(str(self.path))}</code></p><ul>{lines}</ul>"
+        shown = f"<p><b>{html.escape(self.kind)}</b> in <code>{html.escape(str(self.path))}</code></p><ul>{lines}</ul>"
+        if self.kind != TRAJECTORIES:
+            return shown
+        from drift.viewer.export import export_page
+
+        return shown + _framed(export_page(self.path, "", rows=_ROWS), "conversations")
 
 
 class Run(Artifact):
@@ -140,8 +147,13 @@ class Page(os.PathLike[str]):
         return f"page {self.path}"
 
     def _repr_html_(self) -> str:
-        page = html.escape(self.path.read_text(encoding="utf-8"), quote=True)
-        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40em; border: 0" title="report"></iframe>'
+        return _framed(self.path.read_text(encoding="utf-8"), "page")
+
+
+def _framed(page: str, title: str) -> str:
+    return (
+        f'<iframe srcdoc="{html.escape(page)}" style="width: 100%; height: 40em; border: 0" title="{title}"></iframe>'
+    )
 
 
 def _conversations(path: Path) -> list[Mapping[str, Any]]:

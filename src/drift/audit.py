@@ -14,6 +14,8 @@ from typing import Any
 
 from drift.checksums import SUMS, damaged_files, sum_of
 from drift.dataset.lock import DirectoryLock
+from drift.dataset.rewards import FILE as REWARDS_FILE
+from drift.dataset.rewards import KIND as REWARDS
 from drift.dataset.schema import dataset_hash
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import check_shard, read_tasks, shards, stream_columns, stream_trajectories
@@ -150,9 +152,9 @@ def audit(root: Path) -> list[Finding]:
             found.append(Finding(path=folder / MANIFEST, state="damaged", detail=str(error)))
     for folder, manifest in manifests.items():
         look = _LOOKS.get(manifest["kind"])
-        found += _guarded(check_seal, folder, manifest) if manifest["kind"] != "policy" else []
-        if look is not None:
-            found += _guarded(look, folder, manifest) or [_ok(folder, manifest)]
+        own = _guarded(check_seal, folder, manifest) if manifest["kind"] != "policy" else []
+        own += _guarded(look, folder, manifest) if look is not None else []
+        found += own or (_guarded(lambda *told: iter([_ok(*told)]), folder, manifest) if look is not None else [])
     for place in {*records, *(place for place in places if (place / "recipe.yaml").is_file())}:
         found += _guarded(lambda folder, _: _look_at_run(folder), place, {})
     found += _guarded(lambda _, __: check_sources(manifests), root, {})
@@ -203,6 +205,7 @@ def _ok(folder: Path, manifest: dict[str, Any]) -> Finding:
             f"{manifest['counts']['trajectories']} trajectories, hash {manifest['dataset_hash'][:16]}"
         ),
         WEIGHTS: lambda: f"{manifest['diagnostics']['trajectories']} weights, hash {manifest['weights_hash'][:16]}",
+        REWARDS: lambda: f"{manifest['conversations']} conversations",
         MODEL: lambda: f"{manifest['steps']} steps",
         EVALUATION: lambda: f"{len(manifest['policies'])} policies on {manifest['tasks']} tasks",
     }
@@ -278,6 +281,12 @@ def _look_at_weights(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding
         )
 
 
+def _look_at_rewards(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
+    if not (folder / REWARDS_FILE).is_file() or sum_of(folder / REWARDS_FILE) != manifest["file_sum"]:
+        detail = "gone, or not what the manifest tells of. Run the same drift rank again."
+        yield Finding(path=folder / REWARDS_FILE, state="damaged", detail=detail)
+
+
 def _look_at_model(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
     for line in damaged_files(folder):
         yield Finding(path=folder, state="damaged", detail=f"{line}. Train it again, or restore it.")
@@ -314,6 +323,7 @@ def _look_at_evaluation(folder: Path, manifest: dict[str, Any]) -> Iterator[Find
 
 _LOOKS: dict[str, Look] = {
     TRAJECTORIES: _look_at_trajectories,
+    REWARDS: _look_at_rewards,
     WEIGHTS: _look_at_weights,
     MODEL: _look_at_model,
     EVALUATION: _look_at_evaluation,

@@ -104,9 +104,10 @@ class TemplateChat:
         # A name, or a character that a name begins with.
         begins = "".join(sorted({re.escape(name[0]) for name in longest_first}))
         self._begins = re.compile(f"(?P<name>{self._control.pattern})" + (f"|[{begins}]" if begins else ""))
-        # Samples of one task open alike, and feedback repeats; each call of a tokenizer costs a fraction of a
-        # millisecond, which every open conversation waits for.
-        self._remembered = functools.lru_cache(maxsize=4096)(self._encoded)
+        # Samples of one task open alike, feedback repeats, and every prompt of a conversation holds those before it.
+        # Each call of a tokenizer costs a fraction of a millisecond, which every open conversation waits for.
+        self._remembered = functools.lru_cache(maxsize=4096)(self._tokenized)
+        self._between_names = re.compile(f"({self._control.pattern})") if self._parts_at(longest_first) else None
         self._remember_structures()
         self._for_tools = functools.lru_cache(maxsize=64)(self._given_tools)
         # A template that knows thinking in the text alone is given both as one.
@@ -485,14 +486,37 @@ class TemplateChat:
             else:
                 # A mark can be left alone by a template that cuts; what it parted must not grow together.
                 for part in filter(None, _MARKS.split(piece)):
-                    ids += self._remembered(part) if len(part) <= _REMEMBERED_CHARACTERS else self._encoded(part)
+                    ids += self._encoded(part)
         return tuple(ids)
 
-    def _encoded(self, text: str) -> tuple[int, ...]:
+    def _encoded(self, text: str) -> list[int]:
+        """Ids of ``text``, in which names of control tokens are control tokens."""
+        ids: list[int] = []
+        for at, part in enumerate(self._between_names.split(text) if self._between_names else [text]):
+            if at % 2:
+                ids.append(self._names[part])
+            elif part:
+                ids += self._remembered(part) if len(part) <= _REMEMBERED_CHARACTERS else self._tokenized(part)
+        return ids
+
+    def _tokenized(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _parts_at(self, names: Sequence[str]) -> bool:
+        """Whether what stands between control tokens has the same ids alone as in a longer text."""
+        added = getattr(self._tokenizer, "added_tokens_decoder", {}).values()
+        takes_more = any(each.lstrip or each.rstrip or each.single_word or each.normalized for each in added)
+        if takes_more or not names:
+            return False
+        texts = itertools.cycle(_BETWEEN_NAMES)
+        parts = [part for name in names for part in (next(texts), name)]
+        alone = [(self._names[part],) if at % 2 else self._tokenized(part) for at, part in enumerate(parts)]
+        return self._tokenized("".join(parts)) == tuple(itertools.chain.from_iterable(alone))
 
 
 _REMEMBERED_CHARACTERS = 4096
+# Texts by which it is told whether a tokenizer takes control tokens for borders: words, spaces, lines, digits, marks.
+_BETWEEN_NAMES = ("user\nHow many?", " a b ", "x", "\n\n 12, é", "1", "  ", "A.\n", "\n", "…", "\tif x:\n    y", "'s")
 _PROBE = "drift-probe"
 _THOUGHT = "drift-thought"
 _END_OF_THINKING = "</think>"

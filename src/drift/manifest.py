@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 DECIDING = (
     *("tasks.jsonl", "rejected.jsonl", "weights.parquet", "estimates.json", "sums.json", "training.json"),
     *("metrics.jsonl", "shared-prefixes.json", "kl.jsonl", "rounds.jsonl", "seconds.json", "recipe.yaml"),
+    *("rewards.parquet", "replies.jsonl"),
 )
 # What a manifest tells of circumstances, which the same stage run again may change. Shards have sums in their names.
 CIRCUMSTANCES = (

@@ -71,6 +71,9 @@ class Child:
 def start(arguments: Sequence[str], prepare: Callable[[], object] = lambda: None) -> Child:
     """Run ``drift`` with ``arguments`` in a fork, after ``prepare()`` there."""
     reading, writing = os.pipe()
+    # What comes before the child is itself waits: it would run on as another pytest.
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     pid = os.fork()
     if pid == 0:
         code = 70
@@ -82,6 +85,7 @@ def start(arguments: Sequence[str], prepare: Callable[[], object] = lambda: None
             signal.signal(signal.SIGINT, signal.default_int_handler)
             # Ignored where the tests run under nohup, and so would it be here.
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
             # So that a process that lives for seconds has written something when it is stopped.
             store.FLUSH_SECONDS = 0.15
             prepare()
@@ -94,6 +98,7 @@ def start(arguments: Sequence[str], prepare: Callable[[], object] = lambda: None
             traceback.print_exc()
         finally:
             os._exit(code)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     os.close(writing)
     return Child(pid=pid, pipe=reading)
 

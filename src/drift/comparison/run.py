@@ -18,11 +18,13 @@ from drift.comparison.settings import Comparison, load_comparison
 from drift.comparison.work import Seed, opened, run_base, run_method
 from drift.errors import Interrupted, require
 from drift.manifest import write_json
-from drift.pipeline import check_claim, check_recipe, one_process
+from drift.pipeline import one_process
+from drift.preflight import check_recipe
 from drift.recipe import make_recipe, override
 from drift.record import write_record
 from drift.registry import plain
 from drift.reporting.page import write_comparison_page
+from drift.run_directory import check_claim
 from drift.serving import check_tuned, loads_adapter
 from drift.terminal import tell
 

@@ -21,6 +21,7 @@ ENVIRONMENTS = Registry(
         "gymnasium": "drift.environments.adapters.gymnasium:Gymnasium",
         "math": "drift.environments.questions:MathQuestions",
         "openenv": "drift.environments.adapters.openenv:OpenEnv",
+        "qa": "drift.environments.qa:qa",
         "reasoning": "drift.environments.fixed_length:Reasoning",
         "reasoning-gym": "drift.environments.adapters.reasoning_gym:ReasoningGym",
         "tools": "drift.environments.tools:Tools",

@@ -87,13 +87,17 @@ def check_attention(model: str, attention: str, *, device: str = "auto") -> None
     with loading(model):
         settings = AutoConfig.from_pretrained(model_folder(model), **NO_CODE)
     try:
-        # A model without weights.
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(settings, attn_implementation=attention, **NO_CODE)
+        empty_model(settings, attention)
     except (ImportError, ValueError) as error:
         raise ConfigError(
             f"training.attention: {attention} can't be used with model {model!r}: {error} Set it to auto."
         ) from error
+
+
+def empty_model(settings: Any, attention: str | None = None) -> Any:
+    """A causal LM with these ``settings`` and no weights: its modules alone, in no memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(settings, attn_implementation=attention, **NO_CODE)
 
 
 def load_tokenizer(model: str) -> Any:
@@ -144,9 +148,10 @@ class HFPolicy:
     @staticmethod
     def check(model: str, **settings: Any) -> None:
         """Find wrong what can be without loading weights; arguments and errors are the policy's."""
-        dtype, batch_size = settings.get("dtype", "auto"), settings.get("batch_size", 1)
+        check_device(settings.get("device", "auto"))
+        dtype, batch_size = settings.get("dtype", "auto"), settings.get("batch_size", 0)
         require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
-        require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
+        require(batch_size >= 0, "policy.batch_size", batch_size, "a whole number ≥ 0")
         check_stored(model, settings.get("chat_template_kwargs"), settings.get("system", ""))
 
     @classmethod

@@ -192,6 +192,38 @@ def fingerprint_of(model: str) -> str:
     return _kept(folder, _file_times(folder)) or StoredModel(str(folder)).fingerprint()
 
 
+def settings_of_model(model: str) -> Any:
+    """The configuration of a model folder or a hub id, without its weights; ``None`` where the hub can't be reached.
+
+    Raises:
+        PolicyError: no such model, or not one that transformers knows.
+    """
+    source = str(local_folder(model) or "")
+    if not source:
+        from huggingface_hub import HfApi, hf_hub_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+        reached = True
+        try:
+            try:
+                # A download that can't begin is tried for half a minute; this question is asked once.
+                HfApi().model_info(model, timeout=5)
+            except (HFValidationError, RepositoryNotFoundError):
+                raise
+            except Exception:
+                # What a network does wrong has other classes with each library that speaks to it.
+                reached = False
+            source = str(Path(hf_hub_download(model, "config.json", local_files_only=not reached)).parent)
+        except LocalEntryNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise PolicyError(
+                f"model {model!r} can't be fetched from the hub: {error}. Check its name, and that you may read it."
+            ) from error
+    with loading(model):
+        return AutoConfig.from_pretrained(source, **NO_CODE)
+
+
 def context_limit(config: Any) -> int | None:
     """The most tokens a model was made for, also where it reads more than text; ``None`` where it says none."""
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)

@@ -16,6 +16,8 @@ from drift.evaluation.likelihood import KIND as LIKELIHOOD
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
 from drift.manifest import MANIFEST, read_manifest
+from drift.reporting.meanings import meaning
+from drift.reporting.preview import Shown, weighed_examples
 from drift.reporting.sentences import summary_of
 from drift.training.config import KIND as MODEL
 from drift.types import Trajectory
@@ -40,9 +42,14 @@ class Facts:
             first rollouts and of the last weights and model.
         rounds: the same three by name for each round.
         curve: training metrics by step.
+        held_out: loss of held-out prompts by step, the base's first.
         recipe: the resolved recipe as text.
         pairs: greedy conversations of the baseline and another policy on the same task.
         likelihood: what was measured on held-out prompts of a log, in sentences.
+        kl: measurements of the KL from the base on prompts set aside, by step, where training had a limit.
+        counted: sentences on the rollouts, where there are no weights, whose manifest tells it.
+        trained: some of the conversations with the weights that were trained, from the largest to the smallest.
+        largest: the largest ``|w|`` of all.
     """
 
     name: str
@@ -53,9 +60,14 @@ class Facts:
     model: dict[str, Any] | None
     rounds: list[dict[str, dict[str, Any] | None]]
     curve: list[dict[str, float]]
+    held_out: list[dict[str, float]]
     recipe: str
     pairs: list[tuple[Trajectory, Trajectory]]
     likelihood: list[str]
+    kl: list[dict[str, Any]]
+    counted: list[str]
+    trained: list[Shown]
+    largest: float
 
     @property
     def policies(self) -> list[str]:
@@ -90,22 +102,35 @@ def read_facts(run: Path, *, conversations: int = 8) -> Facts:
         }
         for number, place in enumerate(rounds)
     ]
-    metrics = rounds[-1] / "model" / "metrics.jsonl"
+    model, weights = rounds[-1] / "model", rounds[-1] / "weights"
+    data = (rounds[-1] if len(rounds) > 1 else run) / "rollouts"
+    shown, largest = weighed_examples(data, weights, conversations) if stages[-1]["weights"] else ([], 0.0)
+    rollouts = stages[0]["rollouts"]
+    uncounted = rollouts if conversations and rollouts and rollouts["complete"] and not stages[-1]["weights"] else None
     recipe = run / "recipe.yaml"
     logged = _manifest(run / LIKELIHOOD, LIKELIHOOD)
     return Facts(
         name=run.resolve().name,
         evaluation=evaluation,
         rows=_estimates(folder, evaluation) if evaluation else {},
-        rollouts=stages[0]["rollouts"],
+        rollouts=rollouts,
         weights=stages[-1]["weights"],
         model=stages[-1]["model"],
         rounds=stages,
-        curve=[json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else [],
+        curve=_lines(model / "metrics.jsonl"),
+        held_out=_lines(model / "held-out.jsonl"),
         recipe=recipe.read_text() if recipe.is_file() else "",
         pairs=_pairs(folder, list(evaluation["policies"]), conversations) if evaluation else [],
         likelihood=list(summary_of(LIKELIHOOD, logged, run / LIKELIHOOD)) if logged else [],
+        kl=_lines(model / "kl.jsonl"),
+        counted=list(summary_of(TRAJECTORIES, uncounted, run / "rollouts")) if uncounted else [],
+        trained=shown,
+        largest=largest,
     )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _estimates(folder: Path, evaluation: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -223,6 +248,7 @@ def table(facts: Facts, mode: str) -> list[dict[str, Any]]:
         rows.append(
             {
                 "metric": metric.replace("_", " ") + (" × 100" if metric == "reward" else " %" if scale == 100 else ""),
+                "meaning": meaning(metric),
                 "main": metric in main or metric.startswith(("multi@", *QUALITY)),
                 "cells": cells,
                 "difference": _cell(difference, scale, digits, "+") if difference else None,

@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from drift.files import write_atomic
 from drift.record import sealed_page
+from drift.reporting.advice import loud_lines, next_steps
 from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.comparison_plots import accuracy_against_cost, curves
 from drift.reporting.facts import Facts, conversations_line, costs, read_facts, table, verdict
-from drift.reporting.plots import COLORS, histogram, multi_at_k, training_curve
+from drift.reporting.plots import COLORS, curve, histogram, multi_at_k
 from drift.reporting.preview import Preview, lines
 from drift.reporting.sentences import chain_line, sentences
 
@@ -39,6 +40,8 @@ def render(facts: Facts) -> str:
     return _template("page.html").render(
         title=f"drift: {facts.measured['environment']['name'] if facts.evaluation else facts.name}",
         verdict=verdict(facts),
+        loud=loud_lines(facts),
+        advice=next_steps(facts),
         facts=facts,
         chain=chain_line(facts.weights["chain"]) if facts.weights else "",
         sentences=list(sentences(facts.weights["diagnostics"])) if facts.weights else [],
@@ -100,5 +103,16 @@ def _figures(facts: Facts) -> list[dict[str, Any]]:
         found.append({"name": "Returns", "plot": _figure(histogram(seen["return_histogram"], "return R", COLORS[3]))})
         found.append({"name": "Weights", "plot": _figure(histogram(seen["histogram"], "weight w", COLORS[2]))})
     if facts.curve:
-        found.append({"name": "Training", "plot": _figure(training_curve(facts.curve))})
+        found.append(
+            {
+                "name": "Training: the weighted loss",
+                "plot": _figure(curve(facts.curve, "loss", "weighted loss (nats per row)")),
+            }
+        )
+    if facts.kl:
+        plot = _figure(curve(facts.kl, "kl", "KL from the base (nats per conversation)"))
+        found.append({"name": "On prompts set aside: the way from the base", "plot": plot})
+    if facts.held_out:
+        plot = _figure(curve(facts.held_out, "nll", "held-out loss (nats per token)"))
+        found.append({"name": "On prompts held out: the loss", "plot": plot})
     return found

@@ -75,12 +75,13 @@ def histogram(values: Mapping[str, Sequence[float]], label: str, color: str) -> 
     return svg(draw, label)
 
 
-def training_curve(curve: Sequence[Mapping[str, Any]]) -> str:
-    """Weighted loss against optimizer step."""
+def curve(rows: Sequence[Mapping[str, Any]], key: str, label: str) -> str:
+    """``key`` of each row against its optimizer step; a gap where it is ``None``."""
 
     def draw(axes: Axes) -> None:
-        axes.plot([row["step"] for row in curve], [row["loss"] for row in curve], color=COLORS[1])
+        values = [math.nan if row.get(key) is None else row[key] for row in rows]
+        axes.plot([row["step"] for row in rows], values, color=COLORS[1], marker="o" if len(rows) < 40 else "")
         axes.set_xlabel("optimizer step")
-        axes.set_ylabel("weighted loss (nats per row)")
+        axes.set_ylabel(label)
 
-    return svg(draw, "training loss")
+    return svg(draw, label)

@@ -7,16 +7,17 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from drift.dataset.pick import read_by_id
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import stream_trajectories
-from drift.errors import require
+from drift.errors import DatasetError, require
 from drift.manifest import read_manifest
 from drift.reporting.sentences import chain_line, chosen, sentences
 from drift.types import Message, Trajectory
@@ -97,7 +98,7 @@ def make_preview(data: Path, weights: Path, *, rows: int, max_length: int | None
     spare = max(1, rows // 4)
     for trajectory in stream_trajectories(data):
         given = by_id.get(trajectory.id)
-        shown = _shown(trajectory, given, _turns_of(made), max_length)
+        shown = _shown(trajectory, given, turns_of(made), max_length)
         left.update([shown.why] if shown.why else [each.why for each in shown.said if each.why])
         if trajectory.id in chosen_ids or (given is None and len(held.keys() - chosen_ids) < spare):
             held[trajectory.id] = shown
@@ -107,11 +108,30 @@ def make_preview(data: Path, weights: Path, *, rows: int, max_length: int | None
     return Preview(
         sentences=tuple(told),
         left_out=dict(left.most_common()),
-        shown=tuple(
-            sorted(held.values(), key=lambda each: -max((said.weight or 0.0 for said in each.said), default=0))
-        ),
+        shown=tuple(_by_weight(held.values())),
         largest=float(np.abs(table.weights_T).max(initial=0.0)),
     )
+
+
+def weighed_examples(data: Path, weights: Path, rows: int) -> tuple[list[Shown], float]:
+    """``rows`` conversations from the largest weight to the smallest, and the largest ``|w|`` of all.
+
+    None where the weights were not made of what is in ``data`` now.
+    """
+    try:
+        table = read_weights(weights, data) if rows else None
+    except DatasetError:
+        table = None
+    if table is None or not len(table.ids):
+        return [], 0.0
+    by_id, turns = table.by_id(), turns_of(read_manifest(weights, WEIGHTS))
+    found = read_by_id(data, _spread(table, rows))
+    shown = [_shown(each, by_id[name], turns, None) for name, each in found.items()]
+    return _by_weight(shown), float(np.abs(table.weights_T).max(initial=0.0))
+
+
+def _by_weight(shown: Iterable[Shown]) -> list[Shown]:
+    return sorted(shown, key=lambda each: -max((said.weight or 0.0 for said in each.said), default=0))
 
 
 def _spread(table: WeightTable, rows: int) -> set[str]:
@@ -121,18 +141,19 @@ def _spread(table: WeightTable, rows: int) -> set[str]:
     return {table.ids[int(order[at])].as_py() for at in np.linspace(0, len(order) - 1, rows).astype(int)}
 
 
-def _turns_of(manifest: Mapping[str, Any] | None) -> str:
+def turns_of(manifest: Mapping[str, Any] | None) -> str:
+    """How the weights of a manifest were spread over replies; empty without one."""
     turns = manifest["chain"]["turns"] if manifest else ""
     return turns if isinstance(turns, str) else next(iter(turns))
 
 
 def _shown(trajectory: Trajectory, weights: Sequence[float] | None, turns: str, max_length: int | None) -> Shown:
-    whole = _why_not(trajectory, weights, max_length)
+    whole = why_not(trajectory, weights, max_length)
     at = len(trajectory.messages) - sum(1 + len(turn.step.messages) for turn in trajectory.turns)
     said = list(map(_plain, trajectory.messages[:at]))
     for number, turn in enumerate(trajectory.turns):
         weight = 0.0 if whole or weights is None else weights[number]
-        why = "" if weight or whole else _why_zero(trajectory, number, turns)
+        why = "" if weight or whole else why_zero(trajectory, number, turns)
         thought = f"(thinks) {turn.completion.thinking}\n" if turn.completion.thinking else ""
         reply = _plain(trajectory.messages[at])
         said.append(Said(role=reply.role, text=readable(thought) + reply.text, weight=weight, why=why))
@@ -149,7 +170,7 @@ def _shown(trajectory: Trajectory, weights: Sequence[float] | None, turns: str, 
     )
 
 
-def _why_not(trajectory: Trajectory, weights: Sequence[float] | None, max_length: int | None) -> str:
+def why_not(trajectory: Trajectory, weights: Sequence[float] | None, max_length: int | None) -> str:
     """Why nothing of a conversation is trained; empty if something is."""
     if trajectory.error is not None:
         return f"it failed ({readable(trajectory.error.partition(':')[0])})"
@@ -165,7 +186,7 @@ def _why_not(trajectory: Trajectory, weights: Sequence[float] | None, max_length
     return ""
 
 
-def _why_zero(trajectory: Trajectory, number: int, turns: str) -> str:
+def why_zero(trajectory: Trajectory, number: int, turns: str) -> str:
     """Why one reply of a conversation that is trained weighs nothing."""
     step = trajectory.turns[number].step
     if trajectory.turns[number].loss_weight == 0:

@@ -28,6 +28,7 @@ from drift.training.forward import (
     why_not_padded,
     why_not_trees,
 )
+from drift.training.held_out import HeldOutLoss
 from drift.training.kl_limit import KLLimit
 from drift.training.log import MetricsLog
 from drift.training.plan import OptimizerStep
@@ -52,6 +53,7 @@ def optimize(
     seed: int,
     device: str,
     ranks: Ranks,
+    kl_rows: Sequence[Example] = (),
     held_out: Sequence[Example] = (),
 ) -> tuple[WeightedTrainer, dict[str, Any]]:
     """Train ``model`` through ``steps``, from the last checkpoint in ``out`` if there is one.
@@ -65,10 +67,11 @@ def optimize(
         seed: of what is random in the model.
         device: where to train.
         ranks: this process among others.
-        held_out: rows to measure ``kl_limit`` on.
+        kl_rows: rows to measure ``kl_limit`` on.
+        held_out: rows to measure the loss on.
 
     Returns:
-        The trainer, and what the limit measured, for the manifest.
+        The trainer, and what was measured on the way, for the manifest.
 
     Raises:
         ConfigError: a setting that transformers or PEFT refuses for this model.
@@ -81,7 +84,11 @@ def optimize(
     use_weighted_loss(model, config.objective)
     trees, alone = _ways(model, int(rows.facts.length_N.max()), config, out, ranks)
     use_trees(model, trees)
-    limit = KLLimit(model, held_out, config, out, ranks=ranks, trees=trees) if config.kl_limit else None
+    watches: dict[str, Any] = {}
+    if config.kl_limit:
+        watches["kl_limit"] = KLLimit(model, kl_rows, config, out, ranks=ranks, trees=trees)
+    if config.held_out:
+        watches["held_out"] = HeldOutLoss(model, held_out, config.held_out, config.dtype, out, ranks=ranks, trees=trees)
     if getattr(model.config, "output_router_logits", False) and ranks.is_first:
         tell("training: the router loss that the model's config asks for is left out", error=True)
     # Trainer sets it, and it would be saved so.
@@ -99,7 +106,7 @@ def optimize(
                 trees=trees,
                 rope_border=rope_border(model.config),
             ),
-            callbacks=[*callbacks, limit] if limit else callbacks,
+            callbacks=[*callbacks, *watches.values()],
         )
         # It writes dictionaries to stdout; they are in metrics.jsonl.
         trainer.remove_callback(PrinterCallback)
@@ -108,10 +115,9 @@ def optimize(
         _run(trainer, checkpoint, out)
     model.config.use_cache = use_cache
     trainer.check_parameters()
-    if limit is None:
-        return trainer, {}
-    limit.settle()
-    return trainer, {"kl_limit": limit.report()}
+    for watch in watches.values():
+        watch.settle()
+    return trainer, {name: watch.report() for name, watch in watches.items()}
 
 
 def _ways(model: Any, longest: int, config: TrainingConfig, out: Path, ranks: Ranks) -> tuple[bool, bool]:

@@ -13,6 +13,17 @@ from drift.policies.hf import load_model
 from drift.policies.stored import NO_CODE, model_folder, wants_code
 
 
+def check_quantization() -> None:
+    """Raise ``ConfigError`` unless bitsandbytes is installed and works here."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"training.lora.bits: bitsandbytes is missing or does not work here ({error}). "
+            "Run: pip install 'drift-rl[qlora]', or set training.lora.bits to 0."
+        ) from error
+
+
 def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention: str | None = None) -> tuple[Any, Any]:
     """Load a causal LM in 4 bits (NF4, twice quantized: QLoRA, arXiv 2305.14314) or in 8, and its tokenizer.
 
@@ -30,14 +41,9 @@ def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention:
         PolicyError: the model can't be loaded.
     """
     place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        import bitsandbytes  # noqa: F401
-        from peft import prepare_model_for_kbit_training
-    except (ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"training.lora.bits: bitsandbytes is missing or does not work here ({error}). "
-            "Run: pip install 'drift-rl[qlora]', or set training.lora.bits to 0."
-        ) from error
+    check_quantization()
+    from peft import prepare_model_for_kbit_training
+
     compute = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     settings = BitsAndBytesConfig(
         load_in_4bit=bits == 4,

@@ -72,7 +72,7 @@ class _File:
         """Its rows; raises ``DatasetError`` where it breaks off."""
         try:
             yield from getattr(self, f"_{self.kind}")()
-        except (pa.ArrowException, OSError, csv.Error) as error:
+        except (pa.ArrowException, OSError, csv.Error, UnicodeError) as error:
             raise _unreadable(self.path, error) from error
 
     def bytes(self) -> IO[bytes]:
