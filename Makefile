@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit cover slow format clean results audit licences
+.PHONY: quickstart test lint types unit cover slow format clean results pictures audit licences
 .PHONY: test-adapters test-browser test-chaos test-deepspeed test-fuzz test-qlora test-ray test-trl test-vllm
-.PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-sampling bench-soak bench-streaming bench-training bench-verifiers bench-weights
+.PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-sampling bench-soak bench-streaming bench-training bench-verifiers bench-viewer bench-weights
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -38,8 +38,13 @@ slow: $(INSTALLED)
 test-chaos: $(INSTALLED)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/pytest -m chaos -s tests/chaos
 
-test-browser: $(INSTALLED)
-	$(VENV)/bin/pytest -m browser tests/reporting
+# Playwright drives the Chromium that is installed; it brings none.
+$(VENV)/.installed-browser: $(INSTALLED)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt playwright
+	touch $@
+
+test-browser: $(VENV)/.installed-browser
+	$(VENV)/bin/pytest -m browser tests/reporting tests/viewer
 
 INPUTS ?= 1000000
 test-fuzz: $(INSTALLED)
@@ -152,6 +157,15 @@ bench-streaming: $(INSTALLED)
 # A million scripted conversations: five to ten minutes.
 bench-soak: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/soak.py --picture docs/soak.png
+
+# The viewer's pictures in docs/, by Chromium.
+pictures: $(INSTALLED)
+	$(VENV)/bin/drift quickstart --out runs/pictures
+	$(VENV)/bin/python -m tools.pictures runs/pictures
+
+# A million conversations in the viewer; the data set, some 400 MB, is made first.
+bench-viewer: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/viewer.py
 
 # docs/results.md from the comparisons kept in docs/results; see benchmarks/results.py.
 results: $(INSTALLED)

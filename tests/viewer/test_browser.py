@@ -74,6 +74,7 @@ class Watched:
 
     def fits(self) -> bool:
         """Nothing has to be scrolled sideways, but within a part that scrolls by itself."""
+        self.page.wait_for_load_state()
         return bool(self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
 
     def done(self) -> None:
