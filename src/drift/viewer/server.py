@@ -154,6 +154,9 @@ def serve(root: Path, *, port: int = 0, model: str = "") -> None:
     server = uvicorn.Server(
         uvicorn.Config(make_app(library, token, model=model), access_log=False, log_level="warning")
     )
+    # The first page is there at once: what it shows is read before its address is said.
+    with suppress(DriftError):
+        library.find({}, patience=0)
     threading.Thread(target=library.read_ahead, name="drift-read-ahead", daemon=True).start()
     print(f"{root}: http://{HOST}:{listener.getsockname()[1]}/{token}/   (Ctrl-C ends it)", flush=True)
     with suppress(KeyboardInterrupt):
