@@ -78,6 +78,9 @@ class Pages:
         """One conversation, ``query["id"]``, and those before and after it among what ``query`` asks for."""
         found = self._library.find(query)
         at = found.columns.place_of(query.get("id", ""))
+        if at is None and found.columns.waiting:
+            found = self._library.find(query, patience=float("inf"))
+            at = found.columns.place_of(query.get("id", ""))
         if at is None:
             raise ConfigError(f"id: got {query.get('id', '')!r}, expected that of a conversation in {found.data.name}.")
         colour = query.get("colour") or ("weight" if found.weighed else "none")
@@ -110,7 +113,7 @@ class Pages:
         found = self._library.find(query)
         prompt = query.get("prompt", "")
         places = found.columns.in_group(prompt).tolist()
-        if not places:
+        if not places and not found.columns.waiting:
             raise ConfigError(f"prompt: got {prompt!r}, expected the group_id of a prompt in {found.data.name}.")
         rows = read_rows(found.columns, places[:MOST_COLUMNS], ["messages", "extras"])
         read = [at for at in places if at in rows]
