@@ -1,25 +1,30 @@
 """Checks an import of logs against a list of what it must make of each row, on the ids and masks that it writes.
 
-    python -m benchmarks.logs CORPUS MODEL [--template FILE] [--every]
+    python -m benchmarks.logs CORPUS MODEL [--template FILE] [--every] [--fields]
 
 CORPUS is a folder with ``expected.jsonl``; each of its lines names a ``file``, a ``row`` (null: the file as a whole),
 what the user ``told``, and what ``must`` come of it: ``in``, ``refused`` or ``counted``, with ``why_refused``,
 ``trained_text``, ``trained_holds``, ``not_trained``, ``prompt_must_hold``, ``reward``, ``success``, ``groups``, and the
 ``needs`` that a template must meet. MODEL gives the tokenizer; ``--template`` is one to use instead of its own.
+
+With ``--fields`` every value of every row is changed, one at a time: what the import then makes of the row, what it
+refuses, or what it counts must change too, or the field must be among those that it says it did not use.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from drift.chat import TemplateChat
+from drift.dataset.imports.base import BadRow, is_empty
 from drift.dataset.imports.files import open_source
 from drift.dataset.imports.run import REJECTED, Conversion, load_target, make_reader, read_rejected, write_all
 from drift.dataset.imports.tokens import Target
@@ -135,6 +140,75 @@ def faults_of_ids(line: Line, found: Trajectory, decode: Any) -> Iterator[str]:
     )
 
 
+@dataclass(frozen=True)
+class Row:
+    """A log of one row."""
+
+    value: Any
+    line: int
+    rows: int = 1
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        yield self.line, copy.deepcopy(self.value)
+
+
+def made_of(row: Row, told: Line, target: Target) -> tuple[str, Conversion]:
+    """Everything that an import makes and says of a row."""
+    conversion = Conversion(row, make_reader("auto", told), target)  # type: ignore[arg-type]
+    made = [repr(each) if not isinstance(each, BadRow) else f"{each.reason}: {each.detail}" for each in conversion]
+    return json.dumps([made, conversion.facts()]), conversion
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where each text, number and truth value of a JSON value is."""
+    if isinstance(value, dict | list):
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(each, (*path, key))
+    elif not is_empty(value):
+        yield path
+
+
+def changed(value: Any, path: tuple[Any, ...]) -> Any:
+    """A copy of a JSON value with another value of the same kind at ``path``."""
+    if not path:
+        if isinstance(value, bool):
+            return not value
+        return value + 1 if isinstance(value, int | float) else f"{value} zq"
+    other = copy.copy(value)
+    other[path[0]] = changed(value[path[0]], path[1:])
+    return other
+
+
+def lost_fields(path: Path, told: Line, target: Target) -> Iterator[str | None]:
+    """Of each value of a file's rows: where it is if it can change without anything changing or being said of it."""
+    for line, value in open_source(path):
+        if not isinstance(value, dict):
+            continue
+        before, conversion = made_of(Row(value, line), told, target)
+        if not conversion.made:
+            # Refused as a whole, which is said.
+            continue
+        for place in leaves(value):
+            named = ".".join(str(key) for key in place if not isinstance(key, int))
+            told_of = any(named == name or named.startswith(f"{name}.") for name in conversion.unused)
+            seen = told_of or made_of(Row(changed(value, place), line), told, target)[0] != before
+            yield None if seen else f"{path.name} line {line}: {'.'.join(map(str, place))}"
+
+
+def report_fields(corpus: Path, lines: Sequence[Line], target: Target) -> None:
+    """Print the fields that are lost in silence, and how many."""
+    found: list[str | None] = []
+    for name, told in sorted({(line["file"], json.dumps(line.get("told") or {})) for line in lines}):
+        columns = {key: each for key, each in json.loads(told).items() if key != "max_length"}
+        try:
+            found += lost_fields(corpus / name, columns, target)
+        except DriftError as error:
+            print(f"{name}: {error}".splitlines()[0][:200])
+    lost = [place for place in found if place is not None]
+    print("\n".join(lost))
+    print(f"{len(lost)} of {len(found)} values can change in silence")
+
+
 def main() -> None:
     """Print the lines that are not met, by kind, and how many are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,6 +216,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--template", type=Path)
     parser.add_argument("--every", action="store_true", help="print every line that is not met")
+    parser.add_argument("--fields", action="store_true", help="look for fields that are lost in silence")
     given = parser.parse_args()
     target = load_target(given.model)
     tokenizer = target.chat._tokenizer
@@ -149,6 +224,9 @@ def main() -> None:
         tokenizer.chat_template = given.template.read_text()
         target = replace(target, chat=TemplateChat(tokenizer, source=given.model))
     lines = [json.loads(text) for text in (given.corpus / "expected.jsonl").read_text().split("\n") if text]
+    if given.fields:
+        report_fields(given.corpus, lines, target)
+        return
     outcomes: dict[str, Outcome] = {}
     missed: Counter[str] = Counter()
     for line in lines:

@@ -127,7 +127,7 @@ def test_what_is_incomplete_is_removed_and_the_same_command_makes_it_again(
 ) -> None:
     shard = shards(run / "rollouts")[0]
     shard.write_bytes(shard.read_bytes()[:200])
-    (run / "weights" / ".weights.parquet.tmp").write_bytes(b"half")
+    (run / "weights" / f".weights.parquet.{16 * '0'}.tmp").write_bytes(b"half")
     (run / "model" / "checkpoints" / "unfinished").mkdir()
     assert main(["check", str(run)]) == 1
     assert "Run the same with --repair to" in capsys.readouterr().out

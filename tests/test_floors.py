@@ -10,9 +10,11 @@ import drift
 PACKAGE = Path(drift.__file__).parent
 FLOORS = [
     {"types", "errors", "event_loop"},
-    {"secrets"},
-    {"keywords", "manifest", "own_process", "progress", "registry"},
-    {"checksums"},
+    {"secrets", "files", "yaml_files", "template_limits"},
+    {"terminal"},
+    {"keywords", "manifest", "progress", "registry"},
+    {"checksums", "endings"},
+    {"own_process"},
     {"chat", "problems"},
     {"policies"},
     {"verifiers"},
@@ -24,12 +26,13 @@ FLOORS = [
     {"reporting"},
     {"viewer"},
     {"api", "artifacts", "recipe", "serving"},
+    {"preflight", "run_directory", "scaffold"},
     {"pipeline"},
     {"audit", "comparison"},
-    {"cli", "__main__"},
+    {"cli", "verbs", "__main__"},
 ]
 # Floors whose parts know nothing of one another.
-APART = [FLOORS[4], FLOORS[10], FLOORS[11]]
+APART = [FLOORS[6], FLOORS[12], FLOORS[13]]
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 # Attributes of the package itself that come from no other module.
 OWN_ATTRIBUTES = {"__version__", "__doc__", "__file__", "__name__"}

@@ -80,6 +80,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 WRONG: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "rollout": (("guess",), "task", "tasks"),
     "read_logs": (("log.jsonl",), "colums", "columns"),
+    "rank": (("data",), "juge", "judge"),
     "weigh": (("data",), "bta", "beta"),
     "preview": (("data", "weights"), "row", "rows"),
     "train": (("data", "weights"), "max_step", "max_steps"),
@@ -92,6 +93,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "compare": (("quickstart",), "method", "methods"),
     "check": (("guess",), "repiar", "repair"),
     "verify": (("replies.jsonl",), "fallbak", "fallback"),
+    "new": (("recipe", "mine"), "uot", "out"),
     "as_hf_dataset": (("data",), "directry", "directory"),
 }
 

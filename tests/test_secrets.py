@@ -201,3 +201,69 @@ def test_a_server_that_is_not_there_is_told_without_the_key(tmp_path: Path, monk
     with pytest.raises(PolicyError) as refused:
         rollout(**served, tasks=1, samples=1, out=tmp_path / "r")
     assert not traces(str(refused.value))
+
+
+# Names under which a secret is one whatever it is.
+NAMES = (
+    *("api_key", "apiKey", "OPENAI_API_KEY", "openai_api_key", "x-api-key", "hf_token", "HF_TOKEN", "hub_token"),
+    *("client_secret", "clientSecret", "aws_secret_access_key", "access_key", "private_key", "signing_key"),
+    *("password", "db_password", "passwd", "pwd", "passphrase", "access-token", "auth_token", "bearer_token"),
+    *("refresh_token", "Authorization", "Proxy-Authorization", "bearer", "credentials", "cookie", "secret", "secrets"),
+    *("github_token", "wandb_api_key", "personal_token", "connection_string", "session_token", "apikey"),
+)
+# What issuers give, and what is random, under any name.
+VALUES = (
+    *("sk-proj-Ab3dEf6hIj9kLm2nOp5q", "sk-ant-api03-abcdefghij0123456789", "hf_AbCdEfGhIjKlMnOpQrSt"),
+    *(
+        "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+        "github_pat_11ABCDEFG0abcdefghijklmnop",
+        "glpat-abcdefghij0123456789",
+    ),
+    *("xoxb-1234567890-abcdefghij", "AKIAIOSFODNN7EXAMPLE", "AIzaSyA1b2C3d4E5f6G7h8I9j0K1l2M3n4O5p6Q"),
+    *("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NSJ9.c2lnbmF0dXJl", "-----BEGIN RSA PRIVATE KEY-----\nMIIEow"),
+    *("Bearer abcdefghij0123456789", "Zx8Lq2Vb7Kt4Nw9Rc3Yp6Hd1", "q7Zk2Vx9Lw4Tb8Nc3Rm6Yp1Hd5Js0Gf"),
+)
+HARMLESS = (
+    *("/data/models/Qwen2.5-7B-Instruct", "org/Mistral-7B-Instruct-v0.3-GPTQ-Int4", "Qwen2ForCausalLMInstruct7B"),
+    *("cosine_with_min_lr", "OPENAI_API_KEY", "skip", "sk-learn", "token"),
+    *("drift.environments.arithmetic:Arithmetic", "2026-11-28T10:00:00Z", "a" * 60, "feedback.score", "[TOOL_CALLS]"),
+)
+
+
+def test_every_name_and_every_issuers_key_is_refused_and_hidden() -> None:
+    for name in NAMES:
+        with pytest.raises(ConfigError, match="a secret, which recipes and manifests would keep"):
+            refuse_secrets({"deep": [{name: "tiger7"}]}, "x")
+        assert "tiger7" not in scrubbed(f"failed: {name}=tiger7, and {{'{name}': 'tiger7'}}"), name
+    for value in VALUES:
+        for name in ("note", "token", "key", "extra"):
+            with pytest.raises(ConfigError, match="key"):
+                refuse_secrets({name: value}, "x")
+        hidden = scrubbed(f"the server said: {value} is wrong, key={value}")
+        assert value not in hidden or value[:4] in ("Zx8L", "q7Zk")
+    with pytest.raises(ConfigError, match="a secret"):
+        refuse_secrets({"token": "9f86d081884c7d659a2feaa0c55ad015"}, "x")
+    refuse_secrets({"revision": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b"}, "x")
+    for value in HARMLESS:
+        for name in ("note", "key", "token", "pad_token", "max_tokens", "key_env", "reward_key", "model"):
+            refuse_secrets({name: value}, "x")
+        assert scrubbed(f"got {value!r}: no") == f"got {value!r}: no"
+
+
+def test_secrets_are_refused_in_every_part_of_a_recipe_and_in_objects(tmp_path: Path) -> None:
+    from drift.training.config import TrainingConfig
+
+    class Own(Guess):
+        openai_api_key = ""
+
+    own = Own()
+    object.__setattr__(own, "openai_api_key", KEY)
+    for make in (
+        lambda: Recipe(data={"file": "log.jsonl", "columns": {"hf_token": KEY}}),
+        lambda: Recipe(policy={"tuned": {"x-api-key": KEY}}),
+        lambda: TrainingConfig(arguments={"hub_token": KEY}),
+        lambda: rollout(own, model="scripted:a", tasks=2, samples=1, out=tmp_path / "out"),
+    ):
+        with pytest.raises(ConfigError, match="a secret"):
+            make()
+    assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         evaluate,
         export,
         preview,
+        rank,
         read_logs,
         report,
         rollout,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from drift.policies.base import Policy, Sampling, TextPolicy
     from drift.recipe import Recipe
     from drift.rollouts.config import ClusterConfig, RolloutConfig
+    from drift.scaffold import new
     from drift.training.config import TrainingConfig
     from drift.types import Completion, Message, Step, Task, Trajectory, Turn
     from drift.weights.config import WeightConfig
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _FROM = {
     "api": (
-        "evaluate", "export", "preview", "read_logs", "report", "rollout", "train", "train_online", "train_preference",
-        "view", "weigh",
+        "evaluate", "export", "preview", "rank", "read_logs", "report", "rollout", "train", "train_online",
+        "train_preference", "view", "weigh",
     ),
     "artifacts": ("Artifact", "Page", "Run"),
     "audit": ("check",),
@@ -55,6 +57,7 @@ _FROM = {
     "policies.base": ("Policy", "Sampling", "TextPolicy"),
     "recipe": ("Recipe",),
     "rollouts.config": ("ClusterConfig", "RolloutConfig"),
+    "scaffold": ("new",),
     "training.config": ("TrainingConfig",),
     "types": ("Completion", "Message", "Step", "Task", "Trajectory", "Turn"),
     "weights.config": ("WeightConfig",),

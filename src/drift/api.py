@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from drift.artifacts import EVALUATION, LIKELIHOOD, MODEL, TRAJECTORIES, WEIGHTS, Artifact, Page
+from drift.artifacts import EVALUATION, LIKELIHOOD, MODEL, REWARDS, TRAJECTORIES, WEIGHTS, Artifact, Page
 from drift.baselines.config import OnlineConfig, PreferenceConfig
 from drift.errors import ConfigError, require, unknown_name
 from drift.evaluation.config import EvaluationConfig
@@ -114,11 +114,33 @@ def read_logs(
     return Artifact(place, TRAJECTORIES)
 
 
+@by_fields()
+def rank(data: Place, *, out: Place | None = None, judge: Mapping[str, Any] | None = None) -> Artifact:
+    """Let a judge rank the conversations of each prompt against each other, for drift weigh --rewards.
+
+    Args:
+        data: directory of trajectories.
+        out: directory of the rewards; ranking beside data unless given. What was ranked there is not asked again.
+        judge: settings of the verifier judge, such as {policy: openai:NAME}; the small policy that comes with drift
+            is no judge.
+
+    Raises:
+        DatasetError: no prompt has two conversations.
+        EnvironmentFault: nothing of what the judge said could be read.
+    """
+    from drift.evaluation.ranking import rank_dataset
+
+    place = Path(out or Path(data).parent / "ranking")
+    rank_dataset(Path(data), judge or {}, place)
+    return Artifact(place, REWARDS)
+
+
 def weigh(
     data: Place,
     scheme: str | Mapping[str, Any] | Callable[..., Any] = "drift",
     *,
     out: Place | None = None,
+    rewards: Place | None = None,
     config: WeightConfig | None = None,
     **settings: Any,
 ) -> Artifact:
@@ -128,6 +150,8 @@ def weigh(
         data: directory of trajectories.
         scheme: name of a scheme, module:function, or a function (returns_N, group_N, *, …) -> weights_N.
         out: directory of the weights; weights beside data unless given.
+        rewards: to be used instead of those in data: a directory that rank wrote, or a Parquet file with the columns id
+            and reward. They are what counts unless outcome says otherwise.
         config: how to weigh, instead of scheme; settings change it.
         settings: fields of WeightConfig (beta=0.1, steps=["drop_unsolved"]) and settings of the scheme (w_max=9).
 
@@ -137,7 +161,8 @@ def weigh(
     from drift.weights.stage import weigh_dataset
 
     place = Path(out or Path(data).parent / "weights")
-    weigh_dataset(Path(data), weight_config(scheme, settings, config), place)
+    chosen = None if rewards is None else Path(rewards)
+    weigh_dataset(Path(data), weight_config(scheme, settings, config), place, rewards=chosen)
     return Artifact(place, WEIGHTS)
 
 
@@ -243,8 +268,9 @@ def evaluate(
         sound = seen is not None
         require(sound, "seen", seen, f"the weights that were trained, made of {environment} with steps: [hold_out]")
         place = Path(out or Path(str(seen)).parent / LIKELIHOOD)
-        dtype = str((policy or {}).get("dtype", "auto"))
-        evaluate_log(Path(environment), Path(str(seen)), named, place, dtype=dtype, device=device)
+        more: dict[str, Any] = {"config": config, "sampling": sampling, "device": device}
+        more["dtype"] = str((policy or {}).get("dtype", "auto"))
+        evaluate_log(Path(environment), Path(str(seen)), named, place, **more)
         return Artifact(place, LIKELIHOOD)
     setup = Setup(environment=environment, policy=policy or {}, device=device)
     last = list(named.values())[-1] if named else "default"
@@ -290,7 +316,7 @@ def preview(
         rows: how many conversations, from the largest weight to the smallest.
         max_length: as for train: rows that are longer are left out.
     """
-    from drift.manifest import write_atomic
+    from drift.files import write_atomic
     from drift.reporting.page import preview_page
 
     made = make_preview(Path(data), Path(weights), rows=rows, max_length=max_length)
@@ -325,7 +351,7 @@ def view(
 
         serve(Path(run), port=port, model=model)
         return None
-    from drift.manifest import write_atomic
+    from drift.files import write_atomic
     from drift.viewer.export import export_page
 
     page = export_page(Path(run), select, rows=rows, model=model)

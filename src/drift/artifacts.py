@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Kinds of directories, as their manifests name them.
-TRAJECTORIES, WEIGHTS, MODEL = "trajectories", "weights", "model"
+TRAJECTORIES, REWARDS, WEIGHTS, MODEL = "trajectories", "rewards", "weights", "model"
 EVALUATION, COMPARISON, LIKELIHOOD = "evaluation", "comparison", "likelihood"
 # Conversations that a notebook shows.
 _ROWS = 10
@@ -26,7 +26,7 @@ class Artifact(os.PathLike[str]):
 
     Args:
         path: the directory.
-        kind: what is in it: trajectories, weights, model or evaluation.
+        kind: what is in it: trajectories, rewards, weights, model or evaluation.
     """
 
     def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
@@ -68,8 +68,8 @@ class Artifact(os.PathLike[str]):
         import pandas as pd
         import pyarrow.parquet as pq
 
-        if self.kind == WEIGHTS:
-            return pq.read_table(self.path / "weights.parquet").to_pandas()
+        if self.kind in (WEIGHTS, REWARDS):
+            return pq.read_table(self.path / f"{self.kind}.parquet").to_pandas()
         if self.kind == TRAJECTORIES:
             return pd.DataFrame(_conversations(self.path))
         if self.kind == COMPARISON:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from drift.checksums import damaged_files, sum_of
+from drift.dataset.rewards import FILE as REWARDS_FILE
+from drift.dataset.rewards import KIND as REWARDS
 from drift.dataset.schema import dataset_hash
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import check_shard, read_tasks, shards, stream_columns, stream_trajectories
 from drift.environments import ENVIRONMENTS, make_environment
 from drift.environments.base import SPLITS, EnvironmentFactory, task_hash
 from drift.environments.conformance import check_environment
-from drift.errors import DatasetError, DriftError, require, unknown_name
+from drift.errors import ConfigError, DatasetError, DriftError, require, unknown_name
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
 from drift.keywords import by_fields
@@ -29,6 +31,7 @@ from drift.training.checkpoints import FOLDER, unfinished
 from drift.training.config import KIND as MODEL
 from drift.weights.table import KIND as WEIGHTS
 from drift.weights.table import read_table
+from drift.yaml_files import read_mapping
 
 State = Literal["ok", "unfinished", "damaged", "mismatch"]
 PARQUET_END = b"PAR1"
@@ -188,6 +191,7 @@ def _ok(folder: Path, manifest: dict[str, Any]) -> Finding:
             f"{manifest['counts']['trajectories']} trajectories, hash {manifest['dataset_hash'][:16]}"
         ),
         WEIGHTS: lambda: f"{manifest['diagnostics']['trajectories']} weights, hash {manifest['weights_hash'][:16]}",
+        REWARDS: lambda: f"{manifest['conversations']} conversations",
         MODEL: lambda: f"{manifest['steps']} steps",
         EVALUATION: lambda: f"{len(manifest['policies'])} policies on {manifest['tasks']} tasks",
     }
@@ -252,6 +256,12 @@ def _look_at_weights(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding
         )
 
 
+def _look_at_rewards(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
+    if not (folder / REWARDS_FILE).is_file() or sum_of(folder / REWARDS_FILE) != manifest["file_sum"]:
+        detail = "gone, or not what the manifest tells of. Run the same drift rank again."
+        yield Finding(path=folder / REWARDS_FILE, state="damaged", detail=detail)
+
+
 def _look_at_model(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
     for line in damaged_files(folder):
         yield Finding(path=folder, state="damaged", detail=f"{line}. Train it again, or restore it.")
@@ -288,6 +298,7 @@ def _look_at_evaluation(folder: Path, manifest: dict[str, Any]) -> Iterator[Find
 
 _LOOKS: dict[str, Look] = {
     TRAJECTORIES: _look_at_trajectories,
+    REWARDS: _look_at_rewards,
     WEIGHTS: _look_at_weights,
     MODEL: _look_at_model,
     EVALUATION: _look_at_evaluation,
@@ -316,16 +327,14 @@ def _belonging(manifests: dict[Path, dict[str, Any]]) -> Iterator[Finding]:
 
 def _drifted(root: Path, manifests: dict[Path, dict[str, Any]]) -> Iterator[Finding]:
     """Stages beside a recipe that were made with other settings than it says."""
-    import yaml
-
     for path in sorted(root.rglob("recipe.yaml")):
         try:
-            recipe = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            yield Finding(path=path, state="damaged", detail=f"can't be read ({error})")
+            recipe = read_mapping(path)
+        except ConfigError as error:
+            yield Finding(path=path, state="damaged", detail=str(error))
             continue
         for folder, manifest in manifests.items():
-            if folder.parent != path.parent or not isinstance(recipe, dict):
+            if folder.parent != path.parent:
                 continue
             said, done = None, None
             if manifest["kind"] == WEIGHTS:

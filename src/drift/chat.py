@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from drift.errors import PolicyError, require
+from drift.template_limits import MOST_TEXT, MOST_TEXT_PER_CHARACTER, check_template
 from drift.types import Message, Role, Turn
 
 
@@ -79,6 +80,8 @@ class TemplateChat:
                 f"the tokenizer of {source!r} has no chat template, which multi-turn conversation needs. "
                 "Use an instruction-tuned model, or set tokenizer.chat_template and save the tokenizer with the model."
             )
+        for template in _texts_of(tokenizer.chat_template):
+            check_template(template, source)
         for key in arguments or {}:
             require(
                 key not in _GIVEN and key in str(tokenizer.chat_template),
@@ -101,9 +104,10 @@ class TemplateChat:
         # A name, or a character that a name begins with.
         begins = "".join(sorted({re.escape(name[0]) for name in longest_first}))
         self._begins = re.compile(f"(?P<name>{self._control.pattern})" + (f"|[{begins}]" if begins else ""))
-        # Samples of one task open alike, and feedback repeats; each call of a tokenizer costs a fraction of a
-        # millisecond, which every open conversation waits for.
-        self._remembered = functools.lru_cache(maxsize=4096)(self._encoded)
+        # Samples of one task open alike, feedback repeats, and every prompt of a conversation holds those before it.
+        # Each call of a tokenizer costs a fraction of a millisecond, which every open conversation waits for.
+        self._remembered = functools.lru_cache(maxsize=4096)(self._tokenized)
+        self._between_names = re.compile(f"({self._control.pattern})") if self._parts_at(longest_first) else None
         self._remember_structures()
         self._for_tools = functools.lru_cache(maxsize=64)(self._given_tools)
         # A template that knows thinking in the text alone is given both as one.
@@ -439,8 +443,13 @@ class TemplateChat:
             text: str = self._tokenizer.apply_chat_template(
                 given, add_generation_prompt=add_generation_prompt, tokenize=False, **self._arguments
             )
-        except TemplateError as error:
-            raise PolicyError(self._refusal(messages, str(error))) from error
+        except Exception as error:
+            # A template that somebody wrote raises anything.
+            kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+            raise PolicyError(self._refusal(messages, f"{kind}{error}")) from error
+        said = sum(len(message["content"]) for message in messages)
+        if len(text) > MOST_TEXT + MOST_TEXT_PER_CHARACTER * said:
+            raise PolicyError(self._refusal(messages, f"it writes {len(text):,} characters of {said:,}"))
         return text
 
     def _with_thinking(self, message: Message) -> dict[str, object]:
@@ -475,14 +484,37 @@ class TemplateChat:
             else:
                 # A mark can be left alone by a template that cuts; what it parted must not grow together.
                 for part in filter(None, _MARKS.split(piece)):
-                    ids += self._remembered(part) if len(part) <= _REMEMBERED_CHARACTERS else self._encoded(part)
+                    ids += self._encoded(part)
         return tuple(ids)
 
-    def _encoded(self, text: str) -> tuple[int, ...]:
+    def _encoded(self, text: str) -> list[int]:
+        """Ids of ``text``, in which names of control tokens are control tokens."""
+        ids: list[int] = []
+        for at, part in enumerate(self._between_names.split(text) if self._between_names else [text]):
+            if at % 2:
+                ids.append(self._names[part])
+            elif part:
+                ids += self._remembered(part) if len(part) <= _REMEMBERED_CHARACTERS else self._tokenized(part)
+        return ids
+
+    def _tokenized(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _parts_at(self, names: Sequence[str]) -> bool:
+        """Whether what stands between control tokens has the same ids alone as in a longer text."""
+        added = getattr(self._tokenizer, "added_tokens_decoder", {}).values()
+        takes_more = any(each.lstrip or each.rstrip or each.single_word or each.normalized for each in added)
+        if takes_more or not names:
+            return False
+        texts = itertools.cycle(_BETWEEN_NAMES)
+        parts = [part for name in names for part in (next(texts), name)]
+        alone = [(self._names[part],) if at % 2 else self._tokenized(part) for at, part in enumerate(parts)]
+        return self._tokenized("".join(parts)) == tuple(itertools.chain.from_iterable(alone))
 
 
 _REMEMBERED_CHARACTERS = 4096
+# Texts by which it is told whether a tokenizer takes control tokens for borders: words, spaces, lines, digits, marks.
+_BETWEEN_NAMES = ("user\nHow many?", " a b ", "x", "\n\n 12, é", "1", "  ", "A.\n", "\n", "…", "\tif x:\n    y", "'s")
 _PROBE = "drift-probe"
 _THOUGHT = "drift-thought"
 _END_OF_THINKING = "</think>"
@@ -495,6 +527,11 @@ _GIVEN = ("messages", "add_generation_prompt", "tokenize", "conversation", "chat
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARKS = re.compile(f"[{_OPEN}{_CLOSE}]")
 _BETWEEN_MARKS = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
+
+
+def _texts_of(templates: Any) -> list[str]:
+    """One chat template, or several by name, as transformers takes them."""
+    return [templates] if isinstance(templates, str) else [str(each) for each in dict(templates).values()]
 
 
 def _marked(messages: Sequence[Message], found: re.Pattern[str], mark: Callable[[re.Match[str]], str]) -> list[Message]:

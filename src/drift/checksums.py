@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from drift.errors import DatasetError
+from drift.files import inside
 from drift.manifest import write_json
 
 SUMS = "sums.json"
@@ -20,6 +23,8 @@ def sum_of_bytes(data: bytes) -> str:
 
 def sum_of(path: Path) -> str:
     """The same of a file, read a part at a time."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no file there", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
 
@@ -41,9 +46,9 @@ def damaged_files(folder: Path) -> list[str]:
     found = []
     for name, expected in wanted.items():
         try:
-            actual = sum_of(folder / name)
-        except OSError as error:
-            found.append(f"{name} can't be read ({error.strerror or error})")
+            actual = sum_of(inside(folder, name))
+        except (DatasetError, OSError) as error:
+            found.append(f"{name} can't be read ({getattr(error, 'strerror', '') or error})")
             continue
         if actual != expected:
             found.append(f"{name} has the checksum {actual}, expected {expected}")

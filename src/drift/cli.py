@@ -5,19 +5,20 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import signal
 import sys
 import typing
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 import drift
-from drift.errors import ConfigError, DriftError, unknown_name
+from drift.endings import ended
+from drift.errors import ConfigError, unknown_name
 from drift.keywords import (
     Option,
     as_declared,
@@ -29,109 +30,8 @@ from drift.keywords import (
     options_of_record,
 )
 from drift.progress import leave
-from drift.secrets import scrubbed
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A verb of the command line.
-
-    Args:
-        summary: what it does, in a line.
-        function: ``module:function`` that does it.
-        positional: arguments that are given without a name.
-        example: a command that works.
-        first: options that help tells first, in this order.
-        record: ``module:class`` whose fields are options too, of a function that takes any keyword.
-        shows: function of ``reporting.console`` that prints what came out, instead of the result's own sentences.
-    """
-
-    summary: str
-    function: str
-    positional: tuple[str, ...] = ()
-    example: str = ""
-    first: tuple[str, ...] = ()
-    record: str = ""
-    shows: str = ""
-
-
-# fmt: off
-_RECIPE = "drift.recipe:Recipe"
-_RECIPE_FIRST = (
-    "out", "dry_run", "model", "environment", "seed", "sampling.max_new_tokens", "rollouts.tasks", "rollouts.samples",
-    "weights.scheme", "weights.beta", "weights.steps", "training.max_steps", "training.learning_rate",
-    "training.batch_size", "evaluation.tasks", "evaluation.samples",
-)
-_SAMPLE_FIRST = ("out", "model", "tasks", "samples", "max_new_tokens", "environment", "temperature", "policy", "seed")
-
-VERBS = {
-    "quickstart": Verb(
-        "sample, weigh, fine-tune, measure and report on the built-in policy, in minutes", "drift.pipeline:quickstart",
-        example="drift quickstart",
-        first=_RECIPE_FIRST, record=_RECIPE, shows="print_summary"),
-    "run": Verb(
-        "run a whole recipe; finished stages are not run again", "drift.pipeline:run", ("recipe",),
-        example="drift run quickstart --model ./my-model --sampling.max_new_tokens 64 --out runs/mine --dry_run",
-        first=_RECIPE_FIRST, record=_RECIPE, shows="print_summary"),
-    "compare": Verb(
-        "run many methods and seeds on one recipe, and say which is better", "drift.comparison.run:compare",
-        ("recipe",),
-        example="drift compare quickstart --methods drift,sft,rft --seeds 1,2,3 --against sft",
-        first=("methods", "seeds", "against", "jobs", *_RECIPE_FIRST), record=_RECIPE, shows="print_comparison"),
-    "rollout": Verb(
-        "hold K conversations for each task of an environment", "drift.api:rollout", ("environment",),
-        example="drift rollout guess --environment.width 20 --tasks 400 --max_new_tokens 16 --out run/rollouts",
-        first=_SAMPLE_FIRST),
-    "import": Verb(
-        "turn logged conversations with rewards into trajectories", "drift.api:read_logs", ("file",),
-        example="drift import log.jsonl --columns.reward rating --model ./my-model --out run/logged",
-        shows="print_import"),
-    "weigh": Verb(
-        "weigh conversations by their return", "drift.api:weigh", ("data",),
-        example="drift weigh run/rollouts --scheme drift --beta 0.1 --steps '[drop_unsolved]' --out run/weights",
-        first=("scheme", "beta", "steps", "outcome", "turns", "out"), record="drift.weights.config:WeightConfig"),
-    "preview": Verb(
-        "show what will be trained, what it weighs, and what is left out and why", "drift.api:preview",
-        ("data", "weights"), example="drift preview run/rollouts run/weights --out preview.html",
-        shows="print_preview"),
-    "train": Verb(
-        "fine-tune a model on weighted conversations", "drift.api:train", ("data", "weights"),
-        example="drift train run/rollouts run/weights --max_steps 60 --learning_rate 1e-4 --out run/model",
-        first=("out", "model", "max_steps", "epochs", "batch_size", "learning_rate", "plan", "tokens_per_batch",
-               "dtype", "lora", "num_processes", "seed")),
-    "train-preference": Verb(
-        "train with DPO or KTO on the same conversations, through TRL", "drift.api:train_preference", ("data",),
-        example="drift train-preference run/rollouts --learning_rate 1e-5 --out run/dpo",
-        first=("out", "model")),
-    "train-online": Verb(
-        "train with GRPO on conversations held meanwhile, through TRL", "drift.api:train_online", ("environment",),
-        example="drift train-online arithmetic --rounds 60 --prompts 16 --max_new_tokens 16 --out run/grpo",
-        first=("out", "model", "rounds", "prompts", "samples")),
-    "export": Verb(
-        "write conversations as pairs, labelled or weighted rows for other trainers", "drift.api:export", ("data",),
-        example="drift export run/rollouts --format kto --out run/kto.jsonl",
-        shows="print_export"),
-    "evaluate": Verb(
-        "measure models on held-out tasks", "drift.api:evaluate", ("environment",),
-        example="drift evaluate arithmetic --models.base default --models.tuned run/model --seen run/rollouts",
-        first=("models", "out", "seen", "tasks", "samples", "max_new_tokens", "environment", "seed"),
-        shows="print_summary"),
-    "report": Verb(
-        "write the report page of a run", "drift.api:report", ("run",),
-        example="drift report run"),
-    "view": Verb(
-        "look at stages and conversations in a browser", "drift.api:view", ("run",),
-        example="drift view run"),
-    "check": Verb(
-        "put an environment through its protocol, or look for damage in a run directory", "drift.audit:check",
-        ("what",),
-        example="drift check arithmetic",
-        shows="print_findings"),
-    "verify": Verb(
-        "show your own replies beside what is read from them", "drift.environments.replies:verify", ("file",),
-        example="drift verify replies.jsonl --verifier math"),
-}
-# fmt: on
+from drift.terminal import prepare, tell
+from drift.verbs import RECIPE, VERBS, Verb
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,28 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        if given[:1] == ["help"]:
-            given = [*given[1:2], "--help"]
-        if not given or given[0].startswith("-"):
-            return _top_level(given)
-        name, *rest = given
-        if name not in VERBS:
-            raise unknown_name("command", name, VERBS)
-        return _run(name, VERBS[name], rest)
-    except DriftError as error:
-        print(f"drift: {scrubbed(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("drift: stopped. Run the same command again to go on.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of a pipe left; Python would complain again while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    if given[:1] == ["help"]:
+        given = [*given[1:2], "--help"]
+    if not given or given[0].startswith("-"):
+        return ended(lambda: _top_level(given), "drift")
+    name, *rest = given
+    out = _peek(rest, "--out")
+    return ended(lambda: _run(name, rest), f"drift {name}", Path(out) if out else None)
 
 
-def _run(name: str, verb: Verb, arguments: Sequence[str]) -> int:
+def _run(name: str, arguments: Sequence[str]) -> int:
+    if name not in VERBS:
+        raise unknown_name("command", name, VERBS)
+    verb = VERBS[name]
     function = _load(verb.function)
     parser = parser_of(name, arguments)
     found = _as_dict(parse(parser, arguments))
@@ -171,15 +62,14 @@ def _run(name: str, verb: Verb, arguments: Sequence[str]) -> int:
         settings = found.pop("environment", {})
         positional[at] = {"name": positional[at], **settings} if settings else positional[at]
     # Dotted keys of a recipe are the function's keywords; of other verbs they are the parts of one argument.
-    keywords = _load("drift.recipe:flatten")(found) if verb.record == _RECIPE else _nested_policy(found)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    keywords = _load("drift.recipe:flatten")(found) if verb.record == RECIPE else _nested_policy(found)
     result = function(*positional, **keywords)
     if result is None or os.environ.get("RANK", "0") != "0":
         return 0
     if verb.shows:
         return int(_load(f"drift.reporting.console:{verb.shows}")(result) or 0)
     for line in [str(result)] if not hasattr(result, "summary") else [f"{result}:", *result.summary()]:
-        print(line)
+        tell(line)
     return 0
 
 
@@ -202,11 +92,11 @@ def parser_of(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
     options = {found.name: found for found in _options(verb, function, arguments)}
     for key in verb.first:
         for each in [each for each in options if each == key or each.startswith(f"{key}.")]:
-            _add(parser, options.pop(each), brief=verb.record == _RECIPE)
+            _add(parser, options.pop(each), brief=verb.record == RECIPE)
     groups: dict[str, Any] = {"": parser}
     for rest in options.values():
         title = "further options" if verb.first else ""
-        if verb.record == _RECIPE and "." in rest.name:
+        if verb.record == RECIPE and "." in rest.name:
             title = f"further keys of {rest.name.partition('.')[0]}"
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
@@ -264,14 +154,14 @@ def _positional_help(verb: str, name: str, words: Mapping[str, str]) -> str:
 
 def _top_level(given: Sequence[str]) -> int:
     if given and given[0] == "--version":
-        print(f"drift {drift.__version__}")
+        tell(f"drift {drift.__version__}")
         return 0
     if given and given[0] not in ("-h", "--help"):
         raise unknown_name("option", given[0], ["--help", "--version"], where="drift")
     width = max(map(len, VERBS)) + 2
-    print(f"usage: drift VERB [options]\n\n{inspect.getdoc(drift)}\n\nverbs:")
-    print("\n".join(f"  {name:{width}}{verb.summary}" for name, verb in VERBS.items()))
-    print("\ndrift VERB --help tells a verb's options, drift --version the version.")
+    tell(f"usage: drift VERB [options]\n\n{inspect.getdoc(drift)}\n\nverbs:")
+    tell("\n".join(f"  {name:{width}}{verb.summary}" for name, verb in VERBS.items()))
+    tell("\ndrift VERB --help tells a verb's options, drift --version the version.")
     return 0
 
 
@@ -340,6 +230,7 @@ def _load(path: str) -> Any:
 
 def entry() -> None:
     """The console script."""
+    prepare()
     if "LOCAL_RANK" not in os.environ:
         sys.exit(main())
     try:

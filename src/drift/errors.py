@@ -49,6 +49,10 @@ class ClusterError(DriftError, RuntimeError):
     """The machines of a cluster can't do the work: none there, or workers that fail over and over."""
 
 
+class Unforeseen(DriftError):
+    """Something failed that no part of drift expects; the message says in which stage, and where the traceback is."""
+
+
 class Interrupted(DriftError):
     """The user pressed Ctrl-C; what was finished is on disk."""
 
@@ -76,9 +80,3 @@ def require(condition: bool, name: str, got: object, expected: str, remedy: str 
     """Raise a ``ConfigError`` that names the setting, what was got and what is expected, unless ``condition``."""
     if not condition:
         raise ConfigError(f"{name}: got {got!r}, expected {expected}.{' ' + remedy if remedy else ''}")
-
-
-def check_folder_name(name: str, where: str) -> None:
-    """Raise ``ConfigError`` unless ``name`` can name a folder: letters, digits, ``-``, ``_`` and dots within."""
-    sound = bool(name) and name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name[0] != "."
-    require(sound, where, name, "a name of letters, digits, -, _ and dots, which a folder gets")

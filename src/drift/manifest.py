@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from drift.errors import DatasetError, StorageError
+from drift.errors import DatasetError
+from drift.files import write_atomic
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -29,51 +28,6 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a ``StorageError`` that says what stays usable and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError(
-            f"{path} can't be written: {error.strerror or error}. What was written before is whole. "
-            "Free some space or fix the permissions, then run the same command again: it goes on where it was."
-        ) from error
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Where to write a file a part at a time: it takes the place of ``path`` when all went well, or is removed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from drift import errors
+from drift.endings import in_words
 from drift.errors import ConfigError, DriftError, Interrupted, TrainingError
 from drift.progress import leave
 
@@ -108,6 +109,9 @@ def main() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        report_to(report, in_words(error, function))
+        return 1
     return 0
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,29 +10,37 @@ from typing import Any
 
 from drift.api import read_logs, train
 from drift.artifacts import LIKELIHOOD, Run
-from drift.environments import make_environment
-from drift.errors import ConfigError, require, unknown_name
-from drift.evaluation.run import evaluate_policies, held_out_tasks
+from drift.endings import stage
+from drift.errors import require
+from drift.evaluation.run import evaluate_policies
 from drift.manifest import MANIFEST
 from drift.own_process import call_apart
 from drift.policies.base import derive_seed
-from drift.recipe import SECTIONS, Recipe, make_recipe, override, recipe_values
-from drift.rollouts.config import TASKS
-from drift.rollouts.run import draw_tasks, roll_out
-from drift.serving import check_model, check_tuned, needs_own_process, served, unseen_weights, who_samples
+from drift.preflight import check_recipe
+from drift.recipe import Recipe, make_recipe, override, recipe_values
+from drift.rollouts.run import roll_out
+from drift.run_directory import say, take
+from drift.serving import needs_own_process, served, unseen_weights, who_samples
+from drift.terminal import tell
 from drift.training.config import TrainingConfig
 from drift.weights.stage import weigh_dataset
 
 
 def run(
-    recipe: Any = "quickstart", *, out: str | os.PathLike[str] | None = None, dry_run: bool = False, **keys: Any
+    recipe: Any = "quickstart",
+    *,
+    out: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    replace: bool = False,
+    **keys: Any,
 ) -> Run | None:
     """Run a whole recipe: sample, weigh, fine-tune, measure, report; finished stages are not run again.
 
     Args:
         recipe: a built-in recipe, a YAML file, a mapping, or a Recipe.
         out: directory of the run; runs/NAME unless given.
-        dry_run: print the resolved recipe, check it, and stop.
+        dry_run: print the recipe, check every stage, and stop.
+        replace: where out was begun with another recipe, make again what that changes, and keep the other stages.
         keys: any key of a recipe, dotted ({"weights.beta": 0.3}) or by its last part where no other key has it (beta).
 
     Raises:
@@ -43,29 +49,33 @@ def run(
     import yaml
 
     named = isinstance(recipe, str | os.PathLike)
-    values = override(recipe_values(recipe), keys, "run", ("recipe", "out", "dry_run"))
+    values = override(recipe_values(recipe), keys, "run", ("recipe", "out", "dry_run", "replace"))
     resolved = make_recipe(values, str(recipe) if named else "given")
-    if dry_run:
-        print(yaml.safe_dump(resolved.to_dict(), sort_keys=False, allow_unicode=True), end="")
-        check_recipe(resolved)
-        return None
     place = Path(out or f"runs/{Path(recipe).stem if named else 'run'}")
-    run_recipe(resolved, place)
+    if dry_run:
+        tell(yaml.safe_dump(resolved.to_dict(), sort_keys=False, allow_unicode=True), end="")
+        say(take(resolved.to_dict(), place, replace=replace, dry_run=True))
+        say(check_recipe(resolved, place))
+        return None
+    run_recipe(resolved, place, replace=replace)
     return Run(place)
 
 
-def quickstart(*, out: str | os.PathLike[str] | None = None, dry_run: bool = False, **keys: Any) -> Run | None:
+def quickstart(
+    *, out: str | os.PathLike[str] | None = None, dry_run: bool = False, replace: bool = False, **keys: Any
+) -> Run | None:
     """Sample, weigh, fine-tune, measure and report on the built-in policy, in minutes.
 
     Args:
         out: directory of the run; runs/quickstart unless given.
-        dry_run: print the resolved recipe, check it, and stop.
+        dry_run: print the recipe, check every stage, and stop.
+        replace: where out was begun with another recipe, make again what that changes, and keep the other stages.
         keys: any key of a recipe.
     """
-    return run("quickstart", out=out, dry_run=dry_run, **keys)
+    return run("quickstart", out=out, dry_run=dry_run, replace=replace, **keys)
 
 
-def run_recipe(recipe: Recipe, out: Path) -> None:
+def run_recipe(recipe: Recipe, out: Path, *, replace: bool = False) -> None:
     """Run every stage of ``recipe`` into ``out``; stages that are finished are not run again.
 
     Writes ``recipe.yaml`` (resolved), ``rollouts/``, ``weights/``, ``model/``, ``evaluation/`` and ``report.html``.
@@ -73,33 +83,43 @@ def run_recipe(recipe: Recipe, out: Path) -> None:
     Where there are several rounds, ``weights`` and ``model`` of each, and its ``rollouts`` from the second on, lie in
     ``round-1/``, ``round-2/``, …
 
+    Args:
+        recipe: what to run.
+        out: where; what is there of an earlier recipe stays where this one does not change it.
+        replace: make again what is there and this recipe changes.
+
     Raises:
-        ConfigError: ``out`` was begun with another recipe, or torchrun started this process as one of several.
+        ConfigError: ``out`` holds results that this recipe changes, or torchrun started this process as one of several.
     """
     from drift.reporting.page import write_report
 
     one_process()
-    check_recipe(recipe)
-    # A log that could not be read at first is tried again with other columns.
-    claim(recipe.to_dict(), out, () if (out / "rollouts" / MANIFEST).is_file() else ("data.",))
-    sample(recipe, out / "rollouts")
+    values = recipe.to_dict()
+    # Refused at once, before what takes seconds; taken when nothing else is wrong.
+    take(values, out, replace=replace, dry_run=True)
+    check_recipe(recipe, out)
+    say(take(values, out, replace=replace))
+    with stage("rollouts", out / "rollouts"):
+        sample(recipe, out / "rollouts")
     model = tune(recipe, out / "rollouts", out)
     setup, models = served(recipe, model)
     if recipe.data is not None:
         _measure_log(recipe, model, out)
     if recipe.environment:
-        evaluate_policies(
-            setup,
-            models,
-            recipe.evaluation,
-            recipe.sampling,
-            out / "evaluation",
-            seed=recipe.seed,
-            seen=out / "rollouts",
-            concurrency=recipe.concurrency,
-            cluster=recipe.cluster,
-        )
-    write_report(out, out / "report.html")
+        with stage("evaluation", out / "evaluation"):
+            evaluate_policies(
+                setup,
+                models,
+                recipe.evaluation,
+                recipe.sampling,
+                out / "evaluation",
+                seed=recipe.seed,
+                seen=out / "rollouts",
+                concurrency=recipe.concurrency,
+                cluster=recipe.cluster,
+            )
+    with stage("report", out):
+        write_report(out, out / "report.html")
 
 
 def _measure_log(recipe: Recipe, model: Path, out: Path) -> None:
@@ -110,11 +130,10 @@ def _measure_log(recipe: Recipe, model: Path, out: Path) -> None:
     if not asked or (out / LIKELIHOOD / MANIFEST).is_file():
         return
     models = {"base": recipe.model, "tuned": os.fspath(model)}
-    dtype = str(recipe.policy.get("dtype", "auto"))
+    more: dict[str, Any] = {"config": recipe.evaluation, "sampling": recipe.sampling, "device": recipe.device}
+    more["dtype"] = str(recipe.policy.get("dtype", "auto"))
     with suppress(NothingHeldOut):
-        evaluate_log(
-            out / "rollouts", model.parent / "weights", models, out / LIKELIHOOD, dtype=dtype, device=recipe.device
-        )
+        evaluate_log(out / "rollouts", model.parent / "weights", models, out / LIKELIHOOD, **more)
 
 
 def one_process() -> None:
@@ -171,8 +190,10 @@ def tune(recipe: Recipe, data: Path, out: Path) -> Path:
         folder = stage_folder(out, number, recipe.rounds)
         if number > 1:
             data = folder / "rollouts"
-            sample(recipe, data, model=model, round=number)
-        weigh_dataset(data, recipe.weights, folder / "weights")
+            with stage("rollouts", data):
+                sample(recipe, data, model=model, round=number)
+        with stage("weights", folder / "weights"):
+            weigh_dataset(data, recipe.weights, folder / "weights")
         more: dict[str, Any] = {
             "config": config,
             "out": folder / "model",
@@ -181,10 +202,11 @@ def tune(recipe: Recipe, data: Path, out: Path) -> Path:
             "device": recipe.device,
             "any_policy": unseen_weights(recipe),
         }
-        if needs_own_process(recipe) and not needs_launch(config):
-            call_apart("drift.training.run:train_model", data=data, weights=folder / "weights", **more)
-        else:
-            train(data, folder / "weights", **more)
+        with stage("training", folder / "model"):
+            if needs_own_process(recipe) and not needs_launch(config):
+                call_apart("drift.training.run:train_model", data=data, weights=folder / "weights", **more)
+            else:
+                train(data, folder / "weights", **more)
         model = folder / "model"
     assert model is not None
     return model
@@ -201,75 +223,3 @@ def split_steps(config: TrainingConfig, rounds: int) -> list[TrainingConfig]:
         return [replace(config, epochs=config.epochs / rounds)] * rounds
     each, over = divmod(config.max_steps, rounds)
     return [replace(config, max_steps=each + (number < over)) for number in range(rounds)]
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Find what can be found wrong without long work: environment and tasks or log, the model, who samples it."""
-    if recipe.training.lora or recipe.training.arguments:
-        # Asks the libraries that know them, which takes seconds to load.
-        from drift.training.arguments import check_settings
-
-        check_settings(recipe.training, recipe.device)
-    if recipe.data is not None:
-        check_data(recipe.data)
-    if recipe.environment:
-        factory = make_environment(recipe.environment)
-        if recipe.data is None:
-            draw_tasks(factory, "train", recipe.rollouts.tasks, recipe.seed, default=TASKS)
-        held_out_tasks(factory, recipe.evaluation, recipe.seed)
-    check_model(recipe)
-    check_tuned(recipe)
-
-
-def check_data(data: Mapping[str, Any]) -> None:
-    """Raise ``ConfigError`` for a log that is not there, or settings that ``read_logs`` or its format don't know."""
-    from drift.dataset.imports.run import make_reader
-
-    known = inspect.signature(read_logs).parameters.keys() - {"model", "out"}
-    for key in data:
-        if key not in known:
-            raise unknown_name("setting", key, known, where="data")
-    file = str(data["file"])
-    require(bool(file), "data.file", file, "the file of logged conversations: --data FILE")
-    require(Path(file).exists(), "data.file", file, "a file, or a directory of trajectories, that is there")
-    make_reader(data.get("format", "auto"), data.get("columns") or {})
-
-
-def claim(values: Mapping[str, Any], out: Path, free: tuple[str, ...] = ()) -> None:
-    """Write a resolved recipe to ``out``; raises ``ConfigError`` as ``check_claim`` does."""
-    import yaml
-
-    from drift.manifest import write_atomic
-
-    check_claim(values, out, free)
-    write_atomic(out / "recipe.yaml", yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode())
-
-
-def check_claim(values: Mapping[str, Any], out: Path, free: tuple[str, ...] = ()) -> None:
-    """Raise ``ConfigError`` where ``out`` was begun with another recipe; keys that begin as one of ``free`` may differ.
-
-    A key that the recipe there lacks is newer than it, and had what is now the default.
-    """
-    import yaml
-
-    from drift.manifest import differing_keys
-
-    path = out / "recipe.yaml"
-    if not path.is_file():
-        return
-    found = differing_keys(_filled(yaml.safe_load(path.read_text()) or {}), values)
-    # Where conversations are held changes none of them, nor do several processes change what is trained.
-    free = ("cluster", "concurrency", "training.num_processes", *free)
-    changed = [key for key in found if not key.startswith(free)]
-    if changed:
-        raise ConfigError(
-            f"{out} was begun with another recipe: {'; '.join(changed)}. "
-            "Give another --out, or run the recipe.yaml in it."
-        )
-
-
-def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` and, where a section lacks a key, the default."""
-    defaults = Recipe().to_dict()
-    inner = {name: {**defaults[name], **values.get(name, {})} for name in SECTIONS}
-    return {**defaults, **values, **inner}

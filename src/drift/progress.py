@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
 
+from drift.terminal import clean, console, flushed, tell
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -29,7 +31,7 @@ class Progress:
     """
 
     def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "it") -> None:
-        self._label, self._total, self._unit = label, total, unit
+        self._label, self._total, self._unit = clean(label), total, unit
         self._start_count = self._count = done
         self.detail: Callable[[], str] = str
         self._bar: Bar | None = None
@@ -38,17 +40,16 @@ class Progress:
     def __enter__(self) -> Self:
         self._start = self._last_line = time.monotonic()
         if self._live:
-            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[rate]}", markup=False),
                 TimeRemainingColumn(),
-                console=Console(stderr=True),
+                console=console(error=True),
             )
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=self._total, completed=self._count, rate="")
@@ -67,7 +68,8 @@ class Progress:
         self._count += count
         if self._bar is not None:
             rate = f"{self._rate():.1f} {self._unit}/s" if self._count > self._start_count else ""
-            self._bar.update(self._task, completed=self._count, rate=", ".join(filter(None, (rate, self.detail()))))
+            words = clean(", ".join(filter(None, (rate, self.detail()))))
+            self._bar.update(self._task, completed=self._count, rate=words)
         elif time.monotonic() - self._last_line >= LINE_EVERY_SECONDS:
             self._line()
 
@@ -77,9 +79,9 @@ class Progress:
     def say(self, words: str) -> None:
         """Say something that stays."""
         if self._bar is not None:
-            self._bar.console.print(f"{self._label}: {words}", highlight=False, soft_wrap=True)
+            self._bar.console.print(f"{self._label}: {words}", soft_wrap=True)
         else:
-            print(f"{self._label}: {words}", file=sys.stderr, flush=True)
+            tell(f"{self._label}: {words}", error=True)
 
     def _line(self) -> None:
         self._last_line = time.monotonic()
@@ -91,11 +93,10 @@ class Progress:
 
 def say(text: str) -> None:
     """Tell whoever watches something that is no error."""
-    print(f"drift: {text}", file=sys.stderr, flush=True)
+    tell(f"drift: {text}", error=True)
 
 
 def leave(code: int) -> NoReturn:
     """End one of several ranks: threads of gloo that outlive Python's own end abort the process now and then."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flushed()
     os._exit(code)

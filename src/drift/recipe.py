@@ -22,6 +22,7 @@ from drift.rollouts.setup import Setup
 from drift.secrets import refuse_secrets
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
+from drift.yaml_files import read_mapping
 
 # Keys of a recipe that are records themselves.
 SECTIONS = ("sampling", "rollouts", "weights", "training", "evaluation")
@@ -75,7 +76,8 @@ class Recipe:
     def __post_init__(self) -> None:
         self._take_short_forms()
         refuse_secrets(split_settings(self.environment)[1] if self.environment else {}, "environment")
-        refuse_secrets(self.policy, "policy")
+        for name in ("model", "policy", "data"):
+            refuse_secrets(getattr(self, name), name)
         require(self.rounds >= 1, "rounds", self.rounds, "a whole number ≥ 1")
         require(self.concurrency >= 1, "concurrency", self.concurrency, "a whole number ≥ 1")
         steps, epochs = self.training.max_steps, self.training.epochs
@@ -263,19 +265,10 @@ def load_values(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file; raises ``ConfigError`` where there are none."""
-    import yaml
-
     if not path.is_file():
         known = [*built_in_recipes(), *built_in_comparisons()]
         raise unknown_name("recipe", str(path), known, where="the built-in ones, and there is no such file")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {path} is not YAML: {error}.") from error
-    values = {} if values is None else values
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: got {values!r}, expected keys and values (in {path}).")
-    return typing.cast(dict[str, Any], values)
+    return read_mapping(path)
 
 
 def check_keys(values: Any, record: type, where: str, prefix: str = "") -> None:

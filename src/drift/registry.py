@@ -56,10 +56,11 @@ class Registry:
             if point.name == name:
                 try:
                     loaded: Callable[..., Any] = point.load()
-                except (ImportError, AttributeError) as error:
+                except Exception as error:
+                    # Another's module runs as it is imported.
                     raise ConfigError(
-                        f"{self.kind} {name!r} is declared by {point.value!r}, which can't be imported: {error}. "
-                        "Reinstall the package that declares it."
+                        f"{self.kind} {name!r} is declared by {point.value!r}, which can't be imported: "
+                        f"{type(error).__name__}: {error}. Reinstall the package that declares it."
                     ) from error
                 return loaded
         raise unknown_name(self.kind, name, self.names())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 from drift.errors import ConfigError
@@ -11,16 +13,44 @@ from drift.errors import ConfigError
 HIDDEN = "***"
 # What stands between :// and the last @ before the path: a user's name, and mostly a password.
 _USER = re.compile(r"(?<=://)[^/?#\s'\"]+(?=@)")
-_SECRET_NAMES = frozenset(
-    {"api_key", "apikey", "password", "passwd", "secret", "access_token", "auth_token", "authorization", "bearer"}
+# Names whose value is a secret whatever it is, once in small letters with _ between words: openai_api_key, x_api_key.
+_NAMES = re.compile(
+    r"(?:^|_)(?:(?:api|access|account|auth|encryption|master|private|secret|service|shared|signing|ssh|subscription)_?key"
+    r"|apikey|(?:access|api|auth|bearer|bot|github|gitlab|hf|hub|huggingface|id|jwt|oauth|openai|personal|refresh|secret"
+    r"|session|wandb)_?token|pass(?:word|wd|phrase|code)|pwd|(?:client_?)?secret|credentials?|authorization|bearer|cookie"
+    r"|connection_string|webhook_?url)s?$"
 )
-_SECRET_VARIABLE = re.compile(r"(?:^|_)(?:KEY|APIKEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)(?:$|_)", re.IGNORECASE)
+# Names whose value is a secret where it looks like one.
+_MAYBE_NAMES = re.compile(r"(?:^|_)(?:key|token|auth|signature|pat|jwt|dsn|login|user)$")
+# What issuers of keys begin them with, and keys that are whole blocks.
+_ISSUED = re.compile(
+    r"\b(?:sk|pk|rk)[-_](?:live_|test_|proj-|ant-|or-|svcacct-)?[\w-]{16,}|\bhf_[A-Za-z0-9]{16,}|\bgh[pousr]_\w{20,}"
+    r"|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bxox[abeoprs]-[\w-]{10,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
+    r"|\bAIza[\w-]{30,}|\bya29\.[\w-]{20,}|\bgsk_\w{20,}|\br8_\w{20,}|\bnpm_\w{30,}|\bpypi-[\w-]{30,}|\bnvapi-[\w-]{20,}"
+    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?"
+    r"|(?<=[Bb]earer )[\w.~+/=-]{16,}|(?<=[Bb]asic )[\w+/=]{16,}"
+)
+# In an error's text: what is assigned to such a name.
+_ASSIGNED = re.compile(
+    r"([\w-]*(?:key|token|secret|pass\w*|pwd|authorization|bearer|cookie|credential|string|url)s?)"
+    r"(\s*['\"]?\s*[=:]\s*['\"]?)([^\s'\",;&)}\]]{6,})",
+    re.IGNORECASE,
+)
+_SECRET_VARIABLE = re.compile(
+    r"(?:^|_)(?:KEY|APIKEY|TOKEN|PAT|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|DSN)(?:$|_)", re.IGNORECASE
+)
 # What is shorter is as likely a word.
 _SHORTEST = 8
+# A run of letters and digits as long as this, as random as this, is no word.
+_RUN, _BITS = 20, 3.6
 
 
 def refuse_secrets(settings: object, where: str) -> None:
     """Raise ``ConfigError`` for settings that hold a key or an address with a password, which would be written down.
+
+    A value is taken for a secret by the name of its setting, by what issuers of keys begin them with, or by how random
+    it is.
 
     Args:
         settings: of a policy, an environment or a verifier, however nested.
@@ -28,7 +58,7 @@ def refuse_secrets(settings: object, where: str) -> None:
     """
     if isinstance(settings, Mapping):
         for key, value in settings.items():
-            if str(key).lower().replace("-", "_") in _SECRET_NAMES and value:
+            if _is_secret(str(key), value):
                 raise ConfigError(
                     f"{where}.{key}: a secret, which recipes and manifests would keep. Put it into an environment "
                     "variable; key_env names the one that a policy reads."
@@ -42,13 +72,49 @@ def refuse_secrets(settings: object, where: str) -> None:
             f"{where}: got {scrubbed(settings)!r}, expected an address without a user name and password, which recipes "
             "and manifests would keep. Put the key into an environment variable; key_env names the one that is read."
         )
+    elif isinstance(settings, str) and (_ISSUED.search(settings) or _is_random(settings)):
+        raise ConfigError(
+            f"{where}: got what looks like a key, which recipes and manifests would keep. Put it into an environment "
+            "variable; key_env names the one that is read."
+        )
 
 
 def scrubbed(text: str) -> str:
-    """``text`` without users and passwords of addresses, and without the values of variables that hold keys."""
+    """``text`` without users and passwords of addresses, keys, and the values of variables that hold keys."""
     for value in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
-    return _USER.sub(HIDDEN, text)
+    text = _ISSUED.sub(HIDDEN, _USER.sub(HIDDEN, text))
+    return _ASSIGNED.sub(lambda part: part[1] + part[2] + (HIDDEN if _is_secret(part[1], part[3]) else part[3]), text)
+
+
+def _is_secret(name: str, value: object) -> bool:
+    """Whether the setting ``name`` holds a secret; the name of a variable that does is none."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]", "_", name).lower()
+    if not value or not isinstance(value, str | bytes | int) or isinstance(value, bool):
+        return False
+    if _NAMES.search(words):
+        return True
+    return bool(_MAYBE_NAMES.search(words)) and isinstance(value, str) and _is_random(value, hexadecimal=True)
+
+
+def _is_random(text: str, *, hexadecimal: bool = False) -> bool:
+    """Whether a text is one long run of letters and digits that no word or name is: many kinds, often changing.
+
+    Hashes and revisions, which are hexadecimal, are no secrets but under a name that says so.
+    """
+    if not re.fullmatch(r"[\w+/=.~-]{20,512}", text, re.ASCII) or text.startswith(("/", ".", "~")):
+        return False
+    for run in re.findall(rf"[A-Za-z0-9]{{{_RUN},}}", text):
+        kinds = [bool(re.search(kind, run)) for kind in ("[a-z]", "[A-Z]", "[0-9]")]
+        changes = len(re.findall(r"(?<=[a-z])[A-Z0-9]|(?<=[A-Z])[a-z0-9]|(?<=[0-9])[A-Za-z]", run))
+        bits = -sum(n / len(run) * math.log2(n / len(run)) for n in Counter(run).values())
+        is_hexadecimal = re.fullmatch(r"[0-9a-f]+|[0-9A-F]+", run) is not None
+        if is_hexadecimal and hexadecimal and kinds[2] and bits > 3.0:
+            return True
+        often = changes * (2.2 if all(kinds) else 3.3) >= len(run)
+        if not is_hexadecimal and sum(kinds) >= 2 and kinds[2] and bits > _BITS and often:
+            return True
+    return False
 
 
 def _secrets() -> set[str]:

@@ -85,7 +85,8 @@ def check_tuned(recipe: Recipe, *, adapter: bool | None = None) -> None:
         ConfigError: a setting that can't be, or a server that can't be told to load the tuned model.
         PolicyError: a model that can't be used, or no server there.
     """
-    if not recipe.environment or not recipe.policy:
+    if not recipe.environment:
+        check_policy(recipe.model, {"dtype": recipe.policy.get("dtype", "auto")}, device=recipe.device)
         return
     models, loads = {"base": recipe.model, "tuned": recipe.model}, loads_adapter(recipe)
     has_one = bool(recipe.training.lora) if adapter is None else adapter

@@ -70,6 +70,9 @@ class Child:
 def start(arguments: Sequence[str], prepare: Callable[[], object] = lambda: None) -> Child:
     """Run ``drift`` with ``arguments`` in a fork, after ``prepare()`` there."""
     reading, writing = os.pipe()
+    # What comes before the child is itself waits: it would run on as another pytest.
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     pid = os.fork()
     if pid == 0:
         code = 70
@@ -79,6 +82,7 @@ def start(arguments: Sequence[str], prepare: Callable[[], object] = lambda: None
             os.dup2(writing, 2)
             os.setpgid(0, 0)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
             # So that a process that lives for seconds has written something when it is stopped.
             store.FLUSH_SECONDS = 0.15
             prepare()
@@ -91,6 +95,7 @@ def start(arguments: Sequence[str], prepare: Callable[[], object] = lambda: None
             traceback.print_exc()
         finally:
             os._exit(code)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     os.close(writing)
     return Child(pid=pid, pipe=reading)
 

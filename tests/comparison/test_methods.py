@@ -41,6 +41,24 @@ CHANGES = {
     "refit-terminal": {"weights.scheme": "refit", "weights.turns": "terminal"},
     "swift-terminal": {"weights.scheme": "swift", "weights.turns": "terminal"},
     "group-relative": {"weights.scheme": "group_relative"},
+    "asymre": {"weights.scheme": "asymre"},
+    "topr-10": {"weights.scheme.topr.failures": 0.1, "training.loss": "tapered"},
+    "topr-30": {"weights.scheme.topr.failures": 0.3, "training.loss": "tapered"},
+    "advantage": {
+        "weights.scheme": "rft",
+        "weights.turns": "advantage",
+        "weights.steps": [{"bound_negative": 0.43}],
+        "training.loss": "tapered",
+    },
+    "importance": {"weights.scheme": "rft", "training.loss": "importance"},
+    "token-probability": {"weights.scheme": "rft", "training.loss": "token_probability"},
+    "anchored": {"weights.scheme": "rft", "training.loss": "anchored"},
+    "regression": {
+        "weights.turns": "all",
+        "weights.steps": [{"skip_small": None}],
+        "training.loss": "advantage_regression",
+    },
+    "rft-refresh": {"weights.scheme": "rft", "rounds": 2},
 }
 # And what each method of another trainer says of its own settings.
 OTHERS = {"dpo": "dpo", "dpo-final": "dpo-final", "dpo-step": "dpo-step", "kto": "kto", "grpo": ""}
@@ -62,7 +80,7 @@ def test_every_method_is_here() -> None:
 def test_a_method_changes_its_own_keys_and_no_other(name: str) -> None:
     recipe = Recipe()
     before, after = flat(recipe.to_dict()), flat(plan_of(recipe, METHODS[name], 5).to_dict())
-    assert {key: after[key] for key in before if before[key] != after[key]} == {"seed": 5, **CHANGES[name]}
+    assert {key: value for key, value in after.items() if before.get(key) != value} == {"seed": 5, **CHANGES[name]}
 
 
 def test_a_method_of_one_s_own_is_nested_or_dotted_and_keeps_what_the_recipe_says() -> None:

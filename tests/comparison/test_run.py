@@ -20,10 +20,11 @@ from drift.dataset.store import read_trajectories
 from drift.errors import ConfigError, Interrupted
 from drift.evaluation.config import EvaluationConfig
 from drift.manifest import read_manifest
-from drift.pipeline import check_claim, claim, split_steps
+from drift.pipeline import split_steps
 from drift.policies.base import Sampling
 from drift.recipe import Recipe
 from drift.rollouts.config import RolloutConfig
+from drift.run_directory import check_claim, claim
 from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 

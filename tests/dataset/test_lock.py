@@ -66,7 +66,7 @@ def test_an_import_that_comes_second_leaves_what_the_first_is_writing(tmp_path: 
     out, log = tmp_path / "out", tmp_path / "log.jsonl"
     messages = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2"}]
     log.write_text(json.dumps({"messages": messages, "reward": 1}) + "\nno row\n")
-    rejected = out / ".rejected.jsonl.import.tmp"
+    rejected = out / f".rejected.jsonl.{16 * '0'}.tmp"
     with elsewhere(HOLD, out) as pid:
         rejected.write_text("of the first")
         with pytest.raises(DatasetError, match=f"is being written by process {pid}\\."):

@@ -5,7 +5,19 @@ import pytest
 
 from drift.environments import ENVIRONMENTS
 
-NAMES = ["arithmetic", "choice", "clarify", "guess", "gymnasium", "math", "openenv", "reasoning", "tools", "verifiers"]
+NAMES = [
+    "arithmetic",
+    "choice",
+    "clarify",
+    "guess",
+    "gymnasium",
+    "math",
+    "openenv",
+    "qa",
+    "reasoning",
+    "tools",
+    "verifiers",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

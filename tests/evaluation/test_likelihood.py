@@ -1,6 +1,7 @@
 """Measuring without an environment: prompts held out of a log, and how likely models find the replies to them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from drift.dataset.store import read_trajectories
 from drift.errors import ConfigError
 from drift.policies import DEFAULT_MODEL
 from drift.policies.hf import load_model
+from drift.policies.scripted import ScriptedPolicy
 from drift.weights.steps import is_held_out
 from drift.weights.table import read_weights
 
@@ -77,6 +79,30 @@ def test_likelihoods_are_those_of_a_loop_over_held_out_replies(logged: Path) -> 
     assert made.manifest["conversations"] == sum(not any(given) for given in table.values())
     assert "not that its own replies are better" in made.summary()[-1] and len(made.to_pandas()) == len(found)
     assert found["base", "held_out/nll_weighted"]["value"] is not None
+
+
+Right = ScriptedPolicy(
+    rule=lambda asked, seed: "<ranking>{}</ranking>".format(
+        " > ".join(re.findall(r"=== conversation (\d+), assistant \w+\n<answer>", asked)) or "1 = 2"
+    )
+)
+
+
+def test_replies_stand_side_by_side_and_a_judge_compares_them(logged: Path, tmp_path: Path) -> None:
+    judge = {"policy": f"{__name__}:Right", "tasks": 9}
+    models = {"base": "default", "same": str(DEFAULT_MODEL)}
+    more = {"tasks": 3, "judge": judge, "max_new_tokens": 24, "out": tmp_path / "likelihood"}
+    made = drift.evaluate(logged / "data", models, seen=logged / "weights", **more)
+    rows = [json.loads(line) for line in (made / "replies.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 == len({row["opening"][0]["content"].lower() for row in rows})
+    for row in rows:
+        assert [each["role"] for each in row["opening"]] == ["user"] and row["logged"].startswith("<answer>")
+        assert row["replies"]["base"] == row["replies"]["same"] != "" and row["preferred"] == {"base": 0.5, "same": 0.5}
+    found = {(row["policy"], row["metric"]): row["value"] for row in json.loads((made / "estimates.json").read_text())}
+    assert found["same", "held_out/preferred"] == 0.5 and found["same - base", "held_out/preferred"] == 0
+    assert made.manifest["replies"]["judge"]["counts"] == {"calls": 6}
+    told = " ".join(made.summary())
+    assert "The judge finds same's reply better than another's in 0.500" in told and "Replies to 3 held-out" in told
 
 
 def test_what_was_trained_is_not_measured_on(logged: Path) -> None:

@@ -151,3 +151,36 @@ def test_every_page_has_that_base_and_neither_scripts_nor_requests(name: str) ->
     assert name == "base.html" or text.startswith('{% extends "base.html" %}\n{% block main %}')
     for never in ("<script", "javascript:", "onload=", "onclick=", "|safe", "autoescape false", "<iframe", "http://"):
         assert never not in text.lower(), never
+
+
+def changed(tiny_model: Path, folder: Path, **keys: object) -> str:
+    """A copy of a model folder with keys of its configuration changed."""
+    shutil.copytree(tiny_model, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"_attn_implementation": "org/name"}, "would fetch code from the hub and run it"),
+        ({"text_config": {"attn_implementation": "org/name@main:kernel"}}, "would fetch code from the hub and run it"),
+        ({"experts_implementation": "paged|org/name"}, "would fetch code from the hub and run it"),
+        ({"num_hidden_layers": 10_000_000}, "num_hidden_layers is 10000000, and the files have [0-9]+ tensors"),
+        ({"vocab_size": 10**12}, "vocab_size is 1000000000000, which no model has"),
+        ({"vocab_size": 20}, "has [0-9]+ ids that its model of 20 has not"),
+        ({"num_attention_heads": 0}, "can't be loaded"),
+        ({"hidden_size": "wide"}, "can't be loaded"),
+        (
+            {"quantization_config": {"quant_method": "torchao", "quant_type": {"default": "x"}}},
+            "can't be loaded",
+        ),
+    ],
+)
+def test_a_configuration_that_can_not_be_is_refused_at_once(
+    tiny_model: Path, tmp_path: Path, keys: dict[str, object], said: str
+) -> None:
+    with pytest.raises(PolicyError, match=said):
+        load = load_model if "quantization_config" in keys else StoredModel
+        load(changed(tiny_model, tmp_path / "model", **keys))

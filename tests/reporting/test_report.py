@@ -19,6 +19,7 @@ from drift.policies.base import Sampling
 from drift.reporting.advice import loud_lines, next_steps
 from drift.reporting.facts import read_facts, table, verdict
 from drift.reporting.meanings import meaning
+from drift.reporting.plots import curve
 from drift.rollouts.setup import Setup
 from drift.types import Trajectory
 from drift.weights.table import read_weights
@@ -75,6 +76,13 @@ def test_the_page_tells_the_verdict_the_curves_and_the_costs(run: Path) -> None:
     assert page.count("<svg") == 2
     for word in ("multi@5", "corrected@3", "evaluation", "Conversations before and after", "guess"):
         assert word in page
+
+
+def test_a_curve_has_a_gap_where_nothing_was_measured() -> None:
+    with_gap = curve([{"step": 0, "nll": 1.0}, {"step": 10, "nll": None}, {"step": 20, "nll": 0.8}], "nll", "held out")
+    assert "held out" in with_gap and with_gap.count("<use") > curve([{"step": 0, "nll": 1.0}], "nll", "x").count(
+        "<use"
+    )
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ LONE = {
     "awr": 1.0,
     "swift": 0.0,
     "group_relative": 0.0,
+    "asymre": 0.1,
 }
 
 

@@ -91,6 +91,11 @@ def ends_within(pid, seconds):
             "Matrix([[1, 2], [3, 4]])",
         ),
         ("x=1 or x=2", r"\{1, 2\}", "{1, 2}"),
+        # The = of a sum's index is no equation.
+        (r"\sum_{k=1}^{4} k", "10", "10"),
+        (r"$S = \prod_{j=1}^{3} j = 6$", "6", "6"),
+        (r"$G_n = \sum_{i=0}^{n} a_i G_{n-i}$", r"$G_n = \sum_{i=0}^{n} G_{n-i} a_i$", "a_i*g_{n-i}*(n + 1)"),
+        (r"\frac{2}{\sqrt5}", r"\frac{NO}{OF} = \frac{2}{\sqrt{5}}", "2*sqrt(5)/5"),
     ],
 )
 def test_equal_answers_are_right(math, reply, gold, answer):
@@ -112,6 +117,7 @@ def test_equal_answers_are_right(math, reply, gold, answer):
         ("x+1", "x-1"),
         ("(1, 2)", "[1, 2]"),
         (r"\boxed{3} or so, 5", "5"),
+        (r"\sum_{k=1}^{4} k", "k = 1"),
     ],
 )
 def test_different_answers_are_wrong(math, reply, gold):

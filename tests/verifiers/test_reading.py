@@ -34,6 +34,7 @@ pytest.importorskip("math_verify")
         (r"\boxed{3} \quad \text{and} \quad \boxed{4}", "3, 4", "box"),
         ("31", "31", "alone"),
         ("<answer>31</answer> <think>or <answer>3</answer></think>", "31", "tag"),
+        ("So 31 chairs are needed. I hope this helps! Let me know if not.", "31 chairs are needed.", "concluded"),
         ("Each row has 5.\n\nTherefore, 31 chairs are needed.", "31 chairs are needed.", "concluded"),
     ],
 )

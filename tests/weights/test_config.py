@@ -107,7 +107,7 @@ def test_a_step_that_is_none_is_refused_with_the_nearest(item, said):
     ("turns", "said"),
     [
         ("last", "unknown spread over turns 'last'."),
-        ("termnal", "Did you mean 'terminal'? Known: all, credited, first, own, terminal."),
+        ("termnal", "Did you mean 'terminal'? Known: advantage, all, credited, first, own, terminal."),
         (
             {"credited": {"reject": -1}},
             "unknown setting 'reject' in weights.turns of credited. Did you mean 'rejected'?",
@@ -169,6 +169,7 @@ def test_what_is_left_out_is_as_in_the_paper_of_the_scheme(name):
     assert [each.name for each in chain.steps] == (["bound_negative"] if scheme.signed else []) + ["skip_small"]
     own = {"drift": {"beta": 0.1}, "drift_averaged": {"beta": 0.1}, "bolt": {"beta": 0.1}, "rwr": {"beta": 0.1}}
     own |= {"awr": {"beta": 0.1, "w_max": 20.0}, "refit": {"shift": False}}
+    own |= {"topr": {"failures": 0.3}, "asymre": {"delta": 0.1}}
     assert chain.settings == own.get(name, {})
 
 

@@ -130,6 +130,11 @@ def test_replies_can_be_weighed_by_their_own_rewards(tmp_path: Path, rated: Call
     weigh_dataset(folder, WeightConfig(scheme="refit", turns="own", **ALL), tmp_path / "w")
     table = read_weights(tmp_path / "w", folder)
     assert table.by_id() == {"a#0": [1.0, 0.0, 0.5], "b#0": [0.25, 1.0]}
+    # By its return to go: 1 + 0/2 + 0.5/4, …
+    to_go_T = compute_weights(
+        outcomes(log, replies=True), WeightConfig(scheme="refit", turns={"own": 0.5}, **ALL)
+    ).weights_T
+    assert to_go_T.tolist() == [1.125, 0.25, 0.5, 0.75, 1.0]
     config = WeightConfig(scheme="group_relative", turns="own", baseline="leave_one_out", **ALL)
     weights_T = compute_weights(outcomes(log, replies=True), config).weights_T
     gaps = np.array([1 - 0.25, 0 - 0.75, 0.5 - 0.5, 0.25 - 1.0, 1.0 - 0.25])

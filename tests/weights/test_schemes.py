@@ -267,7 +267,7 @@ def test_only_drift_charges_for_repetition_and_discounts_unless_told_to():
 def test_schemes_that_compare_within_a_prompt_say_so():
     # Exactly those whose formula holds a per-prompt mean or partition: of one trajectory it is degenerate.
     assert {name for name, scheme in SCHEMES.items() if scheme.grouped} == {
-        *("drift", "drift_averaged", "bolt", "star_gate", "swift", "group_relative", "awr")
+        *("drift", "drift_averaged", "bolt", "star_gate", "swift", "group_relative", "awr", "asymre")
     }
 
 

@@ -23,6 +23,7 @@ from drift.dataset.outcomes import Outcomes, outcomes
 from drift.dataset.schema import SCHEMA
 from drift.dataset.store import TrajectoryWriter, read_trajectories, shards
 from drift.errors import ConfigError, DatasetError
+from drift.files import leftovers
 from drift.manifest import read_manifest
 from drift.registry import data_of
 from drift.types import Trajectory
@@ -266,7 +267,7 @@ def test_the_file_of_weights_is_the_same_however_rows_lie_in_shards(tmp_path: Pa
     sums = {weigh_dataset(folder, config, folder / "w")["file_sum"] for folder in folders}
     assert len(sums) == 1
     assert len({(folder / "w" / FILE).read_bytes() for folder in folders}) == 1
-    assert sorted(path.name for path in (folders[0] / "w").iterdir()) == ["manifest.json", "weights.parquet"]
+    assert sorted(path.name for path in (folders[0] / "w").iterdir()) == [".lock", "manifest.json", "weights.parquet"]
 
 
 def test_what_concerns_all_prompts_is_counted_over_all_of_them(tmp_path: Path, make_trajectory: Make) -> None:
@@ -342,12 +343,13 @@ def test_killed_in_the_middle_it_leaves_nothing_that_a_later_run_minds(
     finally:
         running.wait(30)
     # What was written before is whole, and all that is left is the begun file.
-    assert {path.name for path in out.iterdir()} == {"manifest.json", "weights.parquet", ".weights.parquet.tmp"}
+    begun = leftovers(out)
+    assert {path.name for path in out.iterdir()} == {".lock", "manifest.json", "weights.parquet", begun[0].name}
     found = outcomes(read_trajectories(folder))
     assert read_weights(out, folder).by_id() == by_id(compute_weights(found, WeightConfig()).weights_T, found)
     again = weigh_dataset(folder, WeightConfig(), out)
     assert again["weights_hash"] == before["weights_hash"]
-    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "weights.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "manifest.json", "weights.parquet"]
 
 
 def test_a_crash_before_the_manifest_leaves_none_and_no_weights_under_the_old_one(

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from drift.manifest import read_manifest, write_manifest, writing
+from drift.files import writing
+from drift.manifest import read_manifest, write_manifest
 from drift.progress import Progress
 from tools.default_policy.calibration import calibrate
 from tools.default_policy.config import PretrainConfig

@@ -19,6 +19,7 @@ from drift.baselines.live import Live
 from drift.baselines.shared import METRICS, Log, check_arguments, quiet, train_and_save, trl_arguments, trl_version
 from drift.chat import TemplateChat
 from drift.environments.base import EnvironmentFactory, task_hash
+from drift.files import open_own
 from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import load_model
@@ -168,7 +169,7 @@ class _Meter(TrainerCallback):  # type: ignore[misc]
             return
         row = {"round": done, **self.cost(), **self._live.last}
         now, used = time.monotonic(), time.process_time()
-        with (self._out / ROUNDS).open("a") as file:
+        with open_own(self._out / ROUNDS, "a") as file:
             file.write(json.dumps(row) + "\n")
         if self._config.save_rounds and done % self._config.save_rounds == 0:
             folder = self._out / "rounds" / str(done)

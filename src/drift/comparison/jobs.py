@@ -26,8 +26,10 @@ from drift import errors
 from drift.comparison.methods import BASE
 from drift.comparison.settings import Comparison
 from drift.errors import DriftError, Interrupted, StorageError, TrainingError
+from drift.files import open_own
 from drift.own_process import ended_with
 from drift.progress import leave
+from drift.terminal import tell
 
 Failed = dict[str, dict[int, str]]
 # What makes one method fail. Running out of a GPU's memory is a RuntimeError, and says nothing about the others.
@@ -98,7 +100,7 @@ class _Pool:
         return self._failed
 
     def _serve(self, at: int, total: int) -> None:
-        with (self._out / f"worker-{at + 1}.log").open("a") as log:
+        with open_own(self._out / f"worker-{at + 1}.log", "a") as log:
             worker: subprocess.Popen[str] | None = None
             while not self._stop.is_set():
                 try:
@@ -125,7 +127,7 @@ class _Pool:
         elif answer.get("reason"):
             self._failed.setdefault(name, {})[number] = answer["reason"]
         ended = f"failed: {answer['reason']}" if answer.get("reason") else "done"
-        print(f"drift compare: seed {number}: {what} {ended} ({self._done} of {total})", file=sys.stderr, flush=True)
+        tell(f"drift compare: seed {number}: {what} {ended} ({self._done} of {total})", error=True)
 
     def _start(self, at: int, log: IO[str]) -> subprocess.Popen[str]:
         # A session of its own: Ctrl-C reaches it once, from here.

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drift.baselines.config import OnlineConfig, PreferenceConfig
-from drift.errors import ConfigError, check_folder_name, require, unknown_name
+from drift.errors import ConfigError, require, unknown_name
+from drift.files import check_folder_name
 from drift.recipe import SECTIONS, Recipe, flatten, keys_of
 
 BASE = "base"
@@ -36,12 +37,21 @@ class Method:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _weighting(name: str, summary: str, **more: Any) -> Method:
+def _weighting(name: Any, summary: str, **more: Any) -> Method:
     return Method(summary=summary, overrides={"weights.scheme": name, **more})
 
 
 def _step(name: str) -> dict[str, Any]:
     return {"weights.steps": [name]}
+
+
+def _shaped(loss: str, summary: str, scheme: Any = "rft", **more: Any) -> Method:
+    return _weighting(scheme, summary, **{"training.loss": loss, **more})
+
+
+def _topr(failures: float) -> Method:
+    summary = f"successes, and failures as {failures:.0%} of the rows, whose push ends (TOPR)"
+    return _shaped("tapered", summary, {"topr": {"failures": failures}})
 
 
 def _preference(format: str, summary: str) -> Method:
@@ -72,6 +82,24 @@ METHODS: dict[str, Method] = {
     "group-relative": _weighting("group_relative", "the return less its prompt's mean, every reply"),
     "rwr": _weighting("rwr", "reward-weighted regression"),
     "awr": _weighting("awr", "advantage-weighted regression"),
+    "asymre": _weighting("asymre", "the return less a baseline below its prompt's mean, the last reply (AsymRE)"),
+    "topr-10": _topr(0.1),
+    "topr-30": _topr(0.3),
+    "advantage": _shaped(
+        "tapered",
+        "what each reply was worth, from the tree of the prompt's conversations",
+        **{"weights.turns": "advantage", "weights.steps": [{"bound_negative": 0.43}]},
+    ),
+    "importance": _shaped("importance", "successes by their clipped ratio to the sampling policy (iw-SFT)"),
+    "token-probability": _shaped("token_probability", "successes, each token by its probability (DFT)"),
+    "anchored": _shaped("anchored", "the same with a KL to the sampling policy (ASFT)"),
+    "regression": _shaped(
+        "advantage_regression",
+        "squared regression of the log-ratio on the advantage (OAPL)",
+        "drift",
+        **{"weights.turns": "all", "weights.steps": [{"skip_small": None}]},
+    ),
+    "rft-refresh": _weighting("rft", "successes alone, in two rounds, the second on rollouts of its own", rounds=2),
     "dpo": _preference("dpo", "DPO on pairs of conversations"),
     "dpo-final": _preference("dpo-final", "DPO on pairs of last replies"),
     "dpo-step": _preference("dpo-step", "DPO on pairs of replies to one history"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,14 @@ from drift.comparison.settings import Comparison, load_comparison
 from drift.comparison.work import Seed, opened, run_base, run_method
 from drift.errors import Interrupted, require
 from drift.manifest import write_json
-from drift.pipeline import check_claim, check_recipe, one_process
+from drift.pipeline import one_process
+from drift.preflight import check_recipe
 from drift.recipe import make_recipe, override
 from drift.registry import plain
 from drift.reporting.page import write_comparison_page
+from drift.run_directory import check_claim
 from drift.serving import check_tuned, loads_adapter
+from drift.terminal import tell
 
 
 def compare(
@@ -62,8 +64,8 @@ def compare(
     if dry_run:
         check_comparison(comparison, place)
         for name, method in comparison.methods.items():
-            print(f"{name}: {method.summary}")
-        print(f"seeds {', '.join(map(str, comparison.seeds))}, compared with {comparison.against}")
+            tell(f"{name}: {method.summary}")
+        tell(f"seeds {', '.join(map(str, comparison.seeds))}, compared with {comparison.against}")
         return None
     run_comparison(comparison, place, jobs=jobs, command=_command(recipe, methods, seeds, against, keys))
     return Artifact(place, KIND)
@@ -178,4 +180,4 @@ def _run_here(comparison: Comparison, out: Path) -> Failed:
 
 
 def _say(text: str) -> None:
-    print(f"drift compare: {text}", file=sys.stderr, flush=True)
+    tell(f"drift compare: {text}", error=True)

@@ -14,9 +14,10 @@ from drift.comparison.methods import BASE
 from drift.comparison.settings import Comparison
 from drift.evaluation.run import check_unseen, held_out_tasks, hold_modes, modes_of
 from drift.manifest import MANIFEST, write_json, write_manifest
-from drift.pipeline import claim, sample
+from drift.pipeline import sample
 from drift.recipe import Recipe
 from drift.rollouts.cluster import sampler
+from drift.run_directory import claim
 from drift.serving import who_samples
 
 KIND = "method"

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from drift.errors import DatasetError
-from drift.manifest import writing
+from drift.files import own_folder, writing
 
 NAME = ".lock"
 # How long a process that has the lock may take until its id can be read.
@@ -28,9 +28,9 @@ class DirectoryLock:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._handle: int | None = None
+        own_folder(directory, stage=True)
         with writing(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-            handle = os.open(directory / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             self._take(handle)
             with writing(directory):

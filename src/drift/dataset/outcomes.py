@@ -134,13 +134,18 @@ class Outcomes:
         there = {name: values[kept_T] for name, values in of_replies.items() if values is not None}
         return replace(self.take(np.flatnonzero(kept_N)), **there)
 
-    def each_reply(self) -> Outcomes:
-        """The outcomes as if each reply were a conversation with its own reward: N is T."""
+    def each_reply(self, discount: float = 0.0) -> Outcomes:
+        """The outcomes as if each reply were a conversation with its own reward, and later ones discounted: N is T."""
         assert self.reply_reward_T is not None, "read where it is asked for"
-        one_T = np.ones(len(self.reply_reward_T), np.int16)
+        to_go_T, one_T = self.reply_reward_T.copy(), np.ones(len(self.reply_reward_T), np.int16)
+        if discount:
+            start_N = np.cumsum(self.turns_N, dtype=np.intp) - self.turns_N
+            for turn in range(int(self.turns_N.max()) - 2, -1, -1):
+                at = start_N[self.turns_N > turn + 1] + turn
+                to_go_T[at] += discount * to_go_T[at + 1]
         return replace(
             self.take(np.repeat(np.arange(len(self.turns_N)), self.turns_N)),
-            reward_N=self.reply_reward_T,
+            reward_N=to_go_T,
             turns_N=one_T,
             rejected_T=self.rejected_T,
             loss_weight_T=self.loss_weight_T,

@@ -19,8 +19,9 @@ from drift.dataset.lock import DirectoryLock
 from drift.dataset.schema import SCHEMA, dataset_hash, from_row, to_row
 from drift.dataset.tally import Tally
 from drift.errors import ConfigError, DatasetError
+from drift.files import own_folder, remove_leftovers, write_atomic
 from drift.keywords import by_fields
-from drift.manifest import MANIFEST, differing_keys, read_manifest, write_atomic, write_manifest, writing
+from drift.manifest import MANIFEST, differing_keys, read_manifest, write_manifest
 from drift.policies.base import old_note
 from drift.types import Task, Trajectory
 
@@ -71,8 +72,7 @@ class TrajectoryWriter:
 
     def _begin(self, tasks: Sequence[Task]) -> None:
         directory = self._directory
-        with writing(directory):
-            (directory / "shards").mkdir(exist_ok=True)
+        remove_leftovers(own_folder(directory / "shards"))
         self._seconds_before = 0.0
         self.before: Mapping[str, Any] = {}
         if (directory / MANIFEST).is_file():
@@ -89,8 +89,6 @@ class TrajectoryWriter:
             self._seconds_before = float(self.before["cost"]["seconds"]) if self.before else 0.0
             # What is gone is sampled again; what is another's would be taken for this run's.
             _refuse_others(directory, old.get("shards"))
-        for leftover in (directory / "shards").glob(".*.tmp"):
-            leftover.unlink()
         self.done = frozenset(_read_ids(directory, self._spec.get("policy")))
         self.count = len(self.done)
         write_tasks(directory, tasks)

@@ -8,6 +8,7 @@ from typing import Any
 from drift.environments.base import Environment, EnvironmentFactory
 from drift.errors import require
 from drift.registry import Registry, path_of, plain, settings_of_object
+from drift.secrets import refuse_secrets
 
 ENVIRONMENTS = Registry(
     "environment",
@@ -20,6 +21,7 @@ ENVIRONMENTS = Registry(
         "gymnasium": "drift.environments.adapters.gymnasium:Gymnasium",
         "math": "drift.environments.questions:MathQuestions",
         "openenv": "drift.environments.adapters.openenv:OpenEnv",
+        "qa": "drift.environments.qa:qa",
         "reasoning": "drift.environments.fixed_length:Reasoning",
         "reasoning-gym": "drift.environments.adapters.reasoning_gym:ReasoningGym",
         "tools": "drift.environments.tools:Tools",
@@ -59,7 +61,9 @@ def environment_record(environment: Any) -> dict[str, Any]:
     name, settings = split_settings(environment)
     if isinstance(name, str):
         return {"name": name, "settings": settings}
-    return {"name": path_of(name), "settings": plain(settings) if callable(name) else settings_of_object(name)}
+    settings = plain(settings) if callable(name) else settings_of_object(name)
+    refuse_secrets(settings, "environment")
+    return {"name": path_of(name), "settings": settings}
 
 
 __all__ = [

@@ -18,7 +18,7 @@ from drift.evaluation.config import EvaluationConfig
 from drift.evaluation.estimates import Measured
 from drift.evaluation.metrics import Ratio, has_outcome
 from drift.event_loop import run_to_end
-from drift.manifest import write_atomic
+from drift.files import write_atomic
 from drift.policies.base import RequestFailed
 from drift.progress import Progress
 from drift.types import Trajectory
@@ -106,12 +106,12 @@ async def _judge_all(
     try:
         for policy, conversations in by_task.items():
             path = folder / f"{policy}.jsonl"
-            before = _read(path)
+            before = read_answers(path)
             rows: dict[str, dict[str, Any]] = {}
 
             async def one(trajectory: Trajectory, rows: dict[str, dict[str, Any]] = rows, before: Any = before) -> None:
                 reference = references.get(trajectory.task_id, "")
-                key = _key(judge, judge.prompt(trajectory.messages, reference))
+                key = key_of(judge, judge.prompt(trajectory.messages, reference))
                 if key not in before:
                     async with gate:
                         try:
@@ -143,12 +143,13 @@ def _scores(found: Verification) -> dict[str, Any]:
     return {"scores": {**found.scores, OVERALL: found.score}, "reason": ""}
 
 
-def _key(judge: Judge, prompt: str) -> str:
+def key_of(judge: Judge, prompt: str) -> str:
+    """What tells one question to one judge from every other."""
     asked = (judge.fingerprint, sorted(judge.sampling.items()), judge.retries, judge.retry_temperature, prompt)
     return hashlib.sha256("\x1f".join(map(str, asked)).encode(errors="replace")).hexdigest()
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def read_answers(path: Path) -> dict[str, dict[str, Any]]:
     """What was judged before, by key; a file that can't be read holds nothing."""
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()]

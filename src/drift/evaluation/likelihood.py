@@ -21,10 +21,14 @@ from drift.dataset.lock import DirectoryLock
 from drift.dataset.outcomes import Outcomes, outcome_values, read_outcomes
 from drift.dataset.store import stream_trajectories
 from drift.errors import ConfigError, require
+from drift.evaluation.config import EvaluationConfig
 from drift.evaluation.estimates import Measured, estimate_measured
 from drift.evaluation.metrics import Ratio
+from drift.evaluation.side_by_side import FILE as REPLIES
+from drift.evaluation.side_by_side import OPENINGS, opening_of, replies_of, write_side_by_side
 from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import kind_of, model_name
+from drift.policies.base import Sampling
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
 from drift.weights.stage import compute_weights, labelled
@@ -56,18 +60,32 @@ class HeldOut:
     weights: Mapping[str, Floats]
 
 
-def evaluate_log(data: Path, weights: Path, models: Mapping[str, Any], out: Path, *, dtype: str, device: str) -> None:
+def evaluate_log(
+    data: Path,
+    weights: Path,
+    models: Mapping[str, Any],
+    out: Path,
+    *,
+    config: EvaluationConfig,
+    sampling: Sampling,
+    dtype: str,
+    device: str,
+) -> None:
     """Measure the negative log-likelihood of held-out replies under each model, in nats per token.
 
     ``nll`` of all of them, ``nll_good`` and ``nll_bad`` of conversations of which what counts is above the mean, and
-    not, and ``nll_weighted``, where a reply counts by its weight; with intervals over prompts, and paired differences
-    from the first model.
+    not, and ``nll_weighted``, where a reply counts by its weight (nats times weights over tokens times their absolute
+    values, so that it may be negative); with intervals over prompts, and paired differences from the first model.
+    ``replies.jsonl`` has what each model says to some of the held-out openings, side by side; with a judge,
+    ``preferred`` is how often it finds a model's reply better than another's.
 
     Args:
         data: directory of trajectories.
         weights: of them, made with the step ``hold_out``.
         models: model folders or hub ids by name, checkpoints too.
-        out: directory of ``estimates.json`` and a manifest.
+        out: directory of ``estimates.json``, ``replies.jsonl`` and a manifest.
+        config: how many openings are replied to (``tasks``, 20 unless given), and the judge of the replies.
+        sampling: the longest of these replies, and what ends them; they are greedy.
         dtype: see ``load_model``.
         device: see ``load_model``.
 
@@ -84,15 +102,25 @@ def evaluate_log(data: Path, weights: Path, models: Mapping[str, Any], out: Path
     held, manifest, start = read_held_out(data, weights), read_manifest(weights, WEIGHTS), time.monotonic()
     lengths = [[len(turn.completion.token_ids) for turn in t.turns] for t in held.trajectories]
     rows = [rows_of(t, [1.0] * len(t.turns), normalization="sum") for t in held.trajectories]
-    measured = []
+    # One conversation for each held-out prompt.
+    _, first = np.unique(held.prompt_N, return_index=True)
+    shown = [held.trajectories[int(at)] for at in first[: config.tasks or OPENINGS]]
+    ratios, replies = {}, {}
     with DirectoryLock(out):
         for name, path in paths.items():
             model, _ = load_model(path, dtype=dtype, device=device)
             flat = iter(sampled_logprobs(model, [row for each in rows for row in each]))
             logprobs = [np.concatenate([next(flat) for _ in each]) for each in rows]
             nll = [_by_reply(logprob_T, n) for logprob_T, n in zip(logprobs, lengths, strict=True)]
-            count = len(held.trajectories)
-            measured.append(Measured(policy=name, ratios=_ratios(held, nll, lengths), trajectories=count, excluded=0))
+            ratios[name] = _ratios(held, nll, lengths)
+            del model
+            settings = {"dtype": dtype, "device": device}
+            replies[name] = replies_of(path, [opening_of(each) for each in shown], sampling, settings)
+        preferred, compared = write_side_by_side(out / REPLIES, shown, replies, config.judge)
+        for name, ratio in preferred.items():
+            ratios[name]["preferred"] = ratio
+        count = len(held.trajectories)
+        measured = [Measured(policy=name, ratios=of, trajectories=count, excluded=0) for name, of in ratios.items()]
         estimates = estimate_measured(measured, mode=MODE, baseline=next(iter(models)))
         write_json(out / ESTIMATES, [asdict(row) for row in estimates])
         content = {
@@ -102,6 +130,7 @@ def evaluate_log(data: Path, weights: Path, models: Mapping[str, Any], out: Path
             "conversations": len(held.trajectories),
             "good": int(held.good_N.sum()),
             "prompts": int(held.prompt_N.max()) + 1,
+            "replies": compared,
             "estimates_sum": sum_of(out / ESTIMATES),
             "cost": {"seconds": round(time.monotonic() - start, 3)},
         }

@@ -12,12 +12,13 @@ from drift.checksums import sum_of
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.store import read_tasks, read_trajectories
 from drift.environments.base import EnvironmentFactory, content_hash, options_of, reference_of, task_hash
-from drift.errors import ConfigError, EnvironmentFault, PolicyError, check_folder_name, require
+from drift.errors import ConfigError, EnvironmentFault, PolicyError, require
 from drift.evaluation.config import SPLIT, TASKS, EvaluationConfig
 from drift.evaluation.divergences import check_divergence, measure_divergence
 from drift.evaluation.estimates import GREEDY, SAMPLED, estimate_all, estimate_measured
 from drift.evaluation.judging import judge_policies, make_judge
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
+from drift.files import check_folder_name
 from drift.manifest import write_json, write_manifest
 from drift.policies import check_policy, model_name, settings_for
 from drift.policies.base import AnyPolicy, Sampling

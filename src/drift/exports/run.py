@@ -22,7 +22,8 @@ from drift.errors import DatasetError, require
 from drift.exports.config import ExportConfig
 from drift.exports.conversations import conversations
 from drift.exports.rows import final_pairs, labelled, step_pairs, weighted, whole_pairs
-from drift.manifest import package_versions, read_manifest, replacing, write_json
+from drift.files import replacing
+from drift.manifest import package_versions, read_manifest, write_json
 from drift.types import Trajectory
 from drift.weights.table import read_weights
 

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from drift.errors import require, unknown_name
+from drift.errors import require
 from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, UnusableReply, next_reply
 from drift.types import Completion, Message
 
@@ -51,7 +51,7 @@ class BackgroundPolicy:
     threads, from one loop after another, and from none. It is loaded when first asked.
 
     Args:
-        model: what ``make_policy`` takes: ``default``, a folder, a hub id or ``NAME:ARGUMENT``.
+        model: what ``make_policy`` takes: ``default``, a folder, a hub id, ``NAME:ARGUMENT`` or ``module:attribute``.
         settings: settings of that kind of policy.
         where: the setting that named it, for messages.
 
@@ -60,13 +60,11 @@ class BackgroundPolicy:
     """
 
     def __init__(self, model: str, settings: Mapping[str, Any], *, where: str) -> None:
-        from drift.policies import POLICIES
+        from drift.policies import kind_of
 
-        require(bool(model), where, model, "a model: default, a folder, a hub id, or openai:NAME")
-        kind, colon, _ = model.partition(":")
-        if colon and kind not in POLICIES.names():
-            raise unknown_name("policy", kind, POLICIES.names(), where=where)
-        self._model, self._settings = model if colon else f"hf:{model}", dict(settings)
+        require(bool(model), where, model, "a model: default, a folder, a hub id, openai:NAME, or module:attribute")
+        kind_of(model, settings.get("engine"))
+        self._model, self._settings = model, dict(settings)
         self._policy: AnyPolicy | None = None
         self._thread: LoopThread | None = None
         # The first is locked while the model loads, which takes long; the second never is for long.

@@ -18,7 +18,7 @@ from drift.policies.base import Sampling, with_template_arguments
 from drift.policies.decoding import Decoder, Stopped
 from drift.policies.fingerprint import end_ids, fingerprint
 from drift.policies.rows import SHOWN, Row, RowPicker
-from drift.policies.stored import NO_CODE, check_stored, context_limit, fingerprint_of, loading, local_folder
+from drift.policies.stored import NO_CODE, check_stored, context_limit, fingerprint_of, loading, model_folder
 from drift.types import Completion
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,9 +39,9 @@ def load_model(
         PolicyError: no such model, not a causal LM, or the tokenizer can't be read.
     """
     require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
-    place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    place = check_device(device)
     wanted = DTYPES.get(dtype, torch.float32 if place == "cpu" else "auto")
-    source = local_folder(model) or model
+    source = model_folder(model)
     with loading(model):
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **NO_CODE)
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -49,6 +49,20 @@ def load_model(
         )
         loaded = loaded.to(place).eval()
     return loaded, tokenizer
+
+
+def check_device(device: str) -> str:
+    """Where ``device`` is, with ``auto`` settled; raises ``ConfigError`` where torch finds no such device here."""
+    place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device: got {device!r}, expected auto, cpu or a device that torch finds here: {reason}. "
+            "nvidia-smi says whether a GPU is there."
+        ) from error
+    return place
 
 
 def check_attention(model: str, attention: str, *, device: str = "auto") -> None:
@@ -71,20 +85,24 @@ def check_attention(model: str, attention: str, *, device: str = "auto") -> None
         "auto, sdpa or eager on a CPU, where neither flash attention nor the gradients of flex attention can be had",
     )
     with loading(model):
-        settings = AutoConfig.from_pretrained(local_folder(model) or model, **NO_CODE)
+        settings = AutoConfig.from_pretrained(model_folder(model), **NO_CODE)
     try:
-        # A model without weights.
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(settings, attn_implementation=attention, **NO_CODE)
+        empty_model(settings, attention)
     except (ImportError, ValueError) as error:
         raise ConfigError(
             f"training.attention: {attention} can't be used with model {model!r}: {error} Set it to auto."
         ) from error
 
 
+def empty_model(settings: Any, attention: str | None = None) -> Any:
+    """A causal LM with these ``settings`` and no weights: its modules alone, in no memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(settings, attn_implementation=attention, **NO_CODE)
+
+
 def load_tokenizer(model: str) -> Any:
     """Load the tokenizer of a model, a folder or a hub id, without its weights; raises ``PolicyError``."""
-    source = local_folder(model) or model
+    source = model_folder(model)
     with loading(model):
         return AutoTokenizer.from_pretrained(source, padding_side="left", **NO_CODE)
 
@@ -130,9 +148,10 @@ class HFPolicy:
     @staticmethod
     def check(model: str, **settings: Any) -> None:
         """Find wrong what can be without loading weights; arguments and errors are the policy's."""
-        dtype, batch_size = settings.get("dtype", "auto"), settings.get("batch_size", 1)
+        check_device(settings.get("device", "auto"))
+        dtype, batch_size = settings.get("dtype", "auto"), settings.get("batch_size", 0)
         require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
-        require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
+        require(batch_size >= 0, "policy.batch_size", batch_size, "a whole number ≥ 0")
         check_stored(model, settings.get("chat_template_kwargs"), settings.get("system", ""))
 
     @classmethod

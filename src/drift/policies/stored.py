@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,9 +20,11 @@ from transformers.utils import logging
 
 from drift.chat import TemplateChat
 from drift.checksums import damaged_files, sum_of_bytes
-from drift.errors import PolicyError, StorageError
+from drift.errors import ConfigError, DriftError, PolicyError, StorageError
+from drift.files import inside
 from drift.manifest import write_json
 from drift.policies.fingerprint import combined, end_ids, tensor_digest, tensors_of
+from drift.policies.soundness import check_config, check_vocabulary
 
 # Always given: without it, transformers asks at the terminal whether a model folder's own code may run.
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -46,7 +49,13 @@ def local_folder(model: str) -> Path | None:
             f"the model in {folder} is damaged: {'; '.join(damage)}. Train it again, or restore the files."
         )
     refuse_pickles(folder)
+    check_config(folder)
     return folder
+
+
+def model_folder(model: str) -> Path:
+    """As ``local_folder``; the files of a hub id are fetched, and looked at like those of a folder."""
+    return local_folder(model) or _fetched(model)
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -73,10 +82,15 @@ def wants_code(model: str, error: Exception) -> PolicyError | None:
 @contextmanager
 def loading(model: str) -> Iterator[None]:
     """A context in which what transformers raises for a model or tokenizer becomes a ``PolicyError`` that names it."""
+    if sys.flags.optimize > 1:
+        raise ConfigError("PYTHONOPTIMIZE=2 (python -OO) takes away docstrings that transformers reads. Leave it out.")
     try:
         with without_bars():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except DriftError:
+        raise
+    except Exception as error:
+        # A configuration or tokenizer that somebody wrote makes transformers raise anything.
         raise wants_code(model, error) or PolicyError(
             f"model {model!r} can't be loaded as a causal language model: {error}. "
             "Check the name, that the files are whole, and that the hub can be reached if it is not a folder."
@@ -110,7 +124,7 @@ class StoredModel:
     """
 
     def __init__(self, model: str) -> None:
-        self.folder = local_folder(model) or _fetched(model)
+        self.folder = model_folder(model)
         with loading(model):
             self.config = AutoConfig.from_pretrained(self.folder, **NO_CODE)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, padding_side="left", **NO_CODE)
@@ -119,6 +133,7 @@ class StoredModel:
         if (self.folder / "generation_config.json").is_file():
             self._empty.generation_config = GenerationConfig.from_pretrained(self.folder)
         self.end_ids = end_ids(self._empty, self.tokenizer)
+        check_vocabulary(self.tokenizer, self._empty, self.end_ids, model)
 
     def fingerprint(self) -> str:
         """The model's fingerprint (``drift.policies.fingerprint``), computed once and kept in the user's cache.
@@ -177,6 +192,38 @@ def fingerprint_of(model: str) -> str:
     return _kept(folder, _file_times(folder)) or StoredModel(str(folder)).fingerprint()
 
 
+def settings_of_model(model: str) -> Any:
+    """The configuration of a model folder or a hub id, without its weights; ``None`` where the hub can't be reached.
+
+    Raises:
+        PolicyError: no such model, or not one that transformers knows.
+    """
+    source = str(local_folder(model) or "")
+    if not source:
+        from huggingface_hub import HfApi, hf_hub_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+        reached = True
+        try:
+            try:
+                # A download that can't begin is tried for half a minute; this question is asked once.
+                HfApi().model_info(model, timeout=5)
+            except (HFValidationError, RepositoryNotFoundError):
+                raise
+            except Exception:
+                # What a network does wrong has other classes with each library that speaks to it.
+                reached = False
+            source = str(Path(hf_hub_download(model, "config.json", local_files_only=not reached)).parent)
+        except LocalEntryNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise PolicyError(
+                f"model {model!r} can't be fetched from the hub: {error}. Check its name, and that you may read it."
+            ) from error
+    with loading(model):
+        return AutoConfig.from_pretrained(source, **NO_CODE)
+
+
 def context_limit(config: Any) -> int | None:
     """The most tokens a model was made for, also where it reads more than text; ``None`` where it says none."""
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -218,6 +265,7 @@ def _fetched(model: str, *, again: bool = True) -> Path:
             "Check the name, and that the hub can be reached; or give a folder."
         ) from error
     refuse_pickles(folder)
+    check_config(folder)
     return folder
 
 
@@ -227,7 +275,7 @@ def _shapes(folder: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
     if whole.is_file():
         files = [whole]
     elif index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        files = [inside(folder, name) for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -28,6 +28,7 @@ PROBLEM_SETS = Registry(
         "mmlu_redux": "drift.problems.multiple_choice:mmlu_redux",
         "openbookqa": "drift.problems.multiple_choice:openbookqa",
         "sciq": "drift.problems.multiple_choice:sciq",
+        "table": "drift.problems.table:table",
         "theoremqa": "drift.problems.mathematics:theoremqa",
     },
 )

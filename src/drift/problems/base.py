@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections import Counter
@@ -12,6 +13,8 @@ from typing import Any
 
 from drift.errors import ConfigError
 
+# What parts the cells of a table, by the ending of its file.
+TABLES = {".csv": ",", ".tsv": "\t"}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Row = Mapping[str, Any]
 
@@ -86,7 +89,7 @@ def load_split(problem_set: ProblemSet, split: str, file: str = "") -> Loaded:
     Args:
         problem_set: whose.
         split: ``train`` or ``test``.
-        file: a local JSON Lines, JSON or Parquet file of the hub's schema; empty reads from the hub.
+        file: a local file (see ``local_rows``) of the hub's schema; empty reads from the hub.
 
     Raises:
         ConfigError: no such split or file, the hub can't be reached, or a row is not of the schema.
@@ -143,8 +146,12 @@ def multiple_choice(question: str, texts: Sequence[str], right: int, *, shuffle:
 
 
 def local_rows(path: Path) -> Iterator[Row]:
-    """The rows of a JSON Lines, JSON or Parquet file; raises ``ConfigError`` if it can't be read."""
+    """The rows of a JSON Lines, JSON, CSV, TSV or Parquet file; raises ``ConfigError`` if it can't be read."""
     try:
+        if path.suffix.lower() in TABLES:
+            with path.open(encoding="utf-8-sig", newline="") as cells:
+                yield from csv.DictReader(cells, delimiter=TABLES[path.suffix.lower()], strict=True)
+            return
         with path.open("rb") as file:
             head = file.read(64).lstrip()
         if head.startswith(b"PAR1"):
@@ -156,8 +163,9 @@ def local_rows(path: Path) -> Iterator[Row]:
         else:
             with path.open(encoding="utf-8") as lines:
                 yield from (json.loads(line) for line in lines if line.strip())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} can't be read: {error}. Give a file of JSON Lines, JSON or Parquet.") from error
+    except (OSError, ValueError, csv.Error) as error:
+        kinds = "JSON Lines, JSON, CSV, TSV or Parquet"
+        raise ConfigError(f"{path} can't be read: {error}. Give a file of {kinds}, in UTF-8.") from error
 
 
 def _hub_rows(problem_set: ProblemSet, split: str) -> Iterator[Row]:

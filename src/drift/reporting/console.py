@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from drift import terminal
 from drift.manifest import read_manifest
 from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.facts import read_facts, table, verdict, warnings_of
 from drift.reporting.preview import Preview, lines
 from drift.reporting.sentences import summary_of
+from drift.terminal import clean, tell
 
 
 def print_summary(place: os.PathLike[str]) -> None:
     """Print what an evaluation in ``place`` found, with 95 % intervals, or what was done where nothing was measured."""
     run = Path(place)
     if getattr(place, "kind", "") == "likelihood":
-        print("\n".join([f"{place}:", *summary_of("likelihood", read_manifest(run, "likelihood"), run)]))
+        tell("\n".join([f"{place}:", *summary_of("likelihood", read_manifest(run, "likelihood"), run)]))
         return
     facts = read_facts(run, conversations=0)
-    console = Console(highlight=False)
+    console = terminal.console()
     stages = (("trajectories", facts.rollouts), ("weights", facts.weights), ("model", facts.model))
     before = [(kind, manifest) for kind, manifest in stages if manifest and not facts.evaluation]
     told = [line for kind, manifest in before for line in summary_of(kind, manifest, run / "rollouts")]
     # Rollouts and weights both say how many succeeded.
     for line in dict.fromkeys([*told, *facts.likelihood]):
-        console.print(line, markup=False)
+        console.print(line)
     for mode in facts.measured["modes"] if facts.evaluation else ():
         title = f"{mode}, {facts.measured['tasks']} held-out tasks, 95 % intervals"
         shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -52,7 +52,7 @@ def print_summary(place: os.PathLike[str]) -> None:
             shown.add_row(row["metric"], *texts)
         console.print(shown)
     for line in warnings_of(facts):
-        console.print(line, markup=False)
+        console.print(line)
     console.print(verdict(facts))
     if (run / "report.html").is_file():
         console.print(f"report: {run / 'report.html'}")
@@ -60,7 +60,7 @@ def print_summary(place: os.PathLike[str]) -> None:
 
 def print_findings(checked: Any) -> int:
     """Print what a check found; returns the exit code, 1 if anything was not in order."""
-    print("\n".join(checked.lines))
+    tell("\n".join(checked.lines))
     return 1 if checked.failed else 0
 
 
@@ -72,46 +72,47 @@ def print_import(data: Any) -> None:
     manifest = data.manifest
     if manifest["excluded"]:
         refused = [row for row in read_rejected(data.path, 50 * SHOWN) if row.reason in manifest["excluded"]]
-        print(listing(refused[:SHOWN]), file=sys.stderr)
+        tell(listing(refused[:SHOWN]), error=True)
         counts = ", ".join(f"{reason} {count}" for reason, count in manifest["excluded"].items())
-        print(f"left out {sum(manifest['excluded'].values()):,} of {manifest['rows']:,} rows: {counts}")
-    print("\n".join(in_words(manifest["counted"], manifest["unused"], manifest["rows"])))
-    print("\n".join([f"{data}:", *data.summary()]))
+        tell(f"left out {sum(manifest['excluded'].values()):,} of {manifest['rows']:,} rows: {counts}")
+    tell("\n".join(in_words(manifest["counted"], manifest["unused"], manifest["rows"])))
+    tell("\n".join([f"{data}:", *data.summary()]))
 
 
 def print_export(manifest: Mapping[str, Any]) -> None:
     """Print what was made of the conversations."""
     counts = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in manifest["counts"].items())
-    print(f"{manifest['file']}: {counts}")
+    tell(f"{manifest['file']}: {counts}")
     if any((manifest["rendered"] or {}).values()):
         counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in manifest["rendered"].items() if value)
-        print(f"rendered again: {counts}")
+        tell(f"rendered again: {counts}")
 
 
 def print_preview(preview: Preview) -> None:
     """Print conversations with what will be trained in colour: green is imitated, red pushed away."""
-    console = Console(highlight=False)
+    console = terminal.console()
     for line in (*preview.sentences, *lines(preview)):
-        console.print(line, markup=False)
+        console.print(line)
     for each in preview.shown:
-        console.rule(Text(f"{each.id} ({each.outcome})"), align="left", style="dim")
+        console.rule(Text(clean(f"{each.id} ({each.outcome})")), align="left", style="dim")
         for said in each.said:
             mark, style = ("", "dim") if said.weight is None else (f" [{said.weight:.4g}]", "dim strike")
             style = "green" if said.weight and said.weight > 0 else "red" if said.weight else style
             why = f"  ({said.why})" if said.why else ""
-            console.print(Text(f"{said.role}{mark}:{why}", style="bold"), Text(said.text, style=style), sep="\n")
+            said_by = Text(clean(f"{said.role}{mark}:{why}"), style="bold")
+            console.print(said_by, Text(clean(said.text), style=style), sep="\n")
         if each.why:
-            console.print(Text(f"not trained: {each.why}", style="bold"))
+            console.print(Text(clean(f"not trained: {each.why}"), style="bold"))
     if preview.page:
-        console.print(f"page: {preview.page}", markup=False)
+        console.print(f"page: {preview.page}")
 
 
 def print_comparison(place: os.PathLike[str]) -> None:
     """Print tables and verdicts of the comparison in ``place``: what decides first, then how, then at what cost."""
     out = Path(place)
-    found, console = read_comparison(out), Console(highlight=False)
+    found, console = read_comparison(out), terminal.console()
     final = f"multi@{found.max_turns}"
-    console.print(f"{subtitle(found)}; {level(found)}, p by Holm", markup=False)
+    console.print(f"{subtitle(found)}; {level(found)}, p by Holm")
     for mode in found.modes:
         rows = [
             [
@@ -138,10 +139,10 @@ def print_comparison(place: os.PathLike[str]) -> None:
     heads = ["method", "tokens generated", "tokens trained", "steps", "seconds"]
     console.print(_table("cost, mean over seeds", heads, costs))
     for line in failures(found):
-        console.print(f"failed: {line['method']} (seed {line['seeds']}): {line['reason']}", markup=False)
+        console.print(f"failed: {line['method']} (seed {line['seeds']}): {line['reason']}")
     for text in verdicts(found):
-        console.print(text, markup=False)
-    console.print(f"report: {out / 'report.html'}", markup=False)
+        console.print(text)
+    console.print(f"report: {out / 'report.html'}")
 
 
 def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -156,4 +157,4 @@ def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> T
 def _in_brackets(shown: tuple[str, str]) -> str:
     """A value and its interval, in as little room as that takes."""
     value, span = shown
-    return rf"{value} \[{span.replace('+', '').replace(' to ', ', ')}]" if span else value
+    return f"{value} [{span.replace('+', '').replace(' to ', ', ')}]" if span else value

@@ -42,6 +42,7 @@ class Facts:
             first rollouts and of the last weights and model.
         rounds: the same three by name for each round.
         curve: training metrics by step.
+        held_out: loss of held-out prompts by step, the base's first.
         recipe: the resolved recipe as text.
         pairs: greedy conversations of the baseline and another policy on the same task.
         likelihood: what was measured on held-out prompts of a log, in sentences.
@@ -59,6 +60,7 @@ class Facts:
     model: dict[str, Any] | None
     rounds: list[dict[str, dict[str, Any] | None]]
     curve: list[dict[str, float]]
+    held_out: list[dict[str, float]]
     recipe: str
     pairs: list[tuple[Trajectory, Trajectory]]
     likelihood: list[str]
@@ -116,6 +118,7 @@ def read_facts(run: Path, *, conversations: int = 8) -> Facts:
         model=stages[-1]["model"],
         rounds=stages,
         curve=_lines(model / "metrics.jsonl"),
+        held_out=_lines(model / "held-out.jsonl"),
         recipe=recipe.read_text() if recipe.is_file() else "",
         pairs=_pairs(folder, list(evaluation["policies"]), conversations) if evaluation else [],
         likelihood=list(summary_of(LIKELIHOOD, logged, run / LIKELIHOOD)) if logged else [],

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from drift.manifest import write_atomic
+from drift.files import write_atomic
 from drift.reporting.advice import loud_lines, next_steps
 from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.comparison_plots import accuracy_against_cost, curves
@@ -112,4 +112,7 @@ def _figures(facts: Facts) -> list[dict[str, Any]]:
     if facts.kl:
         plot = _figure(curve(facts.kl, "kl", "KL from the base (nats per conversation)"))
         found.append({"name": "On prompts set aside: the way from the base", "plot": plot})
+    if facts.held_out:
+        plot = _figure(curve(facts.held_out, "nll", "held-out loss (nats per token)"))
+        found.append({"name": "On prompts held out: the loss", "plot": plot})
     return found

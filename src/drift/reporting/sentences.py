@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ def _baseline(baseline: str | Mapping[str, str]) -> str:
 def chosen(manifest: Mapping[str, Any]) -> Iterator[str]:
     """What was left to the data and what it made of that, and which conversations had nothing to go by."""
     chain, automatic = manifest["chain"], manifest["automatic"]
+    if "auto" in manifest:
+        yield manifest["auto"]["why"]
     if "outcome" in automatic and chain["outcome"] != "success":
         yield "What counts is the reward: no conversation says whether it succeeded."
     if "baseline" in automatic and chain["baseline"] != "task":
@@ -100,6 +103,8 @@ def summary_of(kind: str, manifest: Mapping[str, Any], path: Path) -> Iterator[s
     elif kind == "weights":
         yield from chosen(manifest)
         yield from sentences(manifest["diagnostics"])
+    elif kind == "rewards":
+        yield from _ranking(manifest)
     elif kind == "model":
         yield from _training(manifest)
     elif kind == "likelihood":
@@ -111,6 +116,20 @@ def summary_of(kind: str, manifest: Mapping[str, Any], path: Path) -> Iterator[s
         yield from (*warnings_of(facts), verdict(facts))
     else:
         yield f"{len(manifest['methods'])} methods, seeds {', '.join(map(str, manifest['seeds']))}."
+
+
+def _ranking(manifest: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{manifest['conversations']:,} conversations of {manifest['prompts']:,} prompts were ranked by the judge."
+    unread, asked = manifest["unread"], 2 * manifest["prompts"]
+    if unread:
+        yield f"{unread:,} of {asked:,} rankings could not be read, so that some rest on one order or none."
+    if manifest["alone"]:
+        yield f"{manifest['alone']:,} conversations are the only ones of their prompt and have no reward."
+    told = {"orders": "Shown in the reverse order the judge turns round", "logged": "It disagrees with the rewards on"}
+    for kind, words in told.items():
+        found = manifest["disagreement"][kind]
+        if found["pairs"]:
+            yield f"{words} {found['share']:.0%} of {found['pairs']:,} pairs that both tell apart."
 
 
 def _replies(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -201,10 +220,25 @@ def _likelihood(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
     for policy in dict.fromkeys(row["policy"] for row in rows):
         parts = [f"{word} {_interval(found[policy, metric])}" for metric, word in _LIKELIHOODS.items()]
         yield f"{policy}: {', '.join(parts)}."
+    for policy in manifest["policies"]:
+        if (policy, "preferred") in found:
+            told = _interval(found[policy, "preferred"])
+            yield f"The judge finds {policy}'s reply better than another's in {told} of pairs, a tie being half."
+    yield from _side_by_side(path / "replies.jsonl")
     yield (
         "These are replies of whoever was logged: finding good ones likelier shows that a model learned from the "
         "ratings, not that its own replies are better. For that somebody must read or judge those."
     )
+
+
+def _side_by_side(path: Path, *, shown: int = 2, longest: int = 160) -> Iterator[str]:
+    """Some of what models reply to held-out openings, cut short, and where the rest is."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for row in map(json.loads, lines[:shown]):
+        said = {"asked": row["opening"][-1]["content"], "logged": row["logged"], **row["replies"]}
+        yield "; ".join(f"{name}: {shorten(text, longest, placeholder=' …')!r}" for name, text in said.items())
+    if lines:
+        yield f"Replies to {len(lines)} held-out openings, side by side: {path}"
 
 
 _LIKELIHOODS = {"nll_good": "well rated", "nll_bad": "badly rated", "nll": "all", "nll_weighted": "weighted"}

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import SchedulerType, TrainingArguments
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from drift.errors import ConfigError, require, unknown_name
+from drift.errors import ConfigError, unknown_name
+from drift.policies.hf import check_device
 from drift.training.checkpoints import FOLDER
 from drift.training.config import DEFAULT_ARGUMENTS, SET_BY_TRAINING, TrainingConfig
+from drift.training.quantized import check_quantization
 
 # What PEFT writes into an adapter's configuration itself.
 _OF_PEFT = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "inference_mode")
@@ -27,8 +29,8 @@ def check_settings(config: TrainingConfig, device: str) -> None:
     """Refuse, before a model is loaded, what transformers, PEFT or torch would refuse later.
 
     Raises:
-        ConfigError: an unknown name in ``arguments`` or ``lora``; no such schedule; a tracker that is not installed;
-            CUDA where there is none.
+        ConfigError: an unknown name in ``arguments`` or ``lora``; no such schedule; a tracker or bitsandbytes that is
+            not installed; a device that is not here.
     """
     known = {field.name for field in fields(TrainingArguments)} - set(SET_BY_TRAINING)
     for name in config.arguments:
@@ -40,15 +42,54 @@ def check_settings(config: TrainingConfig, device: str) -> None:
         raise unknown_name("learning-rate schedule", schedule, schedules, where="training.arguments.lr_scheduler_type")
     if config.lora:
         lora_config(config.lora)
-    here = not device.startswith("cuda") or torch.cuda.is_available()
-    require(
-        here, "device", device, "auto or cpu, as torch finds no CUDA here", "nvidia-smi says whether a GPU is there."
-    )
+    check_device(device)
+    _check_schedule(schedule, config)
+    if config.bits:
+        check_quantization()
     try:
         for tracker in get_reporting_integration_callbacks(config.to_dict()["arguments"]["report_to"]):
             tracker()
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(f"training.arguments.report_to: {error} Install it, or leave report_to out.") from error
+
+
+def _check_schedule(schedule: str, config: TrainingConfig) -> None:
+    """Refuse a schedule that lacks settings of its own, by making one for a model of one parameter."""
+    more = config.arguments.get("lr_scheduler_kwargs")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    steps = max(1, config.max_steps)
+    try:
+        get_scheduler(
+            schedule,
+            optimizer,
+            num_warmup_steps=math.ceil(config.warmup * steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=more,
+        )
+    except Exception as error:
+        raise ConfigError(
+            f"training.arguments.lr_scheduler_type: {schedule!r} can't be made: {error}. Give its settings as "
+            "lr_scheduler_kwargs, or another schedule."
+        ) from error
+
+
+def check_values(config: TrainingConfig) -> None:
+    """Let transformers look at the values of ``config.arguments``, and at what its optimizer needs.
+
+    Not in a process that trains with others: what transformers keeps of these is made anew.
+
+    Raises:
+        ConfigError: a value that it refuses, or an optimizer whose library is not installed.
+    """
+    given = {**DEFAULT_ARGUMENTS, **config.arguments, "report_to": "none"}
+    try:
+        arguments = TrainingArguments(use_cpu=True, save_strategy="no", disable_tqdm=True, **given)
+        if "optim" in config.arguments:
+            from transformers import Trainer
+
+            Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ImportError, TypeError, ValueError) as error:
+        raise ConfigError(f"training.arguments: {' '.join(str(error).split())}") from error
 
 
 def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int, device: str) -> TrainingArguments:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from drift.checksums import damaged_files, write_sums
-from drift.manifest import writing
+from drift.files import own_folder, writing
+from drift.terminal import tell
 
 FOLDER = "checkpoints"
+_SAVED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.md", "*.bin")
 # Not named like a checkpoint: what lies here is half-written or half-removed.
 UNFINISHED = "unfinished"
 
@@ -31,7 +32,7 @@ def whole_checkpoint(out: Path) -> Path | None:
         damage = damaged_files(checkpoint)
         if not damage:
             return checkpoint
-        print(f"training: {checkpoint} is damaged and not gone on from: {'; '.join(damage)}.", file=sys.stderr)
+        tell(f"training: {checkpoint} is damaged and not gone on from: {'; '.join(damage)}.", error=True)
     return None
 
 
@@ -57,6 +58,7 @@ def publish(folder: Path, name: str, keep: int) -> None:
 
 def discard_unfinished(out: Path) -> None:
     """Remove what a killed run left half-written or half-removed."""
+    own_folder(out / FOLDER)
     shutil.rmtree(unfinished(out / FOLDER), ignore_errors=True)
 
 
@@ -66,6 +68,9 @@ def saving(out: Path) -> Iterator[None]:
     from drift.policies.stored import without_bars
 
     with writing(out):
+        # Libraries would write to what a link points to.
+        for path in (path for name in _SAVED for path in out.glob(name) if path.is_symlink()):
+            path.unlink()
         try:
             with without_bars():
                 yield

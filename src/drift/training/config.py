@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from drift.errors import require
-from drift.registry import Link
+from drift.registry import Link, check_settings, complete, settings_of
+from drift.secrets import refuse_secrets
 from drift.training.objectives import advantage_regression, find_loss
 
 KIND = "model"
@@ -55,6 +56,29 @@ SET_BY_TRAINING = {name: instead for instead, names in _INSTEAD.items() for name
 
 
 @dataclass(frozen=True, kw_only=True)
+class HoldOut:
+    """Prompts that are not trained on but measured on, and what follows.
+
+    Args:
+        share: of the prompts, 256 at most.
+        every: steps between measurements; the base and the last step are measured too.
+        keep: the model that is saved: the last, or the best, of the lowest held-out loss.
+        patience: training ends after so many measurements without a lower loss; 0 never ends it.
+    """
+
+    share: float
+    every: int = 10
+    keep: Literal["last", "best"] = "last"
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 < self.share < 1, "training.hold_out.share", self.share, "a share above 0 and below 1")
+        require(self.every >= 1, "training.hold_out.every", self.every, "a whole number ≥ 1")
+        require(self.keep in ("last", "best"), "training.hold_out.keep", self.keep, "last or best")
+        require(self.patience >= 0, "training.hold_out.patience", self.patience, "a whole number ≥ 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How the model is fine-tuned. Batch, steps and schedule are the DRIFT paper's unless set otherwise.
 
@@ -73,6 +97,9 @@ class TrainingConfig:
             mixes all rows, more is faster and makes steps of fewer prompts.
         kl_limit: training ends at the last step measured at which the model is no farther from its base than this, in
             nats of KL(base ‖ model) per conversation; 0 measures nothing.
+        hold_out: share of the prompts that are not trained on, whose weighted loss is measured on the way; 0 holds none
+            out. Or {share: 0.1, every: 10, keep: best, patience: 3}: steps between measurements, whether the last model
+            is saved or the best, and how many measurements without a lower loss end training (0: none do).
         max_steps: optimizer steps; the data are passed over as often as that takes.
         epochs: passes over the data, which above 0 take the place of max_steps.
         learning_rate: peak learning rate.
@@ -100,6 +127,7 @@ class TrainingConfig:
     attention: Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "auto"
     rows_together: int = 4
     kl_limit: float = 0.0
+    hold_out: float | dict[str, Any] = 0.0
     max_steps: int = 200
     epochs: float = 0.0
     learning_rate: float = 5e-6
@@ -119,11 +147,21 @@ class TrainingConfig:
         return bits
 
     @property
+    def held_out(self) -> HoldOut | None:
+        """What is held out, if anything is; raises ``ConfigError`` for settings that make no sense."""
+        if not self.hold_out:
+            return None
+        given = self.hold_out if isinstance(self.hold_out, dict) else {"share": self.hold_out}
+        check_settings(HoldOut, given, where="training.hold_out")
+        return HoldOut(**complete({**settings_of(HoldOut), **given}, "training.hold_out"))
+
+    @property
     def objective(self) -> Link:
         """The loss with its settings, none of them left to default."""
         return find_loss(self.loss)
 
     def __post_init__(self) -> None:
+        refuse_secrets({"arguments": self.arguments, "lora": self.lora}, "training")
         choices = {
             "plan": PLANS,
             "normalization": ("sum", "mean"),
@@ -147,17 +185,25 @@ class TrainingConfig:
             self.dtype,
             f"bfloat16 with attention {self.attention}, which has no float32",
         )
-        require(
-            not self.kl_limit or self.engine == "ddp",
-            "training.kl_limit",
-            self.kl_limit,
-            f"0 with engine {self.engine}, which leaves no process a whole model to measure and keep",
-            "Use engine ddp.",
-        )
+        self._check_measurements()
         whole = self.objective.function is not advantage_regression or self.normalization == "sum"
         expected = "sum with the loss advantage_regression, which is of whole conversations"
         require(whole, "training.normalization", self.normalization, expected)
         self._check_mappings()
+
+    def _check_measurements(self) -> None:
+        held = self.held_out
+        for name in ("kl_limit", "hold_out"):
+            require(
+                not getattr(self, name) or self.engine == "ddp",
+                f"training.{name}",
+                getattr(self, name),
+                f"0 with engine {self.engine}, which leaves no process a whole model to measure and keep",
+                "Use engine ddp.",
+            )
+        decides = held is not None and (held.keep == "best" or held.patience > 0)
+        expected = "0 where hold_out keeps the best or ends training: one of the two can decide"
+        require(not (decides and self.kl_limit), "training.kl_limit", self.kl_limit, expected)
 
     def _check_mappings(self) -> None:
         for name, value in self.arguments.items():

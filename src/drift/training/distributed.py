@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from drift.errors import DatasetError, DriftError, require
+from drift.files import own_folder
 
 T = TypeVar("T")
 
@@ -144,7 +145,7 @@ def locked(out: Path) -> Iterator[None]:
     Raises:
         DatasetError: another process has locked it, and does not end within seconds.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    own_folder(out, stage=True)
     handle = os.open(out, os.O_RDONLY)
     try:
         deadline = time.monotonic() + LOCK_SECONDS

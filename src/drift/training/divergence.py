@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drift.training.forward import padded_batch, rope_border
+from drift.training.forward import padded_batch, rope_border, use_trees
 from drift.training.plan import pack_padded
 from drift.types import Example
 
@@ -34,6 +34,29 @@ def sampled_logprobs(model: Any, rows: Sequence[Example]) -> list[Floats]:
             picked = torch.log_softmax(logits_MV, dim=-1).gather(-1, targets_M.unsqueeze(-1)).squeeze(-1)
             logprobs[at] = picked.double().cpu().numpy()
     return logprobs
+
+
+def logprobs_while_training(model: Any, rows: Sequence[Example], *, dtype: str, trees: bool) -> list[Floats]:
+    """``sampled_logprobs`` of a model between two steps of its training, which it leaves as it was.
+
+    Args:
+        model: as in training.
+        rows: as above.
+        dtype: ``bfloat16`` computes in that, as training does.
+        trees: the model's attention is that of trees while it trains.
+    """
+    was_training = model.training
+    device = next(model.parameters()).device.type
+    model.eval()
+    if trees:
+        use_trees(model, False)
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return sampled_logprobs(model, rows)
+    finally:
+        if trees:
+            use_trees(model, True)
+        model.train(was_training)
 
 
 def estimated_kl(base: Sequence[Floats], tuned: Sequence[Floats]) -> float:

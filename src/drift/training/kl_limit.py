@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ import torch
 from transformers import TrainerCallback
 
 from drift.errors import TrainingError
-from drift.manifest import writing
+from drift.files import open_own, writing
 from drift.training.config import TrainingConfig
 from drift.training.distributed import Ranks
-from drift.training.divergence import estimated_kl, sampled_logprobs
+from drift.training.divergence import estimated_kl, logprobs_while_training
 from drift.training.examples import rows_of
-from drift.training.forward import use_trees
 from drift.training.log import drop_lines_after
 from drift.types import Example, Trajectory
 
@@ -32,22 +31,23 @@ STEPS = 10
 PROMPTS = 8
 
 
-def set_aside(groups: Collection[str], prompts: int) -> set[str]:
-    """The prompts that are not trained on: those of the smallest hashes, at most a tenth of all and at least one.
+def set_aside(groups: Collection[str], prompts: int, share: float = 0.1) -> set[str]:
+    """The prompts that are not trained on: those of the smallest hashes, at most a share of all and at least one.
 
     Args:
         groups: ids of all prompts.
         prompts: how many at most.
+        share: what share of all at most.
 
     Raises:
         TrainingError: there are not two prompts.
     """
     if len(groups) < 2:
         raise TrainingError(
-            f"training.kl_limit sets prompts aside to measure on, and there are {len(groups)}. Set it to 0."
+            f"training.kl_limit and hold_out set prompts aside to measure on: there are {len(groups)}. Set both to 0."
         )
     ordered = sorted(groups, key=lambda group: hashlib.sha256(f"kl/{group}".encode()).digest())
-    return set(ordered[: min(prompts, max(1, len(groups) // 10))])
+    return set(ordered[: min(prompts, max(1, int(len(groups) * share)))])
 
 
 class HeldOut:
@@ -56,24 +56,30 @@ class HeldOut:
     Args:
         groups: prompts that are set aside.
         max_length: longest row in tokens; ``None`` for any.
+        weights: of replies by id, negative ones taken for 0, where all conversations of a prompt are kept; else four
+            are, of weight 1.
     """
 
-    def __init__(self, groups: Collection[str], max_length: int | None) -> None:
-        self._groups, self._longest = frozenset(groups), max_length
+    def __init__(
+        self, groups: Collection[str], max_length: int | None, weights: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
+        self._groups, self._longest, self._weights = frozenset(groups), max_length, weights
         self._kept_rows: dict[str, dict[str, list[Example]]] = {}
 
     def set_aside_from(self, trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
-        """The conversations to train on; every reply of some of the others is kept here."""
+        """The conversations to train on; replies of the others are kept here."""
         for trajectory in trajectories:
             if trajectory.group_id not in self._groups:
                 yield trajectory
                 continue
             weights = [1.0] * len(trajectory.turns)
+            if self._weights is not None:
+                weights = [max(0.0, weight) for weight in self._weights.get(trajectory.id, ())]
             rows = rows_of(trajectory, weights, normalization="sum") if trajectory.error is None else []
             if rows and all(self._longest is None or len(row.token_ids) <= self._longest for row in rows):
                 held = self._kept_rows.setdefault(trajectory.group_id, {})
                 held[trajectory.id] = rows
-                if len(held) > PER_PROMPT:
+                if self._weights is None and len(held) > PER_PROMPT:
                     # Whatever order they come in.
                     del held[max(held)]
 
@@ -123,7 +129,7 @@ class KLLimit(TrainerCallback):  # type: ignore[misc]
             return
         kl = self._ranks.on_first_rank(self._measure)
         if self._ranks.is_first:
-            with writing(self._path), self._path.open("a") as file:
+            with writing(self._path), open_own(self._path, "a") as file:
                 file.write(json.dumps({"step": step, "kl": _finite(kl)}) + "\n")
         if kl <= self._config.kl_limit:
             self._keep(step, kl)
@@ -175,18 +181,7 @@ class KLLimit(TrainerCallback):  # type: ignore[misc]
         return per_row * len(self._rows) / self._conversations
 
     def _logprobs(self) -> list[Any]:
-        model, was_training = self._model, self._model.training
-        device = next(model.parameters()).device.type
-        model.eval()
-        if self._trees:
-            use_trees(model, False)
-        try:
-            with torch.autocast(device, torch.bfloat16, enabled=self._config.dtype == "bfloat16"):
-                return sampled_logprobs(model, self._rows)
-        finally:
-            if self._trees:
-                use_trees(model, True)
-            model.train(was_training)
+        return logprobs_while_training(self._model, self._rows, dtype=self._config.dtype, trees=self._trees)
 
 
 def _finite(kl: float) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from transformers import AutoTokenizer, PrinterCallback, set_seed
 
 from drift.checksums import write_sums
 from drift.errors import Interrupted
+from drift.files import own_folder
 from drift.manifest import package_versions, write_json
 from drift.policies.stored import NO_CODE
+from drift.terminal import tell
 from drift.training.arguments import training_arguments, with_lora
 from drift.training.checkpoints import last_checkpoint, saving, whole_checkpoint
 from drift.training.config import TrainingConfig
@@ -27,6 +28,7 @@ from drift.training.forward import (
     why_not_padded,
     why_not_trees,
 )
+from drift.training.held_out import HeldOutLoss
 from drift.training.kl_limit import KLLimit
 from drift.training.log import MetricsLog
 from drift.training.plan import OptimizerStep
@@ -51,6 +53,7 @@ def optimize(
     seed: int,
     device: str,
     ranks: Ranks,
+    kl_rows: Sequence[Example] = (),
     held_out: Sequence[Example] = (),
 ) -> tuple[WeightedTrainer, dict[str, Any]]:
     """Train ``model`` through ``steps``, from the last checkpoint in ``out`` if there is one.
@@ -64,10 +67,11 @@ def optimize(
         seed: of what is random in the model.
         device: where to train.
         ranks: this process among others.
-        held_out: rows to measure ``kl_limit`` on.
+        kl_rows: rows to measure ``kl_limit`` on.
+        held_out: rows to measure the loss on.
 
     Returns:
-        The trainer, and what the limit measured, for the manifest.
+        The trainer, and what was measured on the way, for the manifest.
 
     Raises:
         ConfigError: a setting that transformers or PEFT refuses for this model.
@@ -80,9 +84,13 @@ def optimize(
     use_weighted_loss(model, config.objective)
     trees, alone = _ways(model, int(rows.facts.length_N.max()), config, out, ranks)
     use_trees(model, trees)
-    limit = KLLimit(model, held_out, config, out, ranks=ranks, trees=trees) if config.kl_limit else None
+    watches: dict[str, Any] = {}
+    if config.kl_limit:
+        watches["kl_limit"] = KLLimit(model, kl_rows, config, out, ranks=ranks, trees=trees)
+    if config.held_out:
+        watches["held_out"] = HeldOutLoss(model, held_out, config.held_out, config.dtype, out, ranks=ranks, trees=trees)
     if getattr(model.config, "output_router_logits", False) and ranks.is_first:
-        print("training: the router loss that the model's config asks for is left out", file=sys.stderr)
+        tell("training: the router loss that the model's config asks for is left out", error=True)
     # Trainer sets it, and it would be saved so.
     use_cache = getattr(model.config, "use_cache", None)
     callbacks = [MetricsLog(out / METRICS)] if ranks.is_first else []
@@ -98,7 +106,7 @@ def optimize(
                 trees=trees,
                 rope_border=rope_border(model.config),
             ),
-            callbacks=[*callbacks, limit] if limit else callbacks,
+            callbacks=[*callbacks, *watches.values()],
         )
         # It writes dictionaries to stdout; they are in metrics.jsonl.
         trainer.remove_callback(PrinterCallback)
@@ -107,10 +115,9 @@ def optimize(
         _run(trainer, checkpoint, out)
     model.config.use_cache = use_cache
     trainer.check_parameters()
-    if limit is None:
-        return trainer, {}
-    limit.settle()
-    return trainer, {"kl_limit": limit.report()}
+    for watch in watches.values():
+        watch.settle()
+    return trainer, {name: watch.report() for name, watch in watches.items()}
 
 
 def _ways(model: Any, longest: int, config: TrainingConfig, out: Path, ranks: Ranks) -> tuple[bool, bool]:
@@ -133,7 +140,7 @@ def _run(trainer: WeightedTrainer, checkpoint: Path | None, out: Path) -> None:
 def _can_share(model: Any, longest: int, out: Path, ranks: Ranks) -> bool:
     reason = ranks.on_first_rank(lambda: _why_not_trees(model, longest, out / PREFIXES))
     if reason and ranks.is_first:
-        print(f"training: what conversations share is computed for each, as with this model {reason}", file=sys.stderr)
+        tell(f"training: what conversations share is computed for each, as with this model {reason}", error=True)
     return not reason
 
 
@@ -142,7 +149,7 @@ def _must_be_alone(model: Any, longest: int, ranks: Ranks) -> bool:
     # NaN is a fault of these weights, which the first step names.
     alone = bool(reason) and "nan" not in reason
     if alone and ranks.is_first:
-        print(f"training: one row at a time, as with padded rows of this model {reason}", file=sys.stderr)
+        tell(f"training: one row at a time, as with padded rows of this model {reason}", error=True)
     return alone
 
 
@@ -182,7 +189,8 @@ def save_model(
     use_trees(trained, False)
     with saving(out):
         if config.lora:
-            trained.save_pretrained(out / "adapter")
+            with saving(own_folder(out / "adapter")):
+                trained.save_pretrained(out / "adapter")
             # Weights of 4 or 8 bits would take the adapter's changes only roughly.
             trained = merged_into(model, out / "adapter") if config.bits else merged(trained)
         trained.save_pretrained(out)

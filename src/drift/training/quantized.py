@@ -10,7 +10,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from drift.errors import ConfigError, PolicyError
 from drift.policies.hf import load_model
-from drift.policies.stored import NO_CODE, refuse_pickles, wants_code
+from drift.policies.stored import NO_CODE, model_folder, wants_code
+
+
+def check_quantization() -> None:
+    """Raise ``ConfigError`` unless bitsandbytes is installed and works here."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"training.lora.bits: bitsandbytes is missing or does not work here ({error}). "
+            "Run: pip install 'drift-rl[qlora]', or set training.lora.bits to 0."
+        ) from error
 
 
 def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention: str | None = None) -> tuple[Any, Any]:
@@ -30,14 +41,9 @@ def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention:
         PolicyError: the model can't be loaded.
     """
     place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        import bitsandbytes  # noqa: F401
-        from peft import prepare_model_for_kbit_training
-    except (ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"training.lora.bits: bitsandbytes is missing or does not work here ({error}). "
-            "Run: pip install 'drift-rl[qlora]', or set training.lora.bits to 0."
-        ) from error
+    check_quantization()
+    from peft import prepare_model_for_kbit_training
+
     compute = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     settings = BitsAndBytesConfig(
         load_in_4bit=bits == 4,
@@ -46,11 +52,11 @@ def load_quantized(model: str, *, bits: int, dtype: str, device: str, attention:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
-    refuse_pickles(Path(model))
+    folder = model_folder(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", **NO_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **NO_CODE)
         loaded = AutoModelForCausalLM.from_pretrained(
-            model,
+            folder,
             quantization_config=settings,
             dtype=compute,
             device_map={"": place},

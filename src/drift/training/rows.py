@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from drift.manifest import writing
+from drift.files import replacing
 from drift.training.plan import Rows
 from drift.types import Example
 
@@ -31,12 +31,10 @@ _BATCH = 1024
 
 def write_rows(path: Path, examples: Iterable[Example]) -> None:
     """Write rows to an Arrow file, a batch at a time in memory."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as file:
-            values = ({name: getattr(example, name) for name in _SCHEMA.names} for example in examples)
-            while batch := list(islice(values, _BATCH)):
-                file.write_batch(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
+    with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as file:
+        values = ({name: getattr(example, name) for name in _SCHEMA.names} for example in examples)
+        while batch := list(islice(values, _BATCH)):
+            file.write_batch(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
 
 
 class RowFile(Sequence[Example]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import sys
+import shutil
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -23,11 +23,13 @@ from drift.policies import model_path
 from drift.policies.base import model_part, old_note
 from drift.policies.hf import check_attention, load_model
 from drift.policies.stored import context_limit, fingerprint_of
+from drift.terminal import tell
 from drift.training.arguments import check_settings
 from drift.training.checkpoints import discard_unfinished
 from drift.training.config import KIND, TrainingConfig
 from drift.training.distributed import Ranks, locked, process_group
 from drift.training.examples import build_examples
+from drift.training.held_out import BEST
 from drift.training.kl_limit import PROMPTS, HeldOut, set_aside
 from drift.training.optimize import optimize, save_model
 from drift.training.plan import PlanOptions, plan_steps, steps_per_pass
@@ -38,7 +40,11 @@ from drift.training.sharding import prepare_engine
 from drift.weights.table import WeightTable, chain_of, read_weights
 
 SPEC = "training.json"
-HELD_OUT = "held-out.arrow"
+KL_ROWS, HELD_OUT = "kl.arrow", "held-out.arrow"
+# Prompts whose loss is measured at most; all of their conversations are.
+MOST = 256
+# Settings that change how much memory training takes and what it keeps, but for rounding no result.
+MEMORY = ("config.tokens_per_batch:", "config.save_steps:", "config.arguments.gradient_checkpointing:")
 
 
 def train_model(
@@ -120,9 +126,12 @@ def _train(request: _Request, ranks: Ranks) -> None:
     )
     count = math.ceil(config.epochs * steps_per_pass(rows.facts, options)) or config.max_steps
     steps = plan_steps(rows.facts, count, options)
-    held_out = list(RowFile(out / HELD_OUT)) if config.kl_limit else []
-    trainer, limited = optimize(
-        model, rows, steps, config, out, seed=request.seed, device=request.device, ranks=ranks, held_out=held_out
+    aside = {
+        "kl_rows": list(RowFile(out / KL_ROWS)) if config.kl_limit else [],
+        "held_out": list(RowFile(out / HELD_OUT)) if config.held_out else [],
+    }
+    trainer, measured = optimize(
+        model, rows, steps, config, out, seed=request.seed, device=request.device, ranks=ranks, **aside
     )
     save_model(trainer, tokenizer, out, config, model=model_path(request.model), ranks=ranks)
     if not ranks.is_first:
@@ -136,14 +145,23 @@ def _train(request: _Request, ranks: Ranks) -> None:
         "normalization": config.normalization,
         "loss": {"plan": config.plan, "divisor": steps[0].divisor},
         "counts": counts,
-        **limited,
-        "steps": limited["kl_limit"]["step"] if limited else trainer.state.global_step,
+        **measured,
+        "steps": _kept_step(config, measured) or trainer.state.global_step,
         "ranks": ranks.count,
         "cost": {"seconds": round(time.monotonic() - start, 3), "tokens_trained": tokens},
     }
     write_manifest(out, KIND, content)
-    (out / ROWS).unlink()
-    (out / HELD_OUT).unlink(missing_ok=True)
+    for name in (ROWS, KL_ROWS, HELD_OUT):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / BEST, ignore_errors=True)
+
+
+def _kept_step(config: TrainingConfig, measured: dict[str, Any]) -> int | None:
+    """The step of the model that is saved, where that need not be the last one."""
+    if config.kl_limit:
+        return int(measured["kl_limit"]["step"])
+    best = config.held_out is not None and config.held_out.keep == "best"
+    return int(measured["held_out"]["step"]) if best else None
 
 
 def _load(request: _Request) -> tuple[Any, Any]:
@@ -230,7 +248,7 @@ def is_finished(out: Path, spec: dict[str, Any]) -> bool:
         old = json.loads(path.read_text())
     except ValueError as error:
         raise DatasetError(f"{path} is damaged ({error}). Train into another directory.") from error
-    changed = differing_keys(old, spec)
+    changed = [row for row in differing_keys(old, spec) if not row.startswith(MEMORY)]
     if changed:
         raise DatasetError(
             f"{out} holds the training of another run: {'; '.join(changed)}. "
@@ -252,21 +270,27 @@ def is_finished(out: Path, spec: dict[str, Any]) -> bool:
 def _write_rows(out: Path, data: Path, table: WeightTable, config: TrainingConfig, limit: int | None) -> Counter[str]:
     """Write the training rows, and those to measure on; returns what was counted."""
     counts: Counter[str] = Counter()
-    weights = table.by_id()
-    batches = stream_columns(data, ["group_id"]) if config.kl_limit else iter(())
+    weights, held = table.by_id(), config.held_out
+    batches = stream_columns(data, ["group_id"]) if config.kl_limit or held else iter(())
     groups = {name for batch in batches for name in batch.column(0).unique().to_pylist()}
-    held = HeldOut(set_aside(groups, PROMPTS) if config.kl_limit else (), limit)
-    trained = held.set_aside_from(stream_trajectories(data))
+    for_kl = set_aside(groups, PROMPTS) if config.kl_limit else set()
+    for_loss = set_aside(groups - for_kl, MOST, held.share) if held else set()
+    aside = {KL_ROWS: HeldOut(for_kl, limit), HELD_OUT: HeldOut(for_loss, limit, weights)}
+    trained = aside[HELD_OUT].set_aside_from(aside[KL_ROWS].set_aside_from(stream_trajectories(data)))
     examples = build_examples(
         trained, weights, counts, normalization=config.normalization, max_length=limit, loss=config.objective
     )
     write_rows(out / ROWS, examples)
     unknown = len(weights) - count_trajectories(data) + counts["skipped_unweighted"]
-    if unknown > 0 and not config.kl_limit:
-        print(f"training: {unknown} of {len(weights)} weights are of conversations that {data} lacks.", file=sys.stderr)
-    if config.kl_limit:
-        aside = held.rows()
-        if not aside:
-            raise TrainingError("training.kl_limit: no conversation of the prompts set aside can be measured on.")
-        write_rows(out / HELD_OUT, aside)
+    if unknown > 0 and not groups:
+        tell(f"training: {unknown} of {len(weights)} weights are of conversations that {data} lacks.", error=True)
+    for name, setting in ((KL_ROWS, "kl_limit"), (HELD_OUT, "hold_out")):
+        if getattr(config, setting):
+            rows = aside[name].rows()
+            if not rows:
+                raise TrainingError(
+                    f"training.{setting}: no conversation of the prompts set aside can be measured on: too long, or "
+                    "without weight. Set more aside, or 0."
+                )
+            write_rows(out / name, rows)
     return counts

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from drift.endings import in_words
 from drift.errors import DriftError
 from drift.own_process import report_to
 from drift.progress import leave
@@ -34,6 +35,9 @@ def main() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        report_to(report, in_words(error, "training"))
+        return 1
     return 0
 
 

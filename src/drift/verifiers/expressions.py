@@ -222,7 +222,9 @@ def _split(text: str) -> tuple[str, str]:
             )
             short = len(piece) == 2 and piece.lower() not in _SHORT_WORDS and piece not in UNIT_OF and piece != "sq"
             attached = attached and len(piece) <= 3 and piece not in UNIT_OF and piece.lower() not in _SHORT_WORDS
-            if not known and not short and not attached:
+            # In the braces of a fraction or a root two capitals are a line between two points, NO as well.
+            line = depth > 0 and len(piece) == 2 and piece.isupper() and piece not in UNIT_OF
+            if not (known or short or attached or line):
                 return text[:balanced].strip(), text[balanced:].strip()
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(piece, 0)
         depth += (

@@ -6,18 +6,19 @@ import asyncio
 import re
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from drift.errors import ConfigError, require, unknown_name
 from drift.event_loop import run_to_end
 from drift.policies.background import BackgroundPolicy
 from drift.policies.base import Sampling, derive_seed
-from drift.types import Completion, Message
+from drift.types import Message
 from drift.verifiers.base import Verification, unparseable
 from drift.verifiers.quoting import conversation_parts, quote
 
+T = TypeVar("T")
 LOWEST, HIGHEST = 0.0, 10.0
 RUBRIC = (
     "10: everything it claims is right and it agrees with the reference answer. 5: partly right, or right without a "
@@ -49,7 +50,7 @@ class Judge:
     are broken, so that a judge that repeats them does not score. No wording makes a model immune to persuasion.
 
     Args:
-        policy: the model: default, a folder, a hub id, or NAME:ARGUMENT such as openai:NAME.
+        policy: the model: default, a folder, a hub id, NAME:ARGUMENT such as openai:NAME, or module:attribute.
         policy_settings: settings of that kind of policy.
         rubric: what deserves which score.
         criteria: names of further scores, each asked for as ``<name>N</name>``; one that can't be read is left out.
@@ -116,7 +117,15 @@ class Judge:
 
     async def judge(self, messages: Sequence[Message], reference: str = "") -> Verification:
         """Grade a whole conversation; raises ``PolicyError`` if the model can't be used."""
-        prompt = self.prompt(messages, reference)
+        score, reply, reason = await self.ask(self.prompt(messages, reference), read_score)
+        return unparseable(reason) if score is None else self._scored(score, reply)
+
+    async def ask(self, prompt: str, read: Callable[[str], tuple[T | None, str]]) -> tuple[T | None, str, str]:
+        """Put ``prompt`` to the model, again with another seed where ``read`` reads nothing off its reply.
+
+        Returns:
+            What was read, or ``None``; the reply it was read from; and the last reason why nothing was.
+        """
         reason = ""
         for attempt in range(self.retries + 1):
             self._count("calls", *(["retries"] if attempt else []))
@@ -128,14 +137,14 @@ class Judge:
                 reason = "too_long"
                 self._count(reason)
                 break
-            score, reason = read_score(reply.text)
-            if score is not None:
-                return self._scored(score, reply)
-            if reason == "no_score" and reply.finish_reason == "length":
+            found, reason = read(reply.text)
+            if found is not None:
+                return found, reply.text, ""
+            if reason.startswith("no_") and reply.finish_reason == "length":
                 reason = "cut_off"
             self._count(reason)
         self._count("unscored")
-        return unparseable(reason)
+        return None, "", reason
 
     def prompt(self, messages: Sequence[Message], reference: str = "") -> str:
         """What the judge is asked."""
@@ -159,10 +168,10 @@ class Judge:
         """Close the policy's connections; a later check opens new ones."""
         await self._model.aclose()
 
-    def _scored(self, score: float, reply: Completion) -> Verification:
+    def _scored(self, score: float, reply: str) -> Verification:
         scores = {}
         for name in self.criteria:
-            by_name, _ = read_score(reply.text, name)
+            by_name, _ = read_score(reply, name)
             if by_name is None:
                 self._count(f"no_{name}")
             else:
@@ -181,20 +190,26 @@ def read_score(reply: str, name: str = "score") -> tuple[float | None, str]:
 
     What stands before the end of thinking doesn't count. Linear time.
     """
-    spoken = reply.rpartition("</think>")[2]
-    if "<think>" in spoken:
+    inside = last_tag(reply, name, longest=60)
+    if inside is None:
         return None, "no_score"
-    ends = [match.end() for match in re.finditer(rf"<{name}>", spoken, re.IGNORECASE)]
-    if not ends:
-        return None, "no_score"
-    closed = re.compile(rf"([^<]{{0,60}})</{name}>", re.IGNORECASE).match(spoken, ends[-1])
-    number = closed and _NUMBER.fullmatch(closed.group(1))
+    number = _NUMBER.fullmatch(inside)
     if not number:
         return None, "not_a_number"
     value = float(number.group(1))
     if not LOWEST <= value <= HIGHEST:
         return None, "out_of_range"
     return abs(value), ""
+
+
+def last_tag(reply: str, name: str, *, longest: int) -> str | None:
+    """What stands in the last ``<name>…</name>`` after a reply's thinking, empty where that is no short plain text."""
+    spoken = reply.rpartition("</think>")[2]
+    ends = [match.end() for match in re.finditer(rf"<{name}>", spoken, re.IGNORECASE)]
+    if "<think>" in spoken or not ends:
+        return None
+    closed = re.compile(rf"([^<]{{0,{longest}}})</{name}>", re.IGNORECASE).match(spoken, ends[-1])
+    return closed[1] if closed else ""
 
 
 def read_sampling(settings: Mapping[str, Any], where: str, *, max_new_tokens: int) -> Sampling:

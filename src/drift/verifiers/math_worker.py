@@ -27,7 +27,7 @@ from drift.verifiers.units import same_unit
 from drift.verifiers.values import value_of
 
 _LABEL = re.compile(
-    r"((?:\\angle )?\\?[A-Za-z]{1,7}(?:_\{?\w{1,6}\}?)?'?(?:\([\w, ]{1,10}\))?|\([a-zA-Z](?:, ?[a-zA-Z])*\))"
+    r"((?:\\angle )?\\?[A-Za-z]{1,7}(?:_(?:\{\w{1,6}\}|\w{1,6}))?'?(?:\([\w, ]{1,10}\))?|\([a-zA-Z](?:, ?[a-zA-Z])*\))"
     r"\s*(?:=|\\approx)\s*(?=[^=])"
 )
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\}|\\[A-Za-z]+")
@@ -309,7 +309,8 @@ def _normal_form(answer: Expression) -> str | None:
 
 
 def _shown(part: str, percent: bool) -> str | None:
-    part = _LABEL.sub("", part, count=1)
+    label = _LABEL.match(part)
+    part = part[label.end() :] if label else part
     value = value_of(part)
     if isinstance(value, Fraction):
         value = value / 100 if percent else value

@@ -101,8 +101,8 @@ def _parts(formula: str, decimal_comma: bool) -> tuple[str, ...]:
     whole = latex(_numerals(formula, decimal_comma))
     if not whole or _TWO_POINTS.search(formula):
         return ()
-    if "," not in whole and ";" not in whole and len(re.findall(r"(?<![<>!\\])=", whole)) > 1:
-        whole = whole.rsplit("=", 1)[1].strip()
+    if "," not in whole and ";" not in whole and len(sides := _at_top(whole, "=")) > 2:
+        whole = sides[-1]
     membership = re.fullmatch(r"[A-Za-z] ?(?:\\in|=(?= ?\\?\{)) ?(.*)", whole)
     if membership and not membership[1].startswith("\\mathbb"):
         whole = membership[1]
@@ -133,15 +133,15 @@ def _parts(formula: str, decimal_comma: bool) -> tuple[str, ...]:
     return tuple(found) if all(found) and len(found) <= 200 else ()
 
 
-def _at_top(text: str) -> list[str]:
-    """``text`` divided at the commas and semicolons that stand in no brackets."""
+def _at_top(text: str, marks: str = ",;") -> list[str]:
+    """``text`` divided at the ``marks`` that stand in no brackets; ``<=`` and the like are no marks."""
     pieces, depth, start = [], 0, 0
-    for match in re.finditer(r"\\begin|\\end|\\[{}]|[()\[\]{},;]", text):
+    for match in re.finditer(rf"\\begin|\\end|\\[{{}}]|[()\[\]{{}}]|(?<![<>!\\])[{marks}]", text):
         sign = (
             match.group().removeprefix("\\") if match.group()[1:] in "{}" and len(match.group()) == 2 else match.group()
         )
         depth += 1 if sign in ("(", "[", "{", "\\begin") else -1 if sign in (")", "]", "}", "\\end") else 0
-        if sign in (",", ";") and depth == 0:
+        if sign in marks and depth == 0:
             pieces.append(text[start : match.start()].strip())
             start = match.end()
     pieces.append(text[start:].strip())

@@ -28,6 +28,7 @@ FALLBACKS: tuple[str, ...] = get_args(Fallback)
 # Only the end of a longer reply is searched for a statement in words.
 MAX_CHARACTERS = 20_000
 MAX_ANSWER = 2_000
+MAX_CONCLUSION = 2_000
 _SURE: dict[str, float] = {
     "tag": 1.0,
     "box": 1.0,
@@ -104,6 +105,10 @@ _CONCLUDING = re.compile(
     r"\b(?:so|therefore|thus|hence|consequently|in total|altogether|in all|overall|finally|in conclusion)\b"
     r"|因此|所以|したがって"
     r"|\b(?:also|insgesamt|donc|au total|por lo tanto|en total)\b",
+    re.IGNORECASE,
+)
+_FAREWELL = re.compile(
+    r"(?:(?<=[.!?\n])\s*(?:I\s|we\s)?(?:hope|let me know|feel free|good luck|happy to)\b[^.!?\n]{0,100}[.!]?)+\s*$",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"[-−]?[$€£]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
@@ -286,8 +291,8 @@ def _is_alone(text: str) -> bool:
 
 
 def _concluded(text: str) -> str | None:
-    """The last sentence, if it draws a conclusion, from its last "so", "is" or the like on."""
-    whole = text.rstrip()
+    """The last sentence but wishes, if it draws a conclusion, from its last "so", "is" or the like on."""
+    whole = _FAREWELL.sub("", text[-MAX_CONCLUSION:]).rstrip()
     if not whole or whole[-1].isalpha():
         return None
     start = 0
@@ -295,9 +300,9 @@ def _concluded(text: str) -> str | None:
         start = match.end()
     last = whole[start:].strip()
     conclusions = list(_CONCLUDING.finditer(last))
-    if not conclusions or len(last) > 400 or last.endswith("?"):
+    at = conclusions[-1].end() if conclusions else 0
+    if not conclusions or len(last) - at > 400 or last.endswith("?"):
         return None
-    at = conclusions[-1].end()
     if not re.search(r"\d|\\", last[at:]):
         at = conclusions[0].end()
     return last[at:].strip(" ,:") or None

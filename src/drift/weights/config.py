@@ -12,6 +12,7 @@ import numpy as np
 from drift.dataset.outcomes import SHAPING, Outcomes, check_outcome
 from drift.errors import ConfigError, require
 from drift.registry import Link, check_settings, complete, data_of, is_own, link, name_of, plain, settings_of, try_once
+from drift.weights.auto import AUTO, choice
 from drift.weights.schemes import Scheme, find_scheme, sft_weights
 from drift.weights.steps import REGISTRY as STEPS
 from drift.weights.turns import REGISTRY as TURNS
@@ -49,8 +50,8 @@ class Chain:
         return data_of(self.scheme.function)
 
     def asks_what_was_said(self) -> bool:
-        """Whether the scheme asks for replies or feedback."""
-        return "reply_T" in self.asked or "feedback_T" in self.asked
+        """Whether scheme or turns ask for replies or feedback."""
+        return "reply_T" in self.asked or "feedback_T" in self.asked or self.turns.name == "advantage"
 
     def try_settings(self) -> None:
         """Run what is built in on one conversation, so that a setting is refused before anything is sampled."""
@@ -71,8 +72,9 @@ class WeightConfig:
     """What replies weigh: outcome, return, scheme, turns, steps. What is null is as in the scheme's paper.
 
     Args:
-        scheme: drift, drift_averaged, bolt, sft, rft, star, star_gate, refit, swift, group_relative, rwr, awr, one that
-            another package declares, or module:function; {awr: {w_max: 20}} with its settings.
+        scheme: drift, drift_averaged, bolt, sft, rft, star, star_gate, refit, swift, group_relative, rwr, awr, topr,
+            asymre, auto (by what the data look like, and it says why), one that another package declares, or
+            module:function; {awr: {w_max: 20}} with its settings.
         beta: temperature β of drift, bolt, rwr and awr, which divides the return; null is 0.1. auto, for drift and
             bolt, finds it, so that as many conversations of a prompt count as succeed; {auto: 0.3} so that the
             effective sample size of its weights is that share of K.
@@ -84,9 +86,10 @@ class WeightConfig:
         repetition_over: what distinct answers are a share of: turns (the paper) or answers (its published code, which
             counts those that could be read).
         format_failure: cost of each reply without a readable answer; 0 in the paper, 0.1 in its published code.
-        turns: replies that get the weight: terminal (the last), all, first, credited (all but rejected ones), or
-            own (each reply is weighed alone, by its own reward), or module:function; null is all for refit, swift,
-            group_relative and star_gate, first for bolt, else terminal.
+        turns: replies that get the weight: terminal (the last), all, first, credited (all but rejected ones),
+            advantage (each what it was worth, from the tree of the prompt's conversations), own (each is weighed alone,
+            by its own reward; {own: 0.9} adds later ones, discounted), or module:function; null is all for refit,
+            swift, group_relative and star_gate, first for bolt, else terminal.
         steps: what is done then, in order: hold_out, drop_unsolved, shrink_unsolved,
             bound_negative, skip_small, resample, or module:function, each a name or {name: setting}. bound_negative
             (where weights can be negative) and skip_small come last unless named; {skip_small: null} leaves one out.
@@ -147,15 +150,17 @@ class WeightConfig:
         return {
             "group_by": "opening" if self.baseline == "opening" else "task",
             "spoken": self.chain.asks_what_was_said(),
-            "replies": self.chain.turns.name == "own",
+            "replies": self.chain.turns.name == "own" or self.chain.scheme is AUTO,
             "notes": tuple(dict.fromkeys(notes)),
             "words": self.baseline == "fitted",
             "openings": "hold_out" in [each.name for each in self.chain.steps],
         }
 
     def settled(self, outcomes: Outcomes, *, logged: bool) -> WeightConfig:
-        """With outcome and baseline, where they are left to the data: ``logged``, or sampled for a number of tasks."""
+        """With what is left to the data: scheme, outcome and baseline; ``logged``, or sampled for a number of tasks."""
         known_N, scheme = outcomes.known_N, self.chain.scheme
+        if scheme is AUTO:
+            return replace(self, **choice(outcomes, self.outcome)["settings"]).settled(outcomes, logged=logged)
         # Plain fine-tuning asks for no outcome, and leaves no conversation out for lack of one.
         judged = known_N.all() if scheme.function is sft_weights else known_N.any()
         index_N = outcomes.group_index()
@@ -187,6 +192,7 @@ class WeightConfig:
         require(fits, "weights.turns", turns.name, "first", f"The weights of {scheme.name} judge first replies alone.")
         # Of turns of one's own nobody knows what they give; rejected replies are pushed away.
         signed = scheme.signed or not is_own(turns.function) or bool(turns.settings.get("rejected"))
+        signed |= turns.name == "advantage"
         chain = Chain(
             scheme=scheme,
             settings=self._scheme_settings(scheme, given),

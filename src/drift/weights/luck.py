@@ -44,7 +44,7 @@ def averaged_weights(
     require(beta > 0, "weights.beta", beta, "a number > 0", "β divides the return; 0.1 is the published value.")
     returns = np.asarray(returns_N, float)
     index_N, _ = index_groups(group_N)
-    levels = _tree(index_N, np.asarray(turns_N), np.asarray(reply_T), np.asarray(feedback_T))
+    levels = tree_levels(index_N, np.asarray(turns_N), np.asarray(reply_T), np.asarray(feedback_T))
     worth_N, log_N = returns.copy(), np.zeros(len(returns))
     for rows_M, history_M, reply_M in reversed(levels):
         replies, histories = int(reply_M.max()) + 1, int(history_M.max()) + 1
@@ -58,7 +58,9 @@ def averaged_weights(
     return np.exp(log_N)
 
 
-def _tree(index_N: Indices, turns_N: Keys, reply_T: Keys, feedback_T: Keys) -> list[tuple[Indices, Indices, Indices]]:
+def tree_levels(
+    index_N: Indices, turns_N: Keys, reply_T: Keys, feedback_T: Keys
+) -> list[tuple[Indices, Indices, Indices]]:
     """Turn by turn: which conversations have one, and where in the trees each is before and after its reply."""
     start_N = np.cumsum(turns_N, dtype=np.intp) - turns_N
     rows, history, levels, turn = np.arange(len(index_N)), index_N, [], 0

@@ -18,6 +18,7 @@ from drift.errors import ConfigError, require
 from drift.registry import Registry, path_of
 from drift.weights.groups import Floats, Indices, group_max, group_mean, group_min, index_groups
 from drift.weights.luck import averaged_weights
+from drift.weights.signed import asymre_weights, topr_weights
 from drift.weights.temperature import exponents
 
 # Standard deviations below this share of a prompt's largest return are rounding noise of equal returns.
@@ -213,7 +214,7 @@ class Scheme:
         repetition: λ, what repeating oneself costs.
         grouped: it compares conversations of one prompt, so a prompt needs at least two.
         centred: it does so by returns alone, and can compare ``R − b`` of all prompts where b is a baseline.
-        signed: its weights can be negative.
+        signed: its weights can be negative, and nothing of its own bounds them: the step bound_negative follows.
         partitioned: it divides ``e^{R/β}`` by the prompt's Ẑ, so that β can be found from the data and Ẑ be shrunk.
         first_turn: return and success are those of the first reply, which is all that may be trained.
     """
@@ -257,9 +258,12 @@ SCHEMES: dict[str, Scheme] = {
         _scheme("group_relative", group_relative_weights, **_COMPARED, turns="all", signed=True),
         _scheme("rwr", rwr_weights),
         _scheme("awr", awr_weights, **_COMPARED),
+        # What they push away is bounded on purpose: by a share, and by δ.
+        _scheme("topr", topr_weights),
+        _scheme("asymre", asymre_weights, **_COMPARED),
     )
 }
-REGISTRY = Registry("scheme", "drift.schemes", SCHEMES)
+REGISTRY = Registry("scheme", "drift.schemes", {**SCHEMES, "auto": "drift.weights.auto:AUTO"})
 
 
 def find_scheme(scheme: str | Callable[..., Floats]) -> Scheme:

@@ -12,12 +12,16 @@ import numpy as np
 import pyarrow as pa
 
 from drift.checksums import sum_of
+from drift.dataset.lock import DirectoryLock
 from drift.dataset.outcomes import Outcomes, outcome_values, read_outcomes
+from drift.dataset.rewards import with_rewards
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories
-from drift.errors import ConfigError
-from drift.manifest import MANIFEST, read_manifest, replacing, write_manifest
+from drift.errors import ConfigError, require
+from drift.files import replacing
+from drift.manifest import MANIFEST, read_manifest, write_manifest
 from drift.registry import link, plain
+from drift.weights.auto import AUTO, choice
 from drift.weights.config import PROMPTS, Chain, WeightConfig
 from drift.weights.diagnostics import diagnose, mixed_shares
 from drift.weights.groups import Floats
@@ -46,21 +50,29 @@ class Weights:
     report: dict[str, Any]
 
 
-def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]:
+def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path | None = None) -> dict[str, Any]:
     """Weigh the data set in ``data`` and write weights and manifest to ``out``; returns the manifest.
 
+    With ``rewards`` (see ``with_rewards``) these are what counts, unless ``config`` has another outcome.
+
     Raises:
-        DatasetError: ``data`` is missing, empty, damaged or incomplete, or every trajectory in it failed.
+        DatasetError: ``data`` is missing, empty, damaged or incomplete, or every trajectory in it failed; or another
+            process writes to ``out``.
         ConfigError: the settings don't fit the data.
         StorageError: the disk refuses.
     """
     start = time.monotonic()
     manifest = read_manifest(data, TRAJECTORIES)
-    outcomes = read_outcomes(data, **config.asked())
+    if rewards is not None:
+        whole = config.chain.turns.name != "own" and not config.chain.scheme.first_turn
+        require(whole, "rewards", rewards, "no rewards of whole conversations where replies are weighed alone")
+        config = replace(config, outcome=config.outcome or "reward")
+    outcomes, given = _read(data, config, rewards, manifest["dataset_hash"])
     settled = config.settled(outcomes, logged="import" in manifest["spec"])
+    auto = choice(outcomes, config.outcome) if config.chain.scheme is AUTO else None
     if settled.baseline == "fitted" and outcomes.words is None:
-        outcomes = read_outcomes(data, **settled.asked())
-    read, outcomes = len(outcomes.ids), labelled(outcomes, settled)
+        outcomes, _ = _read(data, settled, rewards, manifest["dataset_hash"])
+    outcomes = labelled(outcomes, settled)
     ids, groups, turns_N = outcomes.ids, outcomes.groups, outcomes.turns_N
     conversations = _conversations(outcomes, settled, first=int(manifest["spec"].get("first", 0)))
     # What the returns were made of is not needed again, and there may be very much of it.
@@ -69,26 +81,38 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
     weights = _run(conversations, settled)
     start_N = np.concatenate([[0], np.cumsum(turns_N, dtype=np.int64)])
     # Where each reply was weighed alone, the return of a conversation is their sum.
-    alone, missing = len(weights.returns_N) > len(ids), read - len(ids)
+    alone, failed = len(weights.returns_N) > len(ids), given.pop("failed")
+    missing = count_trajectories(data) - failed - len(ids)
     returns_N = np.add.reduceat(weights.returns_N, start_N[:-1]) if alone else weights.returns_N
-    with replacing(out / FILE) as temporary:
-        write_table(temporary, ids, groups, returns_N, start_N, weights.weights_T)
-        file_sum = sum_of(temporary)
-        # Until the manifest of the new weights is there, there is none: one never describes others' weights.
-        (out / MANIFEST).unlink(missing_ok=True)
     content = {
         "config": config.to_dict(),
         "chain": weights.chain,
         "dataset_hash": manifest["dataset_hash"],
+        **given,
         "weights_hash": weights_hash(ids, start_N, weights.weights_T),
-        "file_sum": file_sum,
-        "excluded": {"failed": count_trajectories(data) - read, **({"unlabelled": missing} if missing else {})},
+        "excluded": {"failed": failed, **({"unlabelled": missing} if missing else {})},
         "automatic": [name for name in ("outcome", "baseline") if getattr(config, name) is None],
+        **({"auto": auto} if auto else {}),
         "diagnostics": weights.report,
-        "cost": {"seconds": round(time.monotonic() - start, 3)},
     }
-    write_manifest(out, KIND, content)
-    return read_manifest(out, KIND)
+    with DirectoryLock(out):
+        with replacing(out / FILE) as temporary:
+            write_table(temporary, ids, groups, returns_N, start_N, weights.weights_T)
+            content["file_sum"] = sum_of(temporary)
+            # Until the manifest of the new weights is there, there is none: one never describes others' weights.
+            (out / MANIFEST).unlink(missing_ok=True)
+        write_manifest(out, KIND, {**content, "cost": {"seconds": round(time.monotonic() - start, 3)}})
+        return read_manifest(out, KIND)
+
+
+def _read(data: Path, config: WeightConfig, rewards: Path | None, dataset_hash: str) -> tuple[Outcomes, dict[str, Any]]:
+    """The outcomes that ``config`` asks for; how many conversations failed, and where the ``rewards`` came from."""
+    outcomes = read_outcomes(data, **config.asked())
+    failed = {"failed": count_trajectories(data) - len(outcomes.ids)}
+    if rewards is None:
+        return outcomes, failed
+    outcomes, given = with_rewards(outcomes, rewards, dataset_hash)
+    return outcomes, {**failed, "rewards": given}
 
 
 def compute_weights(outcomes: Outcomes, config: WeightConfig, *, first: int = 0) -> Weights:
@@ -127,7 +151,7 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
     config.check_adaptive(first)
     chain, outcome = config.chain, config.outcome or "success"
     if chain.turns.name == "own":
-        outcomes = outcomes.each_reply()
+        outcomes = outcomes.each_reply(**chain.turns.settings)
     index_N = outcomes.group_index()
     scheme, asked = chain.scheme, chain.asked
     no_mistakes = chain.turns.name in ("terminal", "first", "all") and "rejected_T" not in asked

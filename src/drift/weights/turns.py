@@ -142,10 +142,14 @@ def credited(weights_N: Floats, data: Conversations, *, rejected: float = 0.0) -
     return np.where(data.rejected_T, rejected * np.abs(weights_T), weights_T)
 
 
-def own(weights_T: Floats, data: Conversations) -> Floats:
-    """Every reply has its own weight: it was weighed alone, as if it were a conversation, by its own reward."""
+def own(weights_T: Floats, data: Conversations, *, discount: float = 0.0) -> Floats:
+    """Every reply has its own weight: it was weighed alone, as if it were a conversation, by its own reward.
+
+    With ``discount`` γ by its return to go, ``Σ_{s≥t} γ^{s−t} r_s``: its own reward and those that followed.
+    """
+    require(0 <= discount <= 1, "weights.turns.own", discount, "a number from 0 to 1")
     return weights_T
 
 
 TURNS = {"terminal": terminal, "all": every, "first": first, "credited": credited, "own": own}
-REGISTRY = Registry("spread over turns", "drift.turns", TURNS)
+REGISTRY = Registry("spread over turns", "drift.turns", {**TURNS, "advantage": "drift.weights.advantages:advantage"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,8 +22,9 @@ from drift.dataset.imports.tokens import Target, to_trajectory
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.store import TASKS, TrajectoryWriter, task_line
 from drift.errors import DatasetError, require
+from drift.files import open_beside, writing
 from drift.keywords import make_record
-from drift.manifest import MANIFEST, writing
+from drift.manifest import MANIFEST
 from drift.policies import model_path
 from drift.policies.stored import StoredModel, context_limit
 from drift.progress import Progress
@@ -270,11 +272,12 @@ class _Temporary:
     """A text file that appears under its name once it is whole, and not at all if the import fails before."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._temporary = path, path.with_name(f".{path.name}.import.tmp")
+        self._path = path
 
     def __enter__(self) -> _Temporary:
-        with writing(self._temporary):
-            self._file: IO[str] = self._temporary.open("w", encoding="utf-8")
+        with writing(self._path):
+            self._temporary, handle = open_beside(self._path)
+            self._file: IO[str] = os.fdopen(handle, "w", encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:

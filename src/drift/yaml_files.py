@@ -1,0 +1,59 @@
+"""YAML that somebody wrote, read with limits: no key twice, nothing within itself, no aliases that grow without end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from drift.errors import ConfigError
+
+# What no recipe comes near.
+MOST_BYTES = 1_000_000
+MOST_VALUES = 20_000
+DEEPEST = 50
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; none where it is empty.
+
+    Raises:
+        ConfigError: it can't be read, is not YAML, has a key twice, refers to itself, grows past what a recipe may be,
+            or is no mapping.
+    """
+    import yaml
+
+    try:
+        data = path.read_bytes()
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"it has {len(data):,} bytes, expected at most {MOST_BYTES:,}")
+        loader = yaml.SafeLoader(data)
+        node = loader.get_single_node()
+        if node is not None:
+            _check(node, [], [0])
+        values = loader.construct_document(node) if node is not None else {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} can't be read as YAML: {str(error) or 'it is too deep'}. Correct it.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: got {str(values)[:80]!r}, expected keys and values (in {path}).")
+    return values
+
+
+def _check(node: Any, above: list[int], count: list[int]) -> None:
+    """Raise ``ValueError`` for what ``read_mapping`` refuses below ``node``; an alias counts as what it stands for."""
+    count[0] += 1
+    place = f"line {node.start_mark.line + 1}"
+    if id(node) in above:
+        raise ValueError(f"{place} refers to itself")
+    if count[0] > MOST_VALUES or len(above) > DEEPEST:
+        raise ValueError(f"by {place} it has more than {MOST_VALUES:,} values, or is more than {DEEPEST} deep")
+    if isinstance(node.value, str):
+        return
+    pairs = node.value and isinstance(node.value[0], tuple)
+    keys = [key.value for key, _ in node.value if isinstance(key.value, str)] if pairs else []
+    for key in {key for key in keys if keys.count(key) > 1 and key != "<<"}:
+        raise ValueError(f"the key {key!r} is there {keys.count(key)} times from {place} on, expected once")
+    for each in node.value:
+        for child in each if pairs else [each]:
+            _check(child, [*above, id(node)], count)
