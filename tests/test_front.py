@@ -88,6 +88,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "train_online": (("guess",), "round", "rounds"),
     "evaluate": (("guess",), "modles", "models"),
     "report": (("run",), "ot", "out"),
+    "view": (("run",), "exprt", "export"),
     "export": (("data",), "fromat", "format"),
     "run": (("quickstart",), "dry_rn", "dry_run"),
     "compare": (("quickstart",), "method", "methods"),
