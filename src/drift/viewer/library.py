@@ -114,10 +114,17 @@ class Library:
             unfinished.append("weights come after them")
         said_N = None
         if query.get("q"):
-            search = self._remember(("search", data.path, query["q"]), lambda: Search(query["q"]))
+            search = self._remember(("search", data.path, columns.paths[:1], query["q"]), lambda: Search(query["q"]))
             said_N, left = search.read(columns, patience)
             unfinished += [f"{left:,} shards are still to be searched"] if left else []
-        key = (data.path, len(columns), weights and weights.path, weighed is None, *(query.get(k, "") for k in KEYS))
+        # A shard's name has its checksum: another data set in the same place has another first one.
+        key = (
+            columns.paths[:1],
+            len(columns),
+            weights and weights.manifest["weights_hash"],
+            weighed is None,
+            *(query.get(k, "") for k in KEYS),
+        )
         if unfinished:
             order = choose(columns, weighed, query, said_N)
         else:
@@ -137,7 +144,7 @@ class Library:
             return self._indices.setdefault(data.path, Index(data.path))
 
     def _weigh(self, columns: Columns, weights: Stage, patience: float) -> Weighed | None:
-        key = (weights.path, weights.manifest["weights_hash"], len(columns))
+        key = (weights.path, weights.manifest["weights_hash"], columns.paths[:1], len(columns))
         with self._lock:
             if key not in self._weighed:
                 self._weighed[key] = self._pool.submit(weigh_index, columns, weights)

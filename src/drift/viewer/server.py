@@ -15,6 +15,7 @@ from drift.errors import ConfigError, DriftError, StorageError
 from drift.event_loop import run_to_end
 from drift.reporting.facts import read_facts
 from drift.reporting.page import render
+from drift.terminal import tell
 from drift.viewer.library import Library
 from drift.viewer.pages import Pages
 
@@ -112,8 +113,8 @@ def make_app(library: Library, token: str, *, model: str = "") -> ASGIApp:
     def report(request: Request) -> Response:
         try:
             page = render(read_facts(library.root))
-        except DriftError as error:
-            return Response(pages.problem(str(error)), 404, media_type="text/html")
+        except (DriftError, OSError, KeyError, ValueError) as error:
+            return Response(pages.problem(f"There is no report: {error}"), 404, media_type="text/html")
         headers = {"Content-Security-Policy": _REPORT_POLICY}
         return Response(page.encode("utf-8", errors="replace"), headers=headers, media_type="text/html")
 
@@ -158,6 +159,6 @@ def serve(root: Path, *, port: int = 0, model: str = "") -> None:
     with suppress(DriftError):
         library.find({}, patience=0)
     threading.Thread(target=library.read_ahead, name="drift-read-ahead", daemon=True).start()
-    print(f"{root}: http://{HOST}:{listener.getsockname()[1]}/{token}/   (Ctrl-C ends it)", flush=True)
+    tell(f"{root}: http://{HOST}:{listener.getsockname()[1]}/{token}/   (Ctrl-C ends it)")
     with suppress(KeyboardInterrupt):
         run_to_end(server.serve(sockets=[listener]))
