@@ -15,7 +15,7 @@ from drift.dataset.store import KIND as TRAJECTORIES
 from drift.errors import ConfigError, DriftError, require
 from drift.reporting.sentences import chain_line, summary_of
 from drift.types import STOP_REASONS
-from drift.viewer.beside import CHANGES, MOST_COLUMNS, compare_policies, places_of, shared_tree
+from drift.viewer.beside import CHANGES, MOST_COLUMNS, compare_policies, shared_tree
 from drift.viewer.choose import KEYS, SORTS, SUCCESSES, read_rows
 from drift.viewer.conversation import Conversation, read_conversation, shade
 from drift.viewer.index import UNKNOWN, Columns
@@ -112,7 +112,7 @@ class Pages:
         """The conversations of one prompt side by side, as a tree of what they share."""
         found = self._library.find(query)
         prompt = query.get("prompt", "")
-        places = found.columns.in_group(prompt).tolist()
+        places = found.columns.in_group(prompt)
         if not places and not found.columns.waiting:
             raise ConfigError(f"prompt: got {prompt!r}, expected the group_id of a prompt in {found.data.name}.")
         rows = read_rows(found.columns, places[:MOST_COLUMNS], ["messages", "extras"])
@@ -146,7 +146,7 @@ class Pages:
         most = 0
         for policy, stage in made.policies.items():
             found = self._library.find({"data": stage.name}, patience=float("inf"))
-            places = places_of(found.columns, task)
+            places = found.columns.of_task(task)
             if not places:
                 raise ConfigError(f"task: got {task!r}, expected one that {policy} was measured on.")
             most = max(most, len(places))
