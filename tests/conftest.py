@@ -91,6 +91,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole small run, which tests copy."""
+    from tests.test_audit import RECIPE
+
+    from drift.pipeline import run_recipe
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run_recipe(RECIPE, out)
+    return out
+
+
 @pytest.fixture
 def make_trajectory() -> Callable[..., Trajectory]:
     """Builds a trajectory from what matters in a test: its replies' answers and which of them is right."""

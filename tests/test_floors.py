@@ -11,9 +11,9 @@ PACKAGE = Path(drift.__file__).parent
 FLOORS = [
     {"types", "errors", "event_loop"},
     {"secrets", "files", "yaml_files", "template_limits"},
-    {"terminal"},
+    {"terminal", "checksums"},
     {"keywords", "manifest", "progress", "registry"},
-    {"checksums", "endings"},
+    {"endings", "record"},
     {"own_process"},
     {"chat", "problems"},
     {"policies"},

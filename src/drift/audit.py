@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from drift.checksums import damaged_files, sum_of
+from drift.checksums import SUMS, damaged_files, sum_of
+from drift.dataset.lock import DirectoryLock
 from drift.dataset.rewards import FILE as REWARDS_FILE
 from drift.dataset.rewards import KIND as REWARDS
 from drift.dataset.schema import dataset_hash
@@ -23,8 +25,20 @@ from drift.environments.conformance import check_environment
 from drift.errors import ConfigError, DatasetError, DriftError, require, unknown_name
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
+from drift.files import inside, leftovers
 from drift.keywords import by_fields
 from drift.manifest import MANIFEST, differing_keys, read_manifest
+from drift.progress import say
+from drift.record import (
+    RECORD,
+    Finding,
+    check_page,
+    check_record,
+    check_seal,
+    check_sources,
+    folders_below,
+    without_manifest,
+)
 from drift.registry import path_of
 from drift.rollouts.run import draw_tasks
 from drift.training.checkpoints import FOLDER, unfinished
@@ -33,28 +47,11 @@ from drift.weights.table import KIND as WEIGHTS
 from drift.weights.table import read_table
 from drift.yaml_files import read_mapping
 
-State = Literal["ok", "unfinished", "damaged", "mismatch"]
+# A name that drift gives shards, whose end Parquet marks.
+SHARD = re.compile(r"\d{6,}-[0-9a-f]{16}\.parquet")
 PARQUET_END = b"PAR1"
 # Tasks of an environment that are tried for each split.
 TASKS = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that an audit looked at.
-
-    Attributes:
-        path: file or directory.
-        state: ``ok``; ``unfinished`` (stopped half-way; the same command goes on); ``damaged`` (not what was written);
-            ``mismatch`` (whole, but not made from what lies beside it).
-        detail: what was found, and what to do.
-        removable: it is provably incomplete, and nothing is lost with it.
-    """
-
-    path: Path
-    state: State
-    detail: str
-    removable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +122,7 @@ def _check_directory(root: Path, *, repairing: bool) -> Checked:
     lines += [f"{each.state:10s} {each.path}: {each.detail}" for each in findings]
     if any(each.removable for each in findings):
         lines.append("Run the same with --repair to remove what is provably incomplete.")
-    wrong = sum(each.state != "ok" for each in findings)
+    wrong = sum(each.state not in ("ok", "harmless") for each in findings)
     lines.append(f"{root}: {len(findings) - wrong} of {len(findings)} in order")
     return Checked(lines=tuple(lines), failed=wrong)
 
@@ -136,40 +133,57 @@ def audit(root: Path) -> list[Finding]:
     Raises:
         DatasetError: there is nothing that drift wrote.
     """
-    folders = sorted(path.parent for path in root.rglob(MANIFEST))
-    leftovers = sorted(path for path in root.rglob(".*.tmp") if path.is_file())
-    if not folders and not leftovers:
+    places = list(folders_below(root))
+    folders = [place for place in places if (place / MANIFEST).is_file()]
+    records = [place for place in places if (place / RECORD).is_file()]
+    found = [finding for place in places if place not in folders for finding in without_manifest(place)]
+    if not folders and not records and not found:
         raise DatasetError(f"{root}: no manifest.json in it or below, so drift wrote nothing there. Check the path.")
     manifests: dict[Path, dict[str, Any]] = {}
-    found = [
-        Finding(path=path, state="unfinished", detail="left by a write that was broken off", removable=True)
-        for path in leftovers
-    ]
+    # Only where drift writes can something be a leftover of it.
+    for place in {*folders, *records, *(each.path for each in found), *(place / "shards" for place in folders)}:
+        text = "left by a write that was broken off"
+        found += [Finding(path=path, state="unfinished", detail=text, removable=True) for path in leftovers(place)]
     for folder in folders:
         try:
-            kind = str(json.loads((folder / MANIFEST).read_text())["kind"])
+            kind = str(json.loads((folder / MANIFEST).read_bytes())["kind"])
             manifests[folder] = read_manifest(folder, kind)
-        except (DriftError, ValueError, KeyError, TypeError, OSError) as error:
+        except (DriftError, ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             found.append(Finding(path=folder / MANIFEST, state="damaged", detail=str(error)))
     for folder, manifest in manifests.items():
         look = _LOOKS.get(manifest["kind"])
+        found += _guarded(check_seal, folder, manifest) if manifest["kind"] != "policy" else []
         if look is not None:
-            found += _guarded(look, folder, manifest)
+            found += _guarded(look, folder, manifest) or [_ok(folder, manifest)]
+    for place in {*records, *(place for place in places if (place / "recipe.yaml").is_file())}:
+        found += _guarded(lambda folder, _: _look_at_run(folder), place, {})
+    found += _guarded(lambda _, __: check_sources(manifests), root, {})
     found += _belonging(manifests)
-    found += _drifted(root, manifests)
-    return found
+    found += _drifted(places, manifests)
+    return list(dict.fromkeys(found))
 
 
 def remove_incomplete(findings: list[Finding]) -> list[Path]:
-    """Remove what is provably incomplete, and nothing else; returns what is gone."""
+    """Remove what is provably incomplete, where nobody is writing, and nothing else; returns what is gone."""
+    from drift.training.distributed import locked
+
     removed = []
     for finding in findings:
         if not finding.removable:
             continue
-        if finding.path.is_dir():
-            shutil.rmtree(finding.path)
-        else:
-            finding.path.unlink(missing_ok=True)
+        stage = finding.path.parent
+        stage = stage.parent if stage.name in ("shards", FOLDER) else stage
+        try:
+            with locked(stage, patience=0.0) if (stage / "training.json").is_file() else DirectoryLock(stage):
+                if finding.path.is_symlink():
+                    raise DatasetError(f"{finding.path} is a link.")
+                if finding.path.is_dir():
+                    shutil.rmtree(finding.path)
+                else:
+                    finding.path.unlink(missing_ok=True)
+        except (DriftError, OSError) as error:
+            say(f"{finding.path} is left: {error}")
+            continue
         removed.append(finding.path)
     return removed
 
@@ -179,8 +193,8 @@ Look = Callable[[Path, dict[str, Any]], Iterator[Finding]]
 
 def _guarded(look: Look, folder: Path, manifest: dict[str, Any]) -> list[Finding]:
     try:
-        return list(look(folder, manifest)) or [_ok(folder, manifest)]
-    except (DriftError, KeyError, TypeError, ValueError) as error:
+        return list(look(folder, manifest))
+    except (DriftError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         detail = str(error) if isinstance(error, DriftError) else f"its manifest lacks or spoils {error}"
         return [Finding(path=folder, state="damaged", detail=detail)]
 
@@ -198,6 +212,17 @@ def _ok(folder: Path, manifest: dict[str, Any]) -> Finding:
     return Finding(path=folder, state="ok", detail=f"{manifest['kind']}: {told[manifest['kind']]()}")
 
 
+def _look_at_run(folder: Path) -> Iterator[Finding]:
+    """The record of a whole run, and its page."""
+    page = folder / "report.html"
+    if (folder / RECORD).is_file():
+        yield from check_record(folder)
+    elif page.is_file():
+        yield Finding(path=folder / RECORD, state="damaged", detail="is gone. Run the same command again.")
+    if page.is_file():
+        yield from check_page(page)
+
+
 def _look_at_trajectories(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
     damaged = False
     for path in shards(folder):
@@ -205,7 +230,7 @@ def _look_at_trajectories(folder: Path, manifest: dict[str, Any]) -> Iterator[Fi
             check_shard(path)
         except OSError as error:
             damaged = True
-            incomplete = not path.read_bytes().endswith(PARQUET_END)
+            incomplete = SHARD.fullmatch(path.name) is not None and not path.read_bytes().endswith(PARQUET_END)
             yield Finding(
                 path=path,
                 state="damaged",
@@ -266,9 +291,10 @@ def _look_at_model(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
     for line in damaged_files(folder):
         yield Finding(path=folder, state="damaged", detail=f"{line}. Train it again, or restore it.")
     for checkpoint in sorted((folder / FOLDER).glob("checkpoint-*")):
-        for line in damaged_files(checkpoint):
+        gone = [] if (checkpoint / SUMS).is_file() else [f"{SUMS} is gone"]
+        for line in gone or damaged_files(checkpoint):
             yield Finding(path=checkpoint, state="damaged", detail=f"{line}. Training passes it over.")
-    if unfinished(folder / FOLDER).is_dir():
+    if unfinished(folder / FOLDER).is_dir() and not unfinished(folder / FOLDER).is_symlink():
         yield Finding(
             path=unfinished(folder / FOLDER),
             state="unfinished",
@@ -289,11 +315,10 @@ def _look_at_evaluation(folder: Path, manifest: dict[str, Any]) -> Iterator[Find
         )
     for mode in manifest["modes"]:
         for name in manifest["policies"]:
-            held = read_manifest(folder / mode / name, TRAJECTORIES)
+            place = inside(folder, mode, name)
+            held = read_manifest(place, TRAJECTORIES)
             if held["spec"]["task_hash"] != manifest["task_hash"]:
-                yield Finding(
-                    path=folder / mode / name, state="mismatch", detail="held on other tasks than the evaluation tells"
-                )
+                yield Finding(path=place, state="mismatch", detail="held on other tasks than the evaluation tells")
 
 
 _LOOKS: dict[str, Look] = {
@@ -325,9 +350,9 @@ def _belonging(manifests: dict[Path, dict[str, Any]]) -> Iterator[Finding]:
             )
 
 
-def _drifted(root: Path, manifests: dict[Path, dict[str, Any]]) -> Iterator[Finding]:
+def _drifted(places: list[Path], manifests: dict[Path, dict[str, Any]]) -> Iterator[Finding]:
     """Stages beside a recipe that were made with other settings than it says."""
-    for path in sorted(root.rglob("recipe.yaml")):
+    for path in (place / "recipe.yaml" for place in places if (place / "recipe.yaml").is_file()):
         try:
             recipe = read_mapping(path)
         except ConfigError as error:

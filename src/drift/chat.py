@@ -443,6 +443,8 @@ class TemplateChat:
             text: str = self._tokenizer.apply_chat_template(
                 given, add_generation_prompt=add_generation_prompt, tokenize=False, **self._arguments
             )
+            # Half a character has no ids.
+            text.encode()
         except Exception as error:
             # A template that somebody wrote raises anything.
             kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "

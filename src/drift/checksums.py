@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from drift.errors import DatasetError
-from drift.files import inside
-from drift.manifest import write_json
+from drift.files import inside, write_json
 
 SUMS = "sums.json"
 DIGITS = 16
@@ -35,10 +34,13 @@ def write_sums(folder: Path, files: Iterable[Path]) -> None:
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """What is wrong with the files that ``folder/sums.json`` lists, a line for each; none where there is no list."""
+    """What is wrong with the files that ``folder/sums.json`` lists, a line for each; none where there is no list.
+
+    That a manifest beside tells of a list which is gone is wrong too.
+    """
     path = folder / SUMS
     if not path.is_file():
-        return []
+        return [f"{SUMS}, which the manifest lists, is gone"] if _lists_sums(folder) else []
     try:
         wanted: dict[str, str] = dict(json.loads(path.read_text()))
     except (ValueError, TypeError, OSError) as error:
@@ -53,3 +55,10 @@ def damaged_files(folder: Path) -> list[str]:
         if actual != expected:
             found.append(f"{name} has the checksum {actual}, expected {expected}")
     return found
+
+
+def _lists_sums(folder: Path) -> bool:
+    try:
+        return SUMS in json.loads((folder / "manifest.json").read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False

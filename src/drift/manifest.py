@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -9,11 +10,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from drift.checksums import sum_of
 from drift.errors import DatasetError
-from drift.files import write_atomic
+from drift.files import write_json as write_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+# Files of a stage's own folder that decide a result, or are read as one.
+DECIDING = (
+    *("tasks.jsonl", "rejected.jsonl", "rewards.parquet", "weights.parquet", "estimates.json", "replies.jsonl"),
+    *("sums.json", "training.json", "metrics.jsonl", "shared-prefixes.json", "kl.jsonl", "held-out.jsonl"),
+    *("rounds.jsonl", "seconds.json", "recipe.yaml"),
+)
+# What a manifest tells of circumstances, which the same stage run again may change. Shards have sums in their names.
+CIRCUMSTANCES = (
+    *("seal", "packages", "cost", "shards", "policy_errors", "policy_usage", "environment_counts", "cluster", "ranks"),
+)
 _LIBRARIES = ("gymnasium", "openenv", "verifiers")
 _PACKAGES = ("drift-rl", "torch", "transformers", "accelerate", "peft", "pyarrow", "numpy", *_LIBRARIES)
 
@@ -30,15 +42,40 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+def write_manifest(
+    directory: Path, kind: str, content: Mapping[str, Any], *, sources: Mapping[str, Path] | None = None
+) -> None:
+    """Write ``directory/manifest.json`` with schema version, kind and package versions, and seal it.
 
-
-def write_manifest(directory: Path, kind: str, content: Mapping[str, Any]) -> None:
-    """Write ``directory/manifest.json`` with the schema version, the kind and the package versions."""
+    Args:
+        directory: of the stage, whose files are there.
+        kind: of the stage.
+        content: what made it, with what result.
+        sources: directories and files that it was made of, by what they are to it; their seals are kept.
+    """
     head = {"schema_version": SCHEMA_VERSION, "kind": kind, "packages": package_versions()}
-    write_json(directory / MANIFEST, {**head, **content})
+    files = {name: sum_of(directory / name) for name in DECIDING if (directory / name).is_file()}
+    seals = {name: seal_at(path) for name, path in (sources or {}).items()}
+    # As it is read back: tuples are lists, and keys are text.
+    whole = json.loads(json.dumps({**head, **content, "files": files, "sources": seals}, allow_nan=False))
+    write_json(directory / MANIFEST, {**whole, "seal": seal_of(whole)})
+
+
+def seal_of(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of all in a manifest that decides a result: sums of its files and seals of its sources among it."""
+    deciding = {key: value for key, value in manifest.items() if key not in CIRCUMSTANCES}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def seal_at(path: Path) -> str | None:
+    """The seal of a stage, the checksum of a file, or nothing where neither is there."""
+    if path.is_file():
+        return sum_of(path)
+    try:
+        found = json.loads((path / MANIFEST).read_bytes()).get("seal")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
@@ -51,7 +88,7 @@ def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
         found_version, found_kind = manifest["schema_version"], manifest["kind"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(f"{path} is damaged ({error}). Restore it, or start again in another directory.") from error
     if found_version != SCHEMA_VERSION:
         raise DatasetError(

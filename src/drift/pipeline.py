@@ -18,6 +18,7 @@ from drift.own_process import call_apart
 from drift.policies.base import derive_seed
 from drift.preflight import check_recipe
 from drift.recipe import Recipe, make_recipe, override, recipe_values
+from drift.record import write_record
 from drift.rollouts.run import roll_out
 from drift.run_directory import say, take
 from drift.serving import needs_own_process, served, unseen_weights, who_samples
@@ -120,6 +121,7 @@ def run_recipe(recipe: Recipe, out: Path, *, replace: bool = False) -> None:
             )
     with stage("report", out):
         write_report(out, out / "report.html")
+        write_record(out)
 
 
 def _measure_log(recipe: Recipe, model: Path, out: Path) -> None:

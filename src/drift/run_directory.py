@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from drift.errors import ConfigError
-from drift.files import write_atomic, writing
+from drift.files import refuse_others_folder, write_atomic, writing
 from drift.manifest import MANIFEST, differing_keys
 from drift.recipe import SECTIONS, Recipe
 from drift.terminal import tell
@@ -156,6 +156,9 @@ def check_claim(values: Mapping[str, Any], out: Path) -> None:
 
 def write_recipe(values: Mapping[str, Any], out: Path) -> None:
     """Write a resolved recipe as ``out/recipe.yaml``."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    refuse_others_folder(out)
     write_atomic(out / RECIPE, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).encode())
 
 

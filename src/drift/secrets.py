@@ -27,13 +27,13 @@ _ISSUED = re.compile(
     r"\b(?:sk|pk|rk)[-_](?:live_|test_|proj-|ant-|or-|svcacct-)?[\w-]{16,}|\bhf_[A-Za-z0-9]{16,}|\bgh[pousr]_\w{20,}"
     r"|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bxox[abeoprs]-[\w-]{10,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
     r"|\bAIza[\w-]{30,}|\bya29\.[\w-]{20,}|\bgsk_\w{20,}|\br8_\w{20,}|\bnpm_\w{30,}|\bpypi-[\w-]{30,}|\bnvapi-[\w-]{20,}"
-    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"
+    r"|\beyJ[\w-]{8,2000}\.eyJ[\w-]{8,2000}\.[\w-]*"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?"
     r"|(?<=[Bb]earer )[\w.~+/=-]{16,}|(?<=[Bb]asic )[\w+/=]{16,}"
 )
 # In an error's text: what is assigned to such a name.
 _ASSIGNED = re.compile(
-    r"([\w-]*(?:key|token|secret|pass\w*|pwd|authorization|bearer|cookie|credential|string|url)s?)"
+    r"(?<![\w-])([\w-]{0,60}?(?:key|token|secret|pass\w*|pwd|authorization|bearer|cookie|credential|string|url)s?)"
     r"(\s*['\"]?\s*[=:]\s*['\"]?)([^\s'\",;&)}\]]{6,})",
     re.IGNORECASE,
 )

@@ -80,7 +80,9 @@ def prepare() -> None:
     import warnings
 
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
+        # A stream that can't be changed, as one that reads and writes a pipe, is used as it is.
+        with suppress(OSError):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="replace")
     plain = warnings.formatwarning
     warnings.formatwarning = lambda *arguments, **named: clean(plain(*arguments, **named))

@@ -34,6 +34,7 @@ def tally() -> Iterator[Tally]:
 def stages(place: Path) -> dict[str, Stage]:
     """All stages, each run once undisturbed on the results of the one before."""
     import drift.api
+    import drift.comparison.run
     import drift.evaluation.run
     import drift.policies.hf
     import drift.reporting.page
@@ -56,11 +57,18 @@ def stages(place: Path) -> dict[str, Stage]:
             *("evaluate", "arithmetic", "--models", json.dumps({"base": "default", "tuned": model})),
             *("--tasks", "30", "--samples", "1", *short),
         ],
+        "export": ["export", data, "--format", "kto"],
+        "report": ["report", str(place / "whole" / "evaluate")],
+        "compare": [
+            *("compare", "quickstart", "--methods", "sft,rft", "--seeds", "1", "--rollouts.tasks", "8"),
+            *("--rollouts.samples", "4", "--max_steps", "4", "--training.batch_size", "8", "--save_steps", "2"),
+            *("--evaluation.tasks", "6", "--evaluation.samples", "0", "--sampling.max_new_tokens", "12"),
+        ],
     }
     found = {}
     for name, command in commands.items():
         out = place / "whole" / name
         began = time.monotonic()
-        finish([*command, "--out", str(out)])
+        finish(Stage(name, command, 0.0, "").at(out))
         found[name] = Stage(name, command, time.monotonic() - began, result(name, out))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import random
 import resource
@@ -82,6 +83,8 @@ def start(arguments: Sequence[str], prepare: Callable[[], object] = lambda: None
             os.dup2(writing, 2)
             os.setpgid(0, 0)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            # Ignored where the tests run under nohup, and so would it be here.
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
             # So that a process that lives for seconds has written something when it is stopped.
             store.FLUSH_SECONDS = 0.15
@@ -138,6 +141,15 @@ def clock_set_back(seed: int) -> Callable[[], object]:
     return prepare
 
 
+def stopped_for_a_while(child: Child, rng: random.Random) -> bool:
+    """Stop a process as a shell or a scheduler does, and let it go on; whether it was running."""
+    running = child.send(signal.SIGSTOP)
+    time.sleep(rng.uniform(0.0, 0.3))
+    if running:
+        os.kill(child.pid, signal.SIGCONT)
+    return running
+
+
 def without_override() -> None:
     """Without the superuser's right to write where nobody may (CAP_DAC_OVERRIDE, capability 1)."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -184,7 +196,11 @@ class Stage:
     expected: str
 
     def at(self, out: Path) -> list[str]:
-        return [*self.command, "--out", str(out)]
+        return [*self.command, "--out", str(out / FILES.get(self.name, ""))]
+
+
+# What is written by stages that write a file; it lies in a folder of its own here.
+FILES = {"export": "rows.jsonl", "report": "page.html"}
 
 
 def result(name: str, out: Path) -> str:
@@ -195,6 +211,11 @@ def result(name: str, out: Path) -> str:
         return str(read_manifest(out, "weights")["weights_hash"]) + sum_of(out / "weights.parquet")
     if name == "train":
         return sum_of(out / "model.safetensors") + sum_of(out / "metrics.jsonl")
+    if name in FILES:
+        return sum_of(out / FILES[name])
+    if name == "compare":
+        found = json.loads((out / "comparison.json").read_text())
+        return json.dumps([found["rows"], found["differences"], found["failed"]])
     return sum_of(out / "estimates.json")
 
 

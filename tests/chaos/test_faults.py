@@ -5,6 +5,7 @@ are drawn. With ``DRIFT_CHAOS_TABLE`` the table of faults by stage is written to
 """
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -29,12 +30,13 @@ from .harness import (
     result,
     small_files,
     start,
+    stopped_for_a_while,
     without_override,
 )
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
-NAMES = ["rollout", "import", "weigh", "train", "evaluate"]
-SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+NAMES = ["rollout", "import", "weigh", "train", "evaluate", "export", "report", "compare"]
+SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT, "SIGHUP": signal.SIGHUP}
 
 
 @pytest.mark.parametrize("kind", SIGNALS)
@@ -53,6 +55,45 @@ def test_signals_at_random_moments(stages: dict[str, Stage], place: Path, tally:
                 assert child.code in (130, 143) or "drift: " in child.said, (child.code, child.said)
         end_as_it_should(stage, out)
         tally.add(name, kind, hits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_process_that_is_stopped_goes_on(stages: dict[str, Stage], place: Path, tally: Tally, name: str) -> None:
+    stage, rng = stages[name], random.Random(f"{SEED}/{name}/stopped")
+    for turn in range(ROUNDS):
+        out, hits = place / f"{name}-stopped-{turn}", 0
+        child = start(stage.at(out))
+        for _ in range(BLOWS):
+            child.wait(rng.uniform(0.0, stage.seconds / 2))
+            hits += stopped_for_a_while(child, rng)
+        assert child.wait(240) and child.code == 0, child.said
+        end_as_it_should(stage, out)
+        tally.add(name, "SIGSTOP, then SIGCONT", hits)
+
+
+@pytest.mark.parametrize("name", ["rollout", "import", "evaluate"])
+def test_a_lock_that_names_another_process(stages: dict[str, Stage], place: Path, tally: Tally, name: str) -> None:
+    for turn in range(ROUNDS):
+        out = place / f"{name}-lock-{turn}"
+        out.mkdir()
+        # Left by a killed process whose id is another's now, or by one of another machine.
+        (out / ".lock").write_text(str(os.getpid() if turn % 2 else 2**22 + turn))
+        end_as_it_should(stages[name], out)
+        tally.add(name, "id of a lock reused")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.parametrize("name", ["rollout", "import", "weigh", "train", "evaluate"])
+def test_a_directory_of_another_user(stages: dict[str, Stage], place: Path, tally: Tally, name: str) -> None:
+    stage, out = stages[name], place / f"{name}-owner"
+    out.mkdir()
+    os.chown(out, 12345, -1)
+    child = start(stage.at(out))
+    assert child.wait(240) and child.code == StorageError.exit_code, (child.code, child.said)
+    assert "belongs to the user with id 12345" in child.said and "Traceback" not in child.said
+    shutil.rmtree(out)
+    end_as_it_should(stage, out)
+    tally.add(name, "directory of another user")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import io
 import json
+import random
+import re
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tests.small_tokenizer import small_tokenizer
+
+from drift.chat import TemplateChat
 from drift.dataset.imports.base import BadRow
+from drift.dataset.imports.files import open_source
 from drift.dataset.imports.run import make_reader
 from drift.environments.answers import extract_answer, parse_whole_number
 from drift.environments.base import fault_of_messages
 from drift.environments.mentions import numbers_named, options_named
 from drift.environments.tool_calls import canonical_calls, parse_calls
+from drift.errors import ConfigError, DatasetError, PolicyError
 from drift.policies import DEFAULT_MODEL
+from drift.policies.base import UnusableReply
+from drift.policies.replies import chat_completion, first_choice, ids_of
+from drift.policies.server_errors import error_in_reply, read_error
 from drift.problems.boxed import boxed
+from drift.recipe import Recipe, check_keys
+from drift.secrets import scrubbed
+from drift.terminal import clean
 from drift.verifiers.choice import Choice
 from drift.verifiers.exact import Exact
 from drift.verifiers.expressions import expression
@@ -22,12 +42,24 @@ from drift.verifiers.judge import HIGHEST, LOWEST, read_score
 from drift.verifiers.numeric import Numeric
 from drift.verifiers.quoting import quote
 from drift.verifiers.reading import read
+from drift.weights.table import read_file
+from drift.yaml_files import read_mapping
 
 OPTIONS = ("a red fox", "a blue whale", "a grey owl", "a green frog")
 NUMERIC, CHOICE, EXACT = Numeric(), Choice(), Exact()
 # (gold, what is claimed last): a verifier must not accept the claim, whatever stands before it.
 WRONG_NUMBERS = (("1000", "1001"), ("1000", "-1000"), ("3", "-3"), ("1/2", "1/3"), ("2", "2e-3"), ("1", "1,000"))
 WRONG_LETTERS = (("A", "B"), ("C", "D"), ("B", "A"))
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
+SCRATCH = Path(tempfile.mkdtemp(prefix="drift-fuzz-"))
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+TEMPLATE: Any = small_tokenizer()
+TEMPLATE_END = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+_TABLE = io.BytesIO()
+pq.write_table(pa.table({"id": [f"t{at}#0" for at in range(50)], "weights": [[1.0, 0.5]] * 50}), _TABLE)
+PARQUET = _TABLE.getvalue()
 
 
 def answers(text: str) -> None:
@@ -102,6 +134,57 @@ def imports(text: str) -> None:
                 assert bad.reason and bad.detail
 
 
+def recipes(text: str) -> None:
+    path = SCRATCH / "recipe.yaml"
+    for data in (text, f"weights: {{beta: {text}}}", f"a: &a [{text}, *a]\nb: {text}"):
+        path.write_text(data, encoding="utf-8", errors="replace")
+        with contextlib.suppress(ConfigError):
+            check_keys(read_mapping(path), Recipe, "fuzz")
+
+
+def sources_of_templates(text: str) -> None:
+    with contextlib.suppress(PolicyError):
+        TEMPLATE.chat_template = text[:2000] + TEMPLATE_END
+        TemplateChat(TEMPLATE, source="fuzz").first([{"role": "user", "content": "x"}])
+
+
+# Each may start a process.
+sources_of_templates.most = 2000  # type: ignore[attr-defined]
+
+
+def servers(text: str) -> None:
+    for body in (text, f'{{"choices": [{{"message": {text}}}]}}', f'{{"error": {{"message": {json.dumps(text)}}}}}'):
+        error = read_error((200, 400, 429, 500)[len(text) % 4], body, sent=("seed", "top_k"), retry_after=text[:20])
+        assert not CONTROL.search(clean(scrubbed(str(error))))
+        with contextlib.suppress(ValueError, RecursionError):
+            reply = json.loads(body)
+            error_in_reply(reply)
+            # What the server's client takes for a reply in no known form.
+            with contextlib.suppress(LookupError, TypeError, AttributeError, UnusableReply):
+                chat_completion(reply)
+                ids_of(first_choice(reply), (1, 2))
+
+
+def parquet(text: str) -> None:
+    rng, data = random.Random(text.encode(errors="replace")), bytearray(PARQUET)
+    for _ in range(rng.randint(1, 4)):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    path = SCRATCH / "weights.parquet"
+    path.write_bytes(data[: rng.randint(len(data) // 2, len(data))] if rng.random() < 0.3 else data)
+    with contextlib.suppress(DatasetError):
+        read_file(path)
+
+
+def logs(text: str) -> None:
+    rng = random.Random(text.encode(errors="replace"))
+    path = SCRATCH / f"log{rng.choice(('.jsonl', '.json', '.csv', '.tsv', '.gz', '.zst', '.parquet'))}"
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    with contextlib.suppress(DatasetError):
+        for _ in open_source(path):
+            pass
+    path.unlink()
+
+
 def _math() -> Callable[[str], None]:
     from drift.verifiers.math import Math
 
@@ -141,4 +224,5 @@ def _templates() -> Callable[[str], None]:
 def all_targets() -> dict[str, Callable[[str], None]]:
     """Every target by name."""
     found = (answers, mentions, tool_calls, numeric, choice, exact, judge, quoting, imports)
+    found += (recipes, sources_of_templates, servers, parquet, logs)
     return {**{target.__name__: target for target in found}, "math": _math(), "templates": _templates()}

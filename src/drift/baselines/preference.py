@@ -80,7 +80,7 @@ def train_preference(
         reference, _ = load_model(model_path(model), dtype="float32", device=device)
         arguments = trl_arguments(config, out, seed=seed, device=device)
         result = _train(out, loaded, reference, tokenizer, config, arguments, made["counts"])
-        write_manifest(out, KIND, {**head, "rendered": made["rendered"], **result})
+        write_manifest(out, KIND, {**head, "rendered": made["rendered"], **result}, sources={"data": data})
         return read_manifest(out, KIND)
 
 

@@ -21,6 +21,7 @@ from drift.manifest import write_json
 from drift.pipeline import one_process
 from drift.preflight import check_recipe
 from drift.recipe import make_recipe, override
+from drift.record import write_record
 from drift.registry import plain
 from drift.reporting.page import write_comparison_page
 from drift.run_directory import check_claim
@@ -122,6 +123,7 @@ def run_comparison(comparison: Comparison, out: str | Path, *, jobs: int = 1, co
         raise Interrupted(f"stopped: what was finished is in {out}. Run the same command again to go on.") from stop
     write_json(out / COMPARISON, collate(comparison, out, failed, command=command))
     write_comparison_page(out / COMPARISON, out / "report.html")
+    write_record(out)
     return out
 
 

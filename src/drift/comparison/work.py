@@ -96,7 +96,14 @@ def _measure(seed: Seed, name: str, policy: Any) -> None:
 def _finish(seed: Seed, name: str, costs: Mapping[str, Any]) -> None:
     """Write the manifest of a finished method: what it cost, beside the rollouts where it shares them."""
     folder = seed.method(name)
-    write_manifest(folder, KIND, {"name": name, "seed": seed.number, **costs, "seconds": round(_spent(folder), 3)})
+    content = {"name": name, "seed": seed.number, **costs, "seconds": round(_spent(folder), 3)}
+    write_manifest(folder, KIND, content, sources=_sources(seed, folder))
+
+
+def _sources(seed: Seed, folder: Path) -> dict[str, Path]:
+    """What a method was made of: the conversations that all share, its own stages and those it was measured on."""
+    stages = [path.parent for path in sorted(folder.rglob(MANIFEST)) if path.parent != folder]
+    return {"rollouts": seed.rollouts, **{path.relative_to(folder).as_posix(): path for path in stages}}
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from drift.errors import ConfigError, require
 from drift.evaluation.config import EvaluationConfig
 from drift.evaluation.estimates import Measured, estimate_measured
 from drift.evaluation.metrics import Ratio
+from drift.evaluation.run import tuned_folders
 from drift.evaluation.side_by_side import FILE as REPLIES
 from drift.evaluation.side_by_side import OPENINGS, opening_of, replies_of, write_side_by_side
 from drift.manifest import read_manifest, write_json, write_manifest
@@ -134,7 +135,7 @@ def evaluate_log(
             "estimates_sum": sum_of(out / ESTIMATES),
             "cost": {"seconds": round(time.monotonic() - start, 3)},
         }
-        write_manifest(out, KIND, content)
+        write_manifest(out, KIND, content, sources={"data": data, "weights": weights, **tuned_folders(models)})
 
 
 def _path(name: str, model: Any) -> str:

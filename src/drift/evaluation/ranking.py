@@ -87,7 +87,7 @@ def rank_dataset(data: Path, settings: Mapping[str, Any], out: Path) -> dict[str
             "file_sum": sum_of(out / FILE),
             "cost": {"seconds": round(time.monotonic() - start, 3)},
         }
-        write_manifest(out, KIND, content)
+        write_manifest(out, KIND, content, sources={"data": data})
     return content
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ from drift.evaluation.estimates import GREEDY, SAMPLED, estimate_all, estimate_m
 from drift.evaluation.judging import judge_policies, make_judge
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
 from drift.files import check_folder_name
-from drift.manifest import write_json, write_manifest
+from drift.manifest import MANIFEST, write_json, write_manifest
 from drift.policies import check_policy, model_name, settings_for
 from drift.policies.base import AnyPolicy, Sampling
 from drift.rollouts.cluster import sampler
@@ -191,8 +192,16 @@ def evaluate_policies(
             **unseen,
             **({"quality": quality} if quality else {}),
         }
-        write_manifest(out, KIND, content)
+        held = {f"{mode}/{name}": out / mode / name for mode in modes for name in models}
+        rolled = {"seen": seen} if seen is not None else {}
+        write_manifest(out, KIND, content, sources={**held, **rolled, **tuned_folders(models)})
         return content
+
+
+def tuned_folders(models: Mapping[str, Any]) -> dict[str, Path]:
+    """The folders of those models that drift trained, by what they are to a measurement."""
+    named = ((name, Path(model)) for name, model in models.items() if isinstance(model, str | os.PathLike))
+    return {f"models/{name}": path for name, path in named if (path / MANIFEST).is_file()}
 
 
 def _checked_settings(setup: Setup, models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 # refuses fields of the request. ``everything``: no request would fare better. ``passing``: the same may succeed later.
 Kind = Literal["context", "prompt", "fields", "everything", "passing"]
 
-_MOST_CHARACTERS, _MOST_OF_A_PAGE = 300, 60
+_MOST_CHARACTERS, _MOST_OF_A_PAGE, _MOST_OF_A_BODY = 300, 60, 20_000
 _TRY_AGAIN = frozenset({408, 409, 425, 429})
 _WORD_KEYS = frozenset({"message", "msg", "detail", "error", "errors", "reason", "description", "title", "raw"})
 _CODE_KEYS = frozenset({"code", "type", "status", "error_type", "param", "n_ctx"})
@@ -28,7 +28,7 @@ _CONTEXT = re.compile(
     r"context[ _-]?(?:length|size|window|limit)|maximum context|token limit|n_ctx|max_(?:model|seq|input)_len"
     r"|(?:input|prompt|sequence) length"
 )
-_PROMPT_TOKENS = re.compile(r"(?=.*\btokens?\b)(?=.*(?:prompt|inputs?\b|message|conversation|sequence))(?=.*\d)")
+_PROMPT_TOKENS = (r"\btokens?\b", r"prompt|inputs?\b|message|conversation|sequence", r"\d")
 _TOO_MUCH = re.compile(
     r"exceed|too (?:long|large|many|big)|(?:long|larg|great)er than|more than|(?:less|fewer) than|at most|maximum"
     r"|limit|overflow|not enough|does(?: not|n't) fit|should be|<=|≤|≥|>"
@@ -72,7 +72,7 @@ def read_error(status: int, body: str, sent: Collection[str] = (), retry_after: 
     """
     try:
         parts = list(_parts(json.loads(body)))
-    except ValueError:
+    except (ValueError, RecursionError):
         parts = []
     codes = {text.casefold() for key, text in parts if key in _CODE_KEYS}
     words = "; ".join(dict.fromkeys(text for key, text in parts if key in _WORD_KEYS)) or _plain(body)
@@ -142,7 +142,7 @@ def _kind(status: int, codes: set[str], said: str, names_fields: bool) -> tuple[
 def _says_too_long(status: int, said: str) -> bool:
     if _CONTEXT.search(said):
         return bool(_TOO_MUCH.search(said))
-    tokens = _PROMPT_TOKENS.search(said) and _TOO_MUCH.search(said)
+    tokens = all(re.search(part, said) for part in _PROMPT_TOKENS) and _TOO_MUCH.search(said)
     return status == 413 or (status < 500 and bool(tokens or _TOO_LONG_PROMPT.search(said)))
 
 
@@ -171,5 +171,7 @@ def _names(words: str, field: str) -> bool:
 def _plain(body: str) -> str:
     if "<" not in body:
         return body or "nothing"
+    # What is longer is no page that tells an error, and takes the square of its length.
+    body = body[:_MOST_OF_A_BODY]
     page = re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", body, flags=re.DOTALL | re.IGNORECASE)
     return " ".join(page.split())[:_MOST_OF_A_PAGE]

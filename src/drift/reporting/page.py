@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from drift.files import write_atomic
+from drift.record import sealed_page
 from drift.reporting.advice import loud_lines, next_steps
 from drift.reporting.comparison import cost_table, failures, level, main_table, read_comparison, subtitle, verdicts
 from drift.reporting.comparison_plots import accuracy_against_cost, curves
@@ -26,8 +27,7 @@ def write_report(run: Path, out: Path) -> Path:
         DatasetError: there is no finished stage in ``run``.
         StorageError: the disk refuses.
     """
-    # A reply can hold half of a surrogate pair, which no encoding can carry.
-    write_atomic(out, render(read_facts(run)).encode("utf-8", errors="replace"))
+    write_atomic(out, sealed_page(render(read_facts(run))))
     return out
 
 
@@ -77,7 +77,7 @@ def write_comparison_page(source: Path, out: Path) -> Path:
         failed=failures(found),
         settings=json.dumps(found.values["recipe"], indent=2, ensure_ascii=False),
     )
-    write_atomic(out, page.encode("utf-8", errors="replace"))
+    write_atomic(out, sealed_page(page))
     return out
 
 

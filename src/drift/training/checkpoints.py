@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from drift.checksums import damaged_files, write_sums
+from drift.checksums import SUMS, damaged_files, write_sums
 from drift.files import own_folder, writing
 from drift.terminal import tell
 
@@ -29,7 +29,7 @@ def last_checkpoint(out: Path) -> Path | None:
 def whole_checkpoint(out: Path) -> Path | None:
     """The newest checkpoint whose files are as they were written; says on stderr which ones are passed over."""
     for checkpoint in sorted(_all(out / FOLDER), key=_step, reverse=True):
-        damage = damaged_files(checkpoint)
+        damage = damaged_files(checkpoint) if (checkpoint / SUMS).is_file() else [f"{SUMS} is gone"]
         if not damage:
             return checkpoint
         tell(f"training: {checkpoint} is damaged and not gone on from: {'; '.join(damage)}.", error=True)

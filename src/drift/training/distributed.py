@@ -139,8 +139,12 @@ def _exit_with_launcher(parent: int) -> None:
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path, patience: float | None = None) -> Iterator[None]:
     """Lock ``out`` for this process, so that two trainings never write into it at once.
+
+    Args:
+        out: the folder, which is made if missing.
+        patience: seconds that another process may take to let go; those that a killed one takes unless given.
 
     Raises:
         DatasetError: another process has locked it, and does not end within seconds.
@@ -148,7 +152,7 @@ def locked(out: Path) -> Iterator[None]:
     own_folder(out, stage=True)
     handle = os.open(out, os.O_RDONLY)
     try:
-        deadline = time.monotonic() + LOCK_SECONDS
+        deadline = time.monotonic() + (LOCK_SECONDS if patience is None else patience)
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -150,7 +150,7 @@ def _train(request: _Request, ranks: Ranks) -> None:
         "ranks": ranks.count,
         "cost": {"seconds": round(time.monotonic() - start, 3), "tokens_trained": tokens},
     }
-    write_manifest(out, KIND, content)
+    write_manifest(out, KIND, content, sources={"data": request.data, "weights": request.weights})
     for name in (ROWS, KL_ROWS, HELD_OUT):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / BEST, ignore_errors=True)

@@ -101,7 +101,8 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
             content["file_sum"] = sum_of(temporary)
             # Until the manifest of the new weights is there, there is none: one never describes others' weights.
             (out / MANIFEST).unlink(missing_ok=True)
-        write_manifest(out, KIND, {**content, "cost": {"seconds": round(time.monotonic() - start, 3)}})
+        content["cost"] = {"seconds": round(time.monotonic() - start, 3)}
+        write_manifest(out, KIND, content, sources={"data": data} | ({"rewards": rewards} if rewards else {}))
         return read_manifest(out, KIND)
 
 

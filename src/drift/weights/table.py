@@ -137,6 +137,9 @@ def read_file(path: Path) -> WeightTable:
         table = pq.read_table(path, columns=["id", "weights"])
         ids = table.column("id").cast(pa.large_string())
         lists = table.column("weights").cast(pa.large_list(pa.float64()))
+        # Offsets that lead out of the data, and bytes that are no text.
+        ids.validate(full=True)
+        lists.validate(full=True)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DatasetError(
             f"{path} can't be read: {error}. Expected a Parquet file with the columns id (text) and weights (a list of "
