@@ -265,13 +265,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file; raises ``ConfigError`` where there are none."""
     import yaml
 
+    if path.is_dir():
+        raise ConfigError(f"recipe {path} is a directory. Give a file of YAML; a run has {path / 'recipe.yaml'}.")
     if not path.is_file():
         known = [*built_in_recipes(), *built_in_comparisons()]
         raise unknown_name("recipe", str(path), known, where="the built-in ones, and there is no such file")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {path} is not YAML: {error}.") from error
+        words = " ".join(str(error).split())
+        raise ConfigError(f"recipe {path} is not YAML: {words}. Correct that line (spaces, no tabs).") from error
     values = {} if values is None else values
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: got {values!r}, expected keys and values (in {path}).")

@@ -23,7 +23,7 @@ from drift.dataset.store import stream_trajectories
 from drift.errors import ConfigError, require
 from drift.evaluation.estimates import Measured, estimate_measured
 from drift.evaluation.metrics import Ratio
-from drift.manifest import read_manifest, write_json, write_manifest
+from drift.manifest import check_out, read_manifest, write_json, write_manifest
 from drift.policies import kind_of, model_name
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
@@ -73,6 +73,7 @@ def evaluate_log(data: Path, weights: Path, models: Mapping[str, Any], out: Path
 
     Raises:
         ConfigError: no models, one that can't be loaded, or weights made without ``hold_out``.
+        DatasetError: ``out`` holds something else.
         NothingHeldOut: there were too few prompts.
     """
     from drift.policies.hf import load_model
@@ -80,6 +81,7 @@ def evaluate_log(data: Path, weights: Path, models: Mapping[str, Any], out: Path
     from drift.training.examples import rows_of
 
     require(bool(models), "models", dict(models), "at least one model by name, like base=default")
+    check_out(out, KIND)
     paths = {name: _path(name, model) for name, model in models.items()}
     held, manifest, start = read_held_out(data, weights), read_manifest(weights, WEIGHTS), time.monotonic()
     lengths = [[len(turn.completion.token_ids) for turn in t.turns] for t in held.trajectories]

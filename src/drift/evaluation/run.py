@@ -18,7 +18,7 @@ from drift.evaluation.divergences import check_divergence, measure_divergence
 from drift.evaluation.estimates import GREEDY, SAMPLED, estimate_all, estimate_measured
 from drift.evaluation.judging import judge_policies, make_judge
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
-from drift.manifest import write_json, write_manifest
+from drift.manifest import check_out, write_json, write_manifest
 from drift.policies import check_policy, model_name, settings_for
 from drift.policies.base import AnyPolicy, Sampling
 from drift.rollouts.cluster import sampler
@@ -153,6 +153,7 @@ def evaluate_policies(
         DatasetError: another process writes to ``out``, or it holds another evaluation.
     """
     require(bool(models), "models", dict(models), "at least one model by name, like base=default")
+    check_out(out, KIND)
     for name in models:
         check_folder_name(name, "models")
     factory, modes = setup.make_environment(), modes_of(config, sampling)

@@ -130,9 +130,9 @@ class HFPolicy:
     @staticmethod
     def check(model: str, **settings: Any) -> None:
         """Find wrong what can be without loading weights; arguments and errors are the policy's."""
-        dtype, batch_size = settings.get("dtype", "auto"), settings.get("batch_size", 1)
+        dtype, batch_size = settings.get("dtype", "auto"), settings.get("batch_size", 0)
         require(dtype in (*DTYPES, "auto"), "policy.dtype", dtype, f"auto or one of {', '.join(DTYPES)}")
-        require(batch_size >= 1, "policy.batch_size", batch_size, "a whole number ≥ 1")
+        require(batch_size >= 0, "policy.batch_size", batch_size, "a whole number ≥ 0")
         check_stored(model, settings.get("chat_template_kwargs"), settings.get("system", ""))
 
     @classmethod

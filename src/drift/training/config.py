@@ -10,6 +10,8 @@ from drift.registry import Link
 from drift.training.objectives import advantage_regression, find_loss
 
 KIND = "model"
+# Of a model folder: what was asked for, there from the start on.
+SPEC = "training.json"
 ATTENTIONS = ("auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
 ENGINES = ("ddp", "fsdp", "zero2", "zero3")
 PLANS = ("uniform", "balanced", "drawn")

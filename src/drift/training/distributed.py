@@ -16,6 +16,8 @@ from typing import TypeVar
 import torch
 
 from drift.errors import DatasetError, DriftError, require
+from drift.manifest import check_out
+from drift.training.config import KIND, SPEC
 
 T = TypeVar("T")
 
@@ -142,8 +144,12 @@ def locked(out: Path) -> Iterator[None]:
     """Lock ``out`` for this process, so that two trainings never write into it at once.
 
     Raises:
-        DatasetError: another process has locked it, and does not end within seconds.
+        DatasetError: it holds something else than a training, a model that was not trained there say; or another
+            process has locked it, and does not end within seconds.
     """
+    check_out(out, KIND)
+    if (out / "config.json").is_file() and not (out / SPEC).is_file():
+        raise DatasetError(f"{out} holds a model that was not trained there. Give another directory as out.")
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out, os.O_RDONLY)
     try:

@@ -25,7 +25,7 @@ from drift.policies.hf import check_attention, load_model
 from drift.policies.stored import context_limit, fingerprint_of
 from drift.training.arguments import check_settings
 from drift.training.checkpoints import discard_unfinished
-from drift.training.config import KIND, TrainingConfig
+from drift.training.config import KIND, SPEC, TrainingConfig
 from drift.training.distributed import Ranks, locked, process_group
 from drift.training.examples import build_examples
 from drift.training.kl_limit import PROMPTS, HeldOut, set_aside
@@ -37,7 +37,6 @@ from drift.training.rows import RowFile, write_rows
 from drift.training.sharding import prepare_engine
 from drift.weights.table import WeightTable, chain_of, read_weights
 
-SPEC = "training.json"
 HELD_OUT = "held-out.arrow"
 
 

@@ -16,7 +16,7 @@ from drift.dataset.outcomes import Outcomes, outcome_values, read_outcomes
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories
 from drift.errors import ConfigError
-from drift.manifest import MANIFEST, read_manifest, replacing, write_manifest
+from drift.manifest import MANIFEST, check_out, read_manifest, replacing, write_manifest
 from drift.registry import link, plain
 from drift.weights.config import PROMPTS, Chain, WeightConfig
 from drift.weights.diagnostics import diagnose, mixed_shares
@@ -50,11 +50,13 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path) -> dict[str, Any]
     """Weigh the data set in ``data`` and write weights and manifest to ``out``; returns the manifest.
 
     Raises:
-        DatasetError: ``data`` is missing, empty, damaged or incomplete, or every trajectory in it failed.
+        DatasetError: ``data`` is missing, empty, damaged or incomplete, or every trajectory in it failed; or ``out``
+            holds something else.
         ConfigError: the settings don't fit the data.
         StorageError: the disk refuses.
     """
     start = time.monotonic()
+    check_out(out, KIND)
     manifest = read_manifest(data, TRAJECTORIES)
     outcomes = read_outcomes(data, **config.asked())
     settled = config.settled(outcomes, logged="import" in manifest["spec"])
