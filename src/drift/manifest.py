@@ -39,10 +39,13 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(
-            f"{path} can't be written: {error.strerror or error}. What was written before is whole. "
-            "Free some space or fix the permissions, then run the same command again: it goes on where it was."
-        ) from error
+        remedy = (
+            "What was written before is whole. Free some space or fix the permissions, then run the same command "
+            "again: it goes on where it was."
+        )
+        if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
+            remedy = "Give another path."
+        raise StorageError(f"{path} can't be written: {error.strerror or error}. {remedy}") from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -277,7 +277,10 @@ def try_once(function: Callable[..., Any], *arguments: Any, **settings: Any) -> 
     try:
         function(*arguments, **settings)
     except TypeError as error:
-        raise ConfigError(f"{function.__name__} can't work with its settings: {error}.") from error
+        given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        raise ConfigError(
+            f"{function.__name__} can't work with the settings {given}: {error}. Correct them."
+        ) from error
 
 
 def name_of(item: Any) -> str:

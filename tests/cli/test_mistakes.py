@@ -77,6 +77,12 @@ MISTAKES = [
     ("evaluate guess --models base=default --out x", 2, "expected keys and values: --models.KEY VALUE."),
     (f"{TRAIN} --model default --out x", 1, "data was sampled by another policy (p) than 'default'"),
     ("weigh data --scheme refit --repetition 3 --out x", 2, "scheme to {refit: {shift: true}}, or scheme to swift."),
+    (
+        "weigh data --scheme awr --w_max big --out x",
+        2,
+        "awr_weights can't work with the settings beta=0.1, w_max='big'",
+    ),
+    ("export data --format kto --out data", 1, "data can't be written: Is a directory. Give another path."),
     ("run tabs.yaml", 2, "recipe tabs.yaml is not YAML: while scanning for the next token found character '\\t'"),
 ]
 
