@@ -224,3 +224,9 @@ def test_the_docstring_check_itself_finds_what_is_missing():
     )
     found = [entry.split(" (")[0] for entry in undocumented(ast.parse(source))]
     assert found == ["the module", "Shown.method", "Shown.size", "run", "blank"]
+
+
+def test_coroutines_are_run_where_a_loop_may_be_running_already() -> None:
+    runs = ("asyncio.run(", "run_until_complete(")
+    found = [name for name, path in zip(NAMES, FILES, strict=True) if any(each in path.read_text() for each in runs)]
+    assert found == ["event_loop.py"]

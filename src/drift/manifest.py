@@ -100,6 +100,18 @@ def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
+def check_out(out: Path, kind: str) -> None:
+    """Raise ``DatasetError`` where ``out`` is a file, or holds something else than ``kind``, which would be lost."""
+    if out.is_file():
+        raise DatasetError(f"{out} is a file, expected a directory for {kind}. Give another one as out.")
+    try:
+        found = json.loads((out / MANIFEST).read_text())["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if found != kind:
+        raise DatasetError(f"{out} holds {found}, and {kind} would be written over it. Give another directory as out.")
+
+
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Every nested key whose value differs, as ``key: old -> new``."""
     rows = []

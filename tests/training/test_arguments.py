@@ -19,6 +19,7 @@ from drift.training.config import SET_BY_TRAINING, TrainingConfig
     ("settings", "said"),
     [
         ({"arguments": {"weight_dekay": 0.1}}, r"TrainingArguments 'weight_dekay'.*Did you mean 'weight_decay'"),
+        ({"arguments": {"weight_decay": "1e-2"}}, r"weight_decay: got '1e-2', expected a value such as 0\.0\. Write"),
         ({"lora": {"rank": 4}}, r"peft\.LoraConfig 'rank' in training\.lora\. Did you mean 'rank_pattern'"),
         ({"lora": {"r": 4, "task_type": "SEQ_CLS"}}, r"unknown setting of peft\.LoraConfig 'task_type'"),
         ({"lora": {"r": 4, "layers_to_transform": [1]}}, r"training\.lora: "),

@@ -14,7 +14,7 @@ import yaml
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from drift.errors import ConfigError, unknown_name
+from drift.errors import ConfigError, require, unknown_name
 from drift.policies.hf import check_device
 from drift.training.checkpoints import FOLDER
 from drift.training.config import DEFAULT_ARGUMENTS, SET_BY_TRAINING, TrainingConfig
@@ -32,10 +32,13 @@ def check_settings(config: TrainingConfig, device: str) -> None:
         ConfigError: an unknown name in ``arguments`` or ``lora``; no such schedule; a tracker or bitsandbytes that is
             not installed; a device that is not here.
     """
-    known = {field.name for field in fields(TrainingArguments)} - set(SET_BY_TRAINING)
-    for name in config.arguments:
+    known = {field.name: field.default for field in fields(TrainingArguments) if field.name not in SET_BY_TRAINING}
+    for name, value in config.arguments.items():
         if name not in known:
             raise unknown_name("setting of transformers.TrainingArguments", name, known, where="training.arguments")
+        # YAML takes 1e-3 for text.
+        sound = not isinstance(known[name], int | float) or not isinstance(value, str)
+        require(sound, f"training.arguments.{name}", value, f"a value such as {known[name]}", "Write 1e-3 as 0.001.")
     schedules = [schedule.value for schedule in SchedulerType]
     schedule = config.to_dict()["arguments"]["lr_scheduler_type"]
     if schedule not in schedules:
