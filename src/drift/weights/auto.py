@@ -84,8 +84,8 @@ _CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "two": (
         {"scheme": "rft"},
         "What counts is right or wrong, and {mixed:.0%} of the prompts have both: successes alone are trained (rft), "
-        "{ess:,} of them. Of fourteen other methods on two tasks none was ahead of that on both, and most were behind "
-        "on one (docs/results.md).",
+        "{ess:,} of them. Of thirteen other methods on two tasks none was ahead of that on both, and sampled all were "
+        "behind on one (docs/results.md).",
     ),
     "reply": (
         {"scheme": "refit", "turns": "own"},
