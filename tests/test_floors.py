@@ -22,11 +22,11 @@ FLOORS = [
     {"rollouts", "training", "exports"},
     {"evaluation", "baselines"},
     {"reporting"},
-    {"api", "artifacts", "recipe", "serving"},
-    {"preflight", "run_directory", "scaffold"},
+    {"api", "artifacts", "publishing", "recipe", "serving"},
+    {"preflight", "recipe_schema", "run_directory", "scaffold"},
     {"pipeline"},
     {"audit", "comparison"},
-    {"cli", "verbs", "__main__"},
+    {"cli", "completion", "verbs", "__main__"},
 ]
 # Floors whose parts know nothing of one another.
 APART = [FLOORS[4], FLOORS[10], FLOORS[11]]

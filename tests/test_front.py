@@ -92,6 +92,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "compare": (("quickstart",), "method", "methods"),
     "check": (("guess",), "repiar", "repair"),
     "verify": (("replies.jsonl",), "fallbak", "fallback"),
+    "push": (("model", "a/b"), "publc", "public"),
     "new": (("recipe", "mine"), "uot", "out"),
     "as_hf_dataset": (("data",), "directry", "directory"),
 }

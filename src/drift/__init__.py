@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from drift.evaluation.config import EvaluationConfig
     from drift.pipeline import run
     from drift.policies.base import Policy, Sampling, TextPolicy
+    from drift.publishing.hub import push
     from drift.recipe import Recipe
     from drift.rollouts.config import ClusterConfig, RolloutConfig
     from drift.scaffold import new
@@ -53,6 +54,7 @@ _FROM = {
     "evaluation.config": ("EvaluationConfig",),
     "pipeline": ("run",),
     "policies.base": ("Policy", "Sampling", "TextPolicy"),
+    "publishing.hub": ("push",),
     "recipe": ("Recipe",),
     "rollouts.config": ("ClusterConfig", "RolloutConfig"),
     "scaffold": ("new",),

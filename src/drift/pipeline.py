@@ -76,7 +76,8 @@ def quickstart(
 def run_recipe(recipe: Recipe, out: Path, *, replace: bool = False) -> None:
     """Run every stage of ``recipe`` into ``out``; stages that are finished are not run again.
 
-    Writes ``recipe.yaml`` (resolved), ``rollouts/``, ``weights/``, ``model/``, ``evaluation/`` and ``report.html``.
+    Writes ``recipe.yaml`` (resolved), ``rollouts/``, ``weights/``, ``model/``, ``evaluation/`` and ``report.html``, and
+    beside the model its card.
     Without an environment there is no evaluation, but of a log ``likelihood/``, if its weights hold prompts out.
     Where there are several rounds, ``weights`` and ``model`` of each, and its ``rollouts`` from the second on, lie in
     ``round-1/``, ``round-2/``, …
@@ -89,6 +90,7 @@ def run_recipe(recipe: Recipe, out: Path, *, replace: bool = False) -> None:
     Raises:
         ConfigError: ``out`` holds results that this recipe changes, or torchrun started this process as one of several.
     """
+    from drift.publishing.card import write_card
     from drift.reporting.page import write_report
 
     one_process()
@@ -114,6 +116,7 @@ def run_recipe(recipe: Recipe, out: Path, *, replace: bool = False) -> None:
             concurrency=recipe.concurrency,
             cluster=recipe.cluster,
         )
+    write_card(model)
     write_report(out, out / "report.html")
 
 
