@@ -5,7 +5,13 @@ Sample conversations once from a fixed policy, weigh each by its return, fine-tu
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError(
+        "drift runs on Linux and macOS, not on Windows. Use the Windows Subsystem for Linux (wsl --install)."
+    )
 
 if TYPE_CHECKING:
     from drift.api import (
