@@ -157,7 +157,7 @@ bench-soak: $(INSTALLED)
 results: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/results.py write
 
-# The documentation as a site, build/site/index.html; a broken link or anchor fails it.
+# The documentation as a site, build/site/index.html; a broken link or anchor fails it. With search: .venv/bin/mkdocs serve.
 $(VENV)/.installed-docs: $(INSTALLED)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
