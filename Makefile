@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit cover slow format clean results pictures audit licences
+.PHONY: quickstart test lint types unit cover slow format clean results pictures audit licences docs
 .PHONY: test-adapters test-browser test-chaos test-deepspeed test-fuzz test-qlora test-ray test-trl test-vllm
 .PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-sampling bench-soak bench-streaming bench-training bench-verifiers bench-viewer bench-weights
 
@@ -170,6 +170,14 @@ bench-viewer: $(INSTALLED)
 # docs/results.md from the comparisons kept in docs/results; see benchmarks/results.py.
 results: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/results.py write
+
+# The documentation as a site, build/site/index.html; a broken link or anchor fails it. With search: .venv/bin/mkdocs serve.
+$(VENV)/.installed-docs: $(INSTALLED)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 # Known vulnerabilities of the pinned packages; where no service can be reached, it says so and goes on.
 .venv-audit/.installed:

@@ -25,11 +25,11 @@ FLOORS = [
     {"evaluation", "baselines"},
     {"reporting"},
     {"viewer"},
-    {"api", "artifacts", "recipe", "serving"},
-    {"preflight", "run_directory", "scaffold"},
+    {"api", "artifacts", "publishing", "recipe", "serving"},
+    {"preflight", "recipe_schema", "run_directory", "scaffold"},
     {"pipeline"},
     {"audit", "comparison"},
-    {"cli", "verbs", "__main__"},
+    {"cli", "completion", "verbs", "__main__"},
 ]
 # Floors whose parts know nothing of one another.
 APART = [FLOORS[6], FLOORS[12], FLOORS[13]]

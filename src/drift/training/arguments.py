@@ -19,6 +19,7 @@ from drift.policies.hf import check_device
 from drift.training.checkpoints import FOLDER
 from drift.training.config import DEFAULT_ARGUMENTS, SET_BY_TRAINING, TrainingConfig
 from drift.training.quantized import check_quantization
+from drift.training.trackers import names_of
 
 # What PEFT writes into an adapter's configuration itself.
 _OF_PEFT = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "inference_mode")
@@ -101,7 +102,7 @@ def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int,
     Raises:
         ConfigError: a value that transformers refuses.
     """
-    given = {**DEFAULT_ARGUMENTS, **config.arguments}
+    given = {**DEFAULT_ARGUMENTS, **names_of(config, out), **config.arguments}
     fsdp = config.engine == "fsdp"
     # FSDP does this itself, around whole layers.
     asked = [given.pop(name, False) for name in _RECOMPUTE] if fsdp else []
