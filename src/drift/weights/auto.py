@@ -90,7 +90,7 @@ _CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "reply": (
         {"scheme": "refit", "turns": "own"},
         "What counts has {values:,} values, and {by_reply:.0%} of the conversations were rewarded more than once: each "
-        "reply weighs its own reward (refit, own). Where that was measured it was 2 to 5 points of reward ahead of "
+        "reply weighs its own reward (refit, own). Where that was measured it was some 4 points of reward ahead of "
         "successes alone, and ahead of all weightings of whole conversations (docs/results.md).",
     ),
     "graded": (
