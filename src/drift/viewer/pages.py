@@ -246,7 +246,7 @@ def _counted(stage: Stage, columns: Columns) -> Iterator[str]:
     numbers, count = columns.numbers, len(columns)
     planned = stage.manifest["spec"].get("trajectories", count)
     whole = "" if stage.manifest["complete"] else f" of {planned:,} so far"
-    yield f"{count:,}{whole} conversations"
+    yield f"{count:,} conversations{whole}"
     if not count:
         return
     judged, right = int((numbers["success"] != UNKNOWN).sum()), int((numbers["success"] == 1).sum())
