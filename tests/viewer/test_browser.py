@@ -24,7 +24,7 @@ from drift.rollouts.setup import Setup
 from drift.types import Trajectory
 from drift.viewer.library import Library
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 WIDTHS = (1280, 390)
 
 

@@ -151,7 +151,7 @@ def test_pages_grow_while_conversations_are_held(tmp_path: Path, make_trajectory
             writer.flush()
             page = pages.conversations({})
             assert f"<b>{count}</b> of {count} conversations" in page and "data-live" in page
-            assert f"{count} of 9 so far conversations" in pages.run({}) and page.count('class="row"') == count
+            assert f"{count} conversations of 9 so far" in pages.run({}) and page.count('class="row"') == count
         writer.finish()
     assert "data-live" not in Pages(Library(tmp_path)).conversations({})
 

@@ -100,9 +100,19 @@ class Conversation:
 
 def read_conversation(found: Found, at: int, tokenizer: Any | None = None) -> Conversation:
     """Conversation number ``at`` of ``found``; raises ``DatasetError`` where it can't be read."""
-    row = read_rows(found.columns, [at]).get(at)
-    if row is None:
-        raise DatasetError(f"conversation {at} of {found.data.name} can't be read: its shard is damaged or gone.")
+    return next(read_conversations(found, [at], tokenizer))
+
+
+def read_conversations(found: Found, places: Sequence[int], tokenizer: Any | None = None) -> Iterator[Conversation]:
+    """Conversations of ``found`` by their numbers; raises ``DatasetError`` where one can't be read."""
+    rows = read_rows(found.columns, places)
+    for at in places:
+        if at not in rows:
+            raise DatasetError(f"conversation {at} of {found.data.name} can't be read: its shard is damaged or gone.")
+        yield _conversation(found, at, rows[at], tokenizer)
+
+
+def _conversation(found: Found, at: int, row: dict[str, Any], tokenizer: Any | None) -> Conversation:
     weights = found.weighed.of(at) if found.weighed else None
     try:
         record = from_row(row)

@@ -17,7 +17,7 @@ from drift.reporting.sentences import chain_line, summary_of
 from drift.types import STOP_REASONS
 from drift.viewer.beside import CHANGES, MOST_COLUMNS, compare_policies, shared_tree
 from drift.viewer.choose import KEYS, SORTS, SUCCESSES, read_rows
-from drift.viewer.conversation import Conversation, read_conversation, shade
+from drift.viewer.conversation import Conversation, read_conversation, read_conversations, shade
 from drift.viewer.index import UNKNOWN, Columns
 from drift.viewer.library import Found, Library
 from drift.viewer.stages import METRICS, TRAINING, Stage, data_stages, weights_of
@@ -168,7 +168,7 @@ class Pages:
         """A page that needs no server: some conversations, one below the other, with what is known of each."""
         tokenizer = self._tokenizer(found.data)
         style = Markup(files("drift.viewer").joinpath("static/viewer.css").read_text(encoding="utf-8"))
-        shown = [read_conversation(found, at, tokenizer) for at in places]
+        shown = list(read_conversations(found, places, tokenizer))
         title = f"{self._library.root.resolve().name}, {found.data.name}"
         return self._page("export.html", title=title, live=False, style=style, found=found, conversations=shown)
 
@@ -246,7 +246,7 @@ def _counted(stage: Stage, columns: Columns) -> Iterator[str]:
     numbers, count = columns.numbers, len(columns)
     planned = stage.manifest["spec"].get("trajectories", count)
     whole = "" if stage.manifest["complete"] else f" of {planned:,} so far"
-    yield f"{count:,}{whole} conversations"
+    yield f"{count:,} conversations{whole}"
     if not count:
         return
     judged, right = int((numbers["success"] != UNKNOWN).sum()), int((numbers["success"] == 1).sum())
