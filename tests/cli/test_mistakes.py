@@ -83,7 +83,7 @@ MISTAKES = [
         "awr_weights can't work with the settings beta=0.1, w_max='big'",
     ),
     ("export data --format kto --out data", 1, "data can't be written: Is a directory. Give another path."),
-    ("run tabs.yaml", 2, "recipe tabs.yaml is not YAML: while scanning for the next token found character '\\t'"),
+    ("run tabs.yaml", 2, "tabs.yaml can't be read as YAML: while scanning for the next token found character '\\t'"),
 ]
 
 
