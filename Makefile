@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit cover slow format clean results audit licences
+.PHONY: quickstart test lint types unit cover slow format clean results pictures audit licences docs
 .PHONY: test-adapters test-browser test-chaos test-deepspeed test-fuzz test-qlora test-ray test-trl test-vllm
-.PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-sampling bench-soak bench-streaming bench-training bench-verifiers bench-weights
+.PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-sampling bench-soak bench-streaming bench-training bench-verifiers bench-viewer bench-weights
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/drift quickstart
@@ -38,8 +38,13 @@ slow: $(INSTALLED)
 test-chaos: $(INSTALLED)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/pytest -m chaos -s tests/chaos
 
-test-browser: $(INSTALLED)
-	$(VENV)/bin/pytest -m browser tests/reporting
+# Playwright drives the Chromium that is installed; it brings none.
+$(VENV)/.installed-browser: $(INSTALLED)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt playwright
+	touch $@
+
+test-browser: $(VENV)/.installed-browser
+	$(VENV)/bin/pytest -m browser tests/reporting tests/viewer
 
 INPUTS ?= 1000000
 test-fuzz: $(INSTALLED)
@@ -153,9 +158,26 @@ bench-streaming: $(INSTALLED)
 bench-soak: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/soak.py --picture docs/soak.png
 
+# The viewer's pictures in docs/, by Chromium.
+pictures: $(INSTALLED)
+	$(VENV)/bin/drift quickstart --out runs/pictures
+	$(VENV)/bin/python -m tools.pictures runs/pictures
+
+# A million conversations in the viewer; the data set, some 400 MB, is made first.
+bench-viewer: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/viewer.py
+
 # docs/results.md from the comparisons kept in docs/results; see benchmarks/results.py.
 results: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/results.py write
+
+# The documentation as a site, build/site/index.html; a broken link or anchor fails it. With search: .venv/bin/mkdocs serve.
+$(VENV)/.installed-docs: $(INSTALLED)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 # Known vulnerabilities of the pinned packages; where no service can be reached, it says so and goes on.
 .venv-audit/.installed:

@@ -30,7 +30,10 @@ from drift.reporting.comparison import verdicts as verdicts_of
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results"
 # Of the rows, and of the differences.
-KEPT = {"rows": ("multi@", "above_floor@", "corrected@", "distinct_answers", "turns"), "differences": ("multi@",)}
+KEPT = {
+    "rows": ("multi@", "above_floor@", "corrected@", "distinct_answers", "turns", "reward"),
+    "differences": ("multi@", "reward"),
+}
 HEAD = """# Results
 
 Made by `make results` from the comparisons in [results/](results); nothing here is typed. Each table says which

@@ -32,7 +32,7 @@ from weights import KIND, SAMPLES, SHARD_ROWS, random_columns, shard
 WORDS = np.array([f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "ei", "o", "un") for c in ("l", "ner", "st", "")])
 ASKED = {
     "first page": "data=rollouts",
-    "success and turns": "data=rollouts&success=no&turns=2..4",
+    "success and turns": "data=rollouts&success=yes&turns=2..4",
     "sorted by weight": "data=rollouts&sort=-weight",
     "return and weight, page 200": "data=rollouts&return=0.2..&weight=1..&sort=turns&page=200",
     "task": "data=rollouts&task=task-0000123",
@@ -97,8 +97,8 @@ def main() -> None:
             taken, page = timed(f"{found.group()}list?{query}")
             whole = taken
             while "data-unfinished" in page:
-                whole += timed(f"{found.group()}list?{query}")[0]
-                page = timed(f"{found.group()}list?{query}")[1]
+                more, page = timed(f"{found.group()}list?{query}")
+                whole += more
             count = re.search(r"<b>([\d,]+)</b> of", page)
             seconds[name] = round(taken, 3)
             print(f"{name:32} {taken:6.2f} s; complete after {whole:6.2f} s, {count.group(1) if count else '?'} found")

@@ -1,20 +1,24 @@
 """What the README, the documentation and the notebook show is run, or at least understood by the command line."""
 
+import json
 import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import drift
 from drift import cli
 from drift.errors import ConfigError
 from drift.keywords import as_declared
 
 ROOT = Path(__file__).parents[1]
 HISTORY = ("LOG.md", "results.md")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS = [path for path in DOCUMENTS if path.name not in HISTORY]
 
 
@@ -117,6 +121,49 @@ def test_the_guide_runs_stage_by_stage(elsewhere: Path) -> None:
         words = shlex.split(shrunk(command))[1:]
         more = ["--tasks", "6", "--samples", "1"] if words[0] == "evaluate" else []
         assert cli.main([*words, *more]) == 0, command
+
+
+def test_the_site_has_every_page_and_every_public_name_with_its_arguments() -> None:
+    import yaml
+    from tools.documentation import python_page
+
+    def pages(part: Any) -> Iterator[str]:
+        for each in part if isinstance(part, list) else part.values():
+            yield from [each] if isinstance(each, str) else pages(each)
+
+    nav = set(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    written = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    made = {"contributing.md", "reference/python.md", "reference/recipe.md", "reference/commands.md"}
+    assert nav == written | made
+    told = python_page()
+    for name in drift.__all__:
+        assert re.search(rf"^(?:### drift\.|::: drift\.\S+\.){name}$", told, re.MULTILINE), name
+    # Arguments of a settings record are arguments of the call, and none is without a word.
+    assert "| `max_new_tokens` |" in told.partition("### drift.rollout")[2].partition("###")[0]
+    assert not re.findall(r"^\| `[^|]*\|[^|]*\|\s*\|$", told, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["1-first-minute", "2-own-task", "3-own-logs"])
+def test_the_tutorial_runs_word_by_word(name: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "tutorial" / f"{name}.md"
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n} + 1 = ?"}, {"role": "assistant", "content": f"{n + n % 2}"}]}
+        | {"rating": 1 + 4 * (n % 2)}
+        for n in range(60)
+    ]
+    (elsewhere / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for language, block in blocks(page):
+        if language == "python":
+            exec(compile(block, page.name, "exec"), {})
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines() if not language else []:
+            if line.startswith("cd ") and Path(line[3:]).is_dir():
+                monkeypatch.chdir(line[3:])
+                (Path.cwd() / "replies.jsonl").write_text('{"reply": "<answer>12</answer>", "answer": "12"}\n')
+            # Installing is what the test of `drift new` does, and of the hub there is none.
+            elif line.startswith("drift ") and "letter-count" not in line and "Qwen/" not in line:
+                assert cli.main(shlex.split(line)[1:]) == 0, line
 
 
 def test_the_notebook_runs(elsewhere: Path) -> None:

@@ -94,6 +94,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "compare": (("quickstart",), "method", "methods"),
     "check": (("guess",), "repiar", "repair"),
     "verify": (("replies.jsonl",), "fallbak", "fallback"),
+    "push": (("model", "a/b"), "publc", "public"),
     "new": (("recipe", "mine"), "uot", "out"),
     "as_hf_dataset": (("data",), "directry", "directory"),
 }
@@ -117,6 +118,16 @@ def test_an_unknown_argument_gets_the_nearest_known_one(
 def test_an_unknown_name_of_the_package_gets_the_nearest_known_one() -> None:
     with pytest.raises(AttributeError, match="Did you mean 'rollout'"):
         drift.rolout  # noqa: B018
+
+
+def test_where_drift_can_not_run_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    spec = spec_from_file_location("drift_elsewhere", drift.__file__)
+    assert spec is not None and spec.loader is not None
+    with pytest.raises(ImportError, match=r"Linux and macOS, not on Windows\..*Subsystem for Linux"):
+        spec.loader.exec_module(module_from_spec(spec))
 
 
 def test_settings_within_settings_may_be_mappings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

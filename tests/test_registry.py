@@ -125,7 +125,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_one():
 
 def test_a_missing_setting_is_refused_by_name(declare):
     declare({"needs": "extra_things:needs"})
-    with pytest.raises(ConfigError, match=r"here: thing 'needs' can't be made from \{\}.*'path'"):
+    with pytest.raises(ConfigError, match=r"thing 'needs' needs path\. Give here\.path\."):
         things().make("needs", {}, where="here")
 
 

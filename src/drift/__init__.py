@@ -5,7 +5,13 @@ Sample conversations once from a fixed policy, weigh each by its return, fine-tu
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError(
+        "drift runs on Linux and macOS, not on Windows. Use the Windows Subsystem for Linux (wsl --install)."
+    )
 
 if TYPE_CHECKING:
     from drift.api import (
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     from drift.evaluation.config import EvaluationConfig
     from drift.pipeline import run
     from drift.policies.base import Policy, Sampling, TextPolicy
+    from drift.publishing.hub import push
     from drift.recipe import Recipe
     from drift.rollouts.config import ClusterConfig, RolloutConfig
     from drift.scaffold import new
@@ -55,6 +62,7 @@ _FROM = {
     "evaluation.config": ("EvaluationConfig",),
     "pipeline": ("run",),
     "policies.base": ("Policy", "Sampling", "TextPolicy"),
+    "publishing.hub": ("push",),
     "recipe": ("Recipe",),
     "rollouts.config": ("ClusterConfig", "RolloutConfig"),
     "scaffold": ("new",),

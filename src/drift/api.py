@@ -361,16 +361,22 @@ def view(
 
 @by_fields(config=ExportConfig)
 def export(
-    data: Place, *, out: Place, weights: Place | None = None, model: str = "", config: ExportConfig
+    data: Place, *, out: Place, weights: Place | None = None, model: str = "", merge: bool = False, config: ExportConfig
 ) -> dict[str, Any]:
     """Write conversations as rows for other trainers (DPO, KTO, SFT); returns the rows' manifest and their ``file``.
 
     Args:
-        data: directory of trajectories.
+        data: directory of trajectories; with merge a LoRA adapter, or a model folder that holds one.
         out: the file, JSON Lines in TRL's schema; its manifest lies beside it.
         weights: directory of their weights, which the formats sft and sft-sharegpt need.
-        model: the model to be trained, to count where rendering the rows gives other ids than were sampled.
+        model: the model to be trained, to count where rendering the rows gives other ids than were sampled; with merge
+            the adapter's base, unless that is the one it names.
+        merge: write the base with an adapter added to its weights instead, as an ordinary model folder.
     """
+    if merge:
+        from drift.publishing.merge import merge_adapter
+
+        return {"file": os.fspath(merge_adapter(Path(data), Path(out), model=model)), "counts": {}, "rendered": None}
     from drift.exports.run import export_dataset
 
     tokenizer = None

@@ -63,6 +63,9 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         positional[at] = {"name": positional[at], **settings} if settings else positional[at]
     # Dotted keys of a recipe are the function's keywords; of other verbs they are the parts of one argument.
     keywords = _load("drift.recipe:flatten")(found) if verb.record == RECIPE else _nested_policy(found)
+    for key, each in inspect.signature(function).parameters.items():
+        if each.kind is each.KEYWORD_ONLY and each.default is each.empty and key not in keywords:
+            raise ConfigError(f"drift {name} needs --{key}. For example: {verb.example}")
     result = function(*positional, **keywords)
     if result is None or os.environ.get("RANK", "0") != "0":
         return 0
@@ -172,11 +175,12 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         return parser.parse_args(given)
     except ArgumentError as error:
         message = " ".join(str(error).split()).rstrip(".")
+        message = message.replace("unrecognized arguments:", "too many arguments, or options without --:")
         wrong = re.match(r'Parser key "(\S+)"', message)
         if wrong:
             key, got = wrong.group(1), re.search(r"(?:Given value|Got value): (.*)$", message)
             kind = _types_of(parser).get(key)
-            message = f"--{key}: got {got.group(1) if got else 'a value'}, expected {in_words(kind)}"
+            message = f"--{key}: got {got.group(1) if got else 'a value'}, expected {in_words(kind, key)}"
         raise ConfigError(f"{message}. See {parser.prog} --help.") from error
 
 

@@ -34,10 +34,13 @@ def writing(path: Path) -> Iterator[None]:
                 f"{error.filename or path} is a link, where a file or folder of drift's own is expected: what it "
                 "points to may be another's. Remove the link, or give another directory."
             ) from error
-        raise StorageError(
-            f"{path} can't be written: {error.strerror or error}. What was written before is whole. "
-            "Free some space or fix the permissions, then run the same command again: it goes on where it was."
-        ) from error
+        remedy = (
+            "What was written before is whole. Free some space or fix the permissions, then run the same command "
+            "again: it goes on where it was."
+        )
+        if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
+            remedy = "Give another path."
+        raise StorageError(f"{path} can't be written: {error.strerror or error}. {remedy}") from error
 
 
 def open_own(path: Path, mode: str) -> IO[str]:

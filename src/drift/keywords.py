@@ -188,18 +188,18 @@ def metavar(kind: Any) -> str:
     return names.get(kind) or names.get(parts[0], "VALUE")
 
 
-def in_words(kind: Any) -> str:
-    """A type in words."""
+def in_words(kind: Any, key: str) -> str:
+    """The type of an option ``--key`` in words."""
     if typing.get_origin(kind) is Literal:
         return " or ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return " or ".join(in_words(part) for part in typing.get_args(kind))
+        return " or ".join(in_words(part, key) for part in typing.get_args(kind))
     if kind is type(None):
         return "null"
     if typing.get_origin(kind) is list:
         return "a list, such as [a, b]"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(kind, "keys and values, such as {key: value}")
+    return words.get(kind, f"keys and values: --{key}.KEY VALUE")
 
 
 def help_formatter() -> type:

@@ -18,9 +18,9 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 # Files of a stage's own folder that decide a result, or are read as one.
 DECIDING = (
-    *("tasks.jsonl", "rejected.jsonl", "weights.parquet", "estimates.json", "sums.json", "training.json"),
-    *("metrics.jsonl", "shared-prefixes.json", "kl.jsonl", "rounds.jsonl", "seconds.json", "recipe.yaml"),
-    *("rewards.parquet", "replies.jsonl"),
+    *("tasks.jsonl", "rejected.jsonl", "rewards.parquet", "weights.parquet", "estimates.json", "replies.jsonl"),
+    *("sums.json", "training.json", "metrics.jsonl", "shared-prefixes.json", "kl.jsonl", "held-out.jsonl"),
+    *("rounds.jsonl", "seconds.json", "recipe.yaml"),
 )
 # What a manifest tells of circumstances, which the same stage run again may change. Shards have sums in their names.
 CIRCUMSTANCES = (
@@ -98,6 +98,18 @@ def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
     if found_kind != kind:
         raise DatasetError(f"{path}: holds {found_kind}, expected {kind}. Check which directory you meant.")
     return manifest
+
+
+def check_out(out: Path, kind: str) -> None:
+    """Raise ``DatasetError`` where ``out`` is a file, or holds something else than ``kind``, which would be lost."""
+    if out.is_file():
+        raise DatasetError(f"{out} is a file, expected a directory for {kind}. Give another one as out.")
+    try:
+        found = json.loads((out / MANIFEST).read_text())["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if found != kind:
+        raise DatasetError(f"{out} holds {found}, and {kind} would be written over it. Give another directory as out.")
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from drift.api import read_logs, train
-from drift.artifacts import LIKELIHOOD, Run
+from drift.artifacts import LIKELIHOOD, MODEL, Run
 from drift.endings import stage
 from drift.errors import require
-from drift.evaluation.run import evaluate_policies
-from drift.manifest import MANIFEST
+from drift.evaluation.run import ESTIMATES, evaluate_policies
+from drift.manifest import MANIFEST, read_manifest
 from drift.own_process import call_apart
 from drift.policies.base import derive_seed
 from drift.preflight import check_recipe
@@ -79,7 +81,8 @@ def quickstart(
 def run_recipe(recipe: Recipe, out: Path, *, replace: bool = False) -> None:
     """Run every stage of ``recipe`` into ``out``; stages that are finished are not run again.
 
-    Writes ``recipe.yaml`` (resolved), ``rollouts/``, ``weights/``, ``model/``, ``evaluation/`` and ``report.html``.
+    Writes ``recipe.yaml`` (resolved), ``rollouts/``, ``weights/``, ``model/``, ``evaluation/`` and ``report.html``, and
+    beside the model its card.
     Without an environment there is no evaluation, but of a log ``likelihood/``, if its weights hold prompts out.
     Where there are several rounds, ``weights`` and ``model`` of each, and its ``rollouts`` from the second on, lie in
     ``round-1/``, ``round-2/``, …
@@ -92,6 +95,7 @@ def run_recipe(recipe: Recipe, out: Path, *, replace: bool = False) -> None:
     Raises:
         ConfigError: ``out`` holds results that this recipe changes, or torchrun started this process as one of several.
     """
+    from drift.publishing.card import write_card
     from drift.reporting.page import write_report
 
     one_process()
@@ -119,9 +123,25 @@ def run_recipe(recipe: Recipe, out: Path, *, replace: bool = False) -> None:
                 concurrency=recipe.concurrency,
                 cluster=recipe.cluster,
             )
+            _track(recipe, model, out / "evaluation")
     with stage("report", out):
+        write_card(model)
         write_report(out, out / "report.html")
         write_record(out)
+
+
+def _track(recipe: Recipe, model: Path, evaluation: Path) -> None:
+    """Give the trackers of the training, if it has any, what was measured: success, and where it is paid, reward."""
+    if recipe.training.arguments.get("report_to", "none") == "none":
+        return
+    from drift.training.arguments import training_arguments
+    from drift.training.trackers import log_figures
+
+    rows = json.loads((evaluation / ESTIMATES).read_text())
+    kept = [row for row in rows if row["value"] is not None and re.search(r"/(?:multi@\d+|reward)$", row["metric"])]
+    names = {f"{row['policy'].replace(' ', '')}/{row['metric']}": row["value"] for row in kept}
+    steps = int(read_manifest(model, MODEL)["steps"])
+    log_figures(training_arguments(recipe.training, model, steps, recipe.seed, recipe.device), steps, names)
 
 
 def _measure_log(recipe: Recipe, model: Path, out: Path) -> None:

@@ -265,6 +265,8 @@ def load_values(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file; raises ``ConfigError`` where there are none."""
+    if path.is_dir():
+        raise ConfigError(f"recipe {path} is a directory. Give a file of YAML; a run has {path / 'recipe.yaml'}.")
     if not path.is_file():
         known = [*built_in_recipes(), *built_in_comparisons()]
         raise unknown_name("recipe", str(path), known, where="the built-in ones, and there is no such file")

@@ -15,6 +15,8 @@ from typing import Any
 from drift.errors import ConfigError, require, unknown_name
 from drift.secrets import refuse_secrets
 
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
 
 class Registry:
     """Things by name: built in, of another package through an entry-point group, or anybody's by ``module:attribute``.
@@ -101,12 +103,21 @@ class Registry:
         return constructor
 
     def _called(self, function: Callable[..., Any], thing: Any, settings: Mapping[str, Any], where: str) -> Any:
+        name = thing if isinstance(thing, str) else path_of(thing)
+        parameters = inspect.signature(function).parameters.values()
+        required = [each.name for each in parameters if each.default is each.empty and each.kind in _NAMED]
+        missing = [each for each in required if each not in settings]
+        if missing:
+            keys = " and ".join(f"{where}.{each}" for each in missing)
+            raise ConfigError(f"{self.kind} {name!r} needs {' and '.join(missing)}. Give {keys}.")
         try:
             # YAML has no tuples, and settings are frozen.
             return function(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
         except TypeError as error:
-            name = thing if isinstance(thing, str) else path_of(thing)
-            raise ConfigError(f"{where}: {self.kind} {name!r} can't be made from {dict(settings)}: {error}.") from error
+            known = ", ".join(map(str, parameters)).replace("'", "")
+            raise ConfigError(
+                f"{where}: {self.kind} {name!r} can't be made from {dict(settings)}: {error}. Its settings are {known}."
+            ) from error
 
 
 def _declared(group: str) -> EntryPoints:
@@ -267,7 +278,10 @@ def try_once(function: Callable[..., Any], *arguments: Any, **settings: Any) -> 
     try:
         function(*arguments, **settings)
     except TypeError as error:
-        raise ConfigError(f"{function.__name__} can't work with its settings: {error}.") from error
+        given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        raise ConfigError(
+            f"{function.__name__} can't work with the settings {given}: {error}. Correct them."
+        ) from error
 
 
 def name_of(item: Any) -> str:

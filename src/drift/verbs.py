@@ -108,5 +108,13 @@ VERBS = {
     "new": Verb(
         "write a package with an environment or a weighting, or a recipe, to start from", "drift.scaffold:new",
         ("kind", "name"), example="drift new environment word-length"),
+    "push": Verb(
+        "upload a model to the hub, with a card written from its manifests", "drift.publishing.hub:push",
+        ("model", "repository"), example="drift push run/model OWNER/NAME --dry_run"),
+    "schema": Verb(
+        "print the JSON schema of recipes, for editors", "drift.recipe_schema:schema", example="drift schema"),
+    "completion": Verb(
+        "print a script by which bash, zsh or fish completes commands", "drift.completion:completion", ("shell",),
+        example="drift completion bash"),
 }
 # fmt: on

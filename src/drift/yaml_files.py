@@ -32,7 +32,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
             _check(node, [], [0])
         values = loader.construct_document(node) if node is not None else {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} can't be read as YAML: {str(error) or 'it is too deep'}. Correct it.") from error
+        words = " ".join(str(error).split()).rstrip(".") or "it is too deep"
+        raise ConfigError(f"{path} can't be read as YAML: {words}. Correct it (spaces, no tabs).") from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -139,7 +139,9 @@ def test_damage_is_named_with_what_to_do(tmp_path: Path, six: list[Trajectory]) 
     whole = shard.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 3] ^= 4
-    for damaged in (whole[: len(whole) // 2], bytes(flipped), b""):
+    # A sound file of as many rows, with other content.
+    pq.write_table(pq.read_table(shard).take([1, 1]), shard)
+    for damaged in (whole[: len(whole) // 2], bytes(flipped), b"", shard.read_bytes()):
         shard.write_bytes(damaged)
         with pytest.raises(DatasetError, match=r"(?s)000001-.*\.parquet can't be read: .*Delete that file"):
             read_trajectories(tmp_path)

@@ -1,5 +1,5 @@
 import asyncio
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,30 +149,33 @@ def test_where_memory_runs_out_fewer_replies_are_computed_at_once(tiny_model: Pa
 def test_whoever_stops_waiting_stops_the_computing_within_a_forward_pass(tiny_model: Path) -> None:
     policy = HFPolicy(str(tiny_model))
     whole = conversations(policy, questions=1)
-    layers = []
+    entered, released, second = threading.Event(), threading.Event(), []
 
-    def slow(*_: Any) -> None:
-        layers.append(time.monotonic())
-        time.sleep(0.1)
+    def hold(*_: Any) -> None:
+        entered.set()
+        released.wait(60)
 
-    hook = policy._model.model.layers[1].mlp.register_forward_pre_hook(slow)
-
-    async def given_up(close: bool) -> float:
+    async def given_up(close: bool) -> None:
         talk = asyncio.ensure_future(converse(policy, 0, 0))
-        await asyncio.sleep(0.3)
-        start = time.monotonic()
+        while not entered.is_set():
+            await asyncio.sleep(0.01)
+        # The first layer goes on when nobody waits any more.
+        threading.Timer(0.5, released.set).start()
         talk.cancel()
         if close:
             await policy.aclose()
         await asyncio.wait([talk])
-        return start
 
+    layers = policy._model.model.layers
+    hooks = [layers[0].mlp.register_forward_pre_hook(hold)]
+    hooks += [layers[1].mlp.register_forward_pre_hook(lambda *_: second.append(1))]
     for close in (True, False):
-        start = asyncio.run(given_up(close))
-        assert time.monotonic() - start < 1
-        time.sleep(0.3)
-        assert layers[-1] < start + 0.2
-    hook.remove()
+        entered.clear()
+        released.clear()
+        asyncio.run(given_up(close))
+        assert entered.is_set() and not second
+    for hook in hooks:
+        hook.remove()
     assert conversations(policy, questions=1) == whole
 
 

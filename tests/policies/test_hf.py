@@ -178,6 +178,10 @@ def test_a_plain_models_settings_are_known_or_refused(tiny_model: Path, tmp_path
             make_policy(str(told), {"chat_template_kwargs": {key: True}})
     with pytest.raises(ConfigError, match="unknown setting 'chat_template'"):
         make_policy(str(told), {"chat_template": {}})
+    # What is looked at before a run is what the policy takes: 0 is as many as fit.
+    HFPolicy.check(str(told), batch_size=0)
+    with pytest.raises(ConfigError, match="batch_size: got -1, expected a whole number ≥ 0"):
+        HFPolicy.check(str(told), batch_size=-1)
 
 
 def test_a_system_message_and_a_prefill_are_in_the_prompts_and_in_the_record(tiny_model: Path, tmp_path: Path) -> None:

@@ -76,6 +76,20 @@ def test_one_prompt_that_fails_is_counted_and_the_others_go_on(
     assert not requests and again.manifest["policy_errors"] == manifest["policy_errors"]
 
 
+def test_what_a_server_says_it_read_and_wrote_is_in_the_manifest(tmp_path: Path) -> None:
+    def answered(request: dict[str, Any], number: int) -> Any:
+        choice = {"finish_reason": "stop", "message": {"content": text(request)}}
+        return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 3}}
+
+    made, requests = through(answered, tmp_path, tasks=1)
+    count = len(requests)
+    assert made.manifest["policy_usage"] == {
+        "replies": count,
+        "prompt_tokens": 10 * count,
+        "completion_tokens": 3 * count,
+    }
+
+
 def test_replies_that_can_not_be_gone_on_from_are_recorded_and_counted(tmp_path: Path) -> None:
     thought = {"role": "assistant", "content": None, "reasoning": "first this"}
     body = {"choices": [{"finish_reason": "length", "message": thought}]}

@@ -25,6 +25,8 @@ def test_a_folder_has_the_fingerprint_and_end_tokens_of_the_model_loaded_from_it
         stored = StoredModel(str(folder))
         assert stored.fingerprint() == fingerprint(*loaded)
         assert stored.end_ids == end_ids(*loaded)
+        # A tokenizer and a configuration take no memory for the weights.
+        assert all(parameter.is_meta for parameter in stored._empty.parameters())
     assert StoredModel(str(ending)).end_ids == [1, 7]
 
 

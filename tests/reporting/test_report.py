@@ -212,5 +212,8 @@ def test_what_to_try_next_goes_by_the_figures(run: Path, value: float, low: floa
     falling = [{"step": n, "loss": 1 - n / 10} for n in range(6)]
     advice = next_steps(dataclasses.replace(facts, rows=rows, curve=falling))
     assert "30% of tuned's replies" in advice[0] and "raise training.max_steps" in advice[1] and words in advice[2]
+    risen = [{"step": n, "nll": abs(n - 3.0)} for n in range(6)]
+    advice = next_steps(dataclasses.replace(facts, rows=rows, curve=falling, held_out=risen))
+    assert "lowest at step 3" in advice[1] and not any("max_steps" in line for line in advice)
     flat = next_steps(dataclasses.replace(facts, curve=[{"step": n, "loss": 2.0**-n} for n in range(20)]))
     assert not any("max_steps" in line for line in flat)

@@ -1,6 +1,7 @@
 """Settings by the names of transformers and PEFT: what is wrong with them is said before a model is loaded."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from drift.training.config import SET_BY_TRAINING, TrainingConfig
     ("settings", "said"),
     [
         ({"arguments": {"weight_dekay": 0.1}}, r"TrainingArguments 'weight_dekay'.*Did you mean 'weight_decay'"),
+        ({"arguments": {"weight_decay": "1e-2"}}, r"weight_decay: got '1e-2', expected a value such as 0\.0\. Write"),
         ({"lora": {"rank": 4}}, r"peft\.LoraConfig 'rank' in training\.lora\. Did you mean 'rank_pattern'"),
         ({"lora": {"r": 4, "task_type": "SEQ_CLS"}}, r"unknown setting of peft\.LoraConfig 'task_type'"),
         ({"lora": {"r": 4, "layers_to_transform": [1]}}, r"training\.lora: "),
@@ -98,3 +100,20 @@ def test_the_command_line_takes_them_by_name_and_a_run_is_its_settings(
     assert main([*line, "--arguments.weight_decay", "0.25", "--arguments.max_grad_norm", "1.0"]) == 0
     assert main([*line, "--arguments.weight_decay", "0.5"]) == 1
     assert "config.arguments.weight_decay: 0.25 -> 0.5" in capsys.readouterr().err
+
+
+def test_trackers_are_told_the_name_of_the_run_unless_another_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from drift.training.trackers import names_of
+
+    # Set first, so that it is as it was afterwards.
+    monkeypatch.setenv("WANDB_PROJECT", "other")
+    monkeypatch.delenv("WANDB_PROJECT")
+    assert names_of(TrainingConfig(), tmp_path / "sums" / "model") == {} and "WANDB_PROJECT" not in os.environ
+    config = TrainingConfig(arguments={"report_to": "wandb"})
+    assert names_of(config, tmp_path / "sums" / "model") == {"run_name": "sums", "project": "drift"}
+    assert names_of(config, tmp_path / "sums" / "round-2" / "model")["run_name"] == "sums-round-2"
+    assert os.environ["WANDB_PROJECT"] == "drift"
+    given = TrainingConfig(arguments={"report_to": "tensorboard", "run_name": "mine"})
+    assert training_arguments(given, tmp_path / "sums" / "model", 3, 1, "cpu").run_name == "mine"

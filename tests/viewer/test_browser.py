@@ -24,7 +24,7 @@ from drift.rollouts.setup import Setup
 from drift.types import Trajectory
 from drift.viewer.library import Library
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 WIDTHS = (1280, 390)
 
 
@@ -74,6 +74,7 @@ class Watched:
 
     def fits(self) -> bool:
         """Nothing has to be scrolled sideways, but within a part that scrolls by itself."""
+        self.page.wait_for_load_state()
         return bool(self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
 
     def done(self) -> None:

@@ -126,3 +126,10 @@ def test_a_damaged_shard_is_told_and_the_others_are_shown(run: Path) -> None:
     total = len(read_weights(run / "weights" / "weights.parquet", run).ids)
     assert total - 8 <= len(found.order) and damaged.name in found.columns.problems[0]
     assert found.weighed is not None and found.columns.start_S[2] == found.columns.start_S[1] == 8
+    (run / "weights" / "weights.parquet").write_bytes(b"PAR1")
+    found = Library(run).find({}, patience=math.inf)
+    assert (
+        found.weighed is None
+        and "Run drift weigh again" in found.problems[1]
+        and len(found.order) == len(found.columns)
+    )

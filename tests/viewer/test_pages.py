@@ -1,5 +1,6 @@
 """Pages of a small run: what is on them, that nothing on them is markup but ours, and that they grow with the run."""
 
+import dataclasses
 import html
 import json
 import math
@@ -48,6 +49,13 @@ def test_each_conversation_is_shown_with_what_is_stored_and_what_is_trained(run:
         for turn in each.turns:
             if turn.step.answer is not None:
                 assert f"<code>{html.escape(turn.step.answer)}</code>" in page
+
+
+def test_a_conversation_that_is_not_whole_is_named(tmp_path: Path, make_trajectory: Callable[..., Trajectory]) -> None:
+    one = make_trajectory("t", 0, ("1", "2"))
+    write(tmp_path / "rollouts", [dataclasses.replace(one, messages=one.messages[:1])])
+    with pytest.raises(DatasetError, match="'t#0' of rollouts is not as drift writes them"):
+        Pages(Library(tmp_path)).conversation({"id": "t#0"})
 
 
 def test_nothing_that_was_said_is_markup(run: Path) -> None:
@@ -143,7 +151,7 @@ def test_pages_grow_while_conversations_are_held(tmp_path: Path, make_trajectory
             writer.flush()
             page = pages.conversations({})
             assert f"<b>{count}</b> of {count} conversations" in page and "data-live" in page
-            assert f"{count} of 9 so far conversations" in pages.run({}) and page.count('class="row"') == count
+            assert f"{count} conversations of 9 so far" in pages.run({}) and page.count('class="row"') == count
         writer.finish()
     assert "data-live" not in Pages(Library(tmp_path)).conversations({})
 

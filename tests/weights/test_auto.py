@@ -51,7 +51,7 @@ def conversations(kind: str, make: Make) -> list[Trajectory]:
             "successes alone are trained (rft), 6 of",
         ),
         ("by reply", {"scheme": "refit", "turns": "own"}, "4 values, and 75% of the conversations were rewarded more"),
-        ("graded", {"scheme": "drift", "beta": {"auto": 0.25}}, "100% of the prompts have conversations that differ"),
+        ("graded", {"scheme": "star_gate", "turns": "terminal"}, "100% of the prompts have conversations that differ"),
         ("alone", {"scheme": "swift", "baseline": "fitted"}, "most prompts have one conversation"),
     ],
 )
@@ -71,6 +71,15 @@ def test_it_is_what_it_names(
     (found, chain, said), (expected, other, usual) = tables
     assert {name: list(value) for name, value in found.items()} == {name: list(expected[name]) for name in found}
     assert chain == other and words in said[0] and "docs/" in said[0] and said[-1] == usual[-1]
+
+
+def test_what_nobody_judged_is_said(tmp_path: Path, make_trajectory: Make) -> None:
+    with TrajectoryWriter(tmp_path / "data", {}, []) as writer:
+        for trajectory in conversations("graded", make_trajectory):
+            writer.append(trajectory)
+        writer.finish()
+    with pytest.raises(ConfigError, match="no conversation says whether it succeeded"):
+        weigh_dataset(tmp_path / "data", WeightConfig(scheme="auto", outcome="success"), tmp_path / "weights")
 
 
 def test_settings_of_other_schemes_are_refused() -> None:

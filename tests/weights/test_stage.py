@@ -85,6 +85,8 @@ def test_the_chain_that_is_recorded_is_a_configuration_of_the_same_weights(
     for options in ({}, {"scheme": "swift", "steps": ["resample"]}, {"scheme": "awr", "turns": {"credited": -0.2}}):
         manifest = weigh_dataset(folder, WeightConfig(**options), tmp_path / "w")
         chain = dict(manifest["chain"])
+        # What was left to default is there too.
+        assert None not in chain.values()
         own = dict(chain.pop("settings"))
         beta = own.pop("beta", None)
         config = WeightConfig(**{**chain, "scheme": {chain["scheme"]: own}}, beta=beta)

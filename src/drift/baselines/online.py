@@ -25,9 +25,9 @@ from drift.policies import model_path
 from drift.policies.hf import load_model
 from drift.policies.stored import fingerprint_of
 from drift.training.checkpoints import saving
-from drift.training.config import KIND
+from drift.training.config import KIND, SPEC
 from drift.training.distributed import locked
-from drift.training.run import SPEC, is_finished
+from drift.training.run import is_finished
 
 ROUNDS = "rounds.jsonl"
 

@@ -18,9 +18,9 @@ from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import load_model
 from drift.policies.stored import context_limit, fingerprint_of
-from drift.training.config import KIND
+from drift.training.config import KIND, SPEC
 from drift.training.distributed import locked
-from drift.training.run import SPEC, check_policy, is_finished
+from drift.training.run import check_policy, is_finished
 
 ROWS = "rows.jsonl"
 

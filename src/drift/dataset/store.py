@@ -361,6 +361,9 @@ def read_tasks(directory: str | Path) -> list[Task]:
 def as_hf_dataset(directory: str | os.PathLike[str]) -> Any:
     """What a data set holds, finished or not, as ``datasets.Dataset``, with the ``messages`` that chat tooling expects.
 
+    Args:
+        directory: directory of trajectories.
+
     Raises:
         DatasetError: it is missing, something else, of another schema version, or empty.
         ConfigError: the library ``datasets`` is not installed.

@@ -27,7 +27,7 @@ from drift.evaluation.metrics import Ratio
 from drift.evaluation.run import tuned_folders
 from drift.evaluation.side_by_side import FILE as REPLIES
 from drift.evaluation.side_by_side import OPENINGS, opening_of, replies_of, write_side_by_side
-from drift.manifest import read_manifest, write_json, write_manifest
+from drift.manifest import check_out, read_manifest, write_json, write_manifest
 from drift.policies import kind_of, model_name
 from drift.policies.base import Sampling
 from drift.types import Trajectory
@@ -92,6 +92,7 @@ def evaluate_log(
 
     Raises:
         ConfigError: no models, one that can't be loaded, or weights made without ``hold_out``.
+        DatasetError: ``out`` holds something else.
         NothingHeldOut: there were too few prompts.
     """
     from drift.policies.hf import load_model
@@ -99,6 +100,7 @@ def evaluate_log(
     from drift.training.examples import rows_of
 
     require(bool(models), "models", dict(models), "at least one model by name, like base=default")
+    check_out(out, KIND)
     paths = {name: _path(name, model) for name, model in models.items()}
     held, manifest, start = read_held_out(data, weights), read_manifest(weights, WEIGHTS), time.monotonic()
     lengths = [[len(turn.completion.token_ids) for turn in t.turns] for t in held.trajectories]

@@ -22,7 +22,7 @@ from drift.errors import DatasetError, EnvironmentFault
 from drift.evaluation.judging import OPEN, key_of, read_answers
 from drift.event_loop import run_to_end
 from drift.files import write_atomic
-from drift.manifest import write_manifest
+from drift.manifest import check_out, write_manifest
 from drift.policies.base import RequestFailed
 from drift.progress import Progress
 from drift.secrets import refuse_secrets
@@ -48,10 +48,11 @@ def rank_dataset(data: Path, settings: Mapping[str, Any], out: Path) -> dict[str
 
     Raises:
         ConfigError: a setting is wrong.
-        DatasetError: no prompt has two conversations.
+        DatasetError: no prompt has two conversations, or ``out`` holds something else.
         EnvironmentFault: nothing of what the judge said could be read.
     """
     start = time.monotonic()
+    check_out(out, KIND)
     refuse_secrets(settings, "judge")
     judge = make_verifier("judge", {"rubric": RUBRIC, **settings})
     assert isinstance(judge, Judge)

@@ -20,7 +20,7 @@ from drift.evaluation.estimates import GREEDY, SAMPLED, estimate_all, estimate_m
 from drift.evaluation.judging import judge_policies, make_judge
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
 from drift.files import check_folder_name
-from drift.manifest import MANIFEST, write_json, write_manifest
+from drift.manifest import MANIFEST, check_out, write_json, write_manifest
 from drift.policies import check_policy, model_name, settings_for
 from drift.policies.base import AnyPolicy, Sampling
 from drift.rollouts.cluster import sampler
@@ -155,6 +155,7 @@ def evaluate_policies(
         DatasetError: another process writes to ``out``, or it holds another evaluation.
     """
     require(bool(models), "models", dict(models), "at least one model by name, like base=default")
+    check_out(out, KIND)
     for name in models:
         check_folder_name(name, "models")
     factory, modes = setup.make_environment(), modes_of(config, sampling)

@@ -60,6 +60,11 @@ def _of_weights(facts: Facts) -> Iterator[str]:
 
 
 def _of_training(facts: Facts) -> Iterator[str]:
+    held = [row for row in facts.held_out if row["nll"] is not None]
+    best = min(held, key=lambda row: row["nll"])["step"] if held else None
+    if best is not None and best < held[-1]["step"]:
+        yield f"The held-out loss was lowest at step {best:g} and rose after it: take fewer steps, or more prompts."
+        return
     losses = [row["loss"] for row in facts.curve if "loss" in row]
     if len(losses) >= 5 and losses[-1] < losses[0]:
         late = (losses[-2] - losses[-1]) / (losses[0] - losses[-1])

@@ -6,7 +6,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from drift.dataset.store import KIND
 from drift.environments.base import EnvironmentFactory
+from drift.manifest import check_out
 from drift.policies.base import Sampling
 from drift.rollouts.cluster import sampler
 from drift.rollouts.collect import collect
@@ -42,6 +44,7 @@ def roll_out(
         cluster: workers on many machines that hold the conversations.
         source: the policy itself, or a cluster, where the caller keeps one open that was made of ``setup``.
     """
+    check_out(out, KIND)
     factory = setup.make_environment()
     tasks = draw_tasks(factory, split, config.tasks, seed, default=TASKS)
     opened = sampler(cluster or ClusterConfig(), setup) if source is None else nullcontext(source)

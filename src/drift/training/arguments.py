@@ -14,11 +14,12 @@ import yaml
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from drift.errors import ConfigError, unknown_name
+from drift.errors import ConfigError, require, unknown_name
 from drift.policies.hf import check_device
 from drift.training.checkpoints import FOLDER
 from drift.training.config import DEFAULT_ARGUMENTS, SET_BY_TRAINING, TrainingConfig
 from drift.training.quantized import check_quantization
+from drift.training.trackers import names_of
 
 # What PEFT writes into an adapter's configuration itself.
 _OF_PEFT = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "inference_mode")
@@ -32,10 +33,13 @@ def check_settings(config: TrainingConfig, device: str) -> None:
         ConfigError: an unknown name in ``arguments`` or ``lora``; no such schedule; a tracker or bitsandbytes that is
             not installed; a device that is not here.
     """
-    known = {field.name for field in fields(TrainingArguments)} - set(SET_BY_TRAINING)
-    for name in config.arguments:
+    known = {field.name: field.default for field in fields(TrainingArguments) if field.name not in SET_BY_TRAINING}
+    for name, value in config.arguments.items():
         if name not in known:
             raise unknown_name("setting of transformers.TrainingArguments", name, known, where="training.arguments")
+        # YAML takes 1e-3 for text.
+        sound = not isinstance(known[name], int | float) or not isinstance(value, str)
+        require(sound, f"training.arguments.{name}", value, f"a value such as {known[name]}", "Write 1e-3 as 0.001.")
     schedules = [schedule.value for schedule in SchedulerType]
     schedule = config.to_dict()["arguments"]["lr_scheduler_type"]
     if schedule not in schedules:
@@ -98,7 +102,7 @@ def training_arguments(config: TrainingConfig, out: Path, steps: int, seed: int,
     Raises:
         ConfigError: a value that transformers refuses.
     """
-    given = {**DEFAULT_ARGUMENTS, **config.arguments}
+    given = {**DEFAULT_ARGUMENTS, **names_of(config, out), **config.arguments}
     fsdp = config.engine == "fsdp"
     # FSDP does this itself, around whole layers.
     asked = [given.pop(name, False) for name in _RECOMPUTE] if fsdp else []

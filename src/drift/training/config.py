@@ -11,6 +11,8 @@ from drift.secrets import refuse_secrets
 from drift.training.objectives import advantage_regression, find_loss
 
 KIND = "model"
+# Of a model folder: what was asked for, there from the start on.
+SPEC = "training.json"
 ATTENTIONS = ("auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3")
 ENGINES = ("ddp", "fsdp", "zero2", "zero3")
 PLANS = ("uniform", "balanced", "drawn")

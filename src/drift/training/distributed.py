@@ -17,6 +17,8 @@ import torch
 
 from drift.errors import DatasetError, DriftError, require
 from drift.files import own_folder
+from drift.manifest import check_out
+from drift.training.config import KIND, SPEC
 
 T = TypeVar("T")
 
@@ -147,8 +149,12 @@ def locked(out: Path, patience: float | None = None) -> Iterator[None]:
         patience: seconds that another process may take to let go; those that a killed one takes unless given.
 
     Raises:
-        DatasetError: another process has locked it, and does not end within seconds.
+        DatasetError: it holds something else than a training, a model that was not trained there say; or another
+            process has locked it, and does not end within seconds.
     """
+    check_out(out, KIND)
+    if (out / "config.json").is_file() and not (out / SPEC).is_file():
+        raise DatasetError(f"{out} holds a model that was not trained there. Give another directory as out.")
     own_folder(out, stage=True)
     handle = os.open(out, os.O_RDONLY)
     try:

@@ -40,7 +40,7 @@ from drift.types import Example
 
 METRICS = "metrics.jsonl"
 PREFIXES = "shared-prefixes.json"
-_READ_BY_LOADERS = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja", "adapter/*")
+_READ_BY_LOADERS = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja", "adapter/a*")
 
 
 def optimize(

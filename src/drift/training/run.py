@@ -26,7 +26,7 @@ from drift.policies.stored import context_limit, fingerprint_of
 from drift.terminal import tell
 from drift.training.arguments import check_settings
 from drift.training.checkpoints import discard_unfinished
-from drift.training.config import KIND, TrainingConfig
+from drift.training.config import KIND, SPEC, TrainingConfig
 from drift.training.distributed import Ranks, locked, process_group
 from drift.training.examples import build_examples
 from drift.training.held_out import BEST
@@ -39,7 +39,6 @@ from drift.training.rows import RowFile, write_rows
 from drift.training.sharding import prepare_engine
 from drift.weights.table import WeightTable, chain_of, read_weights
 
-SPEC = "training.json"
 KL_ROWS, HELD_OUT = "kl.arrow", "held-out.arrow"
 # Prompts whose loss is measured at most; all of their conversations are.
 MOST = 256

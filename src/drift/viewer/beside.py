@@ -119,9 +119,3 @@ def _change(row: TaskRow) -> str:
     if before is None or after is None or before == after:
         return "same"
     return "gained" if after > before else "lost"
-
-
-def places_of(columns: Columns, task: str) -> list[int]:
-    """The numbers of a task's conversations, by sample."""
-    found = np.flatnonzero(np.array([each == task for each in columns.tasks.to_pylist()]))
-    return sorted(map(int, found), key=lambda at: int(columns.numbers["sample"][at]))

@@ -100,14 +100,30 @@ class Conversation:
 
 def read_conversation(found: Found, at: int, tokenizer: Any | None = None) -> Conversation:
     """Conversation number ``at`` of ``found``; raises ``DatasetError`` where it can't be read."""
-    row = read_rows(found.columns, [at]).get(at)
-    if row is None:
-        raise DatasetError(f"conversation {at} of {found.data.name} can't be read: its shard is damaged or gone.")
-    record = from_row(row)
+    return next(read_conversations(found, [at], tokenizer))
+
+
+def read_conversations(found: Found, places: Sequence[int], tokenizer: Any | None = None) -> Iterator[Conversation]:
+    """Conversations of ``found`` by their numbers; raises ``DatasetError`` where one can't be read."""
+    rows = read_rows(found.columns, places)
+    for at in places:
+        if at not in rows:
+            raise DatasetError(f"conversation {at} of {found.data.name} can't be read: its shard is damaged or gone.")
+        yield _conversation(found, at, rows[at], tokenizer)
+
+
+def _conversation(found: Found, at: int, row: dict[str, Any], tokenizer: Any | None) -> Conversation:
     weights = found.weighed.of(at) if found.weighed else None
+    try:
+        record = from_row(row)
+        said = tuple(_said(record, weights, found, tokenizer))
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"conversation {row['id']!r} of {found.data.name} is not as drift writes them ({error}): its messages "
+            "don't hold its turns, or something is missing. Make the data set again."
+        ) from error
     why = why_not(record, weights, None) if found.weighed else ""
     value = (float(found.weighed.return_N[at]), float(found.weighed.weight_N[at])) if found.weighed else None
-    said = tuple(_said(record, weights, found, tokenizer))
     return Conversation(record=record, said=said, value=None if value and math.isnan(value[0]) else value, why=why)
 
 

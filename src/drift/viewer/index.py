@@ -62,10 +62,17 @@ class Columns:
         at = pc.index(self.ids, pa.scalar(name, self.ids.type)).as_py()
         return None if at < 0 else int(at)
 
-    def in_group(self, group: str) -> NDArray[np.int64]:
+    def in_group(self, group: str) -> list[int]:
         """The numbers of the conversations of a prompt, by task and sample."""
-        found = np.flatnonzero(pc.equal(self.groups, pa.scalar(group, self.groups.type)).to_numpy())
-        return np.array(sorted(found, key=lambda at: (self.tasks[at].as_py(), self.numbers["sample"][at])), np.int64)
+        return self._where(self.groups, group)
+
+    def of_task(self, task: str) -> list[int]:
+        """The numbers of a task's conversations, by sample."""
+        return self._where(self.tasks, task)
+
+    def _where(self, texts: pa.ChunkedArray, text: str) -> list[int]:
+        found = np.flatnonzero(pc.equal(texts, pa.scalar(text, texts.type)).to_numpy()).tolist()
+        return sorted(found, key=lambda at: (self.tasks[at].as_py(), int(self.numbers["sample"][at])))
 
 
 class Index:

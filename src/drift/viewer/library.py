@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift.dataset.store import KIND as TRAJECTORIES
-from drift.errors import require
+from drift.errors import DatasetError, DriftError, require
 from drift.viewer.choose import KEYS, Search, choose
 from drift.viewer.index import Columns, Index, Weighed, weigh_index
 from drift.viewer.stages import Stage, data_stages, find_stages, require_stages, stage_named, weights_of
@@ -38,6 +39,7 @@ class Found:
         weighed: what they say; ``None`` without them, or until they are read.
         order: the numbers of those asked for, in their order.
         unfinished: what is still being read, in words; empty if nothing.
+        problems: what can't be read, and why.
     """
 
     data: Stage
@@ -46,6 +48,7 @@ class Found:
     weighed: Weighed | None
     order: NDArray[np.int64]
     unfinished: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 class Library:
@@ -77,7 +80,8 @@ class Library:
         for stage in sorted(
             data_stages(self.stages()), key=lambda each: each.manifest["counts"].get("trajectories", 0)
         ):
-            self.find({"data": stage.name}, patience=float("inf"))
+            with suppress(DriftError):
+                self.find({"data": stage.name}, patience=float("inf"))
 
     def find(self, query: Mapping[str, str], *, patience: float = PATIENCE) -> Found:
         """The conversations that ``query`` asks for, waiting ``patience`` seconds for each thing that must be read.
@@ -99,18 +103,28 @@ class Library:
         unfinished = unfinished if columns.waiting else []
         choices = weights_of(data, stages)
         weights = next((each for each in choices if each.name == query.get("weights")), choices[0] if choices else None)
-        weighed = None
+        weighed, problems = None, list(columns.problems)
         if weights and not columns.waiting:
-            weighed = self._weigh(columns, weights, patience)
-            unfinished += [] if weighed else ["weights are being read"]
+            try:
+                weighed = self._weigh(columns, weights, patience)
+                unfinished += [] if weighed else ["weights are being read"]
+            except DatasetError as error:
+                problems.append(str(error))
         elif weights:
             unfinished.append("weights come after them")
         said_N = None
         if query.get("q"):
-            search = self._remember(("search", data.path, query["q"]), lambda: Search(query["q"]))
+            search = self._remember(("search", data.path, columns.paths[:1], query["q"]), lambda: Search(query["q"]))
             said_N, left = search.read(columns, patience)
             unfinished += [f"{left:,} shards are still to be searched"] if left else []
-        key = (data.path, len(columns), weights and weights.path, weighed is None, *(query.get(k, "") for k in KEYS))
+        # A shard's name has its checksum: another data set in the same place has another first one.
+        key = (
+            columns.paths[:1],
+            len(columns),
+            weights and weights.manifest["weights_hash"],
+            weighed is None,
+            *(query.get(k, "") for k in KEYS),
+        )
         if unfinished:
             order = choose(columns, weighed, query, said_N)
         else:
@@ -122,6 +136,7 @@ class Library:
             weighed=weighed,
             order=order,
             unfinished=tuple(unfinished),
+            problems=tuple(problems),
         )
 
     def _index(self, data: Stage) -> Index:
@@ -129,7 +144,7 @@ class Library:
             return self._indices.setdefault(data.path, Index(data.path))
 
     def _weigh(self, columns: Columns, weights: Stage, patience: float) -> Weighed | None:
-        key = (weights.path, weights.manifest["weights_hash"], len(columns))
+        key = (weights.path, weights.manifest["weights_hash"], columns.paths[:1], len(columns))
         with self._lock:
             if key not in self._weighed:
                 self._weighed[key] = self._pool.submit(weigh_index, columns, weights)

@@ -15,9 +15,9 @@ from drift.dataset.store import KIND as TRAJECTORIES
 from drift.errors import ConfigError, DriftError, require
 from drift.reporting.sentences import chain_line, summary_of
 from drift.types import STOP_REASONS
-from drift.viewer.beside import CHANGES, MOST_COLUMNS, compare_policies, places_of, shared_tree
+from drift.viewer.beside import CHANGES, MOST_COLUMNS, compare_policies, shared_tree
 from drift.viewer.choose import KEYS, SORTS, SUCCESSES, read_rows
-from drift.viewer.conversation import Conversation, read_conversation, shade
+from drift.viewer.conversation import Conversation, read_conversation, read_conversations, shade
 from drift.viewer.index import UNKNOWN, Columns
 from drift.viewer.library import Found, Library
 from drift.viewer.stages import METRICS, TRAINING, Stage, data_stages, weights_of
@@ -78,6 +78,9 @@ class Pages:
         """One conversation, ``query["id"]``, and those before and after it among what ``query`` asks for."""
         found = self._library.find(query)
         at = found.columns.place_of(query.get("id", ""))
+        if at is None and found.columns.waiting:
+            found = self._library.find(query, patience=float("inf"))
+            at = found.columns.place_of(query.get("id", ""))
         if at is None:
             raise ConfigError(f"id: got {query.get('id', '')!r}, expected that of a conversation in {found.data.name}.")
         colour = query.get("colour") or ("weight" if found.weighed else "none")
@@ -109,8 +112,8 @@ class Pages:
         """The conversations of one prompt side by side, as a tree of what they share."""
         found = self._library.find(query)
         prompt = query.get("prompt", "")
-        places = found.columns.in_group(prompt).tolist()
-        if not places:
+        places = found.columns.in_group(prompt)
+        if not places and not found.columns.waiting:
             raise ConfigError(f"prompt: got {prompt!r}, expected the group_id of a prompt in {found.data.name}.")
         rows = read_rows(found.columns, places[:MOST_COLUMNS], ["messages", "extras"])
         read = [at for at in places if at in rows]
@@ -143,7 +146,7 @@ class Pages:
         most = 0
         for policy, stage in made.policies.items():
             found = self._library.find({"data": stage.name}, patience=float("inf"))
-            places = places_of(found.columns, task)
+            places = found.columns.of_task(task)
             if not places:
                 raise ConfigError(f"task: got {task!r}, expected one that {policy} was measured on.")
             most = max(most, len(places))
@@ -165,7 +168,7 @@ class Pages:
         """A page that needs no server: some conversations, one below the other, with what is known of each."""
         tokenizer = self._tokenizer(found.data)
         style = Markup(files("drift.viewer").joinpath("static/viewer.css").read_text(encoding="utf-8"))
-        shown = [read_conversation(found, at, tokenizer) for at in places]
+        shown = list(read_conversations(found, places, tokenizer))
         title = f"{self._library.root.resolve().name}, {found.data.name}"
         return self._page("export.html", title=title, live=False, style=style, found=found, conversations=shown)
 
@@ -243,7 +246,7 @@ def _counted(stage: Stage, columns: Columns) -> Iterator[str]:
     numbers, count = columns.numbers, len(columns)
     planned = stage.manifest["spec"].get("trajectories", count)
     whole = "" if stage.manifest["complete"] else f" of {planned:,} so far"
-    yield f"{count:,}{whole} conversations"
+    yield f"{count:,} conversations{whole}"
     if not count:
         return
     judged, right = int((numbers["success"] != UNKNOWN).sum()), int((numbers["success"] == 1).sum())

@@ -113,8 +113,8 @@ def make_app(library: Library, token: str, *, model: str = "") -> ASGIApp:
     def report(request: Request) -> Response:
         try:
             page = render(read_facts(library.root))
-        except DriftError as error:
-            return Response(pages.problem(str(error)), 404, media_type="text/html")
+        except (DriftError, OSError, KeyError, ValueError) as error:
+            return Response(pages.problem(f"There is no report: {error}"), 404, media_type="text/html")
         headers = {"Content-Security-Policy": _REPORT_POLICY}
         return Response(page.encode("utf-8", errors="replace"), headers=headers, media_type="text/html")
 
@@ -155,6 +155,9 @@ def serve(root: Path, *, port: int = 0, model: str = "") -> None:
     server = uvicorn.Server(
         uvicorn.Config(make_app(library, token, model=model), access_log=False, log_level="warning")
     )
+    # The first page is there at once: what it shows is read before its address is said.
+    with suppress(DriftError):
+        library.find({}, patience=0)
     threading.Thread(target=library.read_ahead, name="drift-read-ahead", daemon=True).start()
     tell(f"{root}: http://{HOST}:{listener.getsockname()[1]}/{token}/   (Ctrl-C ends it)")
     with suppress(KeyboardInterrupt):

@@ -52,4 +52,7 @@ def templates() -> Environment:
     )
     found.filters |= {"number": number, "zip": zip}
     found.globals["link"] = link
+    # Compiled now, so that no page waits for it.
+    for name in found.list_templates():
+        found.get_template(name)
     return found

@@ -55,16 +55,20 @@ def find_tokenizer(root: Path, data: Stage, stages: Sequence[Stage], model: str 
     return next((found for name in named if name and (found := _load(name)) is not None), None)
 
 
-@functools.lru_cache(maxsize=8)
 def _load(name: str) -> Any | None:
-    from tokenizers import Tokenizer
-
     path = Path(model_path(name)) / _FILE
     if not path.is_file() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         from huggingface_hub import try_to_load_from_cache
 
         path = Path(str(try_to_load_from_cache(name, _FILE)))
-    return Tokenizer.from_file(str(path)) if path.is_file() else None
+    return _read(path) if path.is_file() else None
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))
 
 
 def pieces(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence[float] | None) -> Iterator[Piece]:

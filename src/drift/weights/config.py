@@ -73,8 +73,7 @@ class WeightConfig:
 
     Args:
         scheme: drift, drift_averaged, bolt, sft, rft, star, star_gate, refit, swift, group_relative, rwr, awr, topr,
-            asymre, auto (by what the data look like, and it says why), one that another package declares, or
-            module:function; {awr: {w_max: 20}} with its settings.
+            asymre, auto (the data decide), another package's or module:function; {awr: {w_max: 20}} sets w_max.
         beta: temperature β of drift, bolt, rwr and awr, which divides the return; null is 0.1. auto, for drift and
             bolt, finds it, so that as many conversations of a prompt count as succeed; {auto: 0.3} so that the
             effective sample size of its weights is that share of K.
@@ -90,9 +89,9 @@ class WeightConfig:
             advantage (each what it was worth, from the tree of the prompt's conversations), own (each is weighed alone,
             by its own reward; {own: 0.9} adds later ones, discounted), or module:function; null is all for refit,
             swift, group_relative and star_gate, first for bolt, else terminal.
-        steps: what is done then, in order: hold_out, drop_unsolved, shrink_unsolved,
-            bound_negative, skip_small, resample, or module:function, each a name or {name: setting}. bound_negative
-            (where weights can be negative) and skip_small come last unless named; {skip_small: null} leaves one out.
+        steps: what is done then, in order: hold_out, drop_unsolved, shrink_unsolved, bound_negative, skip_small,
+            resample, or module:function; {name: setting} sets it. bound_negative (for negative weights) and skip_small
+            come last unless named; {skip_small: null} leaves one out.
         baseline: what a conversation is measured against: the others of its task, or of whatever opens alike for the
             policy (opening), so that tasks that differ only in what the policy can't see are weighed together. Where
             there are few others, with drift, bolt, swift, group_relative and awr: leave_one_out (the mean of the

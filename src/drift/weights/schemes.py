@@ -122,7 +122,7 @@ def refit_weights(returns_N: ArrayLike, group_N: ArrayLike, *, shift: bool = Fal
     if negative:
         raise ConfigError(
             f"refit needs returns ≥ 0: {negative} of {len(returns)} are negative, the smallest {returns.min():.4g}. "
-            "Use --repetition 0 --format_failure 0, --settings.shift true, or the scheme swift."
+            "Set repetition and format_failure to 0, scheme to {refit: {shift: true}}, or scheme to swift."
         )
     return returns.copy()
 

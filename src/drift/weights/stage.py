@@ -19,7 +19,7 @@ from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories
 from drift.errors import ConfigError, require
 from drift.files import replacing
-from drift.manifest import MANIFEST, read_manifest, write_manifest
+from drift.manifest import MANIFEST, check_out, read_manifest, write_manifest
 from drift.registry import link, plain
 from drift.weights.auto import AUTO, choice
 from drift.weights.config import PROMPTS, Chain, WeightConfig
@@ -56,12 +56,13 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
     With ``rewards`` (see ``with_rewards``) these are what counts, unless ``config`` has another outcome.
 
     Raises:
-        DatasetError: ``data`` is missing, empty, damaged or incomplete, or every trajectory in it failed; or another
-            process writes to ``out``.
+        DatasetError: ``data`` is missing, empty, damaged or incomplete, or every trajectory in it failed; or ``out``
+            holds something else, or another process writes to it.
         ConfigError: the settings don't fit the data.
         StorageError: the disk refuses.
     """
     start = time.monotonic()
+    check_out(out, KIND)
     manifest = read_manifest(data, TRAJECTORIES)
     if rewards is not None:
         whole = config.chain.turns.name != "own" and not config.chain.scheme.first_turn
@@ -102,7 +103,7 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
             # Until the manifest of the new weights is there, there is none: one never describes others' weights.
             (out / MANIFEST).unlink(missing_ok=True)
         content["cost"] = {"seconds": round(time.monotonic() - start, 3)}
-        write_manifest(out, KIND, content, sources={"data": data})
+        write_manifest(out, KIND, content, sources={"data": data} | ({"rewards": rewards} if rewards else {}))
         return read_manifest(out, KIND)
 
 

@@ -20,11 +20,11 @@ from drift.dataset.imports.files import Source, open_source
 from drift.dataset.imports.groups import Survey, group_of
 from drift.dataset.imports.tokens import Target, to_trajectory
 from drift.dataset.lock import DirectoryLock
-from drift.dataset.store import TASKS, TrajectoryWriter, task_line
+from drift.dataset.store import KIND, TASKS, TrajectoryWriter, task_line
 from drift.errors import DatasetError, require
 from drift.files import open_beside, writing
 from drift.keywords import make_record
-from drift.manifest import MANIFEST
+from drift.manifest import MANIFEST, check_out
 from drift.policies import model_path
 from drift.policies.stored import StoredModel, context_limit
 from drift.progress import Progress
@@ -217,6 +217,7 @@ def import_file(
         DatasetError: the file can't be read, every row is bad, or any is under ``strict``; or ``out`` holds other data.
         PolicyError: the model can't be used.
     """
+    check_out(out, KIND)
     reader = make_reader(format, settings)
     source = open_source(path)
     target = load_target(model, max_length)
