@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import drift
+from drift.environments.guess import Guess
 from drift.errors import ConfigError, DriftError
 from drift.recipe import make_recipe
 from drift.run_directory import STAGES, first_stage
@@ -94,6 +95,20 @@ def test_what_a_run_will_want_is_told_and_counted_from_the_modules_alone(
 def test_a_key_belongs_to_the_first_stage_that_it_changes(key: str, recipe: dict[str, Any], stage: str) -> None:
     values = make_recipe(recipe, "test").to_dict()
     assert STAGES[first_stage(key, values)].name == stage
+
+
+class Broken(Guess):
+    """Numbers to guess that can't be asked for."""
+
+    def start(self, task: drift.Task) -> Any:
+        raise KeyError(task.payload["nothing"])
+
+
+def test_a_task_that_can_not_begin_is_told_and_stops_nothing(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drift.run({"environment": Broken(width=12)}, model=str(tiny_model), dry_run=True, **SMALL)
+    assert "can't begin: KeyError: 'nothing'. See drift check." in capsys.readouterr().err
 
 
 def stamps(folder: Path) -> dict[str, int]:

@@ -154,7 +154,14 @@ def _check_context(recipe: Recipe, factory: EnvironmentFactory, task: Task, limi
     arguments = named.pop("chat_template_kwargs", None)
     tokenizer = load_tokenizer(model_path(recipe.model))
     chat = TemplateChat(tokenizer, source=str(recipe.model), arguments=arguments, **named)
-    prompt = len(chat.first(run_to_end(_opening(factory, task))))
+    try:
+        opening = run_to_end(_opening(factory, task))
+    except DriftError:
+        raise
+    except Exception as error:
+        # Of this task alone, maybe: rollouts record it, and stop where no conversation can begin.
+        return [f"task {task.id!r} can't begin: {type(error).__name__}: {error}. See drift check."]
+    prompt = len(chat.first(opening))
     remedy = "Lower it, shorten the prompt, or take a model with a longer context."
     expected = f"at most {limit - prompt}: of the model's context of {limit} tokens the prompt of task {task.id!r} "
     require(prompt + longest <= limit, "sampling.max_new_tokens", longest, f"{expected}takes {prompt}", remedy)
@@ -180,7 +187,11 @@ def _check_room(recipe: Recipe, settings: Any, out: Path | None) -> list[str]:
     """Whether memory and disk hold what training wants at least."""
     from drift.training.estimate import estimate, memory_of
 
-    wanted = estimate(settings, recipe.training, on_cpu=_on_cpu(recipe.device))
+    try:
+        wanted = estimate(settings, recipe.training, on_cpu=_on_cpu(recipe.device))
+    except (NotImplementedError, RuntimeError) as error:
+        # Some models and adapters compute with their weights when they are made, and here there are none.
+        return [f"what training wants of memory and disk can't be told of this model: {str(error).splitlines()[0]}"]
     memory, name = memory_of(recipe.device)
     least = f"at least {_size(wanted.memory)} of memory"
     what = f"{wanted.trained:,} trained parameters of {wanted.parameters:,}"
