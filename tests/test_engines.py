@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
         ({"policy": {"engine": "vlm"}}, r"unknown engine 'vlm' in policy\.engine\. Did you mean 'vllm'\?"),
         ({"policy": {"engine": {"enforce_eager": True}}}, r"arguments of vLLM's engine are policy\.arguments"),
         ({"policy": {"model": "other"}}, r"policy\.model: got 'other', expected nothing"),
-        ({"policy": {"tuned": {"batch_size": 0}}}, r"policy\.batch_size: got 0"),
+        ({"policy": {"tuned": {"batch_size": -1}}}, r"policy\.batch_size: got -1"),
         ({"policy": {"tuned": {"batch_sise": 1}}}, r"unknown setting 'batch_sise'.* Did you mean 'batch_size'\?"),
         ({"policy": {"engine": "openai"}}, r"tuned model can't be measured: .* gives a whole one\. .*hf"),
         ({"policy": {"engine": "openai"}, "lora": {"r": 2}, "rounds": 2}, r"this training gives several models\."),
@@ -55,7 +55,7 @@ def test_faults_of_the_second_model_are_found_before_the_first_is_measured(tmp_p
     out, models = tmp_path / "evaluation", {"base": "default", "tuned": "default"}
     plan: dict[str, Any] = {"tasks": 4, "samples": 0, "max_new_tokens": 8, "out": out}
     for own, message in (
-        ({"batch_size": 0}, r"model 'tuned': policy\.batch_size: got 0"),
+        ({"batch_size": -1}, r"model 'tuned': policy\.batch_size: got -1"),
         ({"bach_size": 1}, r"model 'tuned': unknown setting 'bach_size'"),
         ({"chat_template_kwargs": {"thinking": True}}, r"model 'tuned': policy\.chat_template_kwargs: got 'thinking'"),
     ):

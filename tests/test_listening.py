@@ -49,8 +49,12 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
 
 
-def test_no_module_opens_a_socket_to_serve() -> None:
+def test_no_module_but_the_viewer_opens_a_socket_to_serve() -> None:
+    viewer = PACKAGE / "viewer" / "server.py"
+    assert 'HOST = "127.0.0.1"' in viewer.read_text() and "bind((HOST, port))" in viewer.read_text()
     for path in PACKAGE.rglob("*.py"):
+        if path == viewer:
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute | ast.Name):
                 name = node.attr if isinstance(node, ast.Attribute) else node.id

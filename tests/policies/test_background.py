@@ -134,7 +134,7 @@ def test_a_question_that_is_no_longer_wanted_ends_and_closing_ends_the_rest() ->
 
 
 def test_a_kind_of_policy_that_does_not_exist_is_refused_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"unknown policy 'scriptd' in judge.policy. Did you mean 'scripted'\?"):
+    with pytest.raises(ConfigError, match=r"unknown policy 'scriptd' in judge.policy 'scriptd:x'"):
         BackgroundPolicy("scriptd:x", {}, where="judge.policy")
     with pytest.raises(ConfigError, match=r"judge.policy: got ''"):
         BackgroundPolicy("", {}, where="judge.policy")

@@ -202,7 +202,7 @@ def test_a_system_message_and_a_prefill_are_in_the_prompts_and_in_the_record(tin
     [
         ("./nowhere", "nothing there"),
         ("nowhere", "nothing there"),
-        ("owner/no-such-model", "can't be loaded"),
+        ("owner/no-such-model", "can't be fetched"),
     ],
 )
 def test_a_model_that_is_not_there_is_named(model: str, message: str) -> None:

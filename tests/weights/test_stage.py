@@ -360,7 +360,7 @@ def test_a_crash_before_the_manifest_leaves_none_and_no_weights_under_the_old_on
     folder = stored(tmp_path / "data", random_trajectories(6))
     weigh_dataset(folder, WeightConfig(), tmp_path / "w")
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
-        broken.setattr(stage, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(stage, "write_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         weigh_dataset(folder, WeightConfig(beta=0.3), tmp_path / "w")
     with pytest.raises(DatasetError, match=r"without manifest\.json"):
         read_weights(tmp_path / "w", folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -21,7 +20,7 @@ from drift.evaluation.judging import judge_policies, make_judge
 from drift.evaluation.metrics import Runs, has_outcome, runs_of
 from drift.files import check_folder_name
 from drift.manifest import MANIFEST, check_out, write_json, write_manifest
-from drift.policies import check_policy, model_name, settings_for
+from drift.policies import check_policy, kind_of, model_name, settings_for
 from drift.policies.base import AnyPolicy, Sampling
 from drift.rollouts.cluster import sampler
 from drift.rollouts.collect import Executor, collect
@@ -201,7 +200,8 @@ def evaluate_policies(
 
 def tuned_folders(models: Mapping[str, Any]) -> dict[str, Path]:
     """The folders of those models that drift trained, by what they are to a measurement."""
-    named = ((name, Path(model)) for name, model in models.items() if isinstance(model, str | os.PathLike))
+    kinds = {name: kind_of(model) for name, model in models.items()}
+    named = ((name, Path(str(folder))) for name, (kind, folder) in kinds.items() if kind == "hf")
     return {f"models/{name}": path for name, path in named if (path / MANIFEST).is_file()}
 
 

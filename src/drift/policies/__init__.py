@@ -135,12 +135,13 @@ def _takes(model: Any, engine: Any, setting: str) -> bool:
     return setting in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
-def kind_of(model: Any, engine: Any = None) -> tuple[Any, str | None]:
+def kind_of(model: Any, engine: Any = None, *, where: str = "model") -> tuple[Any, str | None]:
     """Which kind of policy ``model`` is and that kind's first argument; of one's own, itself and ``None``.
 
     Args:
         model: as for ``make_policy``.
         engine: the kind of a model that does not say its own; ``hf`` unless given.
+        where: the setting that names the model, for messages.
 
     Raises:
         ConfigError: no model at all, no such engine, or an engine for a model that says its kind.
@@ -157,16 +158,16 @@ def kind_of(model: Any, engine: Any = None) -> tuple[Any, str | None]:
         model = os.fspath(model)
     if not isinstance(model, str):
         return model, None
-    require(bool(model), "model", model, "default, a model folder, a hub id, NAME:ARGUMENT or module:attribute")
+    require(bool(model), where, model, "default, a model folder, a hub id, NAME:ARGUMENT or module:attribute")
     kind, colon, argument = model.partition(":")
     if not colon:
         return engine or "hf", model_path(model)
     if kind in POLICIES.names():
         return kind, model_path(argument) if kind in ("hf", "vllm") else argument
     if not kind.replace(".", "").replace("_", "").isalnum() or not argument.replace(".", "").isidentifier():
-        raise unknown_name("policy", kind, POLICIES.names(), where="model")
+        raise unknown_name("policy", kind, POLICIES.names(), where=where)
     if difflib.get_close_matches(kind, POLICIES.names(), cutoff=0.7) and find_spec(kind.partition(".")[0]) is None:
-        raise unknown_name("policy", kind, POLICIES.names(), where=f"model {model!r}")
+        raise unknown_name("policy", kind, POLICIES.names(), where=f"{where} {model!r}")
     return model, None
 
 

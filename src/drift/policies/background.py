@@ -9,7 +9,6 @@ from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from drift.errors import require
 from drift.policies.base import AnyPolicy, ContextExceeded, Sampling, UnusableReply, next_reply
 from drift.types import Completion, Message
 
@@ -62,8 +61,7 @@ class BackgroundPolicy:
     def __init__(self, model: str, settings: Mapping[str, Any], *, where: str) -> None:
         from drift.policies import kind_of
 
-        require(bool(model), where, model, "a model: default, a folder, a hub id, openai:NAME, or module:attribute")
-        kind_of(model, settings.get("engine"))
+        kind_of(model, settings.get("engine"), where=where)
         self._model, self._settings = model, dict(settings)
         self._policy: AnyPolicy | None = None
         self._thread: LoopThread | None = None

@@ -153,7 +153,8 @@ def locked(out: Path, patience: float | None = None) -> Iterator[None]:
             process has locked it, and does not end within seconds.
     """
     check_out(out, KIND)
-    if (out / "config.json").is_file() and not (out / SPEC).is_file():
+    settings = out / "config.json"
+    if settings.is_file() and not settings.is_symlink() and not (out / SPEC).is_file():
         raise DatasetError(f"{out} holds a model that was not trained there. Give another directory as out.")
     own_folder(out, stage=True)
     handle = os.open(out, os.O_RDONLY)
