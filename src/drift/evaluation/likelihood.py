@@ -95,29 +95,18 @@ def evaluate_log(
         DatasetError: ``out`` holds something else.
         NothingHeldOut: there were too few prompts.
     """
-    from drift.policies.hf import load_model
-    from drift.training.divergence import sampled_logprobs
-    from drift.training.examples import rows_of
-
     require(bool(models), "models", dict(models), "at least one model by name, like base=default")
     check_out(out, KIND)
     paths = {name: _path(name, model) for name, model in models.items()}
     held, manifest, start = read_held_out(data, weights), read_manifest(weights, WEIGHTS), time.monotonic()
-    lengths = [[len(turn.completion.token_ids) for turn in t.turns] for t in held.trajectories]
-    rows = [rows_of(t, [1.0] * len(t.turns), normalization="sum") for t in held.trajectories]
     # One conversation for each held-out prompt.
     _, first = np.unique(held.prompt_N, return_index=True)
     shown = [held.trajectories[int(at)] for at in first[: config.tasks or OPENINGS]]
     ratios, replies = {}, {}
     with DirectoryLock(out):
         for name, path in paths.items():
-            model, _ = load_model(path, dtype=dtype, device=device)
-            flat = iter(sampled_logprobs(model, [row for each in rows for row in each]))
-            logprobs = [np.concatenate([next(flat) for _ in each]) for each in rows]
-            nll = [_by_reply(logprob_T, n) for logprob_T, n in zip(logprobs, lengths, strict=True)]
-            ratios[name] = _ratios(held, nll, lengths)
-            del model
             settings = {"dtype": dtype, "device": device}
+            ratios[name] = _likelihoods(held, path, **settings)
             replies[name] = replies_of(path, [opening_of(each) for each in shown], sampling, settings)
         preferred, compared = write_side_by_side(out / REPLIES, shown, replies, config.judge)
         for name, ratio in preferred.items():
@@ -138,6 +127,21 @@ def evaluate_log(
             "cost": {"seconds": round(time.monotonic() - start, 3)},
         }
         write_manifest(out, KIND, content, sources={"data": data, "weights": weights, **tuned_folders(models)})
+
+
+def _likelihoods(held: HeldOut, path: str, *, dtype: str, device: str) -> dict[str, Ratio]:
+    """Nats of the held-out replies under the model in ``path``, by metric."""
+    from drift.policies.hf import load_model
+    from drift.training.divergence import sampled_logprobs
+    from drift.training.examples import rows_of
+
+    lengths = [[len(turn.completion.token_ids) for turn in t.turns] for t in held.trajectories]
+    rows = [rows_of(t, [1.0] * len(t.turns), normalization="sum") for t in held.trajectories]
+    model, _ = load_model(path, dtype=dtype, device=device)
+    flat = iter(sampled_logprobs(model, [row for each in rows for row in each]))
+    logprobs = [np.concatenate([next(flat) for _ in each]) for each in rows]
+    nll = [_by_reply(logprob_T, n) for logprob_T, n in zip(logprobs, lengths, strict=True)]
+    return _ratios(held, nll, lengths)
 
 
 def _path(name: str, model: Any) -> str:

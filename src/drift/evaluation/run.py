@@ -153,10 +153,8 @@ def evaluate_policies(
         ConfigError: no policies, or tasks that were rolled out for training.
         DatasetError: another process writes to ``out``, or it holds another evaluation.
     """
-    require(bool(models), "models", dict(models), "at least one model by name, like base=default")
+    _check_names(models)
     check_out(out, KIND)
-    for name in models:
-        check_folder_name(name, "models")
     factory, modes = setup.make_environment(), modes_of(config, sampling)
     tasks = held_out_tasks(factory, config, seed)
     settings = _checked_settings(setup, models)
@@ -176,8 +174,7 @@ def evaluate_policies(
         rows = _estimates(tasks, factory, list(models), list(modes), out)
         references = {task.id: reference_of(factory, task) for task in tasks} if config.judge else {}
         better, quality = measure_quality(models, settings, config, sampling, out, setup.device, references=references)
-        rows += better
-        write_json(out / ESTIMATES, [asdict(row) for row in rows])
+        write_json(out / ESTIMATES, [asdict(row) for row in [*rows, *better]])
         content = {
             "environment": setup.record,
             "policies": {name: settings[name].get("adapter") or model_name(models[name]) for name in models},
@@ -192,10 +189,16 @@ def evaluate_policies(
             **unseen,
             **({"quality": quality} if quality else {}),
         }
-        held = {f"{mode}/{name}": out / mode / name for mode in modes for name in models}
-        rolled = {"seen": seen} if seen is not None else {}
-        write_manifest(out, KIND, content, sources={**held, **rolled, **tuned_folders(models)})
+        sources = {f"{mode}/{name}": out / mode / name for mode in modes for name in models}
+        sources |= tuned_folders(models) | ({"seen": seen} if seen is not None else {})
+        write_manifest(out, KIND, content, sources=sources)
         return content
+
+
+def _check_names(models: Mapping[str, Any]) -> None:
+    require(bool(models), "models", dict(models), "at least one model by name, like base=default")
+    for name in models:
+        check_folder_name(name, "models")
 
 
 def tuned_folders(models: Mapping[str, Any]) -> dict[str, Path]:

@@ -84,16 +84,11 @@ def optimize(
     use_weighted_loss(model, config.objective)
     trees, alone = _ways(model, int(rows.facts.length_N.max()), config, out, ranks)
     use_trees(model, trees)
-    watches: dict[str, Any] = {}
-    if config.kl_limit:
-        watches["kl_limit"] = KLLimit(model, kl_rows, config, out, ranks=ranks, trees=trees)
-    if config.held_out:
-        watches["held_out"] = HeldOutLoss(model, held_out, config.held_out, config.dtype, out, ranks=ranks, trees=trees)
+    watches = _watches(model, config, out, kl_rows, held_out, ranks=ranks, trees=trees)
     if getattr(model.config, "output_router_logits", False) and ranks.is_first:
         tell("training: the router loss that the model's config asks for is left out", error=True)
-    # Trainer sets it, and it would be saved so.
-    use_cache = getattr(model.config, "use_cache", None)
-    callbacks = [MetricsLog(out / METRICS)] if ranks.is_first else []
+    use_cache = getattr(model.config, "use_cache", None)  # Trainer sets it, and it would be saved so.
+    callbacks = [*([MetricsLog(out / METRICS)] if ranks.is_first else []), *watches.values()]
     with saving(out):
         trainer = WeightedTrainer(
             model=model,
@@ -106,7 +101,7 @@ def optimize(
                 trees=trees,
                 rope_border=rope_border(model.config),
             ),
-            callbacks=[*callbacks, *watches.values()],
+            callbacks=callbacks,
         )
         # It writes dictionaries to stdout; they are in metrics.jsonl.
         trainer.remove_callback(PrinterCallback)
@@ -118,6 +113,18 @@ def optimize(
     for watch in watches.values():
         watch.settle()
     return trainer, {name: watch.report() for name, watch in watches.items()}
+
+
+def _watches(
+    model: Any, config: TrainingConfig, out: Path, kl_rows: Sequence[Example], held_out: Sequence[Example], **more: Any
+) -> dict[str, Any]:
+    """What is measured while the model is trained, by the setting that asks for it."""
+    watches: dict[str, Any] = {}
+    if config.kl_limit:
+        watches["kl_limit"] = KLLimit(model, kl_rows, config, out, **more)
+    if config.held_out:
+        watches["held_out"] = HeldOutLoss(model, held_out, config.held_out, config.dtype, out, **more)
+    return watches
 
 
 def _ways(model: Any, longest: int, config: TrainingConfig, out: Path, ranks: Ranks) -> tuple[bool, bool]:
