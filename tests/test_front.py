@@ -16,6 +16,13 @@ from drift.cli import main
 from drift.environments.guess import Guess
 from drift.errors import ConfigError, DatasetError, Interrupted
 
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run of somebody's lies here under the name that a recipe gives its own."""
+    monkeypatch.chdir(tmp_path)
+
+
 OWN = '''
 from drift.types import Completion, Step, Task
 

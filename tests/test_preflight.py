@@ -15,6 +15,13 @@ from drift.run_directory import STAGES, first_stage
 from drift.training.config import TrainingConfig
 from drift.training.estimate import estimate
 
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run of somebody's lies here under the name that a recipe gives its own."""
+    monkeypatch.chdir(tmp_path)
+
+
 SMALL: dict[str, Any] = {
     "max_new_tokens": 8, "rollouts.tasks": 3, "rollouts.samples": 2, "max_steps": 2, "training.batch_size": 4,
     "evaluation.tasks": 2, "evaluation.samples": 0,

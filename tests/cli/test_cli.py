@@ -15,6 +15,13 @@ from drift.manifest import read_manifest
 from drift.recipe import built_in_recipes
 from drift.types import Trajectory
 
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run of somebody's lies here under the name that a recipe gives its own."""
+    monkeypatch.chdir(tmp_path)
+
+
 # The whole pipeline on the shipped policy, as small as it can be and still be the real thing.
 QUICK = [
     "--rollouts.tasks", "24", "--rollouts.samples", "4", "--training.max_steps", "4", "--training.batch_size", "16",

@@ -1,12 +1,20 @@
 """Help describes every option, the wanted ones first; what is misspelled gets the nearest known name."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 
 from drift.cli import VERBS, main, parser_of
 from drift.recipe import Recipe, keys_of
 from drift.weights.schemes import SCHEMES
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run of somebody's lies here under the name that a recipe gives its own."""
+    monkeypatch.chdir(tmp_path)
+
 
 # What help says before the options that few need: two screens of a terminal.
 SCREENS = 48

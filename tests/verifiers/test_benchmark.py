@@ -23,6 +23,7 @@ THEOREMQA = [
 
 
 @pytest.mark.usefixtures("quick_starts")
+@pytest.mark.slow
 def test_the_benchmark_reads_the_real_schemas_and_ends_with_its_figures_as_json(tmp_path):
     for name in ("gsm8k_train.jsonl", "gsm8k_test.jsonl"):
         (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in GSM8K))

@@ -263,6 +263,7 @@ def test_a_worker_that_is_stopped_is_not_taken_for_a_check_that_hangs(pool):
     assert not alive(pid)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded():
     verifier = Math(workers=1, deadline=8, memory_mb=600)
     try:
