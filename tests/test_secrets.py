@@ -91,6 +91,7 @@ SHORT = ["--max-new-tokens", "12"]
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_planted_key_is_nowhere_after_a_whole_run_with_failures(
     proxy: Echoing, drift: Callable[..., str], tmp_path: Path
 ) -> None:

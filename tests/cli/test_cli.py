@@ -244,6 +244,7 @@ def test_a_recipe_runs_end_to_end_and_again_without_doing_anything_twice(
     assert "another recipe: seed: 1 -> 2. " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_same_seed_twice_gives_the_same_data_weights_and_losses(tmp_path: Path) -> None:
     small = [*QUICK, "--rollouts.tasks", "8", "--evaluation.tasks", "8", "--evaluation.samples", "0"]
     for name in "ab":

@@ -1,6 +1,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from drift.evaluation.config import EvaluationConfig
 from drift.manifest import read_manifest
 from drift.pipeline import run_recipe
@@ -12,6 +14,7 @@ from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 
 
+@pytest.mark.slow
 def test_a_recipe_of_two_rounds_goes_on_and_its_report_counts_both(tmp_path: Path) -> None:
     recipe = Recipe(
         rounds=2,

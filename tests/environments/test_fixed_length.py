@@ -303,6 +303,7 @@ def test_a_model_is_closed_with_the_collection(files: dict, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("quick_starts")
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_data(files: dict, tmp_path: Path) -> None:
     script = textwrap.dedent(
         """

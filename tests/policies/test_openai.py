@@ -55,6 +55,7 @@ def test_what_comes_through_the_server_is_what_the_policy_behind_it_says(
     assert all(turn.completion.text.startswith("<answer>") for each in found for turn in each.turns)
 
 
+@pytest.mark.slow
 def test_a_fifth_of_the_requests_fail_and_every_conversation_arrives_once(
     server: PolicyServer, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -225,6 +225,7 @@ def test_only_the_check_that_hangs_is_lost_among_many_in_flight():
     assert again.right
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_no_outcome(pool):
     pool.run("1", "1")
     (pid,) = pool.pids()
