@@ -1,9 +1,10 @@
 """How long ``drift view`` takes on a million conversations: the first page of a fresh server, then filters and sorts.
 
-    python benchmarks/viewer.py [--size 1000000] [--folder FOLDER]
+    python benchmarks/viewer.py [--size 1000000] [--folder FOLDER] [--chromium]
 
 The data set (words drawn at random, some 400 characters a conversation) is made in FOLDER and kept there; weights are
-made by ``drift weigh``. The server is a process of its own, asked by a browser's requests. The last line is JSON.
+made by ``drift weigh``. The server is a process of its own, asked by a browser's requests, or with ``--chromium`` by
+Chromium, until the page is drawn. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +72,32 @@ def make_run(run: Path, size: int) -> None:
     drift.weigh(run / "rollouts", out=run / "weights")
 
 
-def timed(address: str) -> tuple[float, str]:
-    """Seconds until a page is there, and the page."""
+def timed(address: str, tab: Any = None) -> tuple[float, str]:
+    """Seconds until a page is there, drawn where it is asked for by the ``tab`` of a browser, and the page."""
     start = time.perf_counter()
-    with urllib.request.urlopen(address) as answer:
-        page = answer.read().decode()
-    return time.perf_counter() - start, page
+    if tab is None:
+        with urllib.request.urlopen(address) as answer:
+            page: str = answer.read().decode()
+        return time.perf_counter() - start, page
+    tab.goto(address)
+    # Two frames on, what was laid out has been painted.
+    tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    taken = time.perf_counter() - start
+    return taken, tab.content()
+
+
+@contextmanager
+def browser_tab(wanted: bool) -> Iterator[Any]:
+    """A tab of Chromium, or nothing."""
+    if not wanted:
+        yield None
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield browser.new_page(viewport={"width": 1280, "height": 900})
+        browser.close()
 
 
 def main() -> None:
@@ -81,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--chromium", action="store_true", help="needs playwright (make test-browser installs it)")
     given = parser.parse_args()
     run = (given.folder or Path(tempfile.mkdtemp(prefix="drift-view-"))) / f"run-{given.size}"
     if not (run / "weights" / "manifest.json").is_file():
@@ -93,15 +118,18 @@ def main() -> None:
         found = re.search(r"http://\S+/", server.stdout.readline())
         assert found, "the server did not say where it is"
         seconds: dict[str, float] = {}
-        for name, query in ASKED.items():
-            taken, page = timed(f"{found.group()}list?{query}")
-            whole = taken
-            while "data-unfinished" in page:
-                more, page = timed(f"{found.group()}list?{query}")
-                whole += more
-            count = re.search(r"<b>([\d,]+)</b> of", page)
-            seconds[name] = round(taken, 3)
-            print(f"{name:32} {taken:6.2f} s; complete after {whole:6.2f} s, {count.group(1) if count else '?'} found")
+        with browser_tab(given.chromium) as tab:
+            for name, query in ASKED.items():
+                taken, page = timed(f"{found.group()}list?{query}", tab)
+                whole = taken
+                while "data-unfinished" in page:
+                    more, page = timed(f"{found.group()}list?{query}", tab)
+                    whole += more
+                count = re.search(r"<b>([\d,]+)</b> of", page)
+                seconds[name] = round(taken, 3)
+                print(
+                    f"{name:32} {taken:6.2f} s; complete after {whole:6.2f} s, {count.group(1) if count else '?'} found"
+                )
         status = Path(f"/proc/{server.pid}/status").read_text()
         peak = int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) / 1024  # type: ignore[union-attr]
     finally:

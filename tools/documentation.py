@@ -88,7 +88,12 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to files that lie beside the documentation go to their page here, or are text."""
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links to files that lie beside the documentation go to their page here, or are text.
+
+    Pages that tell how things came about are found after those that tell how they are.
+    """
+    if page.file.src_uri in ("LOG.md", "decisions.md"):
+        page.meta["search"] = {"boost": 0.1}
     markdown = markdown.replace("](../CONTRIBUTING.md", "](contributing.md").replace("](docs/", "](")
     return re.sub(r"\[([^\]]+)\]\((?:\.\./(?:src|tests|benchmarks|tools)/[^)]*|results)\)", r"\1", markdown)

@@ -121,7 +121,8 @@ def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_columns_give_the_outcomes_that_objects_do(tmp_path: Path, random_trajectories: Made, seed: int) -> None:
     folder = stored(tmp_path / "data", random_trajectories(seed))
     trajectories = read_trajectories(folder)
-    found, expected = read_outcomes(folder), outcomes(trajectories)
+    found, expected = read_outcomes(folder, first=True), outcomes(trajectories)
+    assert read_outcomes(folder).first_reward_N is None
     assert plain(found) == plain(expected) == by_objects(trajectories)
     assert found.reply_T is None and found.feedback_T is None
     assert len(found.rejected_T) == found.turns_N.sum() > len(found.ids) > 40
@@ -137,7 +138,7 @@ def test_columns_give_the_openings_and_what_was_said_as_objects_do(
     folder = stored(tmp_path / "data", random_trajectories(0))
     trajectories = read_trajectories(folder)
     expected = outcomes(trajectories, group_by=group_by, spoken=spoken)
-    found = read_outcomes(folder, group_by=group_by, spoken=spoken)
+    found = read_outcomes(folder, group_by=group_by, spoken=spoken, first=True)
     assert plain(found) == plain(expected) == by_objects(trajectories, group_by=group_by, spoken=spoken)
     assert (found.reply_T is None) != spoken and (found.feedback_T is None) != spoken
 
@@ -245,7 +246,7 @@ def test_shards_without_the_column_graded_hold_graded_turns(
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["shards"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert plain(read_outcomes(folder)) == plain(outcomes(conversations))
+    assert plain(read_outcomes(folder, first=True)) == plain(outcomes(conversations))
 
 
 def test_data_in_which_everything_failed_have_no_outcomes(tmp_path: Path, make_trajectory: Make) -> None:

@@ -42,6 +42,7 @@ class Asked:
         group_by: the prompt is what the task's ``group_id`` says, or what the policy could see of it.
         spoken: keys of what was said in each.
         replies: the reward of each reply.
+        first: the reward of the first one.
         notes: what a log notes under these names.
         words: the words of the openings.
         openings: keys of the openings, equal for near-duplicates.
@@ -50,6 +51,7 @@ class Asked:
     group_by: GroupBy = "task"
     spoken: bool = False
     replies: bool = False
+    first: bool = False
     notes: tuple[str, ...] = ()
     words: bool = False
     openings: bool = False

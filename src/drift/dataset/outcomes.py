@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ _SCHEMA = pa.schema(
     + [("turns", pa.list_(pa.struct([_TURN.field(name.rpartition(".")[2]) for name in COLUMNS if "." in name])))]
 )
 # Read at once: each batch costs some milliseconds.
-ROWS_AT_ONCE, SPOKEN_AT_ONCE = 65_536, 4096
+ROWS_AT_ONCE, SPOKEN_AT_ONCE = 32_768, 4096
 # Keys of an outcome that are no names of what is added up.
 SHAPING = ("clip", "above", "normalize")
 _LISTS = ("rejected", "reply", "feedback", "loss_weight", "reply_reward")
@@ -39,17 +40,28 @@ _NUMBERS = {
 }
 
 
+@contextmanager
+def giving_memory_back() -> Iterator[None]:
+    """Arrow's plain allocator for a while: what is freed goes back to the machine, where its own keeps much of it."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
     """How N conversations went, T replies in all; those that failed are left out.
 
     ``ids`` and ``groups`` are lists of strings, or Arrow strings where there may be very many. A success that is not
-    known, which nobody judged, is false. Of the first turn: whether it succeeded, whether that is known, its reward,
-    whether an answer was asked for, and whether one could be read. Of each reply, conversation after conversation:
-    whether it was a mistake that another followed, and, where that was asked for, a key that is equal where the same
-    was said, one of what the environment said to it, what a log says it counts for, and its reward. Where asked for
-    too: what a log notes by name (JSON texts, encoded; null where it notes nothing), the distinct words of each opening
-    as hashes below ``WORDS``, and a key of it that near-duplicates share.
+    known, which nobody judged, is false. Of the first turn: whether it succeeded, whether that is known, whether an
+    answer was asked for, whether one could be read, and, where that was asked for, its reward. Of each reply,
+    conversation after conversation: whether it was a mistake that another followed, and, where that was asked for, a
+    key that is equal where the same was said, one of what the environment said to it, what a log says it counts for,
+    and its reward. Where asked for too: what a log notes by name (JSON texts, encoded; null where it notes nothing),
+    the distinct words of each opening as hashes below ``WORDS``, and a key of it that near-duplicates share.
     """
 
     ids: Any
@@ -64,10 +76,10 @@ class Outcomes:
     failures_N: NDArray[np.int16]
     first_success_N: NDArray[np.bool_]
     first_known_N: NDArray[np.bool_]
-    first_reward_N: NDArray[np.float64]
     first_graded_N: NDArray[np.bool_]
     first_read_N: NDArray[np.bool_]
     rejected_T: NDArray[np.bool_]
+    first_reward_N: NDArray[np.float64] | None = None
     reply_T: NDArray[np.int64] | None = None
     feedback_T: NDArray[np.int64] | None = None
     loss_weight_T: NDArray[np.float64] | None = None
@@ -78,6 +90,7 @@ class Outcomes:
 
     def first_turn(self) -> Outcomes:
         """The outcomes as if each conversation had ended after its first reply; what is of each reply stays."""
+        assert self.first_reward_N is not None, "read where it is asked for"
         read_N = self.first_graded_N & self.first_read_N
         return replace(
             self,
@@ -116,7 +129,7 @@ class Outcomes:
     def take(self, at: NDArray[np.intp]) -> Outcomes:
         """The conversations at these places, without what is of each reply."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        taken = {name: value[at] for name, value in values.items() if name.endswith("_N")}
+        taken = {name: value[at] for name, value in values.items() if name.endswith("_N") and value is not None}
         places = pa.array(at)
         for name in ("ids", "groups", "words", "openings"):
             value = values[name]
@@ -246,7 +259,8 @@ def read_outcomes(directory: str | Path, **asked: Any) -> Outcomes:
     columns, rows = ask.columns, SPOKEN_AT_ONCE if ask.texts or ask.notes else ROWS_AT_ONCE
     total, count = count_trajectories(directory), 0
     # In place from the start: parts that are joined later would be there twice.
-    numbers: dict[str, Any] = {name: np.empty(total, kind) for name, kind in _NUMBERS.items()}
+    kinds = {name: kind for name, kind in _NUMBERS.items() if ask.first or name != "first_reward"}
+    numbers: dict[str, Any] = {name: np.empty(total, kind) for name, kind in kinds.items()}
     parts: dict[str, list[Any]] = {"id": [], "task_id": [], "group_id": [], "rejected": []}
     parts |= {name: [] for name in ask.lists}
     for batch in _together(stream_columns(directory, columns, rows=rows), rows):
@@ -282,13 +296,21 @@ def _in_order(numbers: dict[str, Any], held: dict[str, Any]) -> Outcomes:
         # One column at a time, so that no second copy of all of them is in memory.
         for name in numbers:
             numbers[name] = numbers[name][order]
-        for name in held:
-            held[name] = held[name].take(pa.array(order))
+        for name in list(held):
+            held[name] = _taken(held.pop(name), order)
+            pa.default_memory_pool().release_unused()
     flat = {f"{name}_T": _flat(name, held.pop(name)) for name in list(held) if name in _LISTS}
     notes = {name.removeprefix(NOTE): held.pop(name) for name in list(held) if name.startswith(NOTE)}
     named = {f"{name}_N": values for name, values in numbers.items()}
     more: dict[str, Any] = {name: held.get(name) for name in ("words", "openings")}
     return Outcomes(ids=held["id"], groups=groups, notes=notes, **more, **named, **flat)
+
+
+def _taken(column: pa.ChunkedArray, order: NDArray[np.intp]) -> pa.ChunkedArray:
+    """A column in another order, some rows at a time: places of all that lists hold take far more than what they hold."""
+    whole = pa.concat_arrays(column.chunks)
+    starts = range(0, len(order), ROWS_AT_ONCE)
+    return pa.chunked_array([whole.take(pa.array(order[at : at + ROWS_AT_ONCE])) for at in starts])
 
 
 def _joined(chunks: list[pa.Array]) -> pa.ChunkedArray:

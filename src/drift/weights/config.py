@@ -150,6 +150,7 @@ class WeightConfig:
             "group_by": "opening" if self.baseline == "opening" else "task",
             "spoken": self.chain.asks_what_was_said(),
             "replies": self.chain.turns.name == "own" or self.chain.scheme is AUTO,
+            "first": self.chain.scheme.first_turn,
             "notes": tuple(dict.fromkeys(notes)),
             "words": self.baseline == "fitted",
             "openings": "hold_out" in [each.name for each in self.chain.steps],

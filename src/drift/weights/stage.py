@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from drift.checksums import sum_of
 from drift.dataset.lock import DirectoryLock
-from drift.dataset.outcomes import Outcomes, outcome_values, read_outcomes
+from drift.dataset.outcomes import Outcomes, giving_memory_back, outcome_values, read_outcomes
 from drift.dataset.rewards import with_rewards
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories
@@ -50,6 +50,7 @@ class Weights:
     report: dict[str, Any]
 
 
+@giving_memory_back()
 def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path | None = None) -> dict[str, Any]:
     """Weigh the data set in ``data`` and write weights and manifest to ``out``; returns the manifest.
 
@@ -80,6 +81,8 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
     del outcomes
     pa.default_memory_pool().release_unused()
     weights = _run(conversations, settled)
+    del conversations
+    pa.default_memory_pool().release_unused()
     start_N = np.concatenate([[0], np.cumsum(turns_N, dtype=np.int64)])
     # Where each reply was weighed alone, the return of a conversation is their sum.
     alone, failed = len(weights.returns_N) > len(ids), given.pop("failed")
@@ -206,6 +209,7 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
         settings["beta"] = np.full(len(data.returns_N), value)
     data = replace(data, beta=settings.get("beta"))
     weights_T, taken = _weights(data, chain, settings)
+    pa.default_memory_pool().release_unused()
     report = {"outcome": config.outcome, "baseline": plain(config.baseline), **_diagnose(weights_T, data)}
     report |= {"steps": taken, **found}
     if not np.any(weights_T):

@@ -23,7 +23,7 @@ from drift.weights.groups import Floats
 
 KIND = "weights"
 FILE = "weights.parquet"
-ROWS = 131_072
+ROWS = 65_536
 _NAMES, _LISTS = pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.float64())
 SCHEMA = pa.schema({"id": pa.large_string(), "group_id": _NAMES, "return": pa.float64(), "weights": _LISTS})
 
