@@ -130,3 +130,10 @@ def test_hostile_replies_are_read_at_once(reply):
     start = time.process_time()
     Choice().verify(reply, "A", options=OPTIONS)
     assert time.process_time() - start < 2
+
+
+def test_an_options_value_may_be_beyond_every_double():
+    options = ("10^{400}", "10^{-400}", "0", "5")
+    for reply, letter in (("1e400", "A"), ("10^{400}", "A"), ("10^{-400}", "B"), ("0", "C"), ("10^{401}", None)):
+        found = Choice().verify(f"<answer>{reply}</answer>", "A", options=options)
+        assert found.answer == letter, (reply, found)

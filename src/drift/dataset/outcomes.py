@@ -307,7 +307,7 @@ def _in_order(numbers: dict[str, Any], held: dict[str, Any]) -> Outcomes:
 
 
 def _taken(column: pa.ChunkedArray, order: NDArray[np.intp]) -> pa.ChunkedArray:
-    """A column in another order, some rows at a time: places of all that lists hold take far more than what they hold."""
+    """A column in another order, some rows at a time: places of all that is in lists take more room than what is."""
     whole = pa.concat_arrays(column.chunks)
     starts = range(0, len(order), ROWS_AT_ONCE)
     return pa.chunked_array([whole.take(pa.array(order[at : at + ROWS_AT_ONCE])) for at in starts])

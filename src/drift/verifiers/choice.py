@@ -13,7 +13,7 @@ from drift.verifiers.base import Verification, judged, unparseable
 from drift.verifiers.exact import Exact
 from drift.verifiers.expressions import bare, expression
 from drift.verifiers.reading import boxed_answer, sentence, spoken, tagged
-from drift.verifiers.values import value_of
+from drift.verifiers.values import Value, value_of
 
 # Only the end of a longer reply is read; a claim stands at the start or the end of a short one.
 MAX_CHARACTERS = 20_000
@@ -218,8 +218,13 @@ def _value(text: str) -> tuple[object, ...] | None:
     if found is None or found.words:
         return None
     values = [(part, value_of(part)) for part in found.parts]
-    shown = [part.replace(" ", "") if value is None else f"{float(value):.12g}" for part, value in values]
+    shown = [part.replace(" ", "") if value is None else _rounded(value) for part, value in values]
     return found.unit, found.percent, *shown
+
+
+def _rounded(value: Value) -> object:
+    """To twelve digits; as it is where it is beyond what a double can be."""
+    return f"{float(value):.12g}" if value == 0 or 1e-300 < abs(value) < 1e300 else value
 
 
 def _option(text: str, letters: str, named: Sequence[tuple[str, str]], *, alone: bool = False) -> set[str]:
