@@ -96,6 +96,15 @@ def ends_within(pid, seconds):
         (r"$S = \prod_{j=1}^{3} j = 6$", "6", "6"),
         (r"$G_n = \sum_{i=0}^{n} a_i G_{n-i}$", r"$G_n = \sum_{i=0}^{n} G_{n-i} a_i$", "a_i*g_{n-i}*(n + 1)"),
         (r"\frac{2}{\sqrt5}", r"\frac{NO}{OF} = \frac{2}{\sqrt{5}}", "2*sqrt(5)/5"),
+        ("x = 1, y = 2", "(1,2)", "Interval.open(1, 2)"),
+        ("y = 2 and x = 1", "(1,2)", "Interval.open(1, 2)"),
+        ("x = 1, y = 2", "1,2", "{1, 2}"),
+        ("(3,000)", "3000", "3000"),
+        ("Rs. 500", "500", "500"),
+        ("10C3", "120", "120"),
+        ("Ans. 18", "18", "18"),
+        ("_x_ = 5", "5", "5"),
+        ("no solutions", r"\text{no solution}", "no solution"),
     ],
 )
 def test_equal_answers_are_right(math, reply, gold, answer):
@@ -107,6 +116,9 @@ def test_equal_answers_are_right(math, reply, gold, answer):
     ("reply", "gold"),
     [
         ("-3", "3"),
+        ("x = 2, y = 1", "(1,2)"),
+        ("(3,100)", "3100"),
+        ("10C3", "30"),
         ("1/2", "1/3"),
         ("2e-3", "2"),
         ("1,000", "1"),

@@ -36,6 +36,9 @@ pytest.importorskip("math_verify")
         ("<answer>31</answer> <think>or <answer>3</answer></think>", "31", "tag"),
         ("So 31 chairs are needed. I hope this helps! Let me know if not.", "31 chairs are needed.", "concluded"),
         ("Each row has 5.\n\nTherefore, 31 chairs are needed.", "31 chairs are needed.", "concluded"),
+        ("The answer, then, is 31.", "31", "stated"),
+        ('It is 30 + 1.\n```json\n{"steps": [{"n": 30}], "answer": 31}\n```', "31", "stated"),
+        ("| n | Answer |\n|---|---|\n| 1 | 30 |\n| 2 | **31** |", "31", "stated"),
     ],
 )
 def test_an_answer_is_read_from_the_first_place_that_holds_one(reply, answer, where):
@@ -55,6 +58,9 @@ def test_an_answer_is_read_from_the_first_place_that_holds_one(reply, answer, wh
         "The answer is 5?",
         "#### Step 1\nAdd them.",
         "The answer would be 5 if it rained.",
+        '{"answer": null}',
+        '{"answer": "',
+        "| n | Answer |\n|---|---|\n| 1 | |",
     ],
 )
 def test_a_reply_without_an_answer_gives_none(reply):
@@ -141,6 +147,9 @@ def test_the_whole_value_counts_in_any_spelling(reply, gold, other):
         ("I wähle nichts; ich wähle B.", "B"),
         ("The answer is C, not B.", "C"),
         ("✓ B", "B"),
+        ("B - it conducts.", "B"),
+        ('{"answer": "B"}', "B"),
+        ("Ответ: B", "B"),
         ("选B", "B"),
         ("A. tin\nB. copper\nC.", None),
         ("I don't think the answer is B.", None),
@@ -156,6 +165,7 @@ def test_truth_is_read_from_its_decoration_or_a_sentence():
     assert Exact().verify(r"\text{True}", "True").right
     assert Exact().verify("The claim is not true.", "False").right
     assert not Exact().verify("The claim is not true.", "True").right
+    assert Exact().verify("It's Paris.", "Paris").right and not Exact().verify("It's not Paris.", "Paris").right
 
 
 @pytest.mark.parametrize(
@@ -168,6 +178,8 @@ def test_truth_is_read_from_its_decoration_or_a_sentence():
         "so " * 20_000,
         "the answer is " * 20_000,
         " is the answer 1" * 20_000,
+        '{"answer": ' * 20_000,
+        "|a" * 20_000 + "\n|-" * 20_000,
     ],
 )
 def test_hostile_replies_are_read_at_once(text):

@@ -12,7 +12,7 @@ from drift.errors import require
 from drift.verifiers.base import Verification, judged, unparseable
 from drift.verifiers.exact import Exact
 from drift.verifiers.expressions import bare, expression
-from drift.verifiers.reading import boxed_answer, sentence, spoken, tagged
+from drift.verifiers.reading import boxed_answer, in_json, sentence, spoken, tagged
 from drift.verifiers.values import Value, value_of
 
 # Only the end of a longer reply is read; a claim stands at the start or the end of a short one.
@@ -29,14 +29,14 @@ _AROUND = " \t\n#>*•\"'`()[]{}.,:;!$_“”‘’。、【】（）✓✔✅�
 _LABEL = re.compile(r"(?:the\s)?(?:(?:option|choice|answer|letter|opción)\b[\s:(\[*]{0,4})?([A-Za-z])", re.I)
 # "B. Because", "(B) because", "**B** because": a letter set apart by a mark. "A reaction" begins with an article.
 _LEADING = re.compile(
-    r"\s{0,12}[*_`]{0,3}(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])[*_`]{0,3}[).:]|\*\*([A-Za-z])\*\*)(?=\W|$)"
+    r"\s{0,12}[*_`]{0,3}(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])[*_`]{0,3}[).:]|([A-Z])(?=\s[-–—]\s)|\*\*([A-Za-z])\*\*)(?=\W|$)"
 )
 _IS = (
     r"(?:\s{1,3}(?:is|to|would\sbe|must\sbe|should\sbe|has\sto\sbe|ist|lautet|est|es|è|é)\b"
     r"|[*_\s]{0,4}(?::|：|=|→|->|=>)|\s{1,2}[-–—](?=\s)|\s{1,2}(?=[*(]{0,3}[A-Z][)*]{0,3}\s{0,2}(?:[.,;!]|$)))"
 )
 _CLAIM = re.compile(
-    r"\b(?:(?:correct|right|best|final|my|the)\s{1,3})?(?:answer|ans|choice|option|guess|result|Antwort|Lösung|réponse|respuesta|opción|risposta|resposta)\.?"
+    r"\b(?:(?:correct|right|best|final|my|the)\s{1,3})?(?:answer|ans|choice|option|guess|result|Antwort|Lösung|réponse|respuesta|opción|risposta|resposta|ответ)\.?"
     r"(?:\s{1,3}(?:choice|option|letter|correcta|correcte|finale?|richtig))?"
     rf"{_IS}\s{{0,3}}(?:(?:most\slikely|likely|probably|definitely|certainly|therefore|thus|clearly|option|choice|letter|Antwort|la|le|die|der|opción)\b)?:?"
     r"|\b(?:choose|pick|select|go\swith|wähle|nehme|choisis|elijo|escojo)\b(?:\s(?:option|choice|answer|Antwort|opción))?"
@@ -158,6 +158,8 @@ class Choice:
         if box is not None and (found := _option(box, letters, named)):
             return found
         text = whole[-MAX_CHARACTERS:].strip()
+        if (named_there := in_json(text)) and (found := _option(named_there, letters, named)):
+            return found
         if len(text) <= 400 and "\n" not in text and (found := _option(text, letters, named, alone=True)):
             return found
         return _in_lines(text, letters, named, cut=len(whole) > MAX_CHARACTERS)
@@ -224,7 +226,11 @@ def _value(text: str) -> tuple[object, ...] | None:
 
 def _rounded(value: Value) -> object:
     """To twelve digits; as it is where it is beyond what a double can be."""
-    return f"{float(value):.12g}" if value == 0 or 1e-300 < abs(value) < 1e300 else value
+    try:
+        double = float(value)
+    except OverflowError:
+        return value
+    return f"{double:.12g}" if double or not value else value
 
 
 def _option(text: str, letters: str, named: Sequence[tuple[str, str]], *, alone: bool = False) -> set[str]:

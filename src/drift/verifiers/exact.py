@@ -51,6 +51,7 @@ class Exact:
         answer = self.normalise(reply)
         if answer != expected and self.ignore_punctuation:
             answer = self.normalise(core(reply) if "\\" in reply or "<" in reply else tidy(stated(reply) or reply))
+            answer = answer if answer == expected else re.sub(r"^(?:it|this|that)(?: is|['’]s) ", "", answer)
             if expected in _OPPOSITE and (truth := _TRUTH.fullmatch(answer)):
                 answer = _OPPOSITE[truth[2]] if truth[1] else truth[2]
         return judged(answer == expected, answer) if answer else unparseable("empty")

@@ -14,7 +14,7 @@ from drift.verifiers.values import value_of
 
 _LEAD = re.compile(
     r"(?:(?:the |my |your |our )?(?:final |correct |right |exact )?(?:answer|result|solution|value|ans)|a)"
-    r"\s*(?::|=>|=|->|→)\s*"
+    r"\s*(?::|=>|=|->|→)\s*|ans\.\s+(?=[-$\\\d(])"
     r"|(?:approximately|about|roughly|around|circa|approx\.?|nearly|almost|exactly|equals?|is|are|just|only|ca\.)\s+"
     r"|(?:~|\\sim(?![a-z])|\\approx(?![a-z])|≈|=)\s*",
     re.IGNORECASE,
@@ -29,7 +29,8 @@ _SAID = (
     (re.compile(r"\\lor(?![a-z])"), " or "),
     (re.compile(r"\bplus or minus\s|^\+-(?=\d)"), r"\\pm "),
     (re.compile(r"^(?:minus|negative)\s+(?=[\d\\(]|inf)"), "-"),
-    (re.compile(r"^(USD|EUR|GBP|JPY|INR|CHF|CAD|AUD|Rs\.?|kr)\s+(?=[-+]?\d)(.*)$"), r"\2 \1"),
+    (re.compile(r"^(USD|EUR|GBP|JPY|INR|CHF|CAD|AUD|Rs|kr)(?:\s|\.\s?)(?=[-+]?\d)(.*)$"), r"\2 \1"),
+    (re.compile(r"^(?:\{\})?[_^]?\{?(\d{1,3})\}?\s?C_?\s?\{?(\d{1,3})\}?$"), r"\\binom{\1}{\2}"),
     (re.compile(r"^(?:np\.)?(?:[Mm]atrix|array)\((\[.*\])\)$"), r"\1"),
     (re.compile(r"(?:the )?square root of (\d+|[a-z])(?=$|\W)"), r"\\sqrt{\1}"),
     (re.compile(r"(?:the )?cube root of (\d+|[a-z])(?=$|\W)"), r"\\sqrt[3]{\1}"),
@@ -180,6 +181,7 @@ def _dollars(text: str) -> str:
 def plain_words(text: str) -> str:
     """Words in the form in which they are compared: small letters, no article, no final mark."""
     bare = " ".join(text.casefold().replace("’", "'").split()).strip(".,;:! ")
+    bare = re.sub(r"\bsolutions\b", "solution", bare)
     return re.sub(r"^(?:an?|the|on|in|at|it is|it's|is)\s+", "", bare)
 
 

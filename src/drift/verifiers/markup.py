@@ -42,7 +42,7 @@ _CONTROL = re.compile(r"\t(?=imes|ext\{|heta)|\f(?=rac)|\r(?=ight)")
 _TWICE = re.compile(r"\\\\(?=[A-Za-z]{2,}|[(){}])")
 _INLINE_MARKS = re.compile(
     r"(?<![\w)*])\*\*([^*\n]+)\*\*(?![\w(*])|(?<![\w)`])`([^`\n]+)`(?!\w)"
-    r"|(?<![\w)*])(?<!\d\s)\*([A-Za-z]\w{0,9})\*(?![\w(*])"
+    r"|(?<![\w)*])(?<!\d\s)\*([A-Za-z]\w{0,9})\*(?![\w(*])|(?<![\w\\)}\]])_([A-Za-z]{1,10})_(?![\w({])"
 )
 _STRUCK = re.compile(r"~~[^~\n]{1,80}~~(?=\s*\S)")
 _TEXT_FRACTION = re.compile(r"\\[dt]?frac\s?\{\\(?:text|mathrm)\{([^{}]*)\}\}\s?\{\\(?:text|mathrm)\{([^{}]*)\}\}")

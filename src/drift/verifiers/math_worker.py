@@ -121,6 +121,9 @@ def check(reply: str, gold: str) -> dict[str, str]:
             as_decimal = expression(reply, decimal_comma=True)
             if as_decimal is not None and len(as_decimal.parts) == 1:
                 answer, correct = as_decimal, same(as_decimal, expected)
+        if not correct and expected.parts and expected.parts[0].startswith("("):
+            point = _as_point(answer)
+            answer, correct = (point, True) if same(point, expected) else (answer, False)
         shown = _normal_form(answer)
         if not correct and shown is None:
             return {"verdict": "unparseable", "reason": "no formula"}
@@ -167,6 +170,15 @@ def _as_union(found: Expression) -> Expression:
     if not all(_INTERVAL.fullmatch(part) for part in parts):
         return found
     return replace(found, parts=(r" \cup ".join(parts),))
+
+
+def _as_point(found: Expression) -> Expression:
+    """Values of several variables, ``x = 1, y = 2``, as the point that they are, in the order of the names."""
+    names = [_LABEL.match(part) for part in found.parts]
+    values = {name[1].strip(): part[name.end() :] for name, part in zip(names, found.parts, strict=True) if name}
+    if not 1 < len(values) == len(found.parts):
+        return found
+    return replace(found, parts=(f"({','.join(values[name] for name in sorted(values))})",))
 
 
 def _as_interval(part: str) -> str:

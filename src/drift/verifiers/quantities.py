@@ -148,7 +148,8 @@ def _at_top(text: str, marks: str = ",;") -> list[str]:
     return [piece for piece in pieces if piece] if len(pieces) > 1 and pieces[-1] == "" else pieces
 
 
-_TWO_POINTS = re.compile(r"\d\.\s?\.\d")
+# Two points in one number, or a list of numbered lines.
+_TWO_POINTS = re.compile(r"\d\.\s?\.\d|\d\.\s+\d")
 _SUM_AND_RESULT = re.compile(
     r"[\d\s.,()/-]*\d\s*(?:[-+*/]|\\times|\\cdot|\\div)(?:[\d\s.()+*/-]|\\times|\\cdot|\\div)*="
 )
@@ -158,6 +159,8 @@ _GROUPED = r"[1-9]\d{0,2}(?:,\d{3})+(?!\d)"
 def _numerals(text: str, decimal_comma: bool) -> str:
     """``text`` with decimal points and without separators of thousands, where a comma can mean only that."""
     text = re.sub(r"(?<=\d)['’_](?=\d{3}(?!\d))", "", text)
+    # No second value of a pair begins so: (3,000).
+    text = re.sub(r"^\(([1-9]\d{0,2}(?:,\d{3})*,0\d\d(?:,\d{3})*)\)$", r"\1", text)
     equal = re.match(r"[^=]*(?<![<>!])=(?!.*=)", text)
     label = re.match(r"[^,\d]*", text[equal.end() :] if equal else text)
     head = (equal.group() if equal else "") + (label.group() if label else "")

@@ -5,7 +5,8 @@ The first of these that a reply has is read, and of several such places the last
 1. ``tag``: ``<answer>…</answer>`` (also escaped, in square brackets, as ``final_answer``, or left open at the end);
 2. ``box``: ``\boxed{…}`` or ``\fbox{…}``; boxes that only "and", "or" or commas part are one answer;
 3. ``hash``: the rest of a line after ``####``;
-4. ``stated``: "answer: …", "the answer is …", and the same in Chinese, Japanese, German, French and Spanish;
+4. ``stated``: "answer: …", "the answer is …", and the same in Chinese, Japanese, German, French and Spanish; a JSON
+   object or a table at the end that has one under that name;
 5. ``alone``: a reply that is nothing but an answer;
 6. ``concluded``: a last sentence that begins with "so", "therefore" or the like, or with "in total";
 7. ``last_number``: only where ``fallback`` asks for it.
@@ -16,7 +17,9 @@ Only what is after the thinking counts. All of it takes linear time.
 from __future__ import annotations
 
 import html
+import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -51,7 +54,7 @@ _THINKING = re.compile(r"<(?P<close>/)?(?:think|thinking|thought|reasoning)>", r
 _AFTER_THE_END = re.compile(r"(?:\s{0,3}(?:<\|[a-z_]{1,30}\|>|</s>)\s{0,3}(?:user|assistant)?)+\s*$")
 _CUT_TAG = re.compile(r"</?[a-z_]{0,14}$", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
-    r"[.…_?\s*`-]*|[\[({<]?\s?(?:your|the|final|my)?\s?(?:final )?(?:answer|letter|number|value|result|option)"
+    r"[.…_?\s*`|-]*|[\[({<]?\s?(?:your|the|final|my)?\s?(?:final )?(?:answer|letter|number|value|result|option)"
     r"(?: here| letter)?\s?[\])}>]?\.{0,3}|n/?a|tbd|todo",
     re.IGNORECASE,
 )
@@ -69,7 +72,7 @@ _STEP = re.compile(r"\W*(?:step|part|case|phase|stage|question|problem|section|m
 
 _MARKS = r"[*_`$\s|]{0,6}"
 _IS = (
-    r"(?:\s{1,3}(?:choice|option|number))?(?:\s{1,3}(?:to|for|of)\s[^.:=\n]{1,80})?"
+    r"(?:,\s(?:then|therefore|thus|hence|finally|of\scourse),)?(?:\s{1,3}(?:choice|option|number))?(?:\s{1,3}(?:to|for|of)\s[^.:=\n]{1,80})?"
     r"(?:\s{1,3}(?P<not>is\s{1,3}not|isn['’]t|can['’]t\sbe|cannot\sbe)\b"
     r"|\s{1,3}(?:is|are|equals|was|would\sbe|must\sbe|should\sbe|has\sto\sbe|comes\s(?:out\s)?to"
     r"|to|of(?=\s[-$\d\\])|will\sbe)\b"
@@ -77,7 +80,7 @@ _IS = (
     rf"|{_MARKS}(?:[:=：→]|->|=>)|{_MARKS}[|]|\s{{0,2}}[*_]{{0,3}}\n|\s[-–—]\s)"
 )
 _STATED = re.compile(
-    rf"(?<![A-Za-z])(?:answer|ans|result|solution){_IS}"
+    rf"(?<![A-Za-z])(?:(?:answer|ans|result|solution){_IS}|ans\.(?=\s{{1,3}}[-$\\\d(]))"
     r"|(?P<east>答案|答え|正解|結果|结果|정답|[答답](?=[：:은]))(?:(?P<east_not>不是)|[是为為はが은는이]?[：:]?)"
     r"|\b(?:Antwort|Lösung|Ergebnis|réponse|respuesta|resultado|solución|résultat|risposta|resposta|ответ)"
     r"(?:\s(?:correcta|correct|correcte|finale?))?"
@@ -90,6 +93,8 @@ _STATED = re.compile(
 _IS_THE_ANSWER = re.compile(
     r"\s(?:is|are|was)\s(?:the|my|our)\s(?:(?:final|correct|right)\s)?(?:answer|solution|result)\b", re.IGNORECASE
 )
+_MOST_BRACES = 20
+_JSON_KEY = re.compile(r"(\"(?:final[_ ]?)?answer\")\s{0,3}:", re.IGNORECASE)
 _OPENING_WORDS = re.compile(r"(?:(?:so|thus|hence|then|therefore|and|finally|that means|which means)\b[, ]*)+", re.I)
 _MARKS_AHEAD = re.compile(r"[ \t\n*_|`:]*+")
 _SUPPOSED = re.compile(
@@ -152,7 +157,7 @@ def read(reply: str, *, strict: bool = False, fallback: str = "") -> Read | None
     last = lines[-1] if lines and not _STEP.match(lines[-1]) else ""
     if last and (re.search(r"\d|^\W*\w\W*$|[\\=]", last) or text.rstrip().endswith(last)):
         return Read(answer=last, where="hash")
-    if found := stated(text):
+    if found := in_json(text) or _in_table(text) or stated(text):
         return Read(answer=found, where="stated")
     if _is_alone(text):
         return Read(answer=text.strip(), where="alone")
@@ -277,6 +282,38 @@ def stated(text: str) -> str | None:
         if len(said) < 60 and re.search(r"\d|\\", said) and text[_end_of_sentence(text, match.end()) :][:1] != "?":
             found = said
     return found
+
+
+def in_json(text: str) -> str | None:
+    """What a JSON object at the end of ``text`` holds under ``answer``."""
+    keys = list(_JSON_KEY.finditer(text, max(0, len(text) - MAX_ANSWER)))
+    if not keys:
+        return None
+    key, start = keys[-1], keys[-1].start()
+    # The object may hold others before it.
+    for _ in range(_MOST_BRACES):
+        start = text.rfind("{", 0, start)
+        if start < 0:
+            return None
+        with suppress(ValueError, RecursionError):
+            value, end = json.JSONDecoder().raw_decode(text, start)
+            said = value.get(json.loads(key[1]))
+            if end > key.end() and not text[end:].strip(" \n`}"):
+                return str(said).strip() or None if isinstance(said, str | int | float) else None
+    return None
+
+
+def _in_table(text: str) -> str | None:
+    """What the last row of a table at the end of ``text`` has in the column of the answer."""
+    lines = text.rstrip().splitlines()
+    at = len(lines)
+    while at and lines[at - 1].lstrip().startswith("|"):
+        at -= 1
+    rows = [[cell.strip(" *_`") for cell in line.strip().strip("|").split("|")] for line in lines[at:]]
+    if len(rows) < 3 or len(rows[-1]) != len(rows[0]) or not all(set(cell) <= set("-: ") for cell in rows[1]):
+        return None
+    named = [cell for name, cell in zip(rows[0], rows[-1], strict=True) if name.lower() in ("answer", "final answer")]
+    return named[0] or None if named else None
 
 
 def _is_alone(text: str) -> bool:

@@ -7,7 +7,7 @@ import re
 _SPACES = "\u00a0\u2009\u202f"
 # Units, each with its other names, between semicolons.
 _UNIT_NAMES = (
-    "$ dollar dollars usd bucks; € euro euros eur; £ gbp; pound pounds; ¥ yen jpy yuan; ₹ rupee rupees inr; "
+    "$ dollar dollars usd bucks; € euro euros eur; £ gbp; pound pounds; ¥ yen jpy yuan; ₹ rupee rupees inr Rs; "
     "¢ cent cents; m meter meters metre metres; cm centimeter centimeters centimetre centimetres; "
     "mm millimeter millimeters millimetre millimetres; km kilometer kilometers kilometre kilometres; in inch inches; "
     "ft foot feet; mi mile miles; g gram grams; kg kilogram kilograms; mg milligram milligrams; lb lbs; "
