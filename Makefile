@@ -23,9 +23,10 @@ types: $(INSTALLED)
 ORDINARY := not slow and not chaos and not gpu and not browser
 ORDINARY += and not adapters and not deepspeed and not qlora and not ray and not trl and not vllm
 
-# Two workers on two cores: more threads would only wait for one another.
+# Two workers on two cores: more threads would only wait for one another. What is compiled is kept for the processes that
+# tests start, wherever a machine is told not to.
 unit: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist worksteal -m "$(ORDINARY)"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist worksteal -m "$(ORDINARY)"
 
 # The same tests, every process of them started anew: twice the time.
 cover: $(INSTALLED)
