@@ -41,7 +41,7 @@ from drift.verifiers.expressions import expression
 from drift.verifiers.judge import HIGHEST, LOWEST, read_score
 from drift.verifiers.numeric import Numeric
 from drift.verifiers.quoting import quote
-from drift.verifiers.reading import read, spoken
+from drift.verifiers.reading import read, spoken, tagged
 from drift.weights.table import read_file
 from drift.yaml_files import read_mapping
 
@@ -95,8 +95,9 @@ def numeric(text: str) -> None:
 def choice(text: str) -> None:
     gold, wrong = WRONG_LETTERS[len(text) % 3]
     reply = f"{text}\n\nThe final answer is ({wrong})."
-    # What a thought that never ends swallows is not claimed.
-    assert not (CHOICE.verify(reply, gold, options=OPTIONS).right and f"({wrong})" in spoken(reply)), (gold, wrong)
+    # What a thought that never ends swallows is not claimed, and a tag comes before a sentence.
+    claimed = f"({wrong})" in spoken(reply) and tagged(spoken(reply)) is None
+    assert not (claimed and CHOICE.verify(reply, gold, options=OPTIONS).right), (gold, wrong)
     CHOICE.verify(text, "A", options=OPTIONS)
 
 

@@ -37,6 +37,8 @@ pytest.importorskip("math_verify")
         ("So 31 chairs are needed. I hope this helps! Let me know if not.", "31 chairs are needed.", "concluded"),
         ("Each row has 5.\n\nTherefore, 31 chairs are needed.", "31 chairs are needed.", "concluded"),
         ("The answer, then, is 31.", "31", "stated"),
+        ("<answer>31\n\nThat is all there is to it.", "31", "tag"),
+        ("<answer>30 or so.\n\nThe final answer is 31.", "31", "stated"),
         ('It is 30 + 1.\n```json\n{"steps": [{"n": 30}], "answer": 31}\n```', "31", "stated"),
         ("| n | Answer |\n|---|---|\n| 1 | 30 |\n| 2 | **31** |", "31", "stated"),
     ],
@@ -179,6 +181,7 @@ def test_truth_is_read_from_its_decoration_or_a_sentence():
         "the answer is " * 20_000,
         " is the answer 1" * 20_000,
         '{"answer": ' * 20_000,
+        "<|im_end|>" * 20_000 + "5",
         "|a" * 20_000 + "\n|-" * 20_000,
     ],
 )

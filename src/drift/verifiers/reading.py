@@ -169,7 +169,9 @@ def read(reply: str, *, strict: bool = False, fallback: str = "") -> Read | None
 
 def spoken(reply: str) -> str:
     """``reply`` without its thinking: neither whole thoughts, nor one that was begun before it or cut off."""
-    reply = _AFTER_THE_END.sub("", reply)
+    # Only so far back: a long run that ends before would be looked through from each of its tokens.
+    at = max(0, len(reply) - MAX_ANSWER)
+    reply = reply[:at] + _AFTER_THE_END.sub("", reply[at:])
     parts: list[str] = []
     at, thinking = 0, False
     for mark in _THINKING.finditer(reply):
@@ -195,7 +197,9 @@ def tagged(text: str) -> str | None:
     if start is not None:
         rest = _CUT_TAG.sub("", text[start:].strip()[:MAX_ANSWER]).strip()
         if len(rest) > 200 or "\n\n" in rest:
-            rest = rest.split("\n", 1)[0].strip()
+            first, _, after = rest.partition("\n")
+            # Whoever goes on and says what the answer is has not ended with the tag.
+            rest = first.strip() if boxed_answer(after) is None and stated(after) is None else ""
         if not is_placeholder(rest):
             found = rest
     return html.unescape(found) if found is not None and "&" in found else found
