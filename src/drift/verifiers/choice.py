@@ -17,6 +17,8 @@ from drift.verifiers.values import Value, value_of
 
 # Only the end of a longer reply is read; a claim stands at the start or the end of a short one.
 MAX_CHARACTERS = 20_000
+# Of a line's claims; each takes a fraction of a millisecond.
+_MOST_CLAIMS = 100
 _TEXT = Exact()
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -289,7 +291,7 @@ def _leading(line: str, letters: str) -> tuple[str, str] | None:
 def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str]]:
     """Every letter that ``line`` says is the answer, and where."""
     read_to = 0
-    for match in _CLAIM.finditer(line):
+    for match in list(_CLAIM.finditer(line))[-_MOST_CLAIMS:]:
         # What a list of letters has read is not read again from each of its members.
         if match.start() < read_to:
             continue
@@ -329,7 +331,7 @@ def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterat
 def _said_in_words(line: str, named: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str]]:
     """Every option that ``line`` names by its text in a sentence of its own, and where."""
     for pattern in (_IT_IS, _IS_ANSWER) if named else ():
-        for match in pattern.finditer(line):
+        for match in list(pattern.finditer(line))[-_MOST_CLAIMS:]:
             start = max(0, match.start() - 40)
             if _NOT.search(line, start, match.start()) or _SUPPOSED.search(line, start, match.start()):
                 continue
