@@ -90,6 +90,9 @@ ERRORS: list[tuple[int, Any, str, str]] = [
     (400, {"error": {"message": "Your credit balance is too low"}}, "everything http_402", "credit"),
     (400, {"error": {"type": "budget_exceeded", "message": "10 of 9"}}, "everything http_402", "10 of 9"),
     (429, {"error": {"type": "exceeded_current_quota_error", "message": "empty"}}, "everything http_429", "empty"),
+    # Bedrock, GitHub.
+    (400, {"__type": "x", "message": "Throttled: too many requests"}, "passing http_400", "Throttled"),
+    (403, {"message": "secondary rate limit"}, "passing http_403", "secondary"),
     # TGI: the generation failed.
     (424, {"error": "failed during generation", "error_type": "generation"}, "passing http_424", "failed"),
     (429, {"error": {"code": "insufficient_quota", "message": "used up"}}, "everything http_429", "used up"),

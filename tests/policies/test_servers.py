@@ -77,12 +77,16 @@ def test_one_prompt_that_fails_is_counted_and_the_others_go_on(
     assert not requests and again.manifest["policy_errors"] == manifest["policy_errors"]
 
 
-def test_what_a_server_says_it_read_and_wrote_is_in_the_manifest(tmp_path: Path) -> None:
+def test_what_a_server_says_it_read_and_wrote_is_in_the_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def answered(request: dict[str, Any], number: int) -> Any:
         choice = {"finish_reason": "stop", "message": {"content": text(request)}}
-        return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 3}}
+        return {"model": "other", "choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 3}}
 
     made, requests = through(answered, tmp_path, tasks=1)
+    # Some answer with what they have loaded, whatever was asked for.
+    assert "replies are of 'other', where 'm' was asked for" in capsys.readouterr().err
     count = len(requests)
     assert made.manifest["policy_usage"] == {
         "replies": count,

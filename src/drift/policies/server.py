@@ -275,6 +275,10 @@ class Server:
         """The server is there, and says what the reply took."""
         self._last_reply = time.monotonic()
         self._failed_prompts.clear()
+        model = reply.get("model")
+        # Names have versions, and owners before them. Some servers answer with what they have loaded.
+        if isinstance(model, str) and model and self._model not in model and model not in self._model:
+            self._say_once("model", f"replies are of {model!r}, where {self._model!r} was asked for.")
         used = reply.get("usage")
         if isinstance(used, Mapping):
             told = {name: used.get(name) for name in ("prompt_tokens", "completion_tokens")}

@@ -29,9 +29,9 @@ _NO_MONEY_CODES = re.compile(
 )
 _NO_MODEL_CODES = re.compile("model_?not_?found|invalid_model|decommissioned|deployment_?not_?found")
 _FILTERED = re.compile(
-    r"content (?:filter|policy|management policy)|moderation|\bflagged\b|inappropriate content|content exists risk"
-    r"|high risk|safety system|sensitive (?:content|words|information)|\w_sensitive|prohibited[ _]content|guardrail"
-    r"|usage (?:guidelines|polic)|responsible ai"
+    r"content ?(?:filter|policy|management policy)|was filtered|moderation|\bflagged\b|inappropriate content"
+    r"|content exists risk|high risk|safety system|sensitive (?:content|words|information)|\w_sensitive|prohibited[ _]content"
+    r"|guardrail|usage (?:guidelines|polic)|responsible ai"
 )
 _KEY = re.compile(r"api[ _-]?key|unauthori[sz]ed|authenticat")
 _NO_MONEY = re.compile(
@@ -41,6 +41,8 @@ _NO_MODEL = re.compile(
     r"invalid model(?: name| id|:)|model not exist|not a valid model|no models? (?:is |are )?loaded"
     r"|\bmodel\b[^.]{0,60}(?:not found|does not exist|decommissioned)|does not support chat|unexpected endpoint"
 )
+# What passes, though its status is that of a request that can't be served.
+_BUSY = re.compile(r"rate[ _-]?limit|throttl|too many requests|overloaded|try again later|temporarily|has crashed")
 # What is too long, in the order in which a sentence on it need say less: the context, tokens of the prompt, the prompt.
 _CONTEXT = re.compile(
     r"context[ _-]?(?:length|size|window|limit)|maximum context|token limit|n_ctx|max_(?:model|seq|input)_len"
@@ -52,7 +54,7 @@ _TOO_MUCH = re.compile(
     r"|limit|overflow|not enough|does(?: not|n't) fit|should be|above|only supports|<=|≤|≥|>"
 )
 _TOO_LONG_PROMPT = re.compile(
-    r"(?:prompt|inputs?|conversation|messages?) (?:is |are |was )?(?:too (?:long|large)|exceeds?\b)"
+    r"(?:prompt|inputs?|conversation|messages?|history) (?:is |are |was )?(?:too (?:long|large)|longer\b|exceeds?\b)"
     r"|too many (?:input |prompt )?tokens|reduce (?:the length of )?(?:the|your) (?:messages?|prompt|input)"
     r"|current length is \d|expected maxlength"
     # What is left of the context for the reply, as older vLLMs compute it.
@@ -172,6 +174,8 @@ def _kind(status: int, codes: set[str], said: str, names_fields: bool) -> tuple[
         return "prompt", "content_filter"
     if _NO_MONEY_CODES.search(told) or (status < 500 and _NO_MONEY.search(said)):
         return "everything", "http_402" if status == 400 else http
+    if status in (400, 403) and _BUSY.search(f"{said} {told}"):
+        return "passing", http
     if status in (401, 402, 403, 404, 405, 410, 501):
         return "everything", http
     if status < 500 and status != 429 and _KEY.search(said):
