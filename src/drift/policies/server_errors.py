@@ -30,8 +30,8 @@ _NO_MONEY_CODES = re.compile(
 _NO_MODEL_CODES = re.compile("model_?not_?found|invalid_model|decommissioned|deployment_?not_?found")
 _FILTERED = re.compile(
     r"content ?(?:filter|policy|management policy)|was filtered|moderation|\bflagged\b|inappropriate content"
-    r"|content exists risk|high risk|safety system|sensitive (?:content|words|information)|\w_sensitive|prohibited[ _]content"
-    r"|guardrail|usage (?:guidelines|polic)|responsible ai"
+    r"|content exists risk|high risk|safety system|sensitive (?:content|words|information)|\w_sensitive"
+    r"|prohibited[ _]content|guardrail|usage (?:guidelines|polic)|responsible ai"
 )
 _KEY = re.compile(r"api[ _-]?key|unauthori[sz]ed|authenticat")
 _NO_MONEY = re.compile(
