@@ -56,6 +56,7 @@ def error(status: int, message: str, **more: Any) -> tuple[int, Any]:
         (error(400, "the template failed"), "http_400", 1),
         ({"choices": []}, "empty_choices", 3),
         (b'{"choices": [{"mess', "broken_reply", 3),
+        (b"[" * 100_000, "broken_reply", 3),
         ({"error": {"code": 403, "message": "flagged by moderation"}}, "content_filter", 1),
         ({"choices": [{"finish_reason": "abort", "message": {"content": "It"}}]}, "finish_abort", 3),
     ],
@@ -76,12 +77,16 @@ def test_one_prompt_that_fails_is_counted_and_the_others_go_on(
     assert not requests and again.manifest["policy_errors"] == manifest["policy_errors"]
 
 
-def test_what_a_server_says_it_read_and_wrote_is_in_the_manifest(tmp_path: Path) -> None:
+def test_what_a_server_says_it_read_and_wrote_is_in_the_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def answered(request: dict[str, Any], number: int) -> Any:
         choice = {"finish_reason": "stop", "message": {"content": text(request)}}
-        return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 3}}
+        return {"model": "other", "choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 3}}
 
     made, requests = through(answered, tmp_path, tasks=1)
+    # Some answer with what they have loaded, whatever was asked for.
+    assert "replies are of 'other', where 'm' was asked for" in capsys.readouterr().err
     count = len(requests)
     assert made.manifest["policy_usage"] == {
         "replies": count,
@@ -184,6 +189,7 @@ def test_fields_that_a_server_refuses_are_left_out_and_that_is_said(tmp_path: Pa
         (error(401, "key sk-pl***wxyz is wrong"), r"status 401: key \*\*\* is wrong. The key .* variable SOME_KEY"),
         (error(429, "used up", code="insufficient_quota"), "status 429: used up"),
         (error(404, "no model m"), r"no model m. Check policy.url .* It lists models/m"),
+        ({"error": "Unexpected endpoint or method. (POST /x)"}, r"method. \(POST /x\). Check policy.url"),
         ((429, {"error": "tomorrow"}, "Retry-After: 86400\r\n"), "asks to wait 86,400 seconds"),
     ],
 )
@@ -194,6 +200,20 @@ def test_what_is_wrong_for_every_request_stops_the_run(
     with pytest.raises(PolicyError, match=words) as caught:
         through(lambda *_: answer, tmp_path, models=("models/m",), key_env="SOME_KEY")
     assert "wxyz" not in str(caught.value)
+
+
+def test_what_is_refused_after_replies_is_of_that_prompt_until_many_are(tmp_path: Path) -> None:
+    seen: dict[str, int] = {}
+
+    def firewall(request: dict[str, Any], _: int) -> Any:
+        place = seen.setdefault(request["messages"][0]["content"], len(seen))
+        return (403, b"<html><h1>Blocked</h1></html>") if place == 1 else text(request)
+
+    made, _ = through(firewall, tmp_path / "a")
+    assert made.manifest["failures"] == {"http_403": 2}
+    with pytest.raises(PolicyError, match="status 403: no more for this key"):
+        late = error(403, "no more for this key")
+        through(lambda request, n: late if n > 2 else text(request), tmp_path / "b", tasks=20, max_failed=1)
 
 
 def test_a_pause_that_is_asked_for_is_no_fault_and_a_loading_model_is_waited_for(tmp_path: Path) -> None:

@@ -11,17 +11,18 @@ from drift.errors import PolicyError
 from drift.policies.base import RequestFailed, UnusableReply
 from drift.types import Completion, FinishReason
 
-_FINISHED: dict[str, FinishReason] = {
-    "length": "length",
-    "max_tokens": "length",
-    "tool_calls": "tool_calls",
-    "function_call": "tool_calls",
-    "refusal": "refusal",
-}
-_FILTERED = re.compile("filter|safety|recitation|prohibited|blocklist|sensitive|spii")
+# How servers spell why a reply ended, in the order in which the words decide; all else is ``stop``.
+_FINISHED: tuple[tuple[re.Pattern[str], FinishReason], ...] = (
+    (re.compile("tool|function_call"), "tool_calls"),
+    (re.compile("filter|safety|recitation|prohibited|block|sensitive|spii|guardrail|polic"), "content_filter"),
+    (re.compile("length|max_.*tokens|token_limit|context"), "length"),
+    (re.compile("refusal"), "refusal"),
+)
+_THOUGHT_KEYS = ("text", "thinking", "content", "summary")
 # Of a server that does not tell a thought from the text.
 _OPENED, _CLOSED = "<think>", "</think>"
-_BROKEN_OFF = frozenset({"abort", "aborted", "error", "cancelled", "network_error", "insufficient_system_resource"})
+_BROKEN_OFF = re.compile("abort|error|cancel|time_?out|overload|insufficient_system_resource")
+_TOKEN_ID = re.compile("token_id:([0-9]+)")
 
 
 class BrokenReply(ValueError):
@@ -40,17 +41,18 @@ def first_choice(reply: Any) -> Mapping[str, Any]:
     """The reply's choice; raises ``BrokenReply`` where there is none, or the server broke it off."""
     if not reply["choices"]:
         raise BrokenReply("empty_choices")
-    choice: Mapping[str, Any] = reply["choices"][0]
-    reason = choice.get("finish_reason")
-    if str(reason).casefold() in _BROKEN_OFF:
-        raise BrokenReply(f"finish_{str(reason).casefold()}")
+    # One reply is asked for; of several, in any order, it is the first.
+    choice: Mapping[str, Any] = min(reply["choices"], key=lambda each: each.get("index") or 0)
+    reason = str(choice.get("finish_reason")).casefold()
+    if _BROKEN_OFF.search(reason):
+        raise BrokenReply(f"finish_{reason}")
     return choice
 
 
 def finish_reason(choice: Mapping[str, Any]) -> FinishReason:
     """Why a reply ended; what is neither length, filter nor a call is ``stop``, which servers spell in many ways."""
     said = str(choice.get("finish_reason")).casefold()
-    return "content_filter" if _FILTERED.search(said) else _FINISHED.get(said, "stop")
+    return next((reason for words, reason in _FINISHED if words.search(said)), "stop")
 
 
 def chat_completion(reply: Any) -> Completion:
@@ -64,14 +66,14 @@ def chat_completion(reply: Any) -> Completion:
     choice = first_choice(reply)
     message, reason = choice["message"], finish_reason(choice)
     text, thinking = _text_of(message.get("content"))
-    for name in ("reasoning_content", "reasoning", "thinking", "reasoning_details"):
+    for name in ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks"):
         thinking = thinking or _plain_text(message.get(name))
     if not thinking and (_OPENED in text or _CLOSED in text):
         thought, closed, said = text.partition(_CLOSED)
         if closed or text.lstrip().startswith(_OPENED):
             text, thinking = said.strip(), thought.strip().removeprefix(_OPENED).strip()
-    if not text and message.get("refusal"):
-        text, reason = str(message["refusal"]), "refusal"
+    if not text and message.get("refusal") and isinstance(message["refusal"], str):
+        text, reason = message["refusal"], "refusal"
     completion = Completion(
         # Half of a UTF-16 pair, which a server may send as an escape, is taken by no file and no tokenizer.
         text=_whole(text),
@@ -81,20 +83,28 @@ def chat_completion(reply: Any) -> Completion:
         finish_reason=reason,
     )
     calls = message.get("tool_calls") or message.get("function_call")
-    if not text and calls:
+    if not text.strip() and (calls or reason == "tool_calls"):
         call = json.dumps(calls, ensure_ascii=False)[:200]
         raise UnusableReply("tool_calls", f"it calls tools that nobody offered, and says nothing: {call}", completion)
-    if not text and thinking:
+    if not text and (thinking or _thought_unseen(reply)):
         limit = "within max_new_tokens" if reason == "length" else f"(finish_reason {choice.get('finish_reason')})"
         remedy = "Raise max_new_tokens or switch thinking off."
         raise UnusableReply("reasoning_only", f"it thinks and says nothing {limit}. {remedy}", completion)
     return checked_for_filter(completion)
 
 
+def _thought_unseen(reply: Any) -> bool:
+    """Whether tokens of a thought are counted; hosted models don't tell the thought itself."""
+    used = reply.get("usage")
+    details = used.get("completion_tokens_details") if isinstance(used, Mapping) else None
+    return isinstance(details, Mapping) and bool(details.get("reasoning_tokens"))
+
+
 def ids_of(reply: Any, prompt_ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[float, ...] | None] | None:
     """The sampled ids of a reply of ``/completions`` and their log-probabilities; ``None`` where it tells no ids.
 
-    vLLM tells them in ``token_ids``, llama.cpp's server in ``logprobs.content[].id``.
+    vLLM tells them in ``token_ids``, older ones in ``logprobs.tokens`` where asked with ``return_tokens_as_token_ids``,
+    llama.cpp's server in ``logprobs.content[].id``.
 
     Raises:
         PolicyError: the server saw another prompt.
@@ -103,11 +113,16 @@ def ids_of(reply: Any, prompt_ids: tuple[int, ...]) -> tuple[tuple[int, ...], tu
     choice = first_choice(reply)
     told = choice.get("logprobs") or {}
     seen, used = choice.get("prompt_token_ids") or reply.get("prompt_token_ids"), reply.get("usage") or {}
-    count = len(seen) if seen is not None else used.get("prompt_tokens")
+    # What is no number above 0 is not told.
+    tokens = used.get("prompt_tokens")
+    count = len(seen) if seen is not None else tokens if isinstance(tokens, int) and tokens else None
+    named = [_TOKEN_ID.fullmatch(str(token)) for token in told.get("tokens") or ()]
     if choice.get("token_ids") is not None:
         ids, logprobs = choice["token_ids"], told.get("token_logprobs")
     elif isinstance(told.get("content"), list) and all("id" in each for each in told["content"]):
         ids, logprobs = [each["id"] for each in told["content"]], [each["logprob"] for each in told["content"]]
+    elif named and all(named):
+        ids, logprobs = [found[1] for found in named if found], told.get("token_logprobs")
     else:
         return None
     if (seen is not None and tuple(seen) != prompt_ids) or (seen is None and count not in (None, len(prompt_ids))):
@@ -133,11 +148,13 @@ def _text_of(content: Any) -> tuple[str, str]:
     if content is None or isinstance(content, str):
         return content or "", ""
     texts, thoughts = [], []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind in ("text", "output_text") and isinstance(part.get("text"), str):
+    for part in [content] if isinstance(content, Mapping) else content:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else ""
+        if isinstance(part, str):
+            texts.append(part)
+        elif kind in ("text", "output_text") and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif kind in ("thinking", "reasoning"):
+        elif "thinking" in kind or "reasoning" in kind:
             thoughts.append(_plain_text(part.get(kind) or part.get("text")))
         elif kind == "refusal":
             texts.append(str(part.get("refusal")))
@@ -148,7 +165,9 @@ def _text_of(content: Any) -> tuple[str, str]:
 
 def _plain_text(thinking: Any) -> str:
     if isinstance(thinking, list):
-        return "".join(_plain_text(part.get("text") if isinstance(part, Mapping) else part) for part in thinking)
+        return "".join(map(_plain_text, thinking))
+    if isinstance(thinking, Mapping):
+        return next((_plain_text(thinking[key]) for key in _THOUGHT_KEYS if thinking.get(key)), "")
     return thinking if isinstance(thinking, str) else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from drift.errors import PolicyError, require
 from drift.policies.base import ContextExceeded, RequestFailed
 from drift.policies.replies import BrokenReply
 from drift.policies.request_fields import RequestFields
-from drift.policies.server_errors import ServerError, error_in_reply, read_error, shortened
+from drift.policies.server_errors import ServerError, error_in_reply, plain, read_error, shortened
 from drift.progress import say
 from drift.secrets import HIDDEN, refuse_secrets, scrubbed
 from drift.types import Completion
@@ -89,8 +90,8 @@ class Server:
     @property
     def longest_context(self) -> int | None:
         """The longest context of the model in tokens, where the server says it."""
-        entry = self._listed.get(self._model, {})
-        return int(entry["max_model_len"]) if entry.get("max_model_len") else None
+        longest = self._listed.get(self._model, {}).get("max_model_len")
+        return longest if isinstance(longest, int) else None
 
     async def ask(self, path: str, fields: Mapping[str, Any], read: Callable[[Any], Completion]) -> Completion:
         """Send one request until it succeeds.
@@ -127,11 +128,11 @@ class Server:
                     self._say_once(str(changes), f"{', '.join(changes)} ({self._clean(outcome.words)}).")
                     continue
                 if outcome.kind != "passing":
-                    raise self._refused(outcome)
+                    raise self._refused(outcome, fields)
                 self.counts[outcome.name] += 1
                 asked = outcome.wait
                 if asked > max(self._deadline, LONGEST_PAUSE_SECONDS):
-                    raise self._refused(outcome)
+                    raise self._refused(outcome, fields)
                 # A pause that the server asks for is no failure, unless it does so for ever.
                 if asked and waited + asked <= self._deadline:
                     waited += asked
@@ -156,6 +157,8 @@ class Server:
                 reply = await self._client.post(path, body=dict(request), cast_to=object)
             # Not every server says that what it sends is JSON.
             reply = json.loads(reply) if isinstance(reply, str) else reply
+            if (error_inside := error_in_reply(reply, request)) is not None:
+                return error_inside
         except self._openai.APIStatusError as error:
             return _of_status(error, request)
         except (TimeoutError, self._openai.APITimeoutError):
@@ -164,12 +167,10 @@ class Server:
         except self._openai.APIConnectionError as error:
             cause = error.__cause__ or error
             name = "unreachable" if type(cause).__name__ in _NOBODY_THERE else "disconnected"
-            return ServerError(name=name, kind="passing", words=shortened(str(cause)))
-        except ValueError as error:
-            return ServerError(name="broken_reply", kind="passing", words=shortened(f"no JSON: {error}"))
-        error_inside = error_in_reply(reply, request)
-        if error_inside is not None:
-            return error_inside
+            return ServerError(name=name, kind="passing", words=_words_of(error))
+        except (ValueError, RecursionError) as error:
+            came = plain(getattr(error, "doc", str(error)))
+            return ServerError(name="broken_reply", kind="passing", words=shortened(f"no JSON: {came}"))
         try:
             completion = read(reply)
             self._note(reply)
@@ -182,12 +183,15 @@ class Server:
         except (ValueError, LookupError, TypeError, AttributeError):
             return ServerError(name="broken_reply", kind="passing", words=shortened(str(reply)[:200]))
 
-    def _refused(self, error: ServerError) -> PolicyError:
+    def _refused(self, error: ServerError, fields: Mapping[str, Any]) -> PolicyError:
         words = self._clean(error.words)
         said = f"status {error.status}: {words}"
         if error.kind == "context":
             return ContextExceeded(f"the server at {self._url}: {said}")
-        if error.kind == "prompt":
+        # Where the same request has had replies to other prompts, the prompt may be the fault: its words are in the
+        # message, or a firewall takes it for an attack.
+        odd = error.status in (400, 403, 422) and error.name != "http_402" and self._last_reply > float("-inf")
+        if error.kind == "prompt" or (odd and self._failed_in_a_row(fields) < PROMPTS_IN_A_ROW):
             return RequestFailed(error.name, f"the server at {self._url}: {said}")
         if error.kind == "passing":
             remedy = f"It asks to wait {error.wait:,.0f} seconds; run the same command again then."
@@ -198,8 +202,8 @@ class Server:
         elif error.name in ("http_401", "http_403"):
             state = "holds another one" if self._key else "is empty"
             remedy = f"The key is read from the environment variable {self._key_env} (policy.key_env), which {state}."
-        elif error.status in (404, 405, 501):
-            names = f" It lists {', '.join(sorted(self._listed))}." if self._listed else ""
+        elif error.name in ("http_404", "http_405", "http_410", "http_501"):
+            names = f" It lists {self._names()}." if self._listed else ""
             remedy = f"Check policy.url (with /v1) and the model's name, {self._model!r}.{names}"
         else:
             remedy = "No other request would fare better: see to that, then run the same command again."
@@ -208,17 +212,20 @@ class Server:
     def _given_up(self, error: ServerError, fields: Mapping[str, Any], begun: float) -> PolicyError:
         times = f"{self._retries + 1} times" if self._retries else "once"
         said = f"failed {times} for one request, the last time with {error.name}: {self._clean(error.words)}"
-        if self._last_reply < begun:
-            content = json.dumps(fields.get("prompt") or fields.get("messages"))
-            self._failed_prompts.add(hashlib.sha256(content.encode()).hexdigest())
         away = error.name == "unreachable"
-        if away or len(self._failed_prompts) >= PROMPTS_IN_A_ROW:
+        if away or (self._last_reply < begun and self._failed_in_a_row(fields) >= PROMPTS_IN_A_ROW):
             row = "" if away else f"; so did {PROMPTS_IN_A_ROW} prompts in a row"
             return PolicyError(
                 f"the server at {self._url} {said}{row}. "
                 "Look at the server's log, then run the same command again: it goes on where it was."
             )
         return RequestFailed(error.name, f"the server at {self._url} {said}")
+
+    def _failed_in_a_row(self, fields: Mapping[str, Any]) -> int:
+        """How many prompts, this one too, have failed since the last reply to any."""
+        content = json.dumps(fields.get("prompt") or fields.get("messages"))
+        self._failed_prompts.add(hashlib.sha256(content.encode()).hexdigest())
+        return len(self._failed_prompts)
 
     def _list_models(self) -> None:
         """Learn which models the server lists. No list is no verdict: the first reply is."""
@@ -230,8 +237,9 @@ class Server:
                     break
                 except self._openai.APIStatusError as error:
                     failure = _of_status(error, ())
-                    if error.status_code in (401, 403):
-                        raise self._refused(failure) from None
+                    # A key may be good for replies alone, which is a 403.
+                    if error.status_code == 401:
+                        raise self._refused(failure, {}) from None
                     if failure.kind != "passing" or attempt == self._retries:
                         said = f"status {failure.status}: {self._clean(failure.words)}"
                         self._say_once("models", f"no list of models ({said}); {self._model!r} is asked for as it is.")
@@ -241,23 +249,36 @@ class Server:
                 except self._openai.APITimeoutError:
                     self._say_once("models", f"no list of models within {LIST_SECONDS:g} seconds.")
                     return
-                except (self._openai.OpenAIError, ValueError) as error:
+                except self._openai.OpenAIError as error:
                     raise PolicyError(
-                        f"no server that speaks OpenAI's interface at {self._url}: {self._clean(str(error))}. "
-                        "Start it, or give its address as policy.url (with /v1)."
+                        f"no server that speaks OpenAI's interface at {self._url}: {self._clean(_words_of(error))}. "
+                        "Start it, or give its address as policy.url (http://…/v1)."
                     ) from None
+                except ValueError:
+                    self._say_once("models", f"its list of models is no JSON; {self._model!r} is asked for as it is.")
+                    return
         entries = listed.get("data") if isinstance(listed, Mapping) else listed
         for entry in entries if isinstance(entries, list) else []:
             if isinstance(entry, Mapping) and entry.get("id"):
                 self._listed[str(entry["id"])] = entry
         if self._model not in self._listed:
-            names = ", ".join(sorted(self._listed)) or "no model"
-            self._say_once("models", f"it lists {names}, not {self._model!r}, which is asked for all the same.")
+            self._say_once("models", f"it lists {self._names()}, not {self._model!r}, which is asked for all the same.")
+
+    def _names(self) -> str:
+        """The models that the server lists, those first whose names are near ours."""
+        near = difflib.get_close_matches(self._model, self._listed, n=5)
+        names = list(dict.fromkeys([*near, *sorted(self._listed)]))
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        return ", ".join(names[:20]) + more or "no model"
 
     def _note(self, reply: Mapping[str, Any]) -> None:
         """The server is there, and says what the reply took."""
         self._last_reply = time.monotonic()
         self._failed_prompts.clear()
+        model = reply.get("model")
+        # Names have versions, and owners before them. Some servers answer with what they have loaded.
+        if isinstance(model, str) and model and self._model not in model and model not in self._model:
+            self._say_once("model", f"replies are of {model!r}, where {self._model!r} was asked for.")
         used = reply.get("usage")
         if isinstance(used, Mapping):
             told = {name: used.get(name) for name in ("prompt_tokens", "completion_tokens")}
@@ -276,6 +297,12 @@ class Server:
             for length in range(len(key), 3, -1):
                 text = text.replace(key[:length], HIDDEN).replace(key[-length:], HIDDEN)
         return shortened(scrubbed(_MASKED_KEY.sub(HIDDEN, text)))
+
+
+def _words_of(error: BaseException) -> str:
+    """What went wrong below the client, which itself says no more than that something did."""
+    cause = error.__cause__ or error
+    return shortened(str(cause)) or type(cause).__name__
 
 
 def _of_status(error: Any, request: Any) -> ServerError:
