@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -53,7 +54,9 @@ WRONG_LETTERS = (("A", "B"), ("C", "D"), ("B", "A"))
 
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
-SCRATCH = Path(tempfile.mkdtemp(prefix="drift-fuzz-"))
+# In memory where there is such a place: a disk takes longer than what is tried.
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+SCRATCH = Path(tempfile.mkdtemp(prefix="drift-fuzz-", dir=_MEMORY))
 atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 TEMPLATE: Any = small_tokenizer()
 TEMPLATE_END = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
