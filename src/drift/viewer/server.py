@@ -102,6 +102,9 @@ def make_app(library: Library, token: str, *, model: str = "") -> ASGIApp:
                 page = make(dict(request.query_params))
             except DriftError as error:
                 status, page = 404, pages.problem(str(error))
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                words = f"What this page shows is damaged ({type(error).__name__}: {error}); drift check says more."
+                status, page = 404, pages.problem(words)
             body = page.encode("utf-8", errors="replace")
             tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
             if status == 200 and request.headers.get("if-none-match") == tag:
