@@ -116,7 +116,7 @@ def check_seal(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a manifest or a record is there that drift may have written, however damaged; others use the names too."""
+    """Whether drift may have written a manifest or a record, however damaged it is; others use these names too."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
