@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import signal
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -163,5 +164,19 @@ def serve(root: Path, *, port: int = 0, model: str = "") -> None:
         library.find({}, patience=0)
     threading.Thread(target=library.read_ahead, name="drift-read-ahead", daemon=True).start()
     tell(f"{root}: http://{HOST}:{listener.getsockname()[1]}/{token}/   (Ctrl-C ends it)")
-    with suppress(KeyboardInterrupt):
+    with _ended_by_hangup(server), suppress(KeyboardInterrupt):
         run_to_end(server.serve(sockets=[listener]))
+
+
+@contextmanager
+def _ended_by_hangup(server: uvicorn.Server) -> Iterator[None]:
+    """SIGHUP ends the server in order, as uvicorn has Ctrl-C and SIGTERM do, unless it was to be ignored."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGHUP, server.handle_exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
