@@ -72,6 +72,11 @@ def other_settings(run: Path) -> None:
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
+def other_data(run: Path) -> None:
+    shutil.rmtree(run / "rollouts")
+    shutil.copytree(run / "evaluation/greedy/base", run / "rollouts")
+
+
 def twice(run: Path) -> None:
     shard = shards(run / "rollouts")[0]
     shutil.copy(shard, shard.with_name("000009.parquet"))
@@ -96,7 +101,9 @@ DAMAGE: list[tuple[Callable[[Path], object], str, str, str]] = [
     (edit("rollouts", lambda m: m.update(complete=False)), "rollouts", "unfinished", "of 24 trajectories"),
     (edit("weights", lambda m: m.update(weights_hash="1" * 64)), "weights", "damaged", "the manifest says 1111"),
     (edit("weights", lambda m: m.pop("weights_hash")), "weights", "damaged", "lacks or spoils 'weights_hash'"),
-    (edit("weights", lambda m: m.update(dataset_hash="2")), "weights", "mismatch", "Run drift weigh again"),
+    (edit("weights", lambda m: m.update(dataset_hash="2")), "weights", "damaged", "was changed after it was written"),
+    (other_data, "weights", "mismatch", "its data is not what it was made of"),
+    (other_data, "model", "mismatch", "its data is not what it was made of"),
     (lambda run: (run / "rollouts/tasks.jsonl").write_text(""), "rollouts/tasks.jsonl", "damaged", "not the tasks"),
     (other_settings, "weights", "mismatch", "beta: None -> 0.7"),
 ]

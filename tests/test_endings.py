@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 import drift
+from drift import terminal
 from drift.cli import main
 from drift.endings import ended, in_words, stage
 from drift.errors import ConfigError, Unforeseen
 from drift.progress import Progress
 from drift.terminal import clean, console, tell
+from drift.verbs import VERBS
 
 PACKAGE = Path(drift.__file__).parent
 # Colour, title of the window, clipboard, cursor, C1, carriage return, bell, direction of text, half a sequence.
@@ -129,6 +131,27 @@ def test_output_that_can_not_be_written_is_no_success(tmp_path: Path) -> None:
         assert process.returncode == 1 and b"standard output could not be written: No space left" in said, said
         assert b"Traceback" not in said and b"Exception ignored" not in said
     assert json.loads((tmp_path / "data" / "manifest.json").read_text())["complete"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_that_can_not_be_written_is_no_success(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(terminal, "_lost", {})
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main([verb, "--help"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "standard output could not be written: No space left" in said
+
+
+def test_a_stream_that_is_closed_takes_nothing_and_no_file_gets_its_number(tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    line = [sys.executable, "-m", "drift", *ROLLOUT, "--out", str(out)]
+    for closed in (">&-", "<&- >&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *line], capture_output=True, timeout=60)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+        assert json.loads((out / "manifest.json").read_text())["complete"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

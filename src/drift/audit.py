@@ -36,6 +36,7 @@ from drift.record import (
     check_seal,
     check_sources,
     folders_below,
+    is_ours,
     without_manifest,
 )
 from drift.registry import path_of
@@ -133,8 +134,8 @@ def audit(root: Path) -> list[Finding]:
         DatasetError: there is nothing that drift wrote.
     """
     places = list(folders_below(root))
-    folders = [place for place in places if (place / MANIFEST).is_file()]
-    records = [place for place in places if (place / RECORD).is_file()]
+    folders = [place for place in places if is_ours(place / MANIFEST)]
+    records = [place for place in places if is_ours(place / RECORD)]
     found = [finding for place in places if place not in folders for finding in without_manifest(place)]
     if not folders and not records and not found:
         raise DatasetError(f"{root}: no manifest.json in it or below, so drift wrote nothing there. Check the path.")
@@ -157,7 +158,6 @@ def audit(root: Path) -> list[Finding]:
     for place in {*records, *(place for place in places if (place / "recipe.yaml").is_file())}:
         found += _guarded(lambda folder, _: _look_at_run(folder), place, {})
     found += _guarded(lambda _, __: check_sources(manifests), root, {})
-    found += _belonging(manifests)
     found += _drifted(places, manifests)
     return list(dict.fromkeys(found))
 
@@ -324,42 +324,26 @@ _LOOKS: dict[str, Look] = {
 }
 
 
-def _belonging(manifests: dict[Path, dict[str, Any]]) -> Iterator[Finding]:
-    """Weights and models whose sources lie nowhere below the root, though others of their kind do."""
-    data = {m.get("dataset_hash") for m in manifests.values() if m["kind"] == TRAJECTORIES}
-    weights = {m.get("weights_hash") for m in manifests.values() if m["kind"] == WEIGHTS}
-    for folder, manifest in manifests.items():
-        if manifest["kind"] == WEIGHTS and data and manifest.get("dataset_hash") not in data:
-            yield Finding(
-                path=folder,
-                state="mismatch",
-                detail="weights of trajectories that are not here, or have changed since. Run drift weigh again.",
-            )
-        spec = manifest.get("spec", {})
-        if manifest["kind"] == MODEL and weights and spec.get("weights_hash", next(iter(weights))) not in weights:
-            yield Finding(
-                path=folder,
-                state="mismatch",
-                detail="trained with weights that are not here, or have changed since. Train again elsewhere.",
-            )
-
-
 def _drifted(places: list[Path], manifests: dict[Path, dict[str, Any]]) -> Iterator[Finding]:
     """Stages beside a recipe that were made with other settings than it says."""
     for path in (place / "recipe.yaml" for place in places if (place / "recipe.yaml").is_file()):
+        stages = {place.name: manifest for place, manifest in manifests.items() if place.parent == path.parent}
+        if not stages:
+            continue
         try:
             recipe = read_mapping(path)
         except ConfigError as error:
             yield Finding(path=path, state="damaged", detail=str(error))
             continue
-        for folder, manifest in manifests.items():
-            if folder.parent != path.parent:
-                continue
-            said, done = None, None
-            if manifest["kind"] == WEIGHTS:
-                said, done = recipe.get("weights"), manifest.get("config")
-            elif manifest["kind"] == TRAJECTORIES:
-                said, done = {"seed": recipe.get("seed")}, {"seed": manifest.get("spec", {}).get("seed")}
+        # What lies beside under other names was not made by the recipe; a log has no seed.
+        drawn = {"seed": recipe.get("seed")} if recipe.get("data") is None else None
+        spec = stages.get("rollouts", {}).get("spec") or {}
+        compared = {
+            "rollouts": ({"seed": spec.get("seed")}, drawn),
+            "weights": (stages.get("weights", {}).get("config"), recipe.get("weights")),
+        }
+        for name, (done, said) in compared.items():
             changed = differing_keys(done, said) if isinstance(said, dict) and isinstance(done, dict) else []
-            if changed:
-                yield Finding(path=folder, state="mismatch", detail=f"not what {path.name} says: {'; '.join(changed)}")
+            if changed and name in stages:
+                detail = f"not what {path.name} says: {'; '.join(changed)}"
+                yield Finding(path=path.parent / name, state="mismatch", detail=detail)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from drift.errors import DatasetError
-from drift.files import inside, write_json
+from drift.files import inside, sync, write_json
 
 SUMS = "sums.json"
 DIGITS = 16
@@ -29,8 +29,14 @@ def sum_of(path: Path) -> str:
 
 
 def write_sums(folder: Path, files: Iterable[Path]) -> None:
-    """Write ``folder/sums.json``: the checksum of each of ``files``, which lie below ``folder``, by relative path."""
-    write_json(folder / SUMS, {path.relative_to(folder).as_posix(): sum_of(path) for path in sorted(files)})
+    """Write ``folder/sums.json``: the checksum of each of ``files``, which lie below ``folder``, by relative path.
+
+    Before it is there, they are there for good.
+    """
+    files = sorted(files)
+    for path in files:
+        sync(path)
+    write_json(folder / SUMS, {path.relative_to(folder).as_posix(): sum_of(path) for path in files})
 
 
 def damaged_files(folder: Path) -> list[str]:

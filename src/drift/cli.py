@@ -76,13 +76,20 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     return 0
 
 
+class _Parser(ArgumentParser):
+    """A parser whose help goes the one way to the terminal: argparse itself is silent where it can't be written."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        tell(message, end="", error=file is sys.stderr)
+
+
 def parser_of(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:
     """The parser of a verb; ``arguments`` may name a scheme, whose settings are options too."""
     verb = VERBS[name]
     function = _load(verb.function)
     words = descriptions_of(function)
     summary = (inspect.getdoc(function) or "").split("\n\n")[0]
-    parser = ArgumentParser(
+    parser = _Parser(
         prog=f"drift {name}",
         usage=" ".join([f"drift {name}", *(each.upper() for each in verb.positional), "[options]"]),
         description=f"{summary}\n\nExample: {verb.example}",

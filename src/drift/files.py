@@ -165,6 +165,27 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json_bytes(value))
 
 
+def append_json(path: Path, value: Any) -> None:
+    """Add a line of JSON to a file; it is there for good before what comes after it is written.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with writing(path), open_own(path, "a") as file:
+        file.write(json.dumps(value) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Have a file or a folder on the disk itself when this returns; raises ``OSError`` where the disk refuses."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def json_bytes(value: Any) -> bytes:
     """JSON as drift writes it into files."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -181,9 +202,10 @@ def leftovers(folder: Path, name: str = "") -> list[Path]:
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Remove ``leftovers``."""
-    for path in leftovers(folder, name):
-        path.unlink(missing_ok=True)
+    """Remove ``leftovers``; raises ``StorageError`` where the disk refuses."""
+    with writing(folder):
+        for path in leftovers(folder, name):
+            path.unlink(missing_ok=True)
 
 
 def _is_idle(path: str) -> bool:

@@ -115,9 +115,20 @@ def check_seal(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _files(folder, manifest.get("files", {}), "Restore it, or run the stage again.")
 
 
+def is_ours(path: Path) -> bool:
+    """Whether drift may have written a manifest or a record, however damaged it is; others use these names too."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return path.is_file()
+    return not isinstance(found, dict) or not found.keys().isdisjoint({"schema_version", "seal", "stages"})
+
+
 def check_sources(manifests: Mapping[Path, Mapping[str, Any]]) -> Iterator[Finding]:
-    """Stages made of others than those that lie where theirs lay, or than any of that kind here."""
-    here = {str(manifest.get("seal")): manifest["kind"] for manifest in manifests.values()}
+    """Stages made of others than those that lie where theirs lay, or than any of that kind beside them."""
+    here, beside = {str(manifest.get("seal")) for manifest in manifests.values()}, set[tuple[Path, str]]()
+    for folder, manifest in manifests.items():
+        beside.add((folder.parent, manifest["kind"]))
     # A model, or what it was not to be measured on, may well lie elsewhere.
     kinds = {"data": "trajectories", "rollouts": "trajectories", "weights": "weights"}
     for folder, manifest in manifests.items():
@@ -126,7 +137,8 @@ def check_sources(manifests: Mapping[Path, Mapping[str, Any]]) -> Iterator[Findi
             if below in manifests:
                 wrong = manifests[below].get("seal") != seal
             else:
-                wrong = seal not in here and kind in here.values() and len(str(seal)) == 64
+                near = any((place, kind) in beside for place in folder.parents[:2])
+                wrong = seal not in here and near and len(str(seal)) == 64
             if wrong:
                 detail = f"its {name} is not what it was made of: another lies there, or it was changed. Run it again."
                 yield Finding(path=folder, state="mismatch", detail=detail)

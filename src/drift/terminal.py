@@ -79,6 +79,14 @@ def prepare() -> None:
     """Let no text fail for want of a letter, and no warning of a library carry control sequences."""
     import warnings
 
+    # The next file that is opened would get the number of a closed stream, and with it what libraries print.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
     for stream in (sys.stdout, sys.stderr):
         # A stream that can't be changed, as one that reads and writes a pipe, is used as it is.
         with suppress(OSError):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Stage, Tally, finish, result
+from .harness import Disk, Stage, Tally, finish, result
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,22 @@ def tally() -> Iterator[Tally]:
     print("\n" + table)
     if "DRIFT_CHAOS_TABLE" in os.environ:
         Path(os.environ["DRIFT_CHAOS_TABLE"]).write_text(table)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk that can fail; only root has one, and only where loop devices and ext4 are."""
+    made = Disk(tmp_path / "image", tmp_path / "disk")
+    made.root.mkdir()
+    with made.image.open("wb") as file:
+        file.truncate(256 << 20)
+    try:
+        subprocess.run(["mkfs.ext4", "-q", made.image], check=True)
+        made.mount()
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be made and mounted here: {error}")
+    yield made
+    made.unmount()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import resource
 import select
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -148,6 +149,33 @@ def stopped_for_a_while(child: Child, rng: random.Random) -> bool:
     if running:
         os.kill(child.pid, signal.SIGCONT)
     return running
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A file system in a file, which can only be read after an error, as a disk that fails: files that are open too.
+
+    Attributes:
+        image: the file.
+        root: where it is mounted.
+    """
+
+    image: Path
+    root: Path
+
+    def mount(self) -> None:
+        """Mount it, as it is after whatever error."""
+        subprocess.run(["mount", "-o", "loop,errors=remount-ro", self.image, self.root], check=True)
+
+    def fail(self) -> None:
+        """Have its driver find an error."""
+        device = os.stat(self.root).st_dev
+        name = os.path.basename(os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
+        Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("1")
+
+    def unmount(self) -> None:
+        """Take it away."""
+        subprocess.run(["umount", self.root], check=True)
 
 
 def without_override() -> None:

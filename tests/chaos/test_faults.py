@@ -7,6 +7,7 @@ are drawn. With ``DRIFT_CHAOS_TABLE`` the table of faults by stage is written to
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from .harness import (
     BLOWS,
     ROUNDS,
     SEED,
+    Disk,
     Stage,
     Tally,
     clock_set_back,
@@ -111,6 +113,31 @@ def test_a_full_disk(stages: dict[str, Stage], place: Path, tally: Tally, name: 
                 assert "can't be written" in child.said and "run the same command again" in child.said, child.said
         end_as_it_should(stage, out)
         tally.add(name, "full disk", hits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_disk_that_can_only_be_read_from_some_moment_on(
+    stages: dict[str, Stage], disk: Disk, tally: Tally, name: str
+) -> None:
+    stage, rng = stages[name], random.Random(f"{SEED}/{name}/remount")
+    for turn in range(ROUNDS):
+        out, hits = disk.root / f"{name}-{turn}", 0
+        for _ in range(BLOWS):
+            child = start(stage.at(out))
+            child.wait(rng.uniform(0.0, stage.seconds))
+            disk.fail()
+            assert child.wait(240), child.said
+            assert "Traceback" not in child.said, child.said
+            if child.code:
+                hits += 1
+                assert child.code == StorageError.exit_code, (child.code, child.said)
+                # What was not on the disk yet is lost with an error of its own.
+                assert re.search("can't be written: (Read-only file system|Input/output error)", child.said), child.said
+                assert "run the same command again" in child.said, child.said
+            disk.unmount()
+            disk.mount()
+        end_as_it_should(stage, out)
+        tally.add(name, "disk becomes read-only", hits)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -120,9 +120,16 @@ def test_rows_are_read_by_their_numbers_from_any_shard(run: Path) -> None:
 
 
 def test_a_damaged_shard_is_told_and_the_others_are_shown(run: Path) -> None:
-    damaged = shards(run / "rollouts")[1]
-    damaged.write_bytes(damaged.read_bytes()[:300])
-    found = Library(run).find({}, patience=math.inf)
+    damaged, library = shards(run / "rollouts")[1], Library(run)
+    whole = damaged.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 1
+    # Also one that changes while it is looked at, until it is whole again.
+    for content, count in ((whole, 8), (flipped, 0), (whole, 8), (whole[:300], 0)):
+        damaged.write_bytes(content)
+        found = library.find({}, patience=math.inf)
+        assert found.columns.start_S[2] - found.columns.start_S[1] == count
+        assert len(library.find({"q": ""}, patience=math.inf).order) == len(found.columns)
     total = len(read_weights(run / "weights" / "weights.parquet", run).ids)
     assert total - 8 <= len(found.order) and damaged.name in found.columns.problems[0]
     assert found.weighed is not None and found.columns.start_S[2] == found.columns.start_S[1] == 8

@@ -6,7 +6,6 @@ and not trained, and its one reward is the shaped return of DRIFT Eq. 12.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from drift.baselines.live import Live
 from drift.baselines.shared import METRICS, Log, check_arguments, quiet, train_and_save, trl_arguments, trl_version
 from drift.chat import TemplateChat
 from drift.environments.base import EnvironmentFactory, task_hash
-from drift.files import open_own
+from drift.files import append_json
 from drift.manifest import read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.hf import load_model
@@ -169,8 +168,7 @@ class _Meter(TrainerCallback):  # type: ignore[misc]
             return
         row = {"round": done, **self.cost(), **self._live.last}
         now, used = time.monotonic(), time.process_time()
-        with open_own(self._out / ROUNDS, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_json(self._out / ROUNDS, row)
         if self._config.save_rounds and done % self._config.save_rounds == 0:
             folder = self._out / "rounds" / str(done)
             with saving(folder):

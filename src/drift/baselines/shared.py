@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import warnings
@@ -18,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from drift.baselines.config import DEFAULT_ARGUMENTS, SET_BY_TRAINING, TrlConfig
 from drift.errors import ConfigError, Interrupted, TrainingError, unknown_name
-from drift.files import open_own, write_atomic
+from drift.files import append_json, write_atomic
 from drift.progress import Progress
 from drift.training.checkpoints import saving
 
@@ -146,8 +145,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
             row[name] = _number(value)
             if name in ("loss", "grad_norm") and row[name] is None:
                 raise TrainingError(f"went wrong by step {state.global_step}: {name} is {value}. Lower learning_rate.")
-        with open_own(self._path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_json(self._path, row)
 
 
 def _number(value: Any) -> float | None:

@@ -26,7 +26,7 @@ from drift import errors
 from drift.comparison.methods import BASE
 from drift.comparison.settings import Comparison
 from drift.errors import DriftError, Interrupted, StorageError, TrainingError
-from drift.files import open_own
+from drift.files import open_own, own_folder
 from drift.own_process import ended_with
 from drift.progress import leave
 from drift.terminal import tell
@@ -56,7 +56,7 @@ def run_in_processes(comparison: Comparison, out: Path, jobs: int) -> Failed:
     from drift.comparison.work import Seed
 
     seeds = [Seed.of(comparison, number, out) for number in comparison.seeds]
-    out.mkdir(parents=True, exist_ok=True)
+    own_folder(out, stage=True)
     with tempfile.TemporaryDirectory(prefix="drift-compare-") as folder:
         file = Path(folder) / "comparison.pickle"
         file.write_bytes(pickle.dumps((comparison, out)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -65,10 +66,10 @@ class DirectoryLock:
         """Let the directory go."""
         handle, self._handle = self._handle, None
         if handle is not None:
-            try:
+            # A disk that can't be written any more hides no other error: an id that stays there is nobody's.
+            with suppress(OSError):
                 os.ftruncate(handle, 0)
-            finally:
-                os.close(handle)
+            os.close(handle)
 
     def __enter__(self) -> Self:
         return self

@@ -174,7 +174,8 @@ class TrajectoryWriter:
 
 def shards(directory: str | Path) -> list[Path]:
     """The files that hold a data set's rows, in the order they were written."""
-    return sorted((Path(directory) / "shards").glob("*.parquet"))
+    # Hidden ones are another system's, as the ``._NAME`` that a Mac writes beside each file it copies.
+    return sorted(path for path in (Path(directory) / "shards").glob("*.parquet") if path.name[0] != ".")
 
 
 def check_shard(path: Path) -> None:

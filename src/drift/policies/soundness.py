@@ -1,13 +1,15 @@
-"""What a model folder says of itself, looked at before any library acts on it: sizes that can't be, code by a name."""
+"""What is wrong with a model folder, found before a library acts on it: sizes that can't be, code by a name, NaN."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from drift.errors import PolicyError
@@ -69,6 +71,19 @@ def check_vocabulary(tokenizer: Any, model: Any, ends: list[int], source: str) -
         raise PolicyError(
             f"the tokenizer of {source!r} has {len(beyond)} ids that its model of {rows} has not, the first "
             f"{beyond[0]}. Use the tokenizer that the model was trained with, or resize the model's embeddings."
+        )
+
+
+def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
+    """Raise ``PolicyError`` where a tensor of the file ``path`` has a value that is NaN or infinite."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    # Floats of one byte have no order of their own; NaN is the least and the largest of all.
+    values = tensor if tensor.dtype.itemsize > 1 else tensor.to(torch.bfloat16)
+    if not all(math.isfinite(bound) for bound in torch.aminmax(values)):
+        raise PolicyError(
+            f"{path}: the tensor {name} holds NaN or infinity, with which no reply means anything. Fetch the file "
+            "again, or train the model again with a lower learning rate."
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
@@ -24,7 +25,7 @@ from drift.errors import ConfigError, DriftError, PolicyError, StorageError
 from drift.files import inside
 from drift.manifest import write_json
 from drift.policies.fingerprint import combined, end_ids, tensor_digest, tensors_of
-from drift.policies.soundness import check_config, check_vocabulary
+from drift.policies.soundness import check_config, check_finite, check_vocabulary
 
 # Always given: without it, transformers asks at the terminal whether a model folder's own code may run.
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -142,7 +143,7 @@ class StoredModel:
         merged when loaded), it is of all that the files have.
 
         Raises:
-            PolicyError: the files are damaged.
+            PolicyError: the files are damaged, or a weight in them is NaN or infinite.
         """
         times = _file_times(self.folder)
         kept = _kept(self.folder, times)
@@ -166,16 +167,19 @@ class StoredModel:
 
 
 def check_stored(model: str, arguments: Mapping[str, Any] | None = None, system: str = "") -> None:
-    """Look whether a model folder has a configuration, a tokenizer and a chat template that takes these.
+    """Look whether a model folder has a configuration, a chat template that takes these, and sound weights.
 
-    Nothing is fetched: of a hub id nothing is known before.
+    Weights are read where they changed since the last time. Nothing is fetched: of a hub id nothing is known before.
 
     Raises:
         ConfigError: the template knows no such argument.
-        PolicyError: no such folder, what is in it can't be read, or the template leaves ``system`` out.
+        PolicyError: no such folder, what is in it can't be read, a weight is NaN or infinite, or the template leaves
+            ``system`` out.
     """
     if (Path(model).expanduser() / "config.json").is_file():
-        TemplateChat(StoredModel(model).tokenizer, source=model, arguments=arguments, system=system)
+        stored = StoredModel(model)
+        TemplateChat(stored.tokenizer, source=model, arguments=arguments, system=system)
+        stored.fingerprint()
     else:
         local_folder(model)
 
@@ -184,7 +188,7 @@ def fingerprint_of(model: str) -> str:
     """The fingerprint of a model folder or a hub id; reads its files only where they changed since the last time.
 
     Raises:
-        PolicyError: no such model, or its files are damaged.
+        PolicyError: no such model, its files are damaged, or a weight in them is NaN or infinite.
     """
     folder = Path(model).expanduser()
     if not (folder / "config.json").is_file() and local_folder(model) is None:
@@ -234,18 +238,22 @@ def adapter_facts(adapter: str) -> tuple[Path, int, str]:
     """Folder, rank and hash of a LoRA adapter as peft saves it.
 
     Raises:
-        PolicyError: not such a folder.
+        PolicyError: not such a folder, or a weight in it is NaN or infinite.
     """
     folder = Path(adapter).expanduser()
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         rank = max(int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values()), 1)
-        weights = (folder / "adapter_model.safetensors").read_bytes()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        path = folder / "adapter_model.safetensors"
+        weights = path.read_bytes()
+        tensors = load(weights)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise PolicyError(
             f"adapter {adapter!r} can't be read: {error}. "
             "Give a folder with adapter_config.json and adapter_model.safetensors, as peft and drift train save them."
         ) from error
+    for name, tensor in tensors.items():
+        check_finite(tensor, name, path)
     kept = {key: value for key, value in config.items() if key not in _ADAPTER_ORIGIN}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode() + weights)
     return folder, rank, digest.hexdigest()[:16]
@@ -288,11 +296,16 @@ def _shapes(folder: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
 
 
 def _digests(shapes: Mapping[Path, Mapping[str, Any]], names: set[str]) -> dict[str, str]:
-    """The digest of each of ``names``, several files at a time."""
+    """The digest of each of ``names``, all finite, several files at a time."""
 
     def read(path: Path) -> dict[str, str]:
+        found = {}
         with safe_open(path, framework="pt") as file:
-            return {name: tensor_digest(file.get_tensor(name)) for name in shapes[path] if name in names}
+            for name in (name for name in shapes[path] if name in names):
+                tensor = file.get_tensor(name)
+                check_finite(tensor, name, path)
+                found[name] = tensor_digest(tensor)
+        return found
 
     with ThreadPoolExecutor(max_workers=4) as threads:
         return {name: digest for found in threads.map(read, shapes) for name, digest in found.items()}
@@ -316,7 +329,7 @@ def _kept(folder: Path, times: Mapping[str, list[int]]) -> str:
     """The fingerprint that was kept for the files as they are now, or nothing."""
     try:
         kept = json.loads(_cache_file(folder).read_text())
-        known = kept["files"] == times and kept["transformers"] == version("transformers")
+        known = kept["finite"] and kept["files"] == times and kept["transformers"] == version("transformers")
         return str(kept["fingerprint"]) if known else ""
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return ""
@@ -324,7 +337,7 @@ def _kept(folder: Path, times: Mapping[str, list[int]]) -> str:
 
 def _keep(folder: Path, times: Mapping[str, list[int]], made: str) -> None:
     try:
-        content = {"fingerprint": made, "transformers": version("transformers"), "files": times}
+        content = {"fingerprint": made, "finite": True, "transformers": version("transformers"), "files": times}
         write_json(_cache_file(folder), content)
     except (StorageError, RuntimeError):
         # No home, or one that can't be written to: it is computed each time.

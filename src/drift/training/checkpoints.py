@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from drift.checksums import SUMS, damaged_files, write_sums
-from drift.files import own_folder, writing
+from drift.files import own_folder, sync, writing
 from drift.terminal import tell
 
 FOLDER = "checkpoints"
@@ -45,12 +45,12 @@ def publish(folder: Path, name: str, keep: int) -> None:
     """Make the checkpoint ``name`` of ``unfinished(folder)`` the newest, and remove all but ``keep``."""
     written = unfinished(folder) / name
     write_sums(written, [path for path in written.rglob("*") if path.is_file()])
-    for path in (*written.rglob("*"), written):
-        _sync(path)
+    for path in (*(path for path in written.rglob("*") if path.is_dir()), written):
+        sync(path)
     if (folder / name).exists():
         _remove(folder, folder / name)
     written.replace(folder / name)
-    _sync(folder)
+    sync(folder)
     for old in sorted(_all(folder), key=_step)[:-keep]:
         _remove(folder, old)
     unfinished(folder).rmdir()
@@ -97,11 +97,3 @@ def _all(folder: Path) -> list[Path]:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from drift.files import open_own, writing
+from drift.files import append_json, writing
 from drift.training.config import HoldOut
 from drift.training.distributed import Ranks
 from drift.training.divergence import logprobs_while_training
@@ -110,16 +110,15 @@ class HeldOutLoss(TrainerCallback):  # type: ignore[misc]
         return self._out / BEST / f"step-{step}.safetensors"
 
     def _before(self, step: int) -> dict[int, float]:
-        drop_lines_after(self._out / NAME, step)
-        lines = map(json.loads, (self._out / NAME).read_text().splitlines())
         # Without a checkpoint the base is measured again.
-        return {line["step"]: math.inf if line["nll"] is None else line["nll"] for line in lines} if step else {}
+        drop_lines_after(self._out / NAME, step or -1)
+        lines = map(json.loads, (self._out / NAME).read_text().splitlines())
+        return {line["step"]: math.inf if line["nll"] is None else line["nll"] for line in lines}
 
     def _measure(self, step: int) -> None:
         self._course[step] = nll = self._ranks.on_first_rank(self._nll)
         if self._ranks.is_first:
-            with writing(self._out / NAME), open_own(self._out / NAME, "a" if step else "w") as file:
-                file.write(json.dumps({"step": step, "nll": _finite(nll)}) + "\n")
+            append_json(self._out / NAME, {"step": step, "nll": _finite(nll)})
 
     def _nll(self) -> float:
         found = logprobs_while_training(self._model, self._rows, dtype=self._dtype, trees=self._trees)

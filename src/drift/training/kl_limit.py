@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from drift.errors import TrainingError
-from drift.files import open_own, writing
+from drift.files import append_json
 from drift.training.config import TrainingConfig
 from drift.training.distributed import Ranks
 from drift.training.divergence import estimated_kl, logprobs_while_training
@@ -129,8 +128,7 @@ class KLLimit(TrainerCallback):  # type: ignore[misc]
             return
         kl = self._ranks.on_first_rank(self._measure)
         if self._ranks.is_first:
-            with writing(self._path), open_own(self._path, "a") as file:
-                file.write(json.dumps({"step": step, "kl": _finite(kl)}) + "\n")
+            append_json(self._path, {"step": step, "kl": _finite(kl)})
         if kl <= self._config.kl_limit:
             self._keep(step, kl)
             return

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from drift.files import open_own, write_atomic
+from drift.files import append_json, write_atomic
 from drift.progress import Progress
 
 _LOGGED = ("loss", "grad_norm", "learning_rate")
@@ -53,5 +53,4 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         """Write one line."""
         if logs and "loss" in logs:
             row = {"step": state.global_step, **{name: float(logs[name]) for name in _LOGGED if name in logs}}
-            with open_own(self._path, "a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_json(self._path, row)

@@ -18,6 +18,7 @@ from drift.chat import TemplateChat
 from drift.checksums import damaged_files
 from drift.dataset.store import count_trajectories, read_checked, stream_columns, stream_trajectories
 from drift.errors import DatasetError, TrainingError
+from drift.files import writing
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_json, write_manifest
 from drift.policies import model_path
 from drift.policies.base import model_part, old_note
@@ -150,8 +151,9 @@ def _train(request: _Request, ranks: Ranks) -> None:
         "cost": {"seconds": round(time.monotonic() - start, 3), "tokens_trained": tokens},
     }
     write_manifest(out, KIND, content, sources={"data": request.data, "weights": request.weights})
-    for name in (ROWS, KL_ROWS, HELD_OUT):
-        (out / name).unlink(missing_ok=True)
+    with writing(out):
+        for name in (ROWS, KL_ROWS, HELD_OUT):
+            (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / BEST, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from drift.dataset.schema import SCHEMA
-from drift.dataset.store import shards
+from drift.dataset.store import check_shard, shards
 from drift.dataset.tally import failure_kind
 from drift.errors import DatasetError
 from drift.types import STOP_REASONS
@@ -27,6 +28,7 @@ _TURNS = "turns.list.element."
 _COLUMNS = ["id", "task_id", "group_id", "sample", "stop_reason", "error", _TURNS + "reward", _TURNS + "success"]
 # A success that nobody judged.
 UNKNOWN = -1
+_READINGS = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class Columns:
         start_S: ``(S + 1,)`` the number of each shard's first conversation.
         waiting: shards that are not read yet.
         problems: why a shard can't be read, in words.
+        reading: a number of its own, until another data set lies there or a shard is another.
     """
 
     ids: pa.ChunkedArray
@@ -53,6 +56,7 @@ class Columns:
     start_S: NDArray[np.int64]
     waiting: int
     problems: tuple[str, ...]
+    reading: int
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -87,7 +91,8 @@ class Index:
         self._begin()
 
     def _begin(self) -> None:
-        self._paths: list[Path] = []
+        self._reading = next(_READINGS)
+        self._read: dict[Path, tuple[int, int]] = {}
         self._blocks: list[dict[str, Any]] = []
         self._kinds: dict[str, int] = {}
         self._problems: list[str] = []
@@ -96,26 +101,27 @@ class Index:
     def read(self, seconds: float = float("inf")) -> Columns:
         """What can be read within ``seconds``, a shard at least; what was read before is there at once."""
         deadline = time.monotonic() + seconds
-        known = shards(self._directory)
+        known = [(path, _stamp(path)) for path in shards(self._directory)]
         while True:
             with self._lock:
-                if known[: len(self._paths)] != self._paths:
-                    # Another data set has taken this one's place.
+                if known[: len(self._read)] != list(self._read.items()):
+                    # Another data set has taken this one's place, or a shard was changed.
                     self._begin()
-                waiting = known[len(self._paths) :]
+                waiting = known[len(self._read) :]
                 if waiting:
-                    self._add(waiting[0])
+                    self._add(*waiting[0])
                 if len(waiting) <= 1 or time.monotonic() > deadline:
                     return self._joined(max(0, len(waiting) - 1))
 
-    def _add(self, path: Path) -> None:
+    def _add(self, path: Path, stamp: tuple[int, int]) -> None:
         try:
+            check_shard(path)
             with pq.ParquetFile(path) as file:
                 table = file.read(columns=_COLUMNS, use_threads=False).combine_chunks()
         except (pa.ArrowException, OSError) as error:
             self._problems.append(f"{path.name} can't be read and is left out: {str(error).rstrip('.')}.")
             table = pa.table({name: [] for name in SCHEMA.names}, schema=SCHEMA)
-        self._paths.append(path)
+        self._read[path] = stamp
         self._blocks.append(self._numbers(table))
         self._columns = None
 
@@ -159,12 +165,21 @@ class Index:
                 **texts,
                 numbers={name: np.concatenate([block[name] for block in blocks]) for name in names},
                 kinds=tuple(self._kinds),
-                paths=tuple(self._paths),
+                paths=tuple(self._read),
                 start_S=np.cumsum([len(block["sample"]) for block in blocks]),
                 waiting=waiting,
                 problems=tuple(self._problems),
+                reading=self._reading,
             )
         return self._columns
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        facts = path.stat()
+    except OSError:
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns
 
 
 def _strings(parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:

@@ -114,12 +114,11 @@ class Library:
             unfinished.append("weights come after them")
         said_N = None
         if query.get("q"):
-            search = self._remember(("search", data.path, columns.paths[:1], query["q"]), lambda: Search(query["q"]))
+            search = self._remember(("search", columns.reading, query["q"]), lambda: Search(query["q"]))
             said_N, left = search.read(columns, patience)
             unfinished += [f"{left:,} shards are still to be searched"] if left else []
-        # A shard's name has its checksum: another data set in the same place has another first one.
         key = (
-            columns.paths[:1],
+            columns.reading,
             len(columns),
             weights and weights.manifest["weights_hash"],
             weighed is None,
@@ -144,7 +143,7 @@ class Library:
             return self._indices.setdefault(data.path, Index(data.path))
 
     def _weigh(self, columns: Columns, weights: Stage, patience: float) -> Weighed | None:
-        key = (weights.path, weights.manifest["weights_hash"], columns.paths[:1], len(columns))
+        key = (weights.path, weights.manifest["weights_hash"], columns.reading, len(columns))
         with self._lock:
             if key not in self._weighed:
                 self._weighed[key] = self._pool.submit(weigh_index, columns, weights)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import signal
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -102,6 +103,9 @@ def make_app(library: Library, token: str, *, model: str = "") -> ASGIApp:
                 page = make(dict(request.query_params))
             except DriftError as error:
                 status, page = 404, pages.problem(str(error))
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                words = f"What this page shows is damaged ({type(error).__name__}: {error}); drift check says more."
+                status, page = 404, pages.problem(words)
             body = page.encode("utf-8", errors="replace")
             tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
             if status == 200 and request.headers.get("if-none-match") == tag:
@@ -160,5 +164,19 @@ def serve(root: Path, *, port: int = 0, model: str = "") -> None:
         library.find({}, patience=0)
     threading.Thread(target=library.read_ahead, name="drift-read-ahead", daemon=True).start()
     tell(f"{root}: http://{HOST}:{listener.getsockname()[1]}/{token}/   (Ctrl-C ends it)")
-    with suppress(KeyboardInterrupt):
+    with _ended_by_hangup(server), suppress(KeyboardInterrupt):
         run_to_end(server.serve(sockets=[listener]))
+
+
+@contextmanager
+def _ended_by_hangup(server: uvicorn.Server) -> Iterator[None]:
+    """SIGHUP ends the server in order, as uvicorn has Ctrl-C and SIGTERM do, unless it was to be ignored."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGHUP, server.handle_exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -282,8 +282,9 @@ class _Temporary:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        with writing(self._path):
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
 
     def write(self, line: str) -> None:
         """Add a line."""
