@@ -167,7 +167,8 @@ pictures: $(INSTALLED)
 bench-viewer: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/viewer.py
 
-# Methods on a pretrained model, two tasks, two seeds: about an hour on two quiet cores. MODEL is a model folder or hub id.
+# Methods on a pretrained model, two tasks, two seeds: about an hour on two quiet cores, up to 5 GB for each of
+# two processes, 12 GB of disk. MODEL is a model folder or hub id.
 real: MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
 real: $(INSTALLED)
 	for task in guess arithmetic; do \
