@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit cover slow format clean results pictures audit licences docs
+.PHONY: quickstart test lint types unit cover slow format clean results pictures audit licences docs real
 .PHONY: test-adapters test-browser test-chaos test-deepspeed test-fuzz test-qlora test-ray test-trl test-vllm
 .PHONY: bench-cluster bench-memory bench-online bench-rollouts bench-sampling bench-soak bench-streaming bench-training bench-verifiers bench-viewer bench-weights
 
@@ -167,6 +167,14 @@ pictures: $(INSTALLED)
 # A million conversations in the viewer, looked at by Chromium; the data set, some 400 MB, is made first.
 bench-viewer: $(VENV)/.installed-browser
 	$(VENV)/bin/python benchmarks/viewer.py --chromium
+
+# Methods on a pretrained model, two tasks, two seeds: about an hour on two quiet cores, up to 5 GB for each of
+# two processes, 12 GB of disk. MODEL is a model folder or hub id.
+real: MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
+real: $(INSTALLED)
+	for task in guess arithmetic; do \
+		OMP_NUM_THREADS=1 $(VENV)/bin/drift compare real-$$task --model $(MODEL) --jobs 2 || exit 1; \
+	done
 
 # docs/results.md from the comparisons kept in docs/results; see benchmarks/results.py.
 results: $(INSTALLED)
