@@ -208,6 +208,7 @@ SHAPES: dict[str, tuple[Row, Row, list[str], str]] = {
 DIALECTS: dict[str, tuple[Row, Row, list[str], str]] = {
     "JSON that was said": ({"prompt": "[2, 1]", "completion": '{"content": 1}'}, {}, ['{"content": 1}'], "[2, 1]"),
     "a system prompt in JSON": ({"system": '{"be": "kind"}', "messages": [U, A]}, {}, ["Yes."], '{"be": "kind"}'),
+    "a request's JSON": ({"request": {"messages": [U]}, "response": '{"a": 1}'}, {}, ['{"a": 1}'], "<|user|>Q?"),
     "messages as text": ({"prompt": json.dumps([U]), "completion": json.dumps([A])}, {}, ["Yes."], "<|user|>Q?"),
     "items": (
         {
@@ -361,6 +362,7 @@ def test_two_in_a_row_share_its_group_and_a_choice_alone_is_trained(tmp_path: Pa
         {"conversation_a": [U, A], "conversation_b": [U, other], "winner": "both_bad"},
         {"prompt": "Q?", "chosen": [U, A], "rejected": [U, other]},
         {"conversations": [U], "chosen": A, "rejected": other},
+        {"messages": [U, A], "chosen": [U, A], "rejected": [U, other]},
         {
             "trajectories": [
                 {"messages_and_choices": [U, A], "reward": 1},
@@ -369,10 +371,10 @@ def test_two_in_a_row_share_its_group_and_a_choice_alone_is_trained(tmp_path: Pa
         },
     ]
     _, found, left_out = read(lines(tmp_path, *rows), target)
-    assert not left_out and [trained(each, target) for each in found] == [["Yes."], ["No."]] * 6
-    assert [each.turns[-1].step.reward for each in found] == [1, 0, 0.75, -1, 0.5, 0.5, 1, 0, 1, 0, 1, 0]
-    assert len({each.group_id for each in found[:10]}) == 1 and {each.group_id for each in found[10:]} == {"row-6"}
-    assert [each.turns[-1].step.info["part"] for each in found[::11]] == ["chosen", "trajectories.1"]
+    assert not left_out and [trained(each, target) for each in found] == [["Yes."], ["No."]] * 7
+    assert [each.turns[-1].step.reward for each in found] == [1, 0, 0.75, -1, 0.5, 0.5, 1, 0, 1, 0, 1, 0, 1, 0]
+    assert len({each.group_id for each in found[:12]}) == 1 and {each.group_id for each in found[12:]} == {"row-7"}
+    assert [each.turns[-1].step.info["part"] for each in found[::13]] == ["chosen", "trajectories.1"]
 
 
 def test_what_is_no_reply_is_seen_and_counted(tmp_path: Path, target: Target) -> None:

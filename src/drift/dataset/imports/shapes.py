@@ -120,29 +120,29 @@ def preference(row: Fields, columns: Columns) -> Sequence[Logged]:
     ask = ask or (row.there("input") if names[0] == "preferred_output" else None)
     made = []
     for name, reward in zip(names, worth, strict=True):
-        said = [] if ask is None else _asked(row, ask, columns)
+        value = row.take(name)
+        reply = read_messages(value, columns, name) if ask is None else as_reply(value, columns, name)
+        whole = ask is None or (ask in _MESSAGES and any(each.role == "user" for each in reply))
+        said = [] if whole or ask is None else _asked(row, ask, columns)
         for each in said:
             each.context = True
-        if said:
-            said += _without_prompt(as_reply(row.take(name), columns, name), said)
-        else:
-            said = read_messages(row.take(name), columns, name)
-        made.append(conversation(said, row, columns, reward=reward, part=name))
+        made.append(conversation([*said, *_without_prompt(reply, said)], row, columns, reward=reward, part=name))
     return made
 
 
 def request(row: Fields, columns: Columns) -> Sequence[Logged]:
     """A request and its response, as proxies log them."""
     asked, wrapped = _body(row, "request", "request_body")
+    asked = unfolded(asked)
     sent = Fields(asked) if isinstance(asked, Mapping) else row
     prompt = as_prompt(sent.take(*ASKED), columns, "request.messages")
     reply, around = _body(row, "response", "response_body", "output", "choices")
-    received = row
-    if isinstance(reply, Mapping) and ("choices" in reply or isinstance(reply.get("output"), list)):
-        received = Fields(reply)
+    received, whole = row, unfolded(reply)
+    if isinstance(whole, Mapping) and ("choices" in whole or isinstance(whole.get("output"), list)):
+        received = Fields(whole)
         reply = received.take("choices", "output")
     said = [*system_of(sent.take(*_SYSTEMS), "system"), *prompt, *as_reply(reply, columns, "response")]
-    if received.values_by_name.get("status") == "incomplete":
+    if received is not row and received.values_by_name.get("status") == "incomplete":
         said[-1].cut_off = True
     made = conversation(said, row, columns, tools=tools_of(sent.take(*_TOOLS), "tools"), grows=True)
     for inner, name in ((wrapped, "request"), (sent, "request"), (around, "response"), (received, "response")):
@@ -152,11 +152,12 @@ def request(row: Fields, columns: Columns) -> Sequence[Logged]:
 
 def _body(row: Fields, *names: str) -> tuple[Any, Fields]:
     """What is under one of ``names``, and the object that it lies in: ``row``, or one with a ``body``."""
-    value = unfolded(row.take(*names))
+    given = row.take(*names)
+    value = unfolded(given)
     if not isinstance(value, Mapping) or is_empty(value.get("body")):
-        return value, row
+        return given, row
     outer = Fields(value)
-    return unfolded(outer["body"]), outer
+    return outer["body"], outer
 
 
 def art(row: Fields, columns: Columns) -> Sequence[Logged]:
@@ -204,7 +205,7 @@ def langfuse(row: Fields, columns: Columns) -> Sequence[Logged]:
         raise PassedOver("not_a_generation", "output: nothing there, so no reply")
     asked = unfolded(source.take("input"))
     sent = Fields(asked) if isinstance(asked, Mapping) and not is_empty(asked.get("messages")) else source
-    said = as_prompt(asked if sent is source else sent["messages"], columns, "input")
+    said = as_prompt(source["input"] if sent is source else sent["messages"], columns, "input")
     tools = tools_of(source.take(*_TOOLS) or sent.take(*_TOOLS), "tools")
     for each in said:
         each.remarks = []
@@ -230,11 +231,12 @@ def otel(row: Fields, columns: Columns) -> Sequence[Logged]:
     sent = sent or attributes.take("gen_ai.input.messages", "gen_ai.prompt")
     received = _numbered(attributes, "gen_ai.completion") or _numbered(attributes, "llm.output_messages")
     received = [{"role": "assistant", **each} if "message" not in each else each for each in received]
-    received = received or unfolded(attributes.take("gen_ai.output.messages", "gen_ai.completion"))
+    received = received or attributes.take("gen_ai.output.messages", "gen_ai.completion")
     if operation in ("execute_tool", "embeddings", "invoke_agent", "create_agent") or is_empty(received):
         raise PassedOver("not_a_generation", f"gen_ai.operation.name: {show(operation)}, which is no reply of a model")
-    if isinstance(received, list) and len(received) > 1:
-        raise BadRow("turn_mismatch", f"{len(received)} replies, and one reward for all: give a span for each")
+    several = unfolded(received)
+    if isinstance(several, list) and len(several) > 1 and all(isinstance(each, Mapping) for each in several):
+        raise BadRow("turn_mismatch", f"{len(several)} replies, and one reward for all: give a span for each")
     said = system_of(attributes.take("gen_ai.system_instructions"), "gen_ai.system_instructions")
     said += as_prompt(sent, columns, "gen_ai.input.messages")
     said += as_reply(received, columns, "gen_ai.output.messages")
@@ -268,16 +270,15 @@ def _otlp(value: Any) -> Any:
 def _numbered(attributes: Fields, name: str) -> list[Any]:
     """Messages that are spread over attributes, as ``gen_ai.prompt.0.role`` and ``gen_ai.prompt.0.content``."""
     whole: dict[str, Any] = {}
-    for key in attributes:
-        if key.startswith(f"{name}."):
-            *places, last = key.removeprefix(f"{name}.").split(".")
-            inner = whole
-            for place in places:
-                inner = inner.setdefault(place, {})
-                if not isinstance(inner, dict):
-                    break
-            else:
-                inner[last] = attributes[key]
+    keys = [key for key in attributes if key.startswith(f"{name}.") and key.removeprefix(f"{name}.")[:1].isdigit()]
+    for key in keys:
+        *places, last = key.removeprefix(f"{name}.").split(".")
+        inner = whole
+        for place in places:
+            inner = inner.setdefault(place, {})
+            if not isinstance(inner, dict):
+                return []
+        inner[last] = attributes[key]
     listed = _listed(whole)
     return listed if isinstance(listed, list) and all(isinstance(each, Mapping) for each in listed) else []
 
