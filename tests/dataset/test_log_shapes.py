@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,125 @@ SHAPES: dict[str, tuple[Row, Row, list[str], str]] = {
 }
 
 
+# Rows of other dialects, told columns, what is trained, and something that must be seen (or not lost).
+DIALECTS: dict[str, tuple[Row, Row, list[str], str]] = {
+    "JSON that was said": ({"prompt": "[2, 1]", "completion": '{"content": 1}'}, {}, ['{"content": 1}'], "[2, 1]"),
+    "a system prompt in JSON": ({"system": '{"be": "kind"}', "messages": [U, A]}, {}, ["Yes."], '{"be": "kind"}'),
+    "a request's JSON": ({"request": {"messages": [U]}, "response": '{"a": 1}'}, {}, ['{"a": 1}'], "<|user|>Q?"),
+    "messages as text": ({"prompt": json.dumps([U]), "completion": json.dumps([A])}, {}, ["Yes."], "<|user|>Q?"),
+    "items": (
+        {
+            "request": {
+                "body": {
+                    "instructions": "S.",
+                    "input": [
+                        U,
+                        {"type": "function_call", "call_id": "c", "name": "look", "arguments": '{"at": 3}'},
+                        {"type": "function_call_output", "call_id": "c", "output": "7"},
+                    ],
+                }
+            },
+            "response": {
+                "output": [
+                    {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]},
+                    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Yes."}]},
+                ]
+            },
+        },
+        {},
+        [CALLS, "<think>Hm.</think>Yes."],
+        f"<|system|>S.<|end|><|user|>Q?<|end|><|assistant|>{CALLS}<|end|><|user|>7",
+    ),
+    "tools in an input": (
+        {"type": "GENERATION", "input": {"messages": [U], "tools": [{"name": "look"}]}, "output": A},
+        {},
+        ["Yes."],
+        '"name": "look"',
+    ),
+    "generations out of order": (
+        {
+            "trace": {},
+            "observations": [
+                {"type": "GENERATION", "startTime": "2", "input": [U, A, U], "output": "Ad."},
+                {"type": "GENERATION", "startTime": "1", "input": [U], "output": A},
+            ],
+        },
+        {},
+        ["Yes.", "Ad."],
+        "",
+    ),
+    "numbered calls": (
+        {
+            "attributes": {
+                "gen_ai.prompt.0.role": "user",
+                "gen_ai.prompt.0.content": "Q?",
+                "gen_ai.completion.0.tool_calls.0.name": "look",
+                "gen_ai.completion.0.tool_calls.0.arguments": '{"at": 3}',
+            }
+        },
+        {},
+        [CALLS],
+        "<|user|>Q?",
+    ),
+    "an event of a span": (
+        {
+            "attributes": {"gen_ai.system": "x"},
+            "spanId": "1",
+            "events": [{"attributes": {"gen_ai.prompt": "Q?", "gen_ai.completion": "Yes."}}],
+        },
+        {},
+        ["Yes."],
+        "<|user|>Q?",
+    ),
+    "flags as text": (
+        {"messages": [U, {**A, "train": "false"}, U, {**A, "loss_mask": 0}, U, {**A, "weight": "1"}]},
+        {},
+        ["Yes."],
+        "",
+    ),
+    "answer beside": (
+        {"system_prompt": "S.", "question": "Q?", "response": "Yes.", "answer": "No."},
+        {},
+        ["Yes."],
+        "<|system|>S.",
+    ),
+    "an instruction's context": (
+        {"instruction": "Do.", "context": "It.", "response": "Yes."},
+        {},
+        ["Yes."],
+        "Do.\nIt.",
+    ),
+    "cohere": (
+        {"conversation": [{"role": "User", "message": "Q?"}, {"role": "Chatbot", "message": "Yes."}]},
+        {},
+        ["Yes."],
+        "<|user|>Q?",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_dialects_of_a_shape_say_the_same(tmp_path: Path, target: Target, name: str) -> None:
+    row, columns, replies, prompt = DIALECTS[name]
+    _, (found,), left_out = read(lines(tmp_path, {**row, "reward": 1}), target, **columns)
+    assert (trained(found, target), left_out) == (replies, []) and prompt in seen(found, target)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "Q?", "completion": None, "answer": "No."}, "no_messages"),
+        ({"messages": [{**U, "images": ["x"]}, A]}, "not_text"),
+        ({"messages": [{"role": "user", "content": [{"image": "x", "text": "Q?"}]}, A]}, "not_text"),
+        ({"prompt": [{"type": "text", "text": "Q?"}], "completion": "Yes."}, "unknown_role"),
+        ({"attributes": {**SPAN, "gen_ai.output.messages": OUTPUT * 2}}, "turn_mismatch"),
+    ],
+)
+def test_what_would_be_trained_wrong_is_refused(tmp_path: Path, target: Target, row: Row, reason: str) -> None:
+    _, made, left_out = read(lines(tmp_path, {**row, "reward": 1}), target)
+    assert not made and left_out == [(1, reason)]
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shape_is_recognised_and_trained_as_the_template_writes_it(tmp_path: Path, target: Target, name: str) -> None:
     row, columns, replies, prompt = SHAPES[name]
@@ -239,7 +359,10 @@ def test_two_in_a_row_share_its_group_and_a_choice_alone_is_trained(tmp_path: Pa
     rows = [
         {"prompt": [U], "chosen": [A], "rejected": [other]},
         {"chosen": [U, A], "rejected": [U, other], "chosen_return": 0.75, "rejected_return": -1},
-        {"conversation_a": [U, A], "conversation_b": [U, other], "winner": "tie"},
+        {"conversation_a": [U, A], "conversation_b": [U, other], "winner": "both_bad"},
+        {"prompt": "Q?", "chosen": [U, A], "rejected": [U, other]},
+        {"conversations": [U], "chosen": A, "rejected": other},
+        {"messages": [U, A], "chosen": [U, A], "rejected": [U, other]},
         {
             "trajectories": [
                 {"messages_and_choices": [U, A], "reward": 1},
@@ -248,10 +371,10 @@ def test_two_in_a_row_share_its_group_and_a_choice_alone_is_trained(tmp_path: Pa
         },
     ]
     _, found, left_out = read(lines(tmp_path, *rows), target)
-    assert not left_out and [trained(each, target) for each in found] == [["Yes."], ["No."]] * 4
-    assert [each.turns[-1].step.reward for each in found] == [1, 0, 0.75, -1, 0.5, 0.5, 1, 0]
-    assert len({each.group_id for each in found[:6]}) == 1 and {each.group_id for each in found[6:]} == {"row-4"}
-    assert [each.turns[-1].step.info["part"] for each in found[::7]] == ["chosen", "trajectories.1"]
+    assert not left_out and [trained(each, target) for each in found] == [["Yes."], ["No."]] * 7
+    assert [each.turns[-1].step.reward for each in found] == [1, 0, 0.75, -1, 0.5, 0.5, 1, 0, 1, 0, 1, 0, 1, 0]
+    assert len({each.group_id for each in found[:12]}) == 1 and {each.group_id for each in found[12:]} == {"row-7"}
+    assert [each.turns[-1].step.info["part"] for each in found[::13]] == ["chosen", "trajectories.1"]
 
 
 def test_what_is_no_reply_is_seen_and_counted(tmp_path: Path, target: Target) -> None:
@@ -319,10 +442,12 @@ def test_whatever_a_log_lies_in_the_rows_are_the_same(tmp_path: Path, target: Ta
     written: dict[str, bytes] = {
         "lines.jsonl": whole.replace("\n", "\r\n").encode("utf-8-sig"),
         "wide.jsonl": whole.encode("utf-16"),
+        "unmarked.jsonl": whole.encode("utf-16-le"),
         "packed.jsonl.gz": gzip.compress(whole.encode()),
         "list.json": json.dumps(rows, indent=1).encode(),
         "line.json": json.dumps(rows).encode(),
         "inside.json": json.dumps({"version": 1, "data": rows}, indent=1).encode(),
+        "named.json": json.dumps({"meta": {}, "conversations": rows}).encode(),
         "bare.jsonl": "".join(f"{json.dumps(row['messages'])}\n" for row in rows).encode(),
         "table.csv": (
             "messages,reward\n"
@@ -331,6 +456,9 @@ def test_whatever_a_log_lies_in_the_rows_are_the_same(tmp_path: Path, target: Ta
     }
     for name, data in written.items():
         (tmp_path / name).write_bytes(data)
+    excel = written["table.csv"].decode().replace("messages,", "messages ;")
+    written["excel.csv"] = re.sub(r'",(\d)', r'";\1', excel).encode()
+    (tmp_path / "excel.csv").write_bytes(written["excel.csv"])
     with pa.output_stream(tmp_path / "packed.jsonl.zst", compression="zstd") as file:
         file.write(whole.encode())
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
@@ -348,6 +476,11 @@ def test_whatever_a_log_lies_in_the_rows_are_the_same(tmp_path: Path, target: Ta
         told = [(each.turns[0].step.info["line"], each.turns[0].step.reward) for each in found]
         assert told == [(1, 0.0), (2, 1.0), (3, 2.0)], name
     (tmp_path / "broken.jsonl.gz").write_bytes(written["packed.jsonl.gz"][:-20])
+    (tmp_path / "parts.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(DatasetError, match="zip archive: unpack it"):
+        open_source(tmp_path / "parts.zip")
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    assert read(tmp_path / "deep.jsonl", target)[2] == [(1, "not_json")]
     with pytest.raises(DatasetError, match=r"broken\.jsonl\.gz can't be read"):
         open_source(tmp_path / "broken.jsonl.gz")
 

@@ -13,6 +13,8 @@ from drift.types import Message
 
 # The group of a conversation whose row is one group: the import names it by its line.
 OF_ITS_ROW = "\0row"
+# Under which names an entry of a list of scores has what it says.
+_VALUES = ("value", "score", "stringValue", "label")
 
 
 class BadRow(DatasetError):
@@ -127,7 +129,7 @@ class Fields(Mapping[str, Any]):
         """What lies under a name, or under names joined with dots; ``None`` where there is nothing.
 
         A key that is spelled with the dot comes first. In a list of objects, the one of that ``name`` (or ``key``) is
-        meant, and its ``value`` (or ``score``).
+        meant, and its ``value`` (or ``score``, or words).
         """
         found = _under(self.values_by_name, path)
         self._read.add(path)
@@ -165,7 +167,7 @@ def _under(value: Any, path: str) -> Any:
         head, _, rest = path.partition(".")
         for each in value:
             if isinstance(each, Mapping) and path in (each.get("name"), each.get("key")):
-                return next((each[key] for key in ("value", "score") if key in each), None)
+                return next((each[key] for key in _VALUES if not is_empty(each.get(key))), None)
         if head.isdigit() and int(head) < len(value):
             return _under(value[int(head)], rest) if rest else value[int(head)]
         if len(value) == 1:

@@ -70,15 +70,15 @@ class Columns:
         """
         value = unfolded(self.find(row, self.reward, "reward", "rewards"))
         where = self.reward or row.there("reward", "rewards") or "reward"
-        if not self.reward and is_empty(value):
+        if is_empty(value):
             if any(reward is not None for reward in said):
                 return tuple(
                     0.0 if reward is None else self.number(reward, f"reward of reply {at + 1}")
                     for at, reward in enumerate(said)
                 )
-            label = row.values_by_name.get("label")
-            if isinstance(label, bool):
-                value, where = row["label"], "label"
+            for name in ("label", "kto_tag"):
+                if not self.reward and isinstance(row.values_by_name.get(name), bool):
+                    value, where = row[name], name
         if isinstance(value, list | tuple) and len(value) > 1:
             if len(value) != replies:
                 raise BadRow("turn_mismatch", f"{where}: {len(value)}, expected one for each of {replies} replies")

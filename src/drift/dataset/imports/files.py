@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,23 +17,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drift.dataset.imports.base import BadRow, Fields, is_empty, show
-from drift.dataset.imports.shapes import attributes_of, shape_of
+from drift.dataset.imports.shapes import attributes_of, messages, shape_of
 from drift.dataset.store import KIND, count_trajectories, shards
 from drift.errors import DatasetError
 from drift.manifest import MANIFEST, read_manifest
 
 _CHUNK = 1 << 20
 _BATCH = 64
-_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-_TABLES = {".csv": ",", ".tsv": "\t"}
-_ENDINGS = {".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".txt", ".log"}
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh9": "bz2"}
+# What is packed in ways that are not read, by how it begins.
+_ARCHIVES = {b"PK\x03\x04": "a zip archive", b"\xfd7zXZ": "packed with xz", b"7z\xbc\xaf": "a 7z archive"}
+_TABLES = {".csv", ".tsv"}
+_ENDINGS = {".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".bz2", ".txt", ".log"}
 # Files of a folder that hold no rows, whatever their names end in.
 _BESIDE = {"metadata.json", "dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "config.json"}
 # Lines that are looked at to tell JSON Lines from JSON that spans lines.
 _FIRST_LINES = 20
 # Names under which exports put their rows, and fields of what lies inside a row.
-_WRAPPERS = ("rows", "data", "items", "records", "results", "examples", "traces", "spans")
+_WRAPPERS = ("rows", "data", "items", "records", "results", "outputs", "examples", "traces", "spans")
 _OF_A_ROW = {"role", "from", "messages_and_choices"}
 Row = tuple[int, object]
 
@@ -86,15 +88,14 @@ class _File:
         return io.TextIOWrapper(self.bytes(), encoding=self.encoding, newline="\n")
 
     def _lines(self) -> Iterator[Row]:
-        if self.encoding == "utf-16":
+        if self.encoding not in ("utf-8", "utf-8-sig"):
             yield from self._decoded_lines()
             return
         with self.bytes() as file:
             for line, raw in enumerate(file, start=1):
                 if raw.strip():
                     value = _parsed(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw)
-                    spans = isinstance(value, dict) and "resourceSpans" in value
-                    yield from ((line, each) for each in (rows_of(value) if spans else [value]))
+                    yield from ((line, each) for each in _spans_or(value))
 
     def _decoded_lines(self) -> Iterator[Row]:
         with self._text() as file:
@@ -119,6 +120,9 @@ class _File:
                     return
                 try:
                     value, at = decoder.raw_decode(held, at)
+                except RecursionError as error:
+                    yield number + 1, _bad_json(error, held[at:])
+                    return
                 except ValueError as error:
                     chunk = file.read(more)
                     if not chunk:
@@ -128,7 +132,7 @@ class _File:
                     held, at, more = held[at:] + chunk, 0, more * 2
                     continue
                 number, more = number + 1, _CHUNK
-                yield number, value
+                yield from ((number, each) for each in _spans_or(value))
 
     def _document(self) -> Iterator[Row]:
         """The rows inside one JSON object."""
@@ -143,9 +147,12 @@ class _File:
     def _table(self) -> Iterator[Row]:
         csv.field_size_limit(1 << 30)
         with io.TextIOWrapper(self.bytes(), encoding=self.encoding, newline="") as file:
-            delimiter = _TABLES[next(ending for ending in reversed(self.path.suffixes) if ending in _TABLES)]
-            reader = csv.DictReader(file, delimiter=delimiter)
             try:
+                header = file.readline()
+                # The header's names tell what parts the cells: Excel writes semicolons where a comma is decimal.
+                delimiter = max("\t,;|" if ".tsv" in self.path.suffixes else ",;\t|", key=header.count)
+                reader = csv.DictReader(itertools.chain([header], file), delimiter=delimiter)
+                reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
                 for number, row in enumerate(reader, start=1):
                     extra = row.pop(None, None)
                     fault = BadRow("bad_field", f"{len(extra or ())} cells more than the header has names")
@@ -196,6 +203,11 @@ def open_source(path: Path) -> Source:
     return Source(path=path, sha256=digest.hexdigest(), rows=total, files=tuple(found), passed_over=passed_over)
 
 
+def _spans_or(value: object) -> list[object]:
+    """The spans of one export of OTLP, or the value itself."""
+    return rows_of(value) if isinstance(value, Mapping) and "resourceSpans" in value else [value]
+
+
 def rows_of(document: object) -> list[object]:
     """The rows inside one JSON value: spans of OTLP, the one list of an object, or the value itself."""
     if isinstance(document, list):
@@ -206,28 +218,33 @@ def rows_of(document: object) -> list[object]:
         return [
             {**span, "attributes": attributes_of(span.get("attributes"))}
             for resource in document["resourceSpans"]
-            for scope in resource.get("scopeSpans", ())
+            for scope in resource.get("scopeSpans") or resource.get("instrumentationLibrarySpans") or ()
             for span in scope.get("spans", ())
         ]
-    if shape_of(Fields(document)) is not None:
+    lists = {name: value for name, value in document.items() if isinstance(value, list) and value}
+    known = [lists[name] for name in _WRAPPERS if name in lists]
+    rows = known[0] if known else next(iter(lists.values())) if len(lists) == 1 else []
+    shaped, shape = all(map(_is_row, rows)), shape_of(Fields(document))
+    beside = not known and any(isinstance(value, dict) for value in document.values())
+    if (not shaped and (shape is not None or beside)) or shape not in (None, messages):
         return [document]
-    known = [document[name] for name in _WRAPPERS if isinstance(document.get(name), list)]
-    others = [value for value in document.values() if isinstance(value, list) and value]
-    alone = len(others) == 1 and not any(isinstance(value, dict) for value in document.values())
-    rows = known[0] if known else others[0] if alone else []
     if not rows or not all(isinstance(each, Mapping) and not _OF_A_ROW & set(each) for each in rows):
         return [document]
     return [each["row"] if isinstance(each.get("row"), Mapping) else each for each in rows]
 
 
+def _is_row(value: object) -> bool:
+    return isinstance(value, Mapping) and shape_of(Fields(value)) is not None
+
+
 def _look(path: Path, digest: Any) -> tuple[_File, int]:
     """What a file is and how many rows it has; its bytes go into ``digest``."""
     with path.open("rb") as raw:
-        head = raw.read(4)
+        head = raw.read(6)
         raw.seek(0)
         while chunk := raw.read(_CHUNK):
             digest.update(chunk)
-    if head == b"PAR1":
+    if head.startswith(b"PAR1"):
         return _File(path=path, kind="parquet"), pq.ParquetFile(path).metadata.num_rows
     packed = next((name for mark, name in _PACKED.items() if head.startswith(mark)), None)
     file = _File(path=path, packed=packed)
@@ -237,7 +254,10 @@ def _look(path: Path, digest: Any) -> tuple[_File, int]:
             start = start or chunk
             newlines += chunk.count(b"\n")
             ended = chunk.endswith((b"\n", b"\n\x00"))
-    encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
+    archive = next((what for mark, what in _ARCHIVES.items() if head.startswith(mark)), "")
+    if archive or start[257:262] == b"ustar":
+        raise DatasetError(f"{path} is {archive or 'a tar archive'}: unpack it, and give the file or folder inside.")
+    encoding = json.detect_encoding(start)
     rows = newlines + (not ended)
     table = any(ending in _TABLES for ending in path.suffixes)
     kind = "table" if table else _kind_of_json(start.decode(encoding, errors="replace"), rows)

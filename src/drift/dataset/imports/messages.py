@@ -15,13 +15,20 @@ CALL = "call"
 ROLES: dict[str, str] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "bot", "ai", "chatgpt"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "tool_response", "tool_result", "ipython"), "tool"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatbot", "ai", "chatgpt", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
+    **dict.fromkeys(("tool_response", "tool_result", "tool_results", "function_response"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), CALL),
 }
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
-_WEIGHTS = ("weight", "loss", "train", "training", "loss_weight")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text", "thinking_content")
+_WEIGHTS = ("weight", "loss", "train", "training", "loss_weight", "loss_mask", "trainable")
+_SPEAKERS = ("role", "from", "speaker", "sender", "author")
+_PICTURES = ("images", "image", "image_url", "image_path")
+MEDIA = (*_PICTURES, "audios", "audio", "videos", "video", "files", "objects", "media")
 _CUT_OFF = {"length", "max_tokens", "max_output_tokens", "model_length", "content_filter"}
+_CONTENTS = ("content", "value", "parts", "text")
+# Under which names a request has what is asked.
+ASKED = ("messages", "input", "prompt")
 # Kinds of parts, and under which names a part of that kind has what it holds.
 _PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     **dict.fromkeys(("text", "input_text", "output_text"), ("text", ("text", "content"))),
@@ -50,6 +57,7 @@ class Said:
         cut_off: it ran out of tokens.
         sampled: it stands in a record of what a model sampled.
         context: it is seen and not trained.
+        thought: it is nothing but a thought, which belongs to what the assistant says next.
         remarks: what must be counted.
         unused: names of fields that hold something and were not read.
     """
@@ -60,6 +68,7 @@ class Said:
     cut_off: bool = False
     sampled: bool = False
     context: bool = False
+    thought: bool = False
     remarks: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
@@ -111,15 +120,19 @@ def chat_messages(value: object) -> tuple[Message, ...]:
 
 def as_reply(value: Any, columns: Columns, where: str) -> list[Said]:
     """What an assistant said: a text, a message, blocks, a list of messages, or an API's whole response."""
-    value = unfolded(value)
+    value = _unfolded_talk(value, columns)
     if isinstance(value, str):
         return [Said(message={"role": "assistant", "content": whole_text(value, where)}, sampled=True)]
+    if isinstance(value, Mapping):
+        # Responses of OpenAI's two interfaces.
+        value = next((value[key] for key in ("choices", "output") if not is_empty(value.get(key))), value)
+        value = [{"role": "assistant", "content": value}] if isinstance(value, str) else value
+    if isinstance(value, list | tuple) and sum(map(_is_choice, value)) > 1:
+        raise BadRow("turn_mismatch", f"{where}: {len(value)} choices, and one reward for all: give a row for each")
     if isinstance(value, list | tuple) and value and not any(_speaks(each, columns) for each in value):
         value = {"role": "assistant", "content": value}
     if isinstance(value, Mapping):
-        if is_empty(value.get("role")) and "message" not in value:
-            value = {**value, "role": "assistant"}
-        value = [value]
+        value = [value if _speaks(value, columns) or _kind_of(value) else {**value, "role": "assistant"}]
     said = read_messages(value, columns, where)
     for each in said:
         each.sampled = True
@@ -128,9 +141,9 @@ def as_reply(value: Any, columns: Columns, where: str) -> list[Said]:
 
 def as_prompt(value: Any, columns: Columns, where: str) -> list[Said]:
     """What was asked: a text (the user's), a message, or messages alone or as an object's ``messages``."""
-    value = unfolded(value)
+    value = _unfolded_talk(value, columns)
     if isinstance(value, Mapping):
-        inner = next((value[key] for key in ("messages", "input", "prompt") if not is_empty(value.get(key))), None)
+        inner = next((value[key] for key in ASKED if not is_empty(value.get(key))), None)
         if inner is not None:
             return as_prompt(inner, columns, where)
         value = [value]
@@ -139,11 +152,30 @@ def as_prompt(value: Any, columns: Columns, where: str) -> list[Said]:
     return read_messages(value, columns, where)
 
 
+def _unfolded_talk(value: Any, columns: Columns) -> Any:
+    """``value``, or the messages that it holds as text, as tables have them. JSON that somebody said stays text."""
+    inner = unfolded(value)
+    if isinstance(inner, str) or not isinstance(value, str | bytes):
+        return inner
+    several = inner if isinstance(inner, list) else [inner]
+    if several and all(isinstance(each, Mapping) and _is_talk(each, columns) for each in several):
+        return inner
+    return value if isinstance(value, str) else value.decode(errors="replace")
+
+
+def _is_talk(value: Mapping[str, Any], columns: Columns) -> bool:
+    if any(isinstance(value.get(key), list) for key in ("messages", "choices")):
+        return True
+    said = _speaks(value, columns) and any(key in value for key in (columns.content, *_CONTENTS, "tool_calls"))
+    return said or value.get("type") in [*_PARTS] or isinstance(value.get("message"), Mapping)
+
+
 def system_of(value: Any, where: str) -> list[Said]:
     """A system prompt beside the messages: text, or blocks of it; none where it is empty."""
-    value = unfolded(value)
-    said = Said(message={"role": "system", "content": ""})
-    said.message["content"] = _read_parts(value, said, where, [])
+    said, parts = Said(message={"role": "system", "content": ""}), unfolded(value)
+    # JSON that a system prompt says is its text.
+    content = value if isinstance(value, str) and not _is_parts(parts) else parts
+    said.message["content"] = _read_parts(content, said, where, [])
     return [] if said.is_empty else [said]
 
 
@@ -160,9 +192,9 @@ def tools_of(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
         function = tool.get("function") or {key: each for key, each in tool.items() if key != "type"}
         if not isinstance(function, Mapping) or not function.get("name"):
             raise BadRow("bad_field", f"{where}: got {show(tool)}, expected a tool with a name")
-        if "input_schema" in function:
-            function = {**function, "parameters": function["input_schema"]}
-            del function["input_schema"]
+        for name in {"input_schema", "inputSchema"} & set(function):
+            function = {**function, "parameters": function[name]}
+            del function[name]
         made.append({"type": "function", "function": plain_json(function, where)})
     return tuple(made)
 
@@ -173,6 +205,18 @@ def _speaks(value: Any, columns: Columns) -> bool:
     )
 
 
+def _is_choice(value: Any) -> bool:
+    """Whether ``value`` is one of several replies to one request."""
+    return isinstance(value, Mapping) and "role" not in value and ("message" in value or "finish_reason" in value)
+
+
+def _kind_of(raw: Mapping[str, Any]) -> str | None:
+    """The kind of an item that stands among messages and has no speaker, as OpenAI's later interface has them."""
+    name = raw.get("type")
+    kind = _PARTS[name][0] if isinstance(name, str) and name in _PARTS else None
+    return kind if kind in ("thought", "hidden", "call", "result") else None
+
+
 def _read_message(raw: Mapping[str, Any], columns: Columns, where: str) -> Iterator[Said]:
     """One message of a log, with the results of tools that lie inside it as messages of their own."""
     outer = Fields(raw)
@@ -180,25 +224,36 @@ def _read_message(raw: Mapping[str, Any], columns: Columns, where: str) -> Itera
     if isinstance(raw.get("message"), Mapping) and "role" not in raw:
         # One of the choices of an API's response.
         fields, sampled = Fields(outer["message"]), True
-    role = _role(columns.find(fields, columns.role, "role", "from", "speaker"), columns, where)
+    speaker = columns.find(fields, columns.role, *_SPEAKERS)
+    kind = None if speaker is not None else _kind_of(raw)
+    if kind is None and speaker is None and str(raw.get("type")).lower() in ROLES:
+        speaker = fields["type"]
+    if kind is not None:
+        fields = outer = Fields({"role": "tool" if kind == "result" else "assistant", "content": [raw]})
+        speaker = fields["role"]
+    media = fields.there(*MEDIA)
+    if media is not None:
+        raise BadRow("not_text", f"{where}.{media}: {show(fields[media])}, which a text model can't see")
+    role = _role(speaker, columns, where, fields)
     said = Said(message={"role": "assistant" if role == CALL else role, "content": ""}, sampled=sampled)  # type: ignore[typeddict-item]
     results: list[Said] = []
     content = unfolded(fields.path(columns.content)) if columns.content else _content(fields)
     if role == CALL:
         said.message["tool_calls"] = _calls(content, f"{where}.content")
-    elif role == "tool" and not _is_parts(content):
+    elif role == "tool" and kind is None and not _is_parts(content):
         said.message["content"] = _as_text(content, f"{where}.content")
     else:
         said.message["content"] = _read_parts(content, said, f"{where}.content", results)
     if role == "assistant":
         _add_thoughts_and_calls(fields, said, where)
     if said.role == "assistant":
-        _add_marks(fields, outer, said, where)
+        _add_marks(fields, outer, said, where, columns)
     if role == "tool":
         for key, names in (("tool_call_id", ("tool_call_id", "tool_use_id", "call_id")), ("name", ("name",))):
             given = fields.take(*names)
             if isinstance(given, str):
                 said.message[key] = whole_text(given, f"{where}.{key}")  # type: ignore[literal-required]
+    said.thought = kind in ("thought", "hidden")
     said.unused = [f"{name}" for each in {id(f): f for f in (outer, fields)}.values() for name in each.unread()]
     yield from results
     # A user's message that held nothing but results is none of the user's.
@@ -207,15 +262,18 @@ def _read_message(raw: Mapping[str, Any], columns: Columns, where: str) -> Itera
 
 
 def _content(fields: Fields) -> Any:
-    content = fields.take("content", "value", "parts", "text")
+    content = fields.take(*_CONTENTS) or fields.take("message")
     # JSON that a message says is its text.
     return content if isinstance(content, str) else unfolded(content)
 
 
-def _role(value: Any, columns: Columns, where: str) -> str:
-    name = value.strip().lower() if isinstance(value, str) else None
-    own = {key.strip().lower(): role for key, role in columns.roles.items()}
+def _role(value: Any, columns: Columns, where: str, fields: Fields) -> str:
+    name = value.strip().lower().replace("-", "_") if isinstance(value, str) else None
+    own = {key.strip().lower().replace("-", "_"): role for key, role in columns.roles.items()}
     role = ROLES.get(own.get(name, name)) if name is not None else None
+    if is_empty(value):
+        there = fields.names() or "nothing"
+        raise BadRow("unknown_role", f"{where} has {there}: say which names the speaker with --columns.role NAME")
     if role is None:
         raise BadRow(
             "unknown_role",
@@ -227,7 +285,8 @@ def _role(value: Any, columns: Columns, where: str) -> str:
 
 def _is_parts(content: Any) -> bool:
     return isinstance(content, list | tuple) and all(
-        isinstance(part, str) or (isinstance(part, Mapping) and ("type" in part or "text" in part)) for part in content
+        isinstance(part, str) or (isinstance(part, Mapping) and any(key in part for key in ("type", "text", *MEDIA)))
+        for part in content
     )
 
 
@@ -256,7 +315,7 @@ def _read_parts(content: Any, said: Said, where: str, results: list[Said]) -> st
             calls += _calls(part, f"{where}[{at}]")
         elif kind == "result":
             results.append(_result(part, value, f"{where}[{at}]"))
-        elif kind == "hidden":
+        elif kind == "hidden" or (kind == "thought" and is_empty(value)):
             said.remarks.append("reasoning_left_out")
         elif kind == "thought":
             thoughts.append(_as_text(value, f"{where}[{at}]"))
@@ -273,7 +332,8 @@ def _read_parts(content: Any, said: Said, where: str, results: list[Said]) -> st
 def _part(part: Mapping[str, Any], where: str) -> tuple[str, Any]:
     """The kind of a part, and what it holds."""
     name = part.get("type")
-    if is_empty(name) and isinstance(part.get("text"), str):
+    media = any(not is_empty(part.get(key)) for key in MEDIA)
+    if is_empty(name) and isinstance(part.get("text"), str) and not media:
         name = "text"
     if not isinstance(name, str) or name not in _PARTS:
         raise BadRow("not_text", f"{where}: a part of type {show(name or sorted(part))}, which a text model can't see")
@@ -305,13 +365,13 @@ def _calls(value: Any, where: str) -> list[Mapping[str, Any]]:
     """Calls of tools in the form that chat templates take, the arguments as an object where they are one."""
     value = json_or_none(value) if isinstance(value, str) else value
     calls: list[Mapping[str, Any]] = []
-    for call in [value] if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]:
+    for call in map(unfolded, value if isinstance(value, list | tuple) else [value]):
         function = call.get("function") or call if isinstance(call, Mapping) else None
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str) or not name or function is None:
             raise BadRow("tool_calls", f"{where}: got {show(call)}, expected a call with a name and arguments")
         arguments: Any = next(
-            (function[key] for key in ("arguments", "input", "parameters", "args") if key in function), {}
+            (function[key] for key in ("arguments", "input", "parameters", "args") if function.get(key) is not None), {}
         )
         inner = json_or_none(arguments) if isinstance(arguments, str) else arguments
         inner = plain_json(arguments if inner is None else inner, where)
@@ -324,9 +384,9 @@ def _calls(value: Any, where: str) -> list[Mapping[str, Any]]:
 def _add_thoughts_and_calls(fields: Fields, said: Said, where: str) -> None:
     """What an assistant's message has beside its content."""
     thought = fields.take(*_THOUGHTS)
-    details = unfolded(fields.take("reasoning_details"))
+    details = unfolded(fields.take("reasoning_details", "thinking_blocks"))
     if thought is not None:
-        said.message["reasoning_content"] = _as_text(unfolded(thought), f"{where}.reasoning_content")
+        said.message["reasoning_content"] = _as_text(thought, f"{where}.reasoning_content")
     elif details is not None:
         _read_parts(details, said, f"{where}.reasoning_details", [])
     calls = unfolded(fields.take("tool_calls", "function_call"))
@@ -338,23 +398,31 @@ def _add_thoughts_and_calls(fields: Fields, said: Said, where: str) -> None:
         said.remarks.append("refusal_as_text")
 
 
-def _add_marks(fields: Fields, outer: Fields, said: Said, where: str) -> None:
+def _add_marks(fields: Fields, outer: Fields, said: Said, where: str, columns: Columns) -> None:
     """What a log says of an assistant's message: the weight of its loss, its reward, whether it was cut off."""
     told = fields.there(*_WEIGHTS)
     if told is not None:
-        weight = fields[told]
-        if not isinstance(weight, int | float) or weight < 0:
-            raise BadRow("bad_field", f"{where}.{told}: got {show(weight)}, expected true, false or a number ≥ 0")
-        said.weight = float(weight)
-    said.reward = fields.take("reward")
+        try:
+            said.weight = Columns().number(fields[told], told)
+        except BadRow:
+            said.weight = -1
+        if said.weight < 0:
+            raise BadRow("bad_field", f"{where}.{told}: got {show(fields[told])}, expected true, false or a number ≥ 0")
+    # What a user names may stand on each message: reward, or messages.reward.
+    names = (columns.reward, columns.reward.partition(".")[2]) if columns.reward else ("reward",)
+    said.reward = next((found for found in map(fields.path, filter(None, names)) if not is_empty(found)), None)
     reasons = (each.take("finish_reason", "stop_reason") for each in (outer, fields))
     said.cut_off = any(isinstance(reason, str) and reason.lower() in _CUT_OFF for reason in reasons)
 
 
 def _append(said: list[Said], new: Said) -> None:
-    """Add a message; calls without a text belong to the assistant's message before them."""
+    """Add a message; calls without a text belong to the assistant's message before them, a thought to what follows."""
     last = said[-1] if said else None
     calls = new.message.get("tool_calls")
+    if last is not None and last.thought and new.role == "assistant":
+        new.message = {**last.message, **new.message}
+        new.remarks, said[-1] = last.remarks + new.remarks, new
+        return
     if last is None or last.role != "assistant" or new.role != "assistant" or not calls or new.message["content"]:
         said.append(new)
         return

@@ -21,23 +21,22 @@ from drift.dataset.imports.base import (
 )
 from drift.dataset.imports.columns import Columns
 from drift.dataset.imports.mathdial import mathdial
-from drift.dataset.imports.messages import Said, as_prompt, as_reply, read_messages, system_of, tools_of
+from drift.dataset.imports.messages import ASKED, MEDIA, Said, as_prompt, as_reply, read_messages, system_of, tools_of
 from drift.dataset.imports.recorded import trajectories
 
 _MESSAGES = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "turns")
-_SYSTEMS = ("system", "system_prompt", "system_instructions", "gen_ai.system_instructions")
-_TOOLS = ("tools", "functions", "gen_ai.tool.definitions")
-_MEDIA = ("images", "image", "audios", "audio", "videos", "video", "files", "objects")
-# What was asked, and what was said to it, under one another's names.
-_PAIRS = (
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("query", "response"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("question", "answer"),
+_SYSTEMS = ("system", "system_prompt", "system_instructions", "gen_ai.system_instructions", "instructions")
+_TOOLS = ("tools", "functions", "tool_defs", "gen_ai.tool.definitions")
+# What was asked, what it is about, and what was said to it. Beside the others, an answer is what was right.
+_ASKS, _ABOUT = ("prompt", "query", "instruction", "question"), ("input", "context")
+_REPLIES = ("completion", "response", "output")
+_ALTERNATIVES = (
+    ("chosen", "rejected"),
+    ("preferred_output", "non_preferred_output"),
+    ("conversation_a", "conversation_b"),
+    ("response_a", "response_b"),
 )
-_WINNERS = {"model_a": (1.0, 0.0), "model_b": (0.0, 1.0)}
+_WINNERS = {**dict.fromkeys(("model_a", "a"), (1.0, 0.0)), **dict.fromkeys(("model_b", "b"), (0.0, 1.0))}
 Shape = Callable[[Fields, Columns], Sequence[Logged]]
 
 
@@ -75,58 +74,90 @@ def pair(row: Fields, columns: Columns) -> Sequence[Logged]:
     """
     if not is_empty(row.values_by_name.get("error")):
         raise BadRow("failed", f"error: {show(row['error'])}")
-    ask, answer = _pair_of(row) or _PAIRS[0]
-    prompt = unfolded(row.take(ask))
-    if isinstance(prompt, str) and ask == "instruction" and row.there("input"):
-        prompt = f"{prompt}\n{row['input']}"
-    said = [*_history(row.take("history"), columns), *as_prompt(prompt, columns, ask)]
-    for each in said if ask == "prompt" else ():
-        each.context = True
-    completion = as_reply(row.take(answer), columns, answer)
+    ask, answer = _pair_of(row) or ("prompt", "completion")
+    said = [*_history(row.take("history"), columns), *_asked(row, ask, columns)]
+    completion = _without_prompt(as_reply(row.take(answer), columns, answer), said)
     if unfolded(row.take("is_truncated")) is True:
         completion[-1].cut_off = True
-    if ask != "prompt":
-        # Alpaca's fields have roles by their names.
-        said[-1].remarks = []
     return [conversation([*said, *completion], row, columns)]
+
+
+def _asked(row: Fields, ask: str, columns: Columns) -> list[Said]:
+    """What a row asks under the name ``ask``; of an instruction, with what it is about."""
+    prompt = row.take(ask)
+    about = row.there(*_ABOUT) if ask == "instruction" else None
+    if isinstance(prompt, str) and about is not None:
+        prompt = f"{prompt}\n{row[about]}"
+    said = as_prompt(prompt, columns, ask)
+    for each in said:
+        each.context = ask == "prompt"
+        # Alpaca's fields have roles by their names.
+        each.remarks = each.remarks if ask == "prompt" else []
+    return said
+
+
+def _without_prompt(reply: list[Said], asked: Sequence[Said]) -> list[Said]:
+    """A reply without the prompt before it, where it is the whole conversation."""
+    first = next((at for at, each in enumerate(reply) if each.role == "user"), None)
+    words = [each.message["content"].strip() for each in asked]
+    told = [each.message["content"].strip() for each in reply[: len(words)]]
+    return reply[len(words) :] if first is not None and words and words == told else reply
 
 
 def preference(row: Fields, columns: Columns) -> Sequence[Logged]:
     """Two conversations and which is better: TRL's chosen and rejected, arenas' a and b. 1, 0, and ½ for a tie."""
-    if row.there("chosen"):
-        names, worth = ("chosen", "rejected"), [1.0, 0.0]
-        for at, name in enumerate(("chosen_return", "rejected_return")):
-            worth[at] = columns.number(row[name], name) if row.there(name) else worth[at]
-    else:
-        names, winner = ("conversation_a", "conversation_b"), row.take("winner")
-        if not isinstance(winner, str) or not (winner in _WINNERS or winner.startswith("tie")):
+    names = next(names for names in _ALTERNATIVES if _has(*names)(row))
+    worth = [1.0, 0.0]
+    if names[0].endswith("_a"):
+        winner = row.take("winner")
+        known = winner.strip().lower() if isinstance(winner, str) else ""
+        if known not in _WINNERS and not ("tie" in known or known.endswith("bad")):
             raise BadRow("reward_missing", f"winner: got {show(winner)}, expected model_a, model_b or tie")
-        worth = list(_WINNERS.get(winner, (0.5, 0.5)))
-    asked = row.take("prompt")
+        worth = list(_WINNERS.get(known, (0.5, 0.5)))
+    for at, name in enumerate(("chosen_return", "rejected_return")):
+        worth[at] = columns.number(row[name], name) if names[0] == "chosen" and row.there(name) else worth[at]
+    ask = row.there(*_ASKS, *_MESSAGES)
+    ask = ask or (row.there("input") if names[0] == "preferred_output" else None)
     made = []
     for name, reward in zip(names, worth, strict=True):
-        said = [] if asked is None else as_prompt(asked, columns, "prompt")
+        value = row.take(name)
+        reply = read_messages(value, columns, name) if ask is None else as_reply(value, columns, name)
+        whole = ask is None or (ask in _MESSAGES and any(each.role == "user" for each in reply))
+        said = [] if whole or ask is None else _asked(row, ask, columns)
         for each in said:
             each.context = True
-        said += as_reply(row.take(name), columns, name) if said else read_messages(row.take(name), columns, name)
-        made.append(conversation(said, row, columns, reward=reward, part=name))
+        made.append(conversation([*said, *_without_prompt(reply, said)], row, columns, reward=reward, part=name))
     return made
 
 
 def request(row: Fields, columns: Columns) -> Sequence[Logged]:
     """A request and its response, as proxies log them."""
-    asked = unfolded(row.take("request", "request_body"))
+    asked, wrapped = _body(row, "request", "request_body")
+    asked = unfolded(asked)
     sent = Fields(asked) if isinstance(asked, Mapping) else row
-    prompt = as_prompt(sent.take("messages", "input", "prompt"), columns, "request.messages")
-    reply = unfolded(row.take("response", "response_body", "output", "choices"))
-    received = Fields(reply) if isinstance(reply, Mapping) and "choices" in reply else row
-    if received is not row:
-        reply = received.take("choices")
-    if isinstance(reply, list | tuple) and len(reply) > 1 and _is_choice(reply[0]):
-        raise BadRow("turn_mismatch", f"response.choices: {len(reply)}, and one reward for all: give a row for each")
+    prompt = as_prompt(sent.take(*ASKED), columns, "request.messages")
+    reply, around = _body(row, "response", "response_body", "output", "choices")
+    received, whole = row, unfolded(reply)
+    if isinstance(whole, Mapping) and ("choices" in whole or isinstance(whole.get("output"), list)):
+        received = Fields(whole)
+        reply = received.take("choices", "output")
     said = [*system_of(sent.take(*_SYSTEMS), "system"), *prompt, *as_reply(reply, columns, "response")]
+    if received is not row and received.values_by_name.get("status") == "incomplete":
+        said[-1].cut_off = True
     made = conversation(said, row, columns, tools=tools_of(sent.take(*_TOOLS), "tools"), grows=True)
-    return [_with_unused(_with_unused(made, row, sent, "request"), row, received, "response")]
+    for inner, name in ((wrapped, "request"), (sent, "request"), (around, "response"), (received, "response")):
+        made = _with_unused(made, row, inner, name)
+    return [made]
+
+
+def _body(row: Fields, *names: str) -> tuple[Any, Fields]:
+    """What is under one of ``names``, and the object that it lies in: ``row``, or one with a ``body``."""
+    given = row.take(*names)
+    value = unfolded(given)
+    if not isinstance(value, Mapping) or is_empty(value.get("body")):
+        return given, row
+    outer = Fields(value)
+    return outer["body"], outer
 
 
 def art(row: Fields, columns: Columns) -> Sequence[Logged]:
@@ -145,7 +176,7 @@ def art(row: Fields, columns: Columns) -> Sequence[Logged]:
 
 
 def _art_trajectory(row: Fields, columns: Columns, part: str | None, group: str | None) -> Logged:
-    said = read_messages(row.take("messages_and_choices"), columns, "messages_and_choices")
+    said = read_messages(row.take("messages_and_choices", "messages"), columns, "messages_and_choices")
     chosen = any(each.sampled for each in said)
     for each in said:
         each.context = chosen and not each.sampled
@@ -165,33 +196,47 @@ def langfuse(row: Fields, columns: Columns) -> Sequence[Logged]:
         for each in (observations if isinstance(observations, list | tuple) else ())
         if isinstance(each, Mapping) and each.get("type") == "GENERATION" and not is_empty(each.get("output"))
     ]
+    generations.sort(key=lambda each: str(each.get("startTime") or ""))
     source = Fields(generations[-1]) if generations else inner
     if generations:
         # The trace tells of the same reply as its last generation, which was found by its type.
         _ = inner.take("input"), inner.take("output"), source.take("type")
     if is_empty(source.values_by_name.get("output")):
         raise PassedOver("not_a_generation", "output: nothing there, so no reply")
-    said = as_prompt(source.take("input"), columns, "input")
-    output = unfolded(source.take("output"))
-    if isinstance(output, Mapping) and not is_empty(output.get("choices")):
-        output = output["choices"]
-    tools = tools_of(source.take(*_TOOLS), "tools")
+    asked = unfolded(source.take("input"))
+    sent = Fields(asked) if isinstance(asked, Mapping) and not is_empty(asked.get("messages")) else source
+    said = as_prompt(source["input"] if sent is source else sent["messages"], columns, "input")
+    tools = tools_of(source.take(*_TOOLS) or sent.take(*_TOOLS), "tools")
     for each in said:
         each.remarks = []
-    made = conversation([*said, *as_reply(output, columns, "output")], row, columns, tools=tools, grows=True)
-    made = _with_unused(made, row, source, "observations" if generations else "trace")
+    said = said if sent is source else [*system_of(sent.take(*_SYSTEMS), "input.system"), *said]
+    said += as_reply(source.take("output"), columns, "output")
+    made = conversation(said, row, columns, tools=tools, grows=True)
+    name = "observations" if generations else "trace"
+    made = _with_unused(_with_unused(made, row, source, name), source, sent, "input")
     return [made if source is inner else _with_unused(made, row, inner, "trace")]
 
 
 def otel(row: Fields, columns: Columns) -> Sequence[Logged]:
     """A span of OpenTelemetry's gen_ai conventions; spans of tools and others are passed over."""
-    attributes = Fields(attributes_of(row["attributes"]))
+    found = dict(attributes_of(row["attributes"]))
+    for event in row.values_by_name.get("events") or ():
+        # Where what was said is logged as an event of the span.
+        inner = attributes_of(event.get("attributes")) if isinstance(event, Mapping) else {}
+        found |= {key: each for key, each in inner.items() if key.startswith("gen_ai.")}
+    attributes = Fields(found)
     row.values_by_name = {**row.values_by_name, "attributes": attributes.values_by_name}
     operation = attributes.take("gen_ai.operation.name")
-    sent = _numbered(attributes, "gen_ai.prompt") or attributes.take("gen_ai.input.messages")
-    received = _numbered(attributes, "gen_ai.completion") or attributes.take("gen_ai.output.messages")
+    sent = _numbered(attributes, "gen_ai.prompt") or _numbered(attributes, "llm.input_messages")
+    sent = sent or attributes.take("gen_ai.input.messages", "gen_ai.prompt")
+    received = _numbered(attributes, "gen_ai.completion") or _numbered(attributes, "llm.output_messages")
+    received = [{"role": "assistant", **each} if "message" not in each else each for each in received]
+    received = received or attributes.take("gen_ai.output.messages", "gen_ai.completion")
     if operation in ("execute_tool", "embeddings", "invoke_agent", "create_agent") or is_empty(received):
         raise PassedOver("not_a_generation", f"gen_ai.operation.name: {show(operation)}, which is no reply of a model")
+    several = unfolded(received)
+    if isinstance(several, list) and len(several) > 1 and all(isinstance(each, Mapping) for each in several):
+        raise BadRow("turn_mismatch", f"{len(several)} replies, and one reward for all: give a span for each")
     said = system_of(attributes.take("gen_ai.system_instructions"), "gen_ai.system_instructions")
     said += as_prompt(sent, columns, "gen_ai.input.messages")
     said += as_reply(received, columns, "gen_ai.output.messages")
@@ -222,14 +267,30 @@ def _otlp(value: Any) -> Any:
     return inner
 
 
-def _numbered(attributes: Fields, name: str) -> list[dict[str, Any]]:
+def _numbered(attributes: Fields, name: str) -> list[Any]:
     """Messages that are spread over attributes, as ``gen_ai.prompt.0.role`` and ``gen_ai.prompt.0.content``."""
-    places: dict[int, dict[str, Any]] = {}
-    for key in attributes:
-        at, _, what = key.removeprefix(f"{name}.").partition(".")
-        if key.startswith(f"{name}.") and at.isdigit() and what:
-            places.setdefault(int(at), {})[what] = attributes[key]
-    return [places[at] for at in sorted(places)]
+    whole: dict[str, Any] = {}
+    keys = [key for key in attributes if key.startswith(f"{name}.") and key.removeprefix(f"{name}.")[:1].isdigit()]
+    for key in keys:
+        *places, last = key.removeprefix(f"{name}.").split(".")
+        inner = whole
+        for place in places:
+            inner = inner.setdefault(place, {})
+            if not isinstance(inner, dict):
+                return []
+        inner[last] = attributes[key]
+    listed = _listed(whole)
+    return listed if isinstance(listed, list) and all(isinstance(each, Mapping) for each in listed) else []
+
+
+def _listed(value: Any) -> Any:
+    """Objects whose names are numbers as the lists that they stand for."""
+    if not isinstance(value, dict):
+        return value
+    inner = {name: _listed(each) for name, each in value.items()}
+    if inner and all(name.isdigit() for name in inner):
+        return [inner[name] for name in sorted(inner, key=int)]
+    return inner
 
 
 def _history(value: Any, columns: Columns) -> list[Said]:
@@ -265,7 +326,7 @@ def conversation(
         part: which of the row's conversations it is.
         grows: as of ``Logged``.
     """
-    media = row.there(*_MEDIA)
+    media = row.there(*MEDIA)
     if media is not None:
         raise BadRow("not_text", f"{media}: {show(row.values_by_name[media])}, which a text model can't see")
     said = _merged([*system_of(columns.find(row, columns.system, *_SYSTEMS), columns.system or "system"), *said])
@@ -335,16 +396,16 @@ def _replies(said: Sequence[Said], everything: Sequence[int], remarks: list[str]
     return places
 
 
-def _is_choice(value: Any) -> bool:
-    return isinstance(value, Mapping) and "message" in value
-
-
 def _joined(name: str | None, part: str | None) -> str | None:
     return f"{name}/{part}" if name and part else name
 
 
 def _pair_of(row: Fields) -> tuple[str, str] | None:
-    return next((names for names in _PAIRS if all(row.there(name) for name in names)), None)
+    ask = row.there(*_ASKS)
+    # A reply that is there and empty is one, and what stands beside it under answer is what was right.
+    answer = next((name for name in _REPLIES if name in row), "answer")
+    asked_about = ask in ("query", "question") or answer != "answer"
+    return (ask, answer) if ask and asked_about and row.there(answer) else None
 
 
 def _with_unused(logged: Logged, row: Fields, inner: Fields, prefix: str) -> Logged:
@@ -375,7 +436,7 @@ _RECOGNISED: tuple[tuple[Shape, Callable[[Fields], bool]], ...] = (
     (_own(mathdial), _has("self-correctness")),
     (otel, _is_span),
     (art, lambda row: row.there("trajectories", "messages_and_choices") is not None),
-    (preference, lambda row: _has("chosen", "rejected")(row) or _has("conversation_a", "conversation_b")(row)),
+    (preference, lambda row: any(_has(*names)(row) for names in _ALTERNATIVES)),
     (request, lambda row: _has("request")(row) or _has("request_body")(row)),
     (request, lambda row: _has("messages")(row) and row.there("response", "choices") is not None),
     (pair, _has("prompt", "completion")),
