@@ -85,8 +85,10 @@ def with_token(trajectory: Trajectory, token: int) -> Trajectory:
 
 @pytest.mark.parametrize("share", [True, False])
 def test_a_loss_that_is_no_number_names_its_trajectory_and_spoils_no_checkpoint(
-    poisoned: Path, tmp_path: Path, make_trajectory: Make, share: bool
+    poisoned: Path, tmp_path: Path, make_trajectory: Make, share: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Such a model is refused before; here it stands for one in which finite weights overflow.
+    monkeypatch.setattr("drift.policies.stored.check_finite", lambda *_: None)
     made = mixed(make_trajectory)
     made[14] = with_token(made[14], RARE)
     data = stored(tmp_path / "data", made, poisoned)

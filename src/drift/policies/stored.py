@@ -156,6 +156,8 @@ class StoredModel:
             quantized = getattr(self.config, "quantization_config", None) is not None
             plain = not quantized and all(found.get(name) == wanted[name] for name in wanted)
             digests = _digests(shapes, set(wanted if plain else found))
+        except PolicyError:
+            raise
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise PolicyError(f"the weights in {self.folder} can't be read: {error}. Fetch them again.") from error
         if (self.folder / "adapter_config.json").is_file():
