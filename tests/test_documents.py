@@ -168,6 +168,7 @@ def test_the_tutorial_runs_word_by_word(name: str, elsewhere: Path, monkeypatch:
                 assert cli.main(shlex.split(line)[1:]) == 0, line
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(elsewhere: Path) -> None:
     import nbformat
     from nbclient import NotebookClient

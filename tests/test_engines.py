@@ -74,6 +74,7 @@ def test_faults_of_the_second_model_are_found_before_the_first_is_measured(tmp_p
     assert found.manifest["policies"] == models
 
 
+@pytest.mark.slow
 def test_a_server_samples_the_base_and_another_engine_the_tuned_model(tmp_path: Path) -> None:
     policy = {"engine": "openai", "model": "served", "tuned": {"engine": "hf", "dtype": "float32"}}
     with PolicyServer(HFPolicy(str(DEFAULT_MODEL))) as server:

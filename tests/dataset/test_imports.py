@@ -411,6 +411,7 @@ def test_mathdial_trains_the_teacher_on_the_students_outcome(imported: Import) -
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_starts")
 def test_an_import_that_was_killed_ends_with_the_data_it_would_have_had(imported: Import, tmp_path: Path) -> None:
     rows: list[Row | str] = [row("q", f"{k}", reward=k) for k in range(600)]

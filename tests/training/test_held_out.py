@@ -96,6 +96,7 @@ def test_the_loss_is_that_of_the_saved_model_and_held_out_prompts_are_not_traine
     assert [step for step, _ in course(seldom)] == [0, 12] and same(free.path, seldom.path)
 
 
+@pytest.mark.slow
 def test_the_best_model_is_kept_and_a_run_that_was_stopped_ends_like_one_that_was_not(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
