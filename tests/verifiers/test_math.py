@@ -54,8 +54,8 @@ def alive(pid):
         return False
 
 
-def ends_within(pid, seconds):
-    end = time.monotonic() + seconds
+def ends(pid):
+    end = time.monotonic() + 30
     while alive(pid) and time.monotonic() < end:
         time.sleep(0.02)
     return not alive(pid)
@@ -117,6 +117,7 @@ def test_equal_answers_are_right(math, reply, gold, answer):
     [
         ("-3", "3"),
         ("x = 2, y = 1", "(1,2)"),
+        ("x = xy = 3x-2", "y=3x-2"),
         ("(3,100)", "3100"),
         ("10C3", "30"),
         ("1/2", "1/3"),
@@ -312,18 +313,18 @@ def run_script(body):
 @pytest.mark.usefixtures("quick_starts")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
-    ("body", "seconds"),
-    [("time.sleep(60)\n", 2), ("print('.', flush=True)\npool.run(HANGING, '5')\ntime.sleep(60)\n", 5)],
+    "body",
+    ["time.sleep(60)\n", "print('.', flush=True)\npool.run(HANGING, '5')\ntime.sleep(60)\n"],
     ids=["idle", "in a computation that never returns to the interpreter"],
 )
-def test_a_worker_ends_when_its_parent_is_killed(body, seconds):
+def test_a_worker_ends_when_its_parent_is_killed(body):
     process, pid = run_script(body)
     time.sleep(0.3)
     assert alive(pid)
     process.kill()
     process.wait()
     process.stdout.close()
-    assert ends_within(pid, seconds)
+    assert ends(pid)
 
 
 @pytest.mark.usefixtures("quick_starts")
@@ -331,7 +332,7 @@ def test_a_worker_ends_with_a_script_that_ends_in_the_ordinary_way():
     process, pid = run_script("")
     assert process.wait(timeout=20) == 0
     process.stdout.close()
-    assert ends_within(pid, 2)
+    assert ends(pid)
 
 
 @pytest.mark.usefixtures("quick_starts")
@@ -347,7 +348,7 @@ def test_the_pool_survives_ctrl_c():
     assert process.wait(timeout=30) == 0
     assert process.stdout.read().split() == ["interrupted", "right", "1"]
     process.stdout.close()
-    assert ends_within(pid, 2)
+    assert ends(pid)
 
 
 @pytest.mark.usefixtures("quick_starts")

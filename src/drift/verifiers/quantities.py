@@ -102,7 +102,8 @@ def _parts(formula: str, decimal_comma: bool) -> tuple[str, ...]:
     if not whole or _TWO_POINTS.search(formula):
         return ()
     if "," not in whole and ";" not in whole and len(sides := _at_top(whole, "=")) > 2:
-        whole = sides[-1]
+        # What the steps begin from and end at; a letter that they begin from is what is found.
+        whole = f"{sides[0].strip()} = {sides[-1].strip()}" if re.fullmatch(r"\s*[a-zA-Z]\s*", sides[0]) else sides[-1]
     membership = re.fullmatch(r"[A-Za-z] ?(?:\\in|=(?= ?\\?\{)) ?(.*)", whole)
     if membership and not membership[1].startswith("\\mathbb"):
         whole = membership[1]
