@@ -204,6 +204,7 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
         found = {"beta": {"value": beta if np.isfinite(beta) else None, "effective_share": share}}
     data = replace(data, beta=beta)
     weights_T, taken = _weights(data, chain, settings)
+    pa.default_memory_pool().release_unused()
     report = {"outcome": config.outcome, "baseline": plain(config.baseline), **_diagnose(weights_T, data)}
     report |= {"steps": taken, **found}
     if not np.any(weights_T):
@@ -244,8 +245,9 @@ def _weights(data: Conversations, chain: Chain, settings: Mapping[str, Any]) -> 
     mass_N = data.mass(weights)
     for each in links:
         before, held_N = float(mass_N.sum()), mass_N > 0
-        # What there may be very much of is not held while a step works.
+        # What there may be very much of is not held while a step works, by this nor by an allocator.
         del mass_N
+        pa.default_memory_pool().release_unused()
         weights = _checked(each(weights, data), len(weights), each.name)
         mass_N = data.mass(weights)
         share = 1 - float(mass_N.sum()) / before if before > 0 else 0.0

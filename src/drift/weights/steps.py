@@ -72,17 +72,22 @@ def skip_small(weights_T: Floats, data: Conversations, *, share: float = 1e-3) -
     require(0 <= share < 1, "weights.steps.skip_small", share, "a share of at least 0 and below 1")
     if not share:
         return weights_T
-    share_N, index_N = _shares_of_pool(weights_T, data), data.pool_N
+    return np.where(data.by_reply(_small(_shares_of_pool(weights_T, data), data.pool_N, share)), 0.0, weights_T)
+
+
+def _small(share_N: Floats, index_N: Indices, share: float) -> Bools:
+    """``(N,)`` which are the smallest of each prompt that hold at most ``share`` of it."""
     order = np.lexsort((share_N, index_N))
-    sorted_N, running_N = index_N[order], np.cumsum(share_N[order])
+    sorted_N, running_N = index_N[order], share_N[order]
     # What earlier prompts hold is taken off; each prompt's first conversation is where its index changes.
     first_G = np.flatnonzero(np.diff(sorted_N, prepend=-1))
-    before_G = running_N[first_G] - share_N[order[first_G]]
+    smallest_G = running_N[first_G]
+    # In place: there may be very many.
+    np.cumsum(running_N, out=running_N)
+    running_N -= (running_N[first_G] - smallest_G)[sorted_N]
     small_N = np.empty(len(order), bool)
-    small_N[order] = running_N - before_G[sorted_N] <= share
-    # What there may be very much of is not held while weights are made anew.
-    del share_N, order, sorted_N, running_N
-    return np.where(data.by_reply(small_N), 0.0, weights_T)
+    small_N[order] = running_N <= share
+    return small_N
 
 
 def _shares_of_pool(weights_T: Floats, data: Conversations) -> Floats:
