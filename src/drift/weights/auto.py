@@ -41,10 +41,7 @@ _WHY_ALONE = (
 def settled(config: WeightConfig, outcomes: Outcomes, *, logged: bool) -> tuple[WeightConfig, dict[str, Any]]:
     """The configuration with nothing left to the data, and what ``scheme: auto`` found there (else nothing).
 
-    Args:
-        config: where outcome and baseline may be null.
-        outcomes: of the conversations, with the rewards of replies under ``scheme: auto``.
-        logged: whether they come from a log, and were not sampled for a number of tasks.
+    ``logged`` is whether the conversations come from a log, and were not sampled for a number of tasks.
     """
     found = {}
     if config.chain.scheme is AUTO:
@@ -60,17 +57,11 @@ def settled(config: WeightConfig, outcomes: Outcomes, *, logged: bool) -> tuple[
 
 
 def _choice(config: WeightConfig, outcomes: Outcomes) -> dict[str, Any]:
-    """How to weigh these conversations, and why, by what they look like.
+    """How to weigh these conversations: ``settings``, ``why`` and what was looked at, for the manifest.
 
-    Two values of what counts: ``rft``, successes alone. More, and rewards that came reply by reply: ``refit`` with each
-    reply's own. More, of whole conversations: ``star_gate``, the last reply of the best of each prompt, or ``swift``
-    with a fitted baseline where most prompts have only one.
-
-    Returns:
-        ``settings``, fields of ``WeightConfig``; ``why``, two sentences; and what was looked at: ``values`` (how many
-        different ones), ``mixed`` and ``unsolved`` (shares of prompts whose conversations differ, and with none above
-        the lowest value), ``samples`` (K, the median over prompts), ``ess`` (conversations above the mean of all) and
-        ``by_reply`` (share of conversations that were rewarded more than once).
+    That is ``values`` (how many different ones), ``mixed`` and ``unsolved`` (shares of prompts whose conversations
+    differ, and with none above the lowest value), ``samples`` (K, the median over prompts), ``ess`` (conversations
+    above the mean of all) and ``by_reply`` (share of conversations that were rewarded more than once).
     """
     outcome = config.outcome or ("success" if outcomes.known_N.any() else "reward")
     values_N = outcome_values(outcomes, outcome)

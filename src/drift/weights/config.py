@@ -136,9 +136,8 @@ class WeightConfig:
     @property
     def column(self) -> str | None:
         """What a log must note alike of conversations that are measured against one another."""
-        return (
-            self.baseline["column"] if isinstance(self.baseline, Mapping) and [*self.baseline] == ["column"] else None
-        )
+        given = self.baseline
+        return given["column"] if isinstance(given, Mapping) and list(given) == ["column"] else None
 
     def asked(self) -> dict[str, Any]:
         """What is to be read of each conversation beside what all have: fields of ``Asked``."""

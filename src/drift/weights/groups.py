@@ -60,17 +60,11 @@ def quotients(top: Floats, bottom: Floats | Indices, otherwise: float | Floats =
 def tree_levels(
     index_N: Indices, turns_N: Ints, reply_T: Ints, feedback_T: Ints
 ) -> list[tuple[Indices, Indices, Indices]]:
-    """The trees of all prompts' conversations, in which those that begin alike by their keys share nodes.
+    """The trees of all prompts' conversations, in which those that begin alike share nodes.
 
-    Args:
-        index_N: ``(N,)`` prompt of each conversation.
-        turns_N: ``(N,)`` its turns; they add up to T.
-        reply_T: ``(T,)`` keys of the replies, conversation after conversation.
-        feedback_T: ``(T,)`` keys of what the environment said to each.
-
-    Returns:
-        Turn by turn, three arrays ``(M,)``: which conversations have one, and at which node each is before and after
-        its reply.
+    By keys ``(T,)`` of the replies, conversation after conversation, and of what the environment said to each. Returns,
+    turn by turn, three arrays ``(M,)``: which conversations have one, and at which node each is before and after its
+    reply.
     """
     start_N = np.cumsum(turns_N, dtype=np.intp) - turns_N
     rows, history, turn = np.arange(len(index_N)), index_N, 0

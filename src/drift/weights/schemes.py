@@ -27,21 +27,16 @@ def drift_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float | Flo
     """Importance weights toward the optimum of the KL-regularised objective (DRIFT Eq. 13).
 
     ``w_k = e^{R_k/β} / Ẑ`` with ``Ẑ = (1/K) Σ_j e^{R_j/β}`` over the K conversations of the prompt, in log space.
-    Group mean 1, largest possible value K, unchanged by a constant added to a group's returns.
+    Group mean 1, largest possible value K, unchanged by a constant added to a group's returns. Fails quietly where a
+    prompt has no success: its total weight is K all the same (see ``drop_unsolved``).
 
-    Fails quietly where a prompt has no success: its total weight is K all the same (see ``drop_unsolved``).
-
-    Args:
-        returns_N: R.
-        group_N: prompts.
-        beta: temperature β > 0, in the units of R. An array ``(N,)`` of each conversation's, the same within a prompt,
-            may hold the limits 0 (the best alone) and ∞ (all alike); see ``temperature``.
+    β > 0 is in the units of R. An array ``(N,)`` of each conversation's, the same within a prompt, may hold the limits
+    0 (the best alone) and ∞ (all alike).
     """
     _check_beta(beta)
     returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
     tilted_N = tilted(returns, group_max(returns, index_N)[index_N], beta)
-    weights: Floats = tilted_N / group_mean(tilted_N, index_N)[index_N]
-    return weights
+    return tilted_N / group_mean(tilted_N, index_N)[index_N]
 
 
 def averaged_weights(
@@ -64,14 +59,6 @@ def averaged_weights(
     on the tree of a prompt's conversations (``tree_levels``). A prompt's weights have mean 1. Where no reply was
     followed by two different things the product telescopes: these are then exactly ``drift_weights``, as in any
     environment without chance, and in free text, in which no two replies are the same. Ours.
-
-    Args:
-        returns_N: R.
-        group_N: prompts.
-        turns_N: turns of each conversation; they add up to T.
-        reply_T: keys of the replies, conversation after conversation.
-        feedback_T: keys of what the environment said to each.
-        beta: temperature β > 0, in the units of R.
     """
     _check_beta(beta)
     worth_N, index_N = np.array(returns_N, float), index_groups(group_N)
@@ -128,9 +115,8 @@ def star_gate_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     """
     returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
     best = np.flatnonzero(returns == group_max(returns, index_N)[index_N])
-    _, first = np.unique(index_N[best], return_index=True)
     weights = np.zeros(len(returns))
-    weights[best[first]] = 1.0
+    weights[best[np.unique(index_N[best], return_index=True)[1]]] = 1.0
     return weights
 
 
@@ -144,8 +130,7 @@ def refit_weights(returns_N: ArrayLike, group_N: ArrayLike, *, shift: bool = Fal
     returns = np.asarray(returns_N, float)
     if shift:
         index_N = index_groups(group_N)
-        shifted_N: Floats = returns - np.minimum(group_min(returns, index_N), 0.0)[index_N]
-        return shifted_N
+        return returns - np.minimum(group_min(returns, index_N), 0.0)[index_N]
     negative = int((returns < 0).sum())
     if negative:
         raise ConfigError(
@@ -205,8 +190,7 @@ def awr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float = 0.1, 
         # Less the largest first: the mean of equal returns would differ from them in the last bit, and β may be small.
         gap_N = returns - group_max(returns, index_N)[index_N]
         advantage_N = gap_N - group_mean(gap_N, index_N)[index_N]
-        weights: Floats = np.exp(np.minimum(advantage_N / beta, np.log(w_max)))
-    return weights
+        return np.exp(np.minimum(advantage_N / beta, np.log(w_max)))
 
 
 def topr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, success_N: ArrayLike, failures: float = 0.3) -> Floats:

@@ -245,9 +245,8 @@ def _weights(data: Conversations, chain: Chain, settings: Mapping[str, Any]) -> 
     mass_N = data.mass(weights)
     for each in links:
         before, held_N = float(mass_N.sum()), mass_N > 0
-        # What there may be very much of is not held while a step works, by this nor by an allocator.
+        # What there may be very much of is not held while a step works.
         del mass_N
-        pa.default_memory_pool().release_unused()
         weights = _checked(each(weights, data), len(weights), each.name)
         mass_N = data.mass(weights)
         share = 1 - float(mass_N.sum()) / before if before > 0 else 0.0

@@ -140,8 +140,7 @@ def resample(weights_T: Floats, data: Conversations, *, share: float = 0.5, seed
 def undo_adaptive(weights_T: Floats, data: Conversations) -> Floats:
     """Weights as if every prompt had been sampled alike; comes first where data was sampled adaptively.
 
-    Factors c with which ``(1/k) Σ_i c_i g(τ_i)`` is unbiased for ``E[g(τ)]`` of every prompt, for any g; see
-    ``stopping_factors``. Schemes that divide by Ẑ divide by an unbiased one.
+    By the factors of ``stopping_factors``. Schemes that divide by Ẑ divide by an unbiased one.
     """
     if not data.first:
         raise ConfigError("weights.steps: undo_adaptive is for adaptive sampling, and every prompt was sampled alike.")
@@ -164,23 +163,18 @@ def stopping_factors(success_N: ArrayLike, first_N: ArrayLike, index_N: Indices)
     alone is unbiased, and so is what is expected of it given all K outcomes in whatever order (Rao–Blackwell), which
     also uses the others: with s successes among K, j of the first k being successes, ``c = E[j | 0 < j < k] / s`` for a
     success and ``E[k − j | 0 < j < k] / (K − s)`` for a failure, j being hypergeometric. Its variance is never larger
-    than that of the first k. Each prompt's factors sum to k: prompts count alike however often they were sampled.
+    than that of the first k: ``(1/k) Σ_i c_i g(τ_i)`` is unbiased for ``E[g(τ)]`` of every prompt, for any g. Each
+    prompt's factors sum to k: prompts count alike however often they were sampled.
 
-    Args:
-        success_N: ``(N,)`` the outcome that decided.
-        first_N: ``(N,)`` whether it was among the first.
-        index_N: ``(N,)`` prompt of each, 0…G−1.
-
-    Returns:
-        ``(N,)`` c > 0; 1 where a prompt got no more than its first conversations.
+    ``success_N`` is the outcome that decided, ``first_N`` whether it was among the first, ``index_N`` the prompt,
+    0…G−1. Returns ``(N,)`` c > 0, and 1 where a prompt got no more than its first conversations.
     """
     success = np.asarray(success_N, bool)
     columns = (np.ones(len(success)), success.astype(float), np.asarray(first_N, float))
     triples_G = np.stack([group_sum(column, index_N).astype(np.int64) for column in columns], axis=1)
     triples, place_G = np.unique(triples_G, axis=0, return_inverse=True)
     pairs = np.array([_factors(*map(int, triple)) for triple in triples]).reshape(-1, 2)
-    factors: Floats = pairs[place_G.reshape(-1)[index_N], success.astype(np.intp)]
-    return factors
+    return pairs[place_G.reshape(-1)[index_N], success.astype(np.intp)]
 
 
 def _factors(size: int, solved: int, first: int) -> tuple[float, float]:

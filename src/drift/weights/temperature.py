@@ -49,16 +49,10 @@ def temperature_of(
 ) -> tuple[float, float | None]:
     """What ``beta: auto`` finds: one β for a whole data set, and the share of conversations that stays effective.
 
-    The share is a mean over prompts whose returns differ; the others have weight 1 at any β. It falls as β falls, from
-    1 to the share of conversations with a prompt's largest return, so β is found by bisection in log β. Unchanged by a
-    constant added to the returns of a prompt, and β scales with them. Ours.
-
-    Args:
-        returns_N: ``(N,)`` finite R.
-        group_N: ``(N,)`` prompt of each.
-        success_N: ``(N,)`` whether each succeeded.
-        target: a share of a prompt's K in (0, 1); or ``success``, the mean share of a prompt that succeeds, over
-            prompts whose returns differ, so that as many count as rejection sampling would keep.
+    ``target`` is a share of a prompt's K in (0, 1), or ``success``: the mean share that succeeds, so that as many count
+    as rejection sampling would keep. Shares are means over prompts whose returns differ; the others have weight 1 at
+    any β. They fall as β falls, from 1 to that of conversations with a prompt's largest return, so β is found by
+    bisection in log β. Unchanged by a constant added to the returns of a prompt, and β scales with them. Ours.
 
     Returns:
         β, and the share that was wanted. β is 0, the best alone, where no conversation of such prompts succeeds or even

@@ -21,22 +21,17 @@ class Conversations:
     """What schemes, turns and steps can look at: N conversations in the order of tasks and samples, T replies in all.
 
     Attributes:
-        group_N: ``(N,)`` prompt of each, 0…G−1.
-        returns_N: ``(N,)`` R.
-        success_N: ``(N,)`` whether each succeeded; under a scheme of first turns, whether its first reply did.
-        turns_N: ``(N,)`` number of turns L.
-        first_wrong_N: ``(N,)`` whether an answer was asked for at turn 1 and the reply was not right.
-        stopped_N: ``(N,)`` the success that decided whether adaptive sampling went on.
-        rejected_T: ``(T,)`` which replies, conversation after conversation, were mistakes that another followed: asked
-            for an answer, no success, worth nothing. Like all that follow but the last three, there where it is asked
-            for.
-        reward_N: ``(N,)`` sum of the environment's rewards.
-        sample_N: ``(N,)`` which of the prompt's samples each is, from 0; there under adaptive sampling too.
-        reply_T: ``(T,)`` keys of replies, equal where the same was said.
-        feedback_T: ``(T,)`` keys of what the environment said to each.
-        opening_N: ``(N,)`` keys of what opens each, the same for near-duplicates.
-        loss_weight_T: ``(T,)`` what a log says that each reply counts for.
-        baseline_N: ``(N,)`` what R is measured against; ``None`` where the others of the prompt are, in the scheme.
+        group_N, returns_N, turns_N: prompt of each, 0…G−1, its R, and its number of turns L.
+        success_N: whether each succeeded; under a scheme of first turns, whether its first reply did.
+        first_wrong_N: whether an answer was asked for at turn 1 and the reply was not right.
+        stopped_N: the success that decided whether adaptive sampling went on.
+        rejected_T: which replies, conversation after conversation, were mistakes that another followed: asked for an
+            answer, no success, worth nothing. It and what follows, up to opening_N, are there where they are asked for.
+        reward_N, sample_N: sum of the environment's rewards; which of the prompt's samples each is, from 0.
+        reply_T, feedback_T: keys of replies and of what the environment said to them, equal where the same was said.
+        opening_N: keys of what opens each, the same for near-duplicates.
+        loss_weight_T: what a log says that each reply counts for.
+        baseline_N: what R is measured against; ``None`` where the others of the prompt are, in the scheme.
         beta: the β of the scheme, 0 and ∞ where they were found; ``None`` where it has none.
         partitioned: the scheme divides by the prompt's Ẑ.
         first: with adaptive sampling, how many samples of a prompt came first; 0 without.
@@ -94,8 +89,7 @@ class Conversations:
 
     def total(self, values_T: Floats) -> Floats:
         """``(N,)`` sum over a conversation's replies."""
-        sums_N: Floats = np.add.reduceat(values_T, self.start_N)
-        return sums_N
+        return np.add.reduceat(values_T, self.start_N)
 
     def by_reply(self, values_N: NDArray[Scalar]) -> NDArray[Scalar]:
         """``(T,)`` each conversation's value, for each of its replies."""
@@ -150,22 +144,15 @@ def advantage(weights_N: Floats, data: Conversations) -> Floats:
         A(i, t) = Q̂(x_t, y_t) − V̂₋ᵢ(x_t)      Q̂ = mean of w over the prompt's conversations that went through x_t, y_t
                                                V̂₋ᵢ = mean of w over the others that went through x_t
 
-    Without bias for ``Q − V`` of the scheme's w under the policy that sampled, also where that policy decides when to
-    stop, since only conversations with the same history are compared: returns normalised per turn index compare those
-    that happen to last as long. What i itself brought is left out of V̂, so ``E[A ∇ log π]`` is the policy gradient. Its
-    error falls as 1/√n with the n conversations that went through.
+    Without bias for ``Q − V`` of the scheme's w (``rft`` for success, ``refit`` for the return) under the policy that
+    sampled, also where that policy decides when to stop, since only conversations with the same history are compared.
+    What i itself brought is left out of V̂, so ``E[A ∇ log π]`` is the policy gradient. Its error falls as 1/√n with the
+    n conversations that went through.
 
     Where no other one shared x_t, V̂ is that of the last place that some other one shared, which leaves the policy
     gradient as it is but counts what led here as y_t's. So in free text, where nothing but the prompt is shared, every
     reply gets the weight less the mean of the others'. Histories and replies are the same where their keys are: by
     answers where an answer was asked for, else by words. The only conversation of a prompt gets 0.
-
-    Args:
-        weights_N: ``(N,)`` of a scheme whose w is worth something: ``rft`` for success, ``refit`` for the return.
-        data: with ``reply_T`` and ``feedback_T``.
-
-    Returns:
-        ``(T,)`` weights of both signs.
     """
     assert data.reply_T is not None and data.feedback_T is not None, "told to whoever asks"
     advantages_T, before_N = np.zeros(int(data.turns_N.sum())), np.array(weights_N, float)
