@@ -3,9 +3,9 @@
     python benchmarks/weights.py [--sizes 100000 1000000 10000000] [--folder FOLDER] [--scheme drift]
 
 Data sets are made in FOLDER (a temporary one unless given) as shards of the store's schema and removed afterwards.
-Each is weighed in a fresh process, whose peak memory is given, and what of it is beyond weighing a few conversations
-there before (imports, readers, buffers), for each conversation. Processor seconds tell more than seconds where others
-use the machine. Memory is read as Linux tells it.
+Each is weighed in a fresh process, whose peak memory is given, and for each conversation what of it is beyond the peak
+of weighing 65,536 there before (imports, readers, the buffers of a part). Processor seconds tell more than seconds
+where others use the machine. Memory is read as Linux tells it.
 Then the stage is compared with an object for each conversation and a loop. The last line is JSON with every figure.
 """
 
@@ -41,7 +41,7 @@ from drift.weights.stage import weigh_dataset
 from drift.weights.table import read_weights
 
 SAMPLES, TURNS, SHARD_ROWS, TOKENS = 16, 5, 2048, 8
-OBJECTS, LOOPED, WARM_UP = 32_768, 524_288, 4096
+OBJECTS, LOOPED, WARM_UP = 32_768, 524_288, 65_536
 GAMMA, LAMBDA, BETA = 0.9, 0.5, 0.1
 # DRIFT as published: a loop leaves no conversation out for being of little weight.
 EXACT = WeightConfig(gamma=GAMMA, repetition=LAMBDA, beta=BETA, steps=[{"skip_small": None}])
@@ -229,7 +229,7 @@ def main() -> int:
             shutil.rmtree(folder / "data")
             print(
                 f"  {count:>10,} trajectories: {found['seconds']:7.2f} s, {count / found['seconds']:>9,.0f}/s, peak "
-                f"{found['peak_mib']:.0f} MiB ({found['idle_mib']:.0f} of them for a few; {found['bytes_each']:.0f} "
+                f"{found['peak_mib']:.0f} MiB ({found['idle_mib']:.0f} of them before; {found['bytes_each']:.0f} "
                 f"bytes for each), {found['cpu_s']:.2f} s of processor time; made in {made:.0f} s",
                 flush=True,
             )

@@ -21,8 +21,8 @@ def effective_sample_size(weights_N: ArrayLike) -> float:
 
 def group_effective_sample_size(weights_N: ArrayLike, group_N: ArrayLike) -> Floats:
     """``(G,)`` the same per prompt, between 1 and K; 0 for a prompt whose weights are all 0."""
-    weights, index_N = np.abs(np.asarray(weights_N, float)), index_groups(group_N)
-    return quotients(group_sum(weights, index_N) ** 2, group_sum(weights**2, index_N))
+    weights, index_N = np.asarray(weights_N, float), index_groups(group_N)
+    return quotients(group_sum(np.abs(weights), index_N) ** 2, group_sum(weights**2, index_N))
 
 
 def diagnose(weights_N: ArrayLike, returns_N: ArrayLike, group_N: ArrayLike, success_N: ArrayLike) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from drift.errors import ConfigError, require
@@ -72,7 +73,10 @@ def skip_small(weights_T: Floats, data: Conversations, *, share: float = 1e-3) -
     require(0 <= share < 1, "weights.steps.skip_small", share, "a share of at least 0 and below 1")
     if not share:
         return weights_T
-    return np.where(data.by_reply(_small(_shares_of_pool(weights_T, data), data.pool_N, share)), 0.0, weights_T)
+    small_N = _small(_shares_of_pool(weights_T, data), data.pool_N, share)
+    # What they were found with is given back before there is another array of all replies.
+    pa.default_memory_pool().release_unused()
+    return np.where(data.by_reply(small_N), 0.0, weights_T)
 
 
 def _small(share_N: Floats, index_N: Indices, share: float) -> Bools:
