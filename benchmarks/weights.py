@@ -3,7 +3,9 @@
     python benchmarks/weights.py [--sizes 100000 1000000 10000000] [--folder FOLDER] [--scheme drift]
 
 Data sets are made in FOLDER (a temporary one unless given) as shards of the store's schema and removed afterwards.
-Each is weighed in a fresh process, whose peak memory is given, and what of it is beyond imports, for each conversation.
+Each is weighed in a fresh process, whose peak memory is given, and for each conversation what of it is beyond the peak
+of weighing 65,536 there before (imports, readers, the buffers of a part). Processor seconds tell more than seconds
+where others use the machine. Memory is read as Linux tells it.
 Then the stage is compared with an object for each conversation and a loop. The last line is JSON with every figure.
 """
 
@@ -39,20 +41,21 @@ from drift.weights.stage import weigh_dataset
 from drift.weights.table import read_weights
 
 SAMPLES, TURNS, SHARD_ROWS, TOKENS = 16, 5, 2048, 8
-OBJECTS, LOOPED = 32_768, 524_288
+OBJECTS, LOOPED, WARM_UP = 32_768, 524_288, 65_536
 GAMMA, LAMBDA, BETA = 0.9, 0.5, 0.1
 # DRIFT as published: a loop leaves no conversation out for being of little weight.
 EXACT = WeightConfig(gamma=GAMMA, repetition=LAMBDA, beta=BETA, steps=[{"skip_small": None}])
 MESSAGES = [{"role": "user", "content": "What is 17 + 25?"}, {"role": "assistant", "content": "42"}]
-# In a process of its own: ru_maxrss of this one would say what the making of the data took.
+# In a process of its own, and not by ru_maxrss, which a process takes over from the one that started it.
 WEIGH = (
-    "import json, resource, sys, time; from pathlib import Path\n"
+    "import json, sys, time; from pathlib import Path\n"
     "from drift.weights.stage import weigh_dataset; from drift.weights.config import WeightConfig\n"
-    "idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; start = time.perf_counter()\n"
-    "weigh_dataset(Path(sys.argv[1]), WeightConfig(scheme=sys.argv[3]), Path(sys.argv[2]))\n"
-    "seconds = time.perf_counter() - start\n"
-    "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-    "print(json.dumps({'seconds': seconds, 'peak_mib': peak / 1024, 'imports_mib': idle / 1024}))\n"
+    "def peak(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024\n"
+    "data, out, few = map(Path, sys.argv[1:4]); config = WeightConfig(scheme=sys.argv[4])\n"
+    "weigh_dataset(few, config, out); idle, start, busy = peak(), time.perf_counter(), time.process_time()\n"
+    "weigh_dataset(data, config, out)\n"
+    "seconds, busy = time.perf_counter() - start, time.process_time() - busy\n"
+    "print(json.dumps({'seconds': seconds, 'cpu_s': busy, 'peak_mib': peak(), 'idle_mib': idle}))\n"
 )
 
 
@@ -154,12 +157,14 @@ def array_weights(found: Outcomes) -> Any:
 
 def weighed(data: Path, out: Path, scheme: str, count: int) -> dict[str, float]:
     """Seconds and peak memory of weighing the ``count`` conversations in ``data`` in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-c", WEIGH, str(data), str(out), scheme], capture_output=True, text=True, check=True
-    )
+    few = data.with_name("warm-up")
+    make_dataset(few, WARM_UP)
+    command = [sys.executable, "-c", WEIGH, *map(str, (data, out, few)), scheme]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     shutil.rmtree(out)
-    return {**figures, "bytes_each": (figures["peak_mib"] - figures["imports_mib"]) * 2**20 / count}
+    shutil.rmtree(few)
+    return {**figures, "bytes_each": (figures["peak_mib"] - figures["idle_mib"]) * 2**20 / count}
 
 
 def against_objects(folder: Path, repeats: int = 3) -> dict[str, float]:
@@ -224,8 +229,8 @@ def main() -> int:
             shutil.rmtree(folder / "data")
             print(
                 f"  {count:>10,} trajectories: {found['seconds']:7.2f} s, {count / found['seconds']:>9,.0f}/s, peak "
-                f"{found['peak_mib']:.0f} MiB ({found['imports_mib']:.0f} of them imports; {found['bytes_each']:.0f} "
-                f"bytes for each); made in {made:.0f} s",
+                f"{found['peak_mib']:.0f} MiB ({found['idle_mib']:.0f} of them before; {found['bytes_each']:.0f} "
+                f"bytes for each), {found['cpu_s']:.2f} s of processor time; made in {made:.0f} s",
                 flush=True,
             )
         objects = figures["against_objects"] = against_objects(folder)

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift.registry import link
-from drift.weights.advantages import advantage
 from drift.weights.config import WeightConfig
-from drift.weights.turns import REGISTRY
+from drift.weights.turns import REGISTRY, advantage
 
 # The policy says 0 (right, ends, worth 1), 1 (gives up, ends, worth 0.25) or 2 (goes on, and hears one of two words).
 # At the third turn 2 ends too, worth nothing. One set of chances for each history.

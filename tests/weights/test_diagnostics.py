@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift.weights.diagnostics import diagnose, effective_sample_size, group_effective_sample_size, mixed_shares
-from drift.weights.groups import equal_returns
 from drift.weights.schemes import drift_weights
 
 quick = settings(max_examples=30, derandomize=True, deadline=None)
@@ -89,10 +88,6 @@ def test_the_variation_of_weights_is_told_by_the_effective_sample_size():
     ess_G = group_effective_sample_size(weights_N, group_N)
     by_hand = [np.std(weights_N[group_N == g]) / np.mean(weights_N[group_N == g]) for g in (0, 1)]
     assert by_hand == pytest.approx(np.sqrt(np.array([4, 2]) / ess_G - 1), rel=1e-9)
-
-
-def test_equal_returns_are_told_per_prompt_in_order_of_label():
-    assert equal_returns([1, 0.5, 0.5, 2, 7], ["b", "a", "a", "b", "c"]).tolist() == [True, False, True]
 
 
 def test_diagnosis_of_a_small_weighting_matches_a_hand_count():

@@ -20,7 +20,7 @@ from drift.dataset.store import TrajectoryWriter, read_trajectories
 from drift.errors import ConfigError
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
-from drift.weights.returns import others_mean
+from drift.weights.returns import baseline_values
 from drift.weights.stage import compute_weights, weigh_dataset
 from drift.weights.table import read_weights
 
@@ -163,10 +163,12 @@ def test_each_baseline_is_of_others_alone(rated: Callable[..., Trajectory]) -> N
         compute_weights(same, WeightConfig(scheme="swift", baseline="dataset"))
 
 
-def test_others_mean_is_that_of_a_loop() -> None:
+def test_leaving_one_out_is_as_in_a_loop_and_of_all_others_where_there_is_none(
+    rated: Callable[..., Trajectory],
+) -> None:
     rng = np.random.default_rng(0)
     returns_N, index_N = rng.normal(size=40), rng.integers(0, 15, 40)
-    for at, found in enumerate(others_mean(returns_N, index_N)):
+    for at, found in enumerate(baseline_values("leave_one_out", returns_N, index_N, outcomes([rated("a", 1.0)]))):
         others = [r for n, r in enumerate(returns_N) if n != at and index_N[n] == index_N[at]]
         assert found == pytest.approx(np.mean(others or np.delete(returns_N, at)), rel=1e-12)
 

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift.errors import ConfigError
-from drift.weights.luck import averaged_weights
-from drift.weights.schemes import drift_weights
+from drift.weights.schemes import averaged_weights, drift_weights
 
 
 def paths_of(conversations):

@@ -179,7 +179,7 @@ def link_by_link(found: Outcomes, options: dict[str, Any]) -> tuple[list[float],
         first_wrong_N=np.array(wrong_N),
         stopped_N=found.success_N,
         rejected_T=found.rejected_T,
-        beta=settings.get("beta"),
+        beta=float(np.ravel(settings["beta"])[0]) if "beta" in settings else None,
         partitioned=scheme.name in ("drift", "bolt"),
     )
     weights_T = np.array(lists)

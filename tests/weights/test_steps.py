@@ -206,9 +206,8 @@ def test_a_prompt_that_was_solved_keeps_its_weights_beside_those_that_were_not()
 def test_at_the_limits_of_beta_shrinking_leaves_the_best_of_all_or_everything():
     values, group_N = np.array([1.0, 0.0, 0.0, 0.0]), np.array([0, 0, 1, 1])
     for beta, expected in ((0.0, [2, 0, 0, 0]), (math.inf, [1, 1, 1, 1])):
-        beta_N = np.full(4, beta)
-        data = single(group_N, returns_N=values, success_N=values > 0, beta=beta_N, partitioned=True)
-        weights_N = drift_weights(values, group_N, beta=beta_N)
+        data = single(group_N, returns_N=values, success_N=values > 0, beta=beta, partitioned=True)
+        weights_N = drift_weights(values, group_N, beta=np.full(4, beta))
         assert shrink_unsolved(weights_N, data, prior=16.0).tolist() == expected
 
 
@@ -363,7 +362,7 @@ def test_points_fall_where_a_walk_along_the_prompt_puts_them(some, share):
     weights_T, data = some
     expected = by_conversation(weights_T, data)
     masses = [sum(map(abs, each)) for each in expected]
-    shifts = np.random.default_rng(5).random(data.groups)
+    shifts = np.random.default_rng(5).random(int(data.group_N.max()) + 1)
     for group, members in prompts(data).items():
         for at, factor in drawn(masses, members, share, shifts[group]).items():
             expected[at] = [value * factor for value in expected[at]]
@@ -385,7 +384,7 @@ EXACT = st.sampled_from([0.0, 0.25, -0.5, 1.0, 3.0, -2.0])
 def test_points_fall_on_few_conversations_as_a_walk_puts_them(rows, share, seed):
     weights, data = [weight for weight, _ in rows], single([group for _, group in rows])
     found_N = resample(np.array(weights), data, share=share, seed=seed)
-    shifts = np.random.default_rng(seed).random(data.groups)
+    shifts = np.random.default_rng(seed).random(int(data.group_N.max()) + 1)
     for group, members in prompts(data).items():
         factors = drawn([abs(weight) for weight in weights], members, share, shifts[group])
         assert [found_N[at] for at in members] == pytest.approx(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from drift.errors import ConfigError
 from drift.weights.groups import index_groups
 from drift.weights.schemes import drift_weights
-from drift.weights.temperature import effective_shares, exponents, shared_temperature, temperature_of
+from drift.weights.temperature import effective_shares, exponents, temperature_of
 
 quick = settings(max_examples=60, derandomize=True, deadline=None)
 # Ties, zeros, negative returns, and gaps from a thousandth of the largest up to all of it.
@@ -36,11 +36,16 @@ def effective_share(values, beta):
     return math.fsum(raw) ** 2 / math.fsum(w * w for w in raw) / len(values)
 
 
+def temperature(returns_N, group_N, share):
+    """β at a share that is given, whoever succeeded."""
+    return temperature_of(returns_N, group_N, np.zeros(len(group_N), bool), share)[0]
+
+
 @quick
 @given(GROUP, st.floats(0.02, 0.98), SCALE)
 def test_the_effective_sample_size_of_a_prompt_hits_its_target_on_returns_of_any_scale(group, share, scale):
     values = [scale * value for value in group]
-    ties, beta = values.count(max(values)), shared_temperature(values, [0] * len(values), share)
+    ties, beta = values.count(max(values)), temperature(values, [0] * len(values), share)
     if len(set(values)) == 1:
         assert beta == math.inf
     elif ties >= share * len(values):
@@ -60,18 +65,18 @@ def test_a_constant_added_changes_nothing_and_a_factor_changes_beta_by_itself(nu
     group_N = [0] * len(numbers)
     # Multiples of 2⁻¹⁰ add, and powers of two multiply, without rounding.
     values_N = np.array(numbers) / 2**10
-    beta = shared_temperature(values_N, group_N, 0.7)
-    assert shared_temperature(values_N + constant, group_N, 0.7) == pytest.approx(beta, rel=1e-9)
-    assert shared_temperature(np.ldexp(values_N, power), group_N, 0.7) == pytest.approx(float(np.ldexp(beta, power)))
+    beta = temperature(values_N, group_N, 0.7)
+    assert temperature(values_N + constant, group_N, 0.7) == pytest.approx(beta, rel=1e-9)
+    assert temperature(np.ldexp(values_N, power), group_N, 0.7) == pytest.approx(float(np.ldexp(beta, power)))
 
 
 @quick
 @given(GROUPS)
 def test_the_effective_share_rises_with_beta_between_its_limits(groups):
     returns_N, group_N = columns(groups)
-    index_N, size_G = index_groups(group_N)[0], np.array([len(group) for group in groups], float)
+    index_N = index_groups(group_N)
     gap_N = returns_N - np.array([max(group) for group in groups])[group_N]
-    shares = [effective_shares(exponents(gap_N, beta), index_N, size_G) for beta in (0.0, 1e-4, 0.1, 1.0, 1e12)]
+    shares = [effective_shares(exponents(gap_N, beta), index_N) for beta in (0.0, 1e-4, 0.1, 1.0, 1e12)]
     assert np.diff(shares, axis=0).min() >= -1e-12
     for number, group in enumerate(groups):
         assert shares[0][number] == pytest.approx(group.count(max(group)) / len(group), rel=1e-12)
@@ -82,7 +87,7 @@ def test_the_effective_share_rises_with_beta_between_its_limits(groups):
 def test_tiny_gaps_beside_large_ones_are_found():
     # At ESS 1.5 of 3 the two best share the weight; they differ by 1e-14 of the span, or by 1e-300.
     for values in ([1.0, 1.0 - 1e-14, 0.0], [0.0, -1e-300, -1.0], [-1e-300, 1e300, 0.0]):
-        beta = shared_temperature(values, [0, 0, 0], 0.5)
+        beta = temperature(values, [0, 0, 0], 0.5)
         assert effective_share(values, beta) == pytest.approx(0.5, rel=1e-6)
 
 
@@ -91,12 +96,12 @@ def test_tiny_gaps_beside_large_ones_are_found():
 def test_one_beta_for_all_hits_the_mean_in_whatever_order_they_come(groups, share, scale, seed):
     differing = [group for group in groups if len(set(group)) > 1]
     returns_N, group_N = columns(groups, scale)
-    beta = shared_temperature(returns_N, group_N, share)
+    beta = temperature(returns_N, group_N, share)
     # Whole prompts in another order: the same to the last bit.
     order = np.random.default_rng(seed).permutation(len(groups)).tolist()
-    assert shared_temperature(*columns([groups[at] for at in order], scale), share) == beta
+    assert temperature(*columns([groups[at] for at in order], scale), share) == beta
     shuffled = np.random.default_rng(seed).permutation(len(group_N))
-    assert shared_temperature(returns_N[shuffled], group_N[shuffled], share) == pytest.approx(beta, rel=1e-6)
+    assert temperature(returns_N[shuffled], group_N[shuffled], share) == pytest.approx(beta, rel=1e-6)
     if not differing:
         assert beta == math.inf
         return
@@ -121,7 +126,7 @@ def test_drift_weights_at_the_limits_are_the_best_alone_and_all_alike():
 
 def test_equal_returns_and_single_trajectories_weigh_one():
     values, group_N = [0.3] * 4 + [-1e300], [0, 0, 0, 0, 1]
-    assert shared_temperature(values, group_N, 0.5) == math.inf
+    assert temperature(values, group_N, 0.5) == math.inf
     assert drift_weights(values, group_N, beta=np.full(5, math.inf)).tolist() == [1.0] * 5
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from drift.dataset.columns import COLUMNS, NOTE, Asked, outcome_columns
 from drift.dataset.schema import SCHEMA, to_row
-from drift.dataset.store import count_trajectories, stream_columns
+from drift.dataset.store import KIND, stream_columns
 from drift.errors import ConfigError, DatasetError, require
+from drift.manifest import read_manifest
 from drift.types import Step, Trajectory
 
 _TURN = SCHEMA.field("turns").type.value_type
@@ -257,7 +258,8 @@ def read_outcomes(directory: str | Path, **asked: Any) -> Outcomes:
     """
     ask = Asked(**asked)
     columns, rows = ask.columns, SPOKEN_AT_ONCE if ask.texts or ask.notes else ROWS_AT_ONCE
-    total, count = count_trajectories(directory), 0
+    # Where that is not what is there, the stream says so before its first batch.
+    total, count = int(read_manifest(Path(directory), KIND)["counts"].get("trajectories", 0)), 0
     # In place from the start: parts that are joined later would be there twice.
     kinds = {name: kind for name, kind in _NUMBERS.items() if ask.first or name != "first_reward"}
     numbers: dict[str, Any] = {name: np.empty(total, kind) for name, kind in kinds.items()}
@@ -265,10 +267,8 @@ def read_outcomes(directory: str | Path, **asked: Any) -> Outcomes:
     parts |= {name: [] for name in ask.lists}
     for batch in _together(stream_columns(directory, columns, rows=rows), rows):
         read = outcome_columns(batch, ask)
-        # More than the manifest says is an error, which the stream raises at its end.
-        if count + len(read["id"]) <= total:
-            for name, values in numbers.items():
-                values[count : count + len(read["id"])] = read[name]
+        for name, values in numbers.items():
+            values[count : count + len(read["id"])] = read[name]
         for name, chunks in parts.items():
             chunks.append(read[name])
         count += len(read["id"])

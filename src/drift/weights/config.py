@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from drift.dataset.outcomes import SHAPING, Outcomes, check_outcome
+from drift.dataset.outcomes import SHAPING, check_outcome
 from drift.errors import ConfigError, require
 from drift.registry import Link, check_settings, complete, data_of, is_own, link, name_of, plain, settings_of, try_once
-from drift.weights.auto import AUTO, choice
-from drift.weights.schemes import Scheme, find_scheme, sft_weights
+from drift.weights.schemes import AUTO, Scheme, find_scheme
 from drift.weights.steps import REGISTRY as STEPS
 from drift.weights.turns import REGISTRY as TURNS
 from drift.weights.turns import Conversations
@@ -21,8 +20,6 @@ from drift.weights.turns import Conversations
 # Baselines that are the others of a prompt, in the scheme itself; and all that have a name.
 PROMPTS = ("task", "opening")
 BASELINES = (*PROMPTS, "leave_one_out", "dataset", "fitted")
-# Below so many conversations of most prompts of a log, their words have more to say than the others.
-FEW = 4
 # Keys of an outcome that no log has to note.
 NOT_NOTED = ("success", "reward", *SHAPING)
 
@@ -112,29 +109,23 @@ class WeightConfig:
     baseline: str | dict[str, str] | None = None
 
     def __post_init__(self) -> None:
-        beta, gamma, share = self.beta, self.gamma, self.ess_target
-        sound = share is not None or beta is None or (isinstance(beta, float | int) and beta > 0)
-        require(sound, "weights.beta", beta, "a number > 0, or auto", "β divides the return; 0.1 is published.")
-        sound = share in (None, "success") or (isinstance(share, float | int) and 0 < share < 1)
-        require(sound, "weights.beta.auto", share, "a share above 0 and below 1")
-        require(gamma is None or 0 < gamma <= 1, "weights.gamma", gamma, "a number in (0, 1]")
-        require(self.repetition is None or self.repetition >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
+        beta, share = self.beta, self.ess_target
+        number = share is not None or beta is None or (isinstance(beta, float | int) and beta > 0)
+        require(number, "weights.beta", beta, "a number > 0, or auto", "β divides the return; 0.1 is published.")
+        part = share in (None, "success") or (isinstance(share, float | int) and 0 < share < 1)
+        require(part, "weights.beta.auto", share, "a share above 0 and below 1")
+        require(self.gamma is None or 0 < self.gamma <= 1, "weights.gamma", self.gamma, "a number in (0, 1]")
+        require((self.repetition or 0) >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
         over = self.repetition_over
         require(over in ("turns", "answers"), "weights.repetition_over", over, "turns or answers")
         require(self.format_failure >= 0, "weights.format_failure", self.format_failure, "a number ≥ 0")
         check_outcome(self.outcome)
-        by_column = isinstance(self.baseline, Mapping) and list(self.baseline) == ["column"]
-        expected = f"{', '.join(BASELINES)}, or {{column: NAME}}"
-        require(by_column or self.baseline in (None, *BASELINES), "weights.baseline", self.baseline, expected)
+        known = self.baseline in (None, *BASELINES) or bool(self.column)
+        require(known, "weights.baseline", self.baseline, f"{', '.join(BASELINES)}, or {{column: NAME}}")
         scheme = self.chain.scheme
         fits = scheme.centred or self.baseline in (None, *PROMPTS)
         advice = "Others need drift, bolt, swift, group_relative or awr."
         require(fits, "weights.baseline", self.baseline, f"task or opening with the scheme {scheme.name}", advice)
-
-    @property
-    def counts_success(self) -> bool:
-        """Whether what counts is a success, as far as that is settled."""
-        return self.outcome in (None, "success") or "above" in (self.outcome or ())
 
     @property
     def asks_success(self) -> bool:
@@ -142,35 +133,24 @@ class WeightConfig:
         steps = {each.name for each in self.chain.steps} & {"drop_unsolved", "shrink_unsolved"}
         return "success_N" in self.chain.asked or bool(steps) or self.ess_target == "success"
 
+    @property
+    def column(self) -> str | None:
+        """What a log must note alike of conversations that are measured against one another."""
+        given = self.baseline
+        return given["column"] if isinstance(given, Mapping) and list(given) == ["column"] else None
+
     def asked(self) -> dict[str, Any]:
         """What is to be read of each conversation beside what all have: fields of ``Asked``."""
         notes = [name for name in (self.outcome if isinstance(self.outcome, Mapping) else ()) if name not in NOT_NOTED]
-        notes += self.baseline.values() if isinstance(self.baseline, Mapping) else []
         return {
             "group_by": "opening" if self.baseline == "opening" else "task",
             "spoken": self.chain.asks_what_was_said(),
             "replies": self.chain.turns.name == "own" or self.chain.scheme is AUTO,
             "first": self.chain.scheme.first_turn,
-            "notes": tuple(dict.fromkeys(notes)),
+            "notes": tuple(dict.fromkeys([*notes, *([self.column] if self.column else [])])),
             "words": self.baseline == "fitted",
             "openings": "hold_out" in [each.name for each in self.chain.steps],
         }
-
-    def settled(self, outcomes: Outcomes, *, logged: bool) -> WeightConfig:
-        """With what is left to the data: scheme, outcome and baseline; ``logged``, or sampled for a number of tasks."""
-        known_N, scheme = outcomes.known_N, self.chain.scheme
-        if scheme is AUTO:
-            return replace(self, **choice(outcomes, self.outcome)["settings"]).settled(outcomes, logged=logged)
-        # Plain fine-tuning asks for no outcome, and leaves no conversation out for lack of one.
-        judged = known_N.all() if scheme.function is sft_weights else known_N.any()
-        index_N = outcomes.group_index()
-        few = bool(np.median(np.bincount(index_N)[index_N]) < FEW) and index_N.max() > 0
-        baseline = "fitted" if logged and scheme.centred and few else "task"
-        return replace(
-            self,
-            outcome=self.outcome or ("success" if judged else "reward"),
-            baseline=self.baseline or baseline,
-        )
 
     @property
     def ess_target(self) -> float | Literal["success"] | None:
@@ -191,26 +171,26 @@ class WeightConfig:
         fits = not scheme.first_turn or turns.name == "first"
         require(fits, "weights.turns", turns.name, "first", f"The weights of {scheme.name} judge first replies alone.")
         # Of turns of one's own nobody knows what they give; rejected replies are pushed away.
-        signed = scheme.signed or not is_own(turns.function) or bool(turns.settings.get("rejected"))
-        signed |= turns.name == "advantage"
+        pushes = not is_own(turns.function) or turns.name == "advantage" or bool(turns.settings.get("rejected"))
+        # What counts is a success, as far as that is settled.
+        counts_success = self.outcome in (None, "success") or "above" in (self.outcome or ())
         chain = Chain(
             scheme=scheme,
             settings=self._scheme_settings(scheme, given),
-            gamma=self.gamma or (scheme.gamma if self.counts_success else 1.0),
+            gamma=self.gamma or (scheme.gamma if counts_success else 1.0),
             repetition=scheme.repetition if self.repetition is None else self.repetition,
             turns=turns,
-            steps=self._links(signed),
+            steps=self._links(scheme.signed or pushes),
         )
         chain.try_settings()
         return chain
 
     def _scheme_settings(self, scheme: Scheme, settings: Mapping[str, Any]) -> dict[str, Any]:
-        known = settings_of(scheme.function)
+        known, where = settings_of(scheme.function), f"weights.scheme.{scheme.name}"
         if self.beta is not None and "beta" not in known:
             raise ConfigError(f"weights.beta: got {self.beta!r}, and the scheme {scheme.name} has no β. Leave it out.")
         fits = self.ess_target is None or scheme.partitioned
         require(fits, "weights.beta", "auto", f"a number with the scheme {scheme.name}", "auto is for drift and bolt.")
-        where = f"weights.scheme.{scheme.name}"
         require("beta" not in settings, f"{where}.beta", settings.get("beta"), "weights.beta instead")
         check_settings(scheme.function, settings, where=where)
         beta = {} if self.beta is None else {"beta": "auto" if self.ess_target else self.beta}
@@ -218,14 +198,14 @@ class WeightConfig:
 
     def _links(self, signed: bool) -> tuple[Link, ...]:
         require(not isinstance(self.steps, str), "weights.steps", self.steps, "a list, [drop_unsolved] say")
-        last = [*(["bound_negative"] if signed else []), "skip_small"]
         named = [name_of(step) for step in self.steps]
         for name in {name for name in named if named.count(name) > 1}:
             raise ConfigError(f"weights.steps: {name} is there twice. Give it once.")
+        last = [name for name in (["bound_negative"] if signed else []) + ["skip_small"] if name not in named]
         left_out = [step for step in self.steps if isinstance(step, Mapping) and list(step.values()) == [None]]
         for step in left_out:
             STEPS.find(next(iter(step)))
-        given = [*(step for step in self.steps if step not in left_out), *(name for name in last if name not in named)]
+        given = [*(step for step in self.steps if step not in left_out), *last]
         return tuple(link(step, STEPS, "weights.steps") for step in given)
 
     def check_adaptive(self, first: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from drift.weights.groups import Bools, Floats, Indices, equal_returns, group_max, group_min, group_sum, index_groups
+from drift.weights.groups import Bools, Floats, Indices, group_max, group_min, group_sum, index_groups, quotients
 
 
 def effective_sample_size(weights_N: ArrayLike) -> float:
@@ -21,48 +21,40 @@ def effective_sample_size(weights_N: ArrayLike) -> float:
 
 def group_effective_sample_size(weights_N: ArrayLike, group_N: ArrayLike) -> Floats:
     """``(G,)`` the same per prompt, between 1 and K; 0 for a prompt whose weights are all 0."""
-    weights = np.abs(np.asarray(weights_N, float))
-    index_N, groups = index_groups(group_N)
-    squares_G, sums_G = (group_sum(each, index_N, groups) for each in (weights**2, weights))
-    return np.divide(sums_G**2, squares_G, out=np.zeros(groups), where=squares_G > 0)
+    weights, index_N = np.asarray(weights_N, float), index_groups(group_N)
+    return quotients(group_sum(np.abs(weights), index_N) ** 2, group_sum(weights**2, index_N))
 
 
 def diagnose(weights_N: ArrayLike, returns_N: ArrayLike, group_N: ArrayLike, success_N: ArrayLike) -> dict[str, Any]:
-    """Everything worth knowing about weights before training on them, for the manifest and the report.
+    """Everything worth knowing about weights before training on them; docs/artifacts.md says what each field is.
 
     Args:
         weights_N: ``(N,)`` of each conversation, that of its reply with the largest in absolute value.
         returns_N: ``(N,)``.
         group_N: ``(N,)`` prompt of each.
         success_N: ``(N,)`` whether each solved its task.
-
-    Returns:
-        ``ess`` overall; ``ess_per_group`` as quartiles; ``largest_share`` of a prompt's absolute weight on one
-        conversation (mean over prompts); ``mixed_share``; counts of successes, of prompts without success, with equal
-        returns and with one conversation; ``histogram`` of weights and ``return_histogram`` (edges and counts).
     """
-    weights, success = np.asarray(weights_N, float), np.asarray(success_N, float)
-    index_N, groups = index_groups(group_N)
-    absolute = np.abs(weights)
-    sums_G, best_G = group_sum(absolute, index_N, groups), group_max(success, index_N, groups)
+    weights, returns, success = (np.asarray(each, float) for each in (weights_N, returns_N, success_N))
+    index_N, absolute = index_groups(group_N), np.abs(weights)
+    sums_G, best_G = group_sum(absolute, index_N), group_max(success, index_N)
     live_G = sums_G > 0
-    shares_G = group_max(absolute, index_N, groups)[live_G] / sums_G[live_G]
+    shares_G = group_max(absolute, index_N)[live_G] / sums_G[live_G]
     ess_G = group_effective_sample_size(weights, index_N)
     return {
         "trajectories": len(weights),
-        "groups": groups,
+        "groups": len(sums_G),
         "successes": int(success.sum()),
         "ess": effective_sample_size(weights),
         "ess_per_group": [float(q) for q in np.quantile(ess_G, [0, 0.25, 0.5, 0.75, 1])],
         "largest_share": float(shares_G.mean()) if live_G.any() else 0.0,
         "zero_weights": int((weights == 0).sum()),
         "negative_weights": int((weights < 0).sum()),
-        "mixed_share": float((best_G > group_min(success, index_N, groups)).mean()),
+        "mixed_share": float((best_G > group_min(success, index_N)).mean()),
         "groups_without_success": int((best_G == 0).sum()),
-        "groups_with_equal_returns": int(equal_returns(returns_N, index_N).sum()),
+        "groups_with_equal_returns": int((group_max(returns, index_N) == group_min(returns, index_N)).sum()),
         "groups_of_one": int((np.bincount(index_N) == 1).sum()),
         "histogram": histogram(weights),
-        "return_histogram": histogram(np.asarray(returns_N, float)),
+        "return_histogram": histogram(returns),
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from drift.dataset.expected import expected_values
 from drift.dataset.outcomes import Outcomes, outcome_values
-from drift.weights.groups import Floats, Indices, group_sum
+from drift.weights.groups import Floats, Indices, group_sum, others_mean
 
 
 def trajectory_return(
@@ -56,38 +56,23 @@ def baseline_values(kind: str, returns_N: Floats, index_N: Indices, outcomes: Ou
     expectation of ``∇V``; what each leaves in ``R − b`` beside the worth of the reply is in docs/method.md.
 
     Args:
-        kind: ``leave_one_out``, the mean of the prompt's others, or of all others where there are none; ``dataset``, of
-            all others; ``fitted``, see ``with_others``; or a name that the log notes: the mean of the others of the
-            same value.
+        kind: ``leave_one_out``, the mean of the prompt's others; ``dataset``, of all others; a name that the log notes:
+            the mean of the others of the same value; or ``fitted``, ``(m·e + Σ R of the prompt's others)/(m + K − 1)``,
+            where e, which the words of its opening and other prompts lead one to expect, counts like m conversations:
+            0.5, 1, 2, … or infinitely many, whichever has the least squared error.
         returns_N: ``(N,)`` R.
         index_N: ``(N,)`` prompt of each, 0…G−1.
         outcomes: where what the log notes and the words of openings are.
     """
     if kind == "fitted":
-        return with_others(expected_values(returns_N, index_N, outcomes.words), returns_N, index_N)
+        expected_N = expected_values(returns_N, index_N, outcomes.words)
+        others_N = np.bincount(index_N)[index_N] - 1
+        sum_N = group_sum(returns_N, index_N)[index_N] - returns_N
+        guesses = [expected_N, *((m * expected_N + sum_N) / (m + others_N) for m in 2.0 ** np.arange(-1, 6))]
+        return min(guesses, key=lambda guess_N: float(((returns_N - guess_N) ** 2).sum()))
     if kind == "dataset":
         index_N = np.zeros_like(index_N)
     elif kind != "leave_one_out":
         index_N = outcomes.noted(kind).indices.to_numpy(zero_copy_only=False).astype(np.intp)
-    return others_mean(returns_N, index_N)
-
-
-def with_others(expected_N: Floats, returns_N: Floats, index_N: Indices) -> Floats:
-    """``(N,)`` what is expected of a prompt, ``(m·e + Σ R of its others)/(m + K − 1)``, shrunk from their mean to e.
-
-    e, from other prompts alone, counts like m conversations: 0.5, 1, 2, … or infinitely many, whichever has the least
-    squared error.
-    """
-    others_N = np.bincount(index_N)[index_N] - 1
-    sum_N = group_sum(returns_N, index_N, len(returns_N))[index_N] - returns_N
-    guesses = [expected_N, *((m * expected_N + sum_N) / (m + others_N) for m in 2.0 ** np.arange(-1, 6))]
-    return min(guesses, key=lambda guess_N: float(((returns_N - guess_N) ** 2).sum()))
-
-
-def others_mean(returns_N: Floats, index_N: Indices) -> Floats:
-    """``(N,)`` the mean return of the others of a group; of all others where a group has no others."""
-    groups = int(index_N.max(initial=-1)) + 1
-    count_N = np.bincount(index_N, minlength=groups)[index_N] - 1
-    sum_N = group_sum(returns_N, index_N, groups)[index_N] - returns_N
-    all_N = (returns_N.sum() - returns_N) / max(len(returns_N) - 1, 1)
-    return np.where(count_N > 0, sum_N / np.maximum(count_N, 1), all_N)
+    # Who has no others of its own is measured against all others.
+    return others_mean(returns_N, index_N, (returns_N.sum() - returns_N) / max(len(returns_N) - 1, 1))

@@ -1,12 +1,12 @@
 """Schemes: what a conversation weighs, one pure function each, returns in, weights out.
 
-Every function takes ``returns_N`` and ``group_N``. Further arguments are keyword-only: those that end in ``_N`` or
-``_T`` are filled by name from the data (``drift.weights.turns.Conversations``), the others are the scheme's settings.
+Every function takes ``returns_N``, ``(N,)`` R, and ``group_N``, ``(N,)`` which prompt each belongs to, and returns
+``(N,)`` weights. Further arguments are keyword-only: those that end in ``_N`` or ``_T`` are data, filled by name from
+``drift.weights.turns.Conversations``, the others settings, refused with ``ConfigError`` where they make no sense.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,10 +16,8 @@ from numpy.typing import ArrayLike
 
 from drift.errors import ConfigError, require
 from drift.registry import Registry, path_of
-from drift.weights.groups import Floats, Indices, group_max, group_mean, group_min, index_groups
-from drift.weights.luck import averaged_weights
-from drift.weights.signed import asymre_weights, topr_weights
-from drift.weights.temperature import exponents
+from drift.weights.groups import Floats, Indices, group_max, group_mean, group_min, group_sum, index_groups, tree_levels
+from drift.weights.temperature import shared_partition, tilted
 
 # Standard deviations below this share of a prompt's largest return are rounding noise of equal returns.
 FLAT = 1e-12
@@ -29,31 +27,52 @@ def drift_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float | Flo
     """Importance weights toward the optimum of the KL-regularised objective (DRIFT Eq. 13).
 
     ``w_k = e^{R_k/β} / Ẑ`` with ``Ẑ = (1/K) Σ_j e^{R_j/β}`` over the K conversations of the prompt, in log space.
-    Group mean 1, largest possible value K, unchanged by a constant added to a group's returns.
+    Group mean 1, largest possible value K, unchanged by a constant added to a group's returns. Fails quietly where a
+    prompt has no success: its total weight is K all the same (see ``drop_unsolved``).
 
-    Fails quietly where a prompt has no success: its total weight is K all the same (see ``drop_unsolved``).
-
-    Args:
-        returns_N: ``(N,)`` R.
-        group_N: ``(N,)`` which prompt each belongs to.
-        beta: temperature β > 0, in the units of R. An array ``(N,)`` of each conversation's, the same within a prompt,
-            may hold the limits 0 (the best alone) and ∞ (all alike); see ``temperature``.
-
-    Returns:
-        ``(N,)`` weights ≥ 0.
-
-    Raises:
-        ConfigError: β is not above 0.
+    β > 0 is in the units of R. An array ``(N,)`` of each conversation's, the same within a prompt, may hold the limits
+    0 (the best alone) and ∞ (all alike).
     """
     _check_beta(beta)
-    returns = np.asarray(returns_N, float)
-    index_N, groups = index_groups(group_N)
-    # The subtraction comes first: returns/β may overflow where their differences do not.
-    with np.errstate(over="ignore"):
-        gap_N = returns - group_max(returns, index_N, groups)[index_N]
-    tilted_N = np.exp(exponents(gap_N, beta))
-    weights: Floats = tilted_N / group_mean(tilted_N, index_N, groups)[index_N]
-    return weights
+    returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
+    tilted_N = tilted(returns, group_max(returns, index_N)[index_N], beta)
+    return tilted_N / group_mean(tilted_N, index_N)[index_N]
+
+
+def averaged_weights(
+    returns_N: ArrayLike,
+    group_N: ArrayLike,
+    *,
+    turns_N: ArrayLike,
+    reply_T: ArrayLike,
+    feedback_T: ArrayLike,
+    beta: float = 0.1,
+) -> Floats:
+    """DRIFT's weights with luck averaged: toward the optimum of Eq. 3 where the environment's answers are chance.
+
+    ``e^{R/β}`` also tilts what the environment does: a reply that once was lucky gets the weight of its luck. A policy
+    can't choose its luck, and the optimum it can reach is, with x the history and y the reply,::
+
+        w(τ) = Π_t e^{(Q(x_t, y_t) − V(x_t))/β}      Q = mean over what followed of R, or of V(x_{t+1})
+                                                     V = β log mean over replies of e^{Q/β}
+
+    on the tree of a prompt's conversations (``tree_levels``). A prompt's weights have mean 1. Where no reply was
+    followed by two different things the product telescopes: these are then exactly ``drift_weights``, as in any
+    environment without chance, and in free text, in which no two replies are the same. Ours.
+    """
+    _check_beta(beta)
+    worth_N, index_N = np.array(returns_N, float), index_groups(group_N)
+    levels = tree_levels(index_N, np.asarray(turns_N), np.asarray(reply_T), np.asarray(feedback_T))
+    log_N = np.zeros(len(worth_N))
+    for rows_M, history_M, reply_M in reversed(levels):
+        # What ended is worth its return; what went on lies in one history or in several.
+        q_M = group_mean(worth_N[rows_M], reply_M)[reply_M]
+        best_H = group_max(q_M, history_M)
+        gap_M = (q_M - best_H[history_M]) / beta
+        mean_H = np.log(group_mean(np.exp(gap_M), history_M))
+        log_N[rows_M] += gap_M - mean_H[history_M]
+        worth_N[rows_M] = (best_H + beta * mean_H)[history_M]
+    return np.exp(log_N)
 
 
 def bolt_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float | Floats = 0.1) -> Floats:
@@ -94,12 +113,10 @@ def star_gate_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     and samples: one row for each prompt, as published. A prompt that was never solved keeps its best failure unless
     ``drop_unsolved`` takes it.
     """
-    returns = np.asarray(returns_N, float)
-    index_N, groups = index_groups(group_N)
-    best = np.flatnonzero(returns == group_max(returns, index_N, groups)[index_N])
-    _, first = np.unique(index_N[best], return_index=True)
+    returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
+    best = np.flatnonzero(returns == group_max(returns, index_N)[index_N])
     weights = np.zeros(len(returns))
-    weights[best[first]] = 1.0
+    weights[best[np.unique(index_N[best], return_index=True)[1]]] = 1.0
     return weights
 
 
@@ -109,15 +126,11 @@ def refit_weights(returns_N: ArrayLike, group_N: ArrayLike, *, shift: bool = Fal
     The bound that it maximises holds for r ≥ 0 only; with r < 0 the loss has no lower bound. ``shift`` takes a prompt's
     smallest return off where that is negative, ``w = r − min(0, min r)``, instead of refusing. Refit is not blind to
     such a constant: it adds plain fine-tuning.
-
-    Raises:
-        ConfigError: some return is negative, and ``shift`` is false.
     """
     returns = np.asarray(returns_N, float)
     if shift:
-        index_N, groups = index_groups(group_N)
-        shifted_N: Floats = returns - np.minimum(group_min(returns, index_N, groups), 0.0)[index_N]
-        return shifted_N
+        index_N = index_groups(group_N)
+        return returns - np.minimum(group_min(returns, index_N), 0.0)[index_N]
     negative = int((returns < 0).sum())
     if negative:
         raise ConfigError(
@@ -133,8 +146,7 @@ def swift_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     σ̂ is the population standard deviation of the group. The paper leaves σ̂ = 0 open: such groups get 0 and are
     counted by ``diagnostics``. Weights can be negative, and then nothing bounds the loss from below.
     """
-    index_N, groups = index_groups(group_N)
-    centred_N, sigma_N, _ = _centred(np.asarray(returns_N, float), index_N, groups)
+    centred_N, sigma_N, _ = _centred(np.asarray(returns_N, float), index_groups(group_N))
     flat_N = sigma_N <= FLAT
     return np.where(flat_N, 0.0, centred_N / np.where(flat_N, 1.0, sigma_N))
 
@@ -145,18 +157,17 @@ def group_relative_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     Swift without σ̂: a prompt counts the more the further its returns lie apart, and rescaling the returns rescales
     the step. Weights can be negative, and then nothing bounds the loss from below. Equal returns give 0.
     """
-    index_N, groups = index_groups(group_N)
-    centred_N, sigma_N, scale_N = _centred(np.asarray(returns_N, float), index_N, groups)
+    centred_N, sigma_N, scale_N = _centred(np.asarray(returns_N, float), index_groups(group_N))
     return np.where(sigma_N <= FLAT, 0.0, centred_N * scale_N)
 
 
-def _centred(returns_N: Floats, index_N: Indices, groups: int) -> tuple[Floats, Floats, Floats]:
+def _centred(returns_N: Floats, index_N: Indices) -> tuple[Floats, Floats, Floats]:
     """``(N,)`` returns less their prompt's mean, its deviation, and the unit of both: its largest absolute return."""
     # In that unit squares neither overflow nor vanish.
-    scale_N = group_max(np.abs(returns_N), index_N, groups)[index_N]
+    scale_N = group_max(np.abs(returns_N), index_N)[index_N]
     scaled_N = returns_N / np.where(scale_N > 0, scale_N, 1.0)
-    centred_N = scaled_N - group_mean(scaled_N, index_N, groups)[index_N]
-    return centred_N, np.sqrt(group_mean(centred_N**2, index_N, groups))[index_N], scale_N
+    centred_N = scaled_N - group_mean(scaled_N, index_N)[index_N]
+    return centred_N, np.sqrt(group_mean(centred_N**2, index_N))[index_N], scale_N
 
 
 def rwr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float = 0.1) -> Floats:
@@ -167,31 +178,49 @@ def rwr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float = 0.1) 
     _check_beta(beta)
     returns = np.asarray(returns_N, float)
     top, mean = shared_partition(returns, beta)
-    with np.errstate(over="ignore"):
-        weights: Floats = np.exp(exponents(returns - top, beta)) / mean
-    return weights
-
-
-def shared_partition(returns_N: Floats, beta: float | Floats) -> tuple[float, float]:
-    """The largest return R⁺ of all, and the mean over all of ``e^{(r − R⁺)/β}``, correctly rounded."""
-    top = float(returns_N.max(initial=-np.inf))
-    with np.errstate(over="ignore"):
-        tilted_N = np.exp(exponents(returns_N - top, beta))
-    parts = (tilted_N[at : at + 65_536].tolist() for at in range(0, len(tilted_N), 65_536))
-    return top, math.fsum(value for part in parts for value in part) / max(len(tilted_N), 1)
+    return tilted(returns, top, beta) / mean
 
 
 def awr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float = 0.1, w_max: float = 20.0) -> Floats:
     """Advantage-weighted regression: ``w = min(e^{A/β}, w_max)``, ``A = r − μ̂`` of the prompt (arXiv 1910.00177)."""
     _check_beta(beta)
     require(w_max > 0, "weights.scheme.awr.w_max", w_max, "a number > 0")
-    returns = np.asarray(returns_N, float)
-    index_N, groups = index_groups(group_N)
+    returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
     with np.errstate(over="ignore"):
         # Less the largest first: the mean of equal returns would differ from them in the last bit, and β may be small.
-        gap_N = returns - group_max(returns, index_N, groups)[index_N]
-        advantage_N = gap_N - group_mean(gap_N, index_N, groups)[index_N]
-        weights: Floats = np.exp(np.minimum(advantage_N / beta, np.log(w_max)))
+        gap_N = returns - group_max(returns, index_N)[index_N]
+        advantage_N = gap_N - group_mean(gap_N, index_N)[index_N]
+        return np.exp(np.minimum(advantage_N / beta, np.log(w_max)))
+
+
+def topr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, success_N: ArrayLike, failures: float = 0.3) -> Floats:
+    """Successes +1, failures of solved prompts −c, for the loss ``tapered`` (TOPR, arXiv 2503.14286).
+
+    ``c = f/(1 − f) · n⁺/n⁻`` with n⁺ successes, n⁻ failures of prompts that have a success, and f = ``failures``, so
+    that failures hold the share f of ``Σ|w|`` and, under the plan ``drawn``, of the rows of a step. The paper sets that
+    share by a baseline. Failures of prompts without success get 0: nothing says what to do instead.
+
+    With the loss ``nll`` nothing bounds the push, and the same weights destroy a policy (docs/LOG.md).
+    """
+    require(0 <= failures < 1, "weights.scheme.topr.failures", failures, "a share of at least 0 and below 1")
+    success_N, index_N = np.asarray(success_N, bool), index_groups(group_N)
+    failed_N = ~success_N & (group_sum(success_N.astype(float), index_N) > 0)[index_N]
+    push = failures / (1 - failures) * success_N.sum() / max(1, failed_N.sum())
+    return np.where(success_N, 1.0, np.where(failed_N, -push, 0.0))
+
+
+def asymre_weights(returns_N: ArrayLike, group_N: ArrayLike, *, delta: float = 0.1) -> Floats:
+    """The return less a baseline below its prompt's mean: ``w = r − (μ̂ − δ)`` (AsymRE, arXiv 2506.20520).
+
+    δ > 0, in the units of R, lets what is good lead: ``Σ w = K δ`` of each prompt, where with δ ≤ 0 the published
+    analysis finds a policy that collapses onto few replies. A prompt of equal returns weighs δ throughout: plain
+    fine-tuning.
+    """
+    require(delta >= 0, "weights.scheme.asymre.delta", delta, "a number ≥ 0", "0 is the scheme group_relative.")
+    returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
+    # The mean of the differences: equal returns of any size then differ from it by nothing.
+    gap_N = returns - returns[np.unique(index_N, return_index=True)[1]][index_N]
+    weights: Floats = gap_N - group_mean(gap_N, index_N)[index_N] + delta
     return weights
 
 
@@ -202,13 +231,13 @@ def _check_beta(beta: float | Floats) -> None:
         require(beta > 0, "weights.beta", beta, "a number > 0", "β divides the return; 0.1 is the published value.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Scheme:
     """A scheme and what its paper brings with it; a function of one's own has attributes of these names instead.
 
     Attributes:
-        function: ``(returns_N, group_N, *, …) -> weights_N``.
         name: what it is called; ``module:function`` for one of one's own.
+        function: ``(returns_N, group_N, *, …) -> weights_N``.
         turns: which replies get the weight.
         gamma: discount γ per turn.
         repetition: λ, what repeating oneself costs.
@@ -219,26 +248,16 @@ class Scheme:
         first_turn: return and success are those of the first reply, which is all that may be trained.
     """
 
+    name: str
     function: Callable[..., Floats]
-    name: str = ""
     turns: str = "terminal"
     gamma: float = 1.0
     repetition: float = 0.0
     grouped: bool = False
     centred: bool = False
-    signed: bool = True
+    signed: bool = False
     partitioned: bool = False
     first_turn: bool = False
-
-    @classmethod
-    def of(cls, function: Callable[..., Floats]) -> Scheme:
-        """A function of one's own, with what its attributes say."""
-        said: dict[str, Any] = {each.name: getattr(function, each.name, each.default) for each in fields(cls)[2:]}
-        return cls(function=function, name=path_of(function), **said)
-
-
-def _scheme(name: str, function: Callable[..., Floats], **more: Any) -> Scheme:
-    return Scheme(function=function, name=name, **{"signed": False, **more})
 
 
 _COMPARED: dict[str, Any] = {"grouped": True, "centred": True}
@@ -246,27 +265,33 @@ _DRIFT: dict[str, Any] = {"gamma": 0.9, "repetition": 0.5, "grouped": True}
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
-        _scheme("drift", drift_weights, partitioned=True, centred=True, **_DRIFT),
-        _scheme("drift_averaged", averaged_weights, **_DRIFT),
-        _scheme("bolt", bolt_weights, **_COMPARED, partitioned=True, first_turn=True, turns="first"),
-        _scheme("sft", sft_weights),
-        _scheme("rft", rft_weights),
-        _scheme("star", star_weights),
-        _scheme("star_gate", star_gate_weights, grouped=True, turns="all"),
-        _scheme("refit", refit_weights, turns="all"),
-        _scheme("swift", swift_weights, **_COMPARED, turns="all", signed=True),
-        _scheme("group_relative", group_relative_weights, **_COMPARED, turns="all", signed=True),
-        _scheme("rwr", rwr_weights),
-        _scheme("awr", awr_weights, **_COMPARED),
+        Scheme("drift", drift_weights, **_DRIFT, partitioned=True, centred=True),
+        Scheme("drift_averaged", averaged_weights, **_DRIFT),
+        Scheme("bolt", bolt_weights, **_COMPARED, partitioned=True, first_turn=True, turns="first"),
+        Scheme("sft", sft_weights),
+        Scheme("rft", rft_weights),
+        Scheme("star", star_weights),
+        Scheme("star_gate", star_gate_weights, grouped=True, turns="all"),
+        Scheme("refit", refit_weights, turns="all"),
+        Scheme("swift", swift_weights, **_COMPARED, turns="all", signed=True),
+        Scheme("group_relative", group_relative_weights, **_COMPARED, turns="all", signed=True),
+        Scheme("rwr", rwr_weights),
+        Scheme("awr", awr_weights, **_COMPARED),
         # What they push away is bounded on purpose: by a share, and by δ.
-        _scheme("topr", topr_weights),
-        _scheme("asymre", asymre_weights, **_COMPARED),
+        Scheme("topr", topr_weights),
+        Scheme("asymre", asymre_weights, **_COMPARED),
     )
 }
-REGISTRY = Registry("scheme", "drift.schemes", {**SCHEMES, "auto": "drift.weights.auto:AUTO"})
+# What auto is until the data are seen; then it is what ``drift.weights.auto`` finds.
+AUTO = Scheme("auto", rft_weights)
+REGISTRY = Registry("scheme", "drift.schemes", {**SCHEMES, "auto": AUTO})
 
 
 def find_scheme(scheme: str | Callable[..., Floats]) -> Scheme:
     """The scheme of a name, ``module:function`` or function; raises ``ConfigError`` with the nearest known name."""
     found = REGISTRY.find(scheme)
-    return found if isinstance(found, Scheme) else Scheme.of(found)
+    if isinstance(found, Scheme):
+        return found
+    said: dict[str, Any] = {each.name: getattr(found, each.name, each.default) for each in fields(Scheme)[2:]}
+    # Of one's own nobody knows whether its weights can be negative, unless it says so.
+    return Scheme(path_of(found), found, **{**said, "signed": getattr(found, "signed", True)})

@@ -16,12 +16,11 @@ from drift.dataset.lock import DirectoryLock
 from drift.dataset.outcomes import Outcomes, giving_memory_back, outcome_values, read_outcomes
 from drift.dataset.rewards import with_rewards
 from drift.dataset.store import KIND as TRAJECTORIES
-from drift.dataset.store import count_trajectories
 from drift.errors import ConfigError, require
 from drift.files import replacing
 from drift.manifest import MANIFEST, check_out, read_manifest, write_manifest
 from drift.registry import link, plain
-from drift.weights.auto import AUTO, choice
+from drift.weights.auto import settled
 from drift.weights.config import PROMPTS, Chain, WeightConfig
 from drift.weights.diagnostics import diagnose, mixed_shares
 from drift.weights.groups import Floats
@@ -69,32 +68,29 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
         whole = config.chain.turns.name != "own" and not config.chain.scheme.first_turn
         require(whole, "rewards", rewards, "no rewards of whole conversations where replies are weighed alone")
         config = replace(config, outcome=config.outcome or "reward")
-    outcomes, given = _read(data, config, rewards, manifest["dataset_hash"])
-    settled = config.settled(outcomes, logged="import" in manifest["spec"])
-    auto = choice(outcomes, config.outcome) if config.chain.scheme is AUTO else None
-    if settled.baseline == "fitted" and outcomes.words is None:
-        outcomes, _ = _read(data, settled, rewards, manifest["dataset_hash"])
-    outcomes = labelled(outcomes, settled)
-    ids, groups, turns_N = outcomes.ids, outcomes.groups, outcomes.turns_N
-    conversations = _conversations(outcomes, settled, first=int(manifest["spec"].get("first", 0)))
+    outcomes, content = _read(data, config, rewards, manifest)
+    final, auto = settled(config, outcomes, logged="import" in manifest["spec"])
+    if final.baseline == "fitted" and outcomes.words is None:
+        outcomes, content = _read(data, final, rewards, manifest)
+    outcomes = labelled(outcomes, final)
+    ids, groups = outcomes.ids, outcomes.groups
+    start_N = np.concatenate([[0], np.cumsum(outcomes.turns_N, dtype=np.int64)])
+    conversations = _conversations(outcomes, final, first=int(manifest["spec"].get("first", 0)))
     # What the returns were made of is not needed again, and there may be very much of it.
     del outcomes
     pa.default_memory_pool().release_unused()
-    weights = _run(conversations, settled)
+    weights = _run(conversations, final)
     del conversations
     pa.default_memory_pool().release_unused()
-    start_N = np.concatenate([[0], np.cumsum(turns_N, dtype=np.int64)])
     # Where each reply was weighed alone, the return of a conversation is their sum.
-    alone, failed = len(weights.returns_N) > len(ids), given.pop("failed")
-    missing = count_trajectories(data) - failed - len(ids)
+    alone = len(weights.returns_N) > len(ids)
     returns_N = np.add.reduceat(weights.returns_N, start_N[:-1]) if alone else weights.returns_N
-    content = {
+    unlabelled = manifest["counts"]["trajectories"] - content["excluded"]["failed"] - len(ids)
+    content["excluded"] |= {"unlabelled": unlabelled} if unlabelled else {}
+    content |= {
         "config": config.to_dict(),
         "chain": weights.chain,
-        "dataset_hash": manifest["dataset_hash"],
-        **given,
         "weights_hash": weights_hash(ids, start_N, weights.weights_T),
-        "excluded": {"failed": failed, **({"unlabelled": missing} if missing else {})},
         "automatic": [name for name in ("outcome", "baseline") if getattr(config, name) is None],
         **({"auto": auto} if auto else {}),
         "diagnostics": weights.report,
@@ -110,14 +106,16 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
         return read_manifest(out, KIND)
 
 
-def _read(data: Path, config: WeightConfig, rewards: Path | None, dataset_hash: str) -> tuple[Outcomes, dict[str, Any]]:
-    """The outcomes that ``config`` asks for; how many conversations failed, and where the ``rewards`` came from."""
+def _read(
+    data: Path, config: WeightConfig, rewards: Path | None, manifest: Mapping[str, Any]
+) -> tuple[Outcomes, dict[str, Any]]:
+    """The outcomes that ``config`` asks for; and of what, for the manifest."""
     outcomes = read_outcomes(data, **config.asked())
-    failed = {"failed": count_trajectories(data) - len(outcomes.ids)}
-    if rewards is None:
-        return outcomes, failed
-    outcomes, given = with_rewards(outcomes, rewards, dataset_hash)
-    return outcomes, {**failed, "rewards": given}
+    failed = manifest["counts"]["trajectories"] - len(outcomes.ids)
+    told = {"dataset_hash": manifest["dataset_hash"], "excluded": {"failed": failed}}
+    if rewards is not None:
+        outcomes, told["rewards"] = with_rewards(outcomes, rewards, manifest["dataset_hash"])
+    return outcomes, told
 
 
 def compute_weights(outcomes: Outcomes, config: WeightConfig, *, first: int = 0) -> Weights:
@@ -127,8 +125,8 @@ def compute_weights(outcomes: Outcomes, config: WeightConfig, *, first: int = 0)
         ConfigError: a grouped scheme and no prompt with two conversations, or all weights 0; or a scheme or step that
             gives what are no weights.
     """
-    settled = config.settled(outcomes, logged=outcomes.words is not None)
-    return _run(_conversations(labelled(outcomes, settled), settled, first=first), settled)
+    final, _ = settled(config, outcomes, logged=outcomes.words is not None)
+    return _run(_conversations(labelled(outcomes, final), final, first=first), final)
 
 
 def labelled(outcomes: Outcomes, config: WeightConfig) -> Outcomes:
@@ -154,13 +152,10 @@ def labelled(outcomes: Outcomes, config: WeightConfig) -> Outcomes:
 def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> Conversations:
     """What a chain can look at, returns among it."""
     config.check_adaptive(first)
-    chain, outcome = config.chain, config.outcome or "success"
+    chain, outcome, scheme = config.chain, config.outcome or "success", config.chain.scheme
     if chain.turns.name == "own":
         outcomes = outcomes.each_reply(**chain.turns.settings)
-    index_N = outcomes.group_index()
-    scheme, asked = chain.scheme, chain.asked
-    no_mistakes = chain.turns.name in ("terminal", "first", "all") and "rejected_T" not in asked
-    seen = outcomes.first_turn() if scheme.first_turn else outcomes
+    seen, index_N = outcomes.first_turn() if scheme.first_turn else outcomes, outcomes.group_index()
     shaping = {"gamma": chain.gamma, "repetition": chain.repetition, "format_failure": config.format_failure}
     returns_N = trajectory_return(seen, outcome=outcome, repetition_over=config.repetition_over, **shaping)
     within = config.baseline in PROMPTS
@@ -176,18 +171,19 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
             f"the return of trajectory {str(outcomes.ids[at])!r} is {returns_N[at]:g}, expected at most {LARGEST:g} in "
             "size. Look at its rewards, or scale them."
         )
-    kind = str(config.baseline["column"] if isinstance(config.baseline, Mapping) else config.baseline)
+    no_mistakes = chain.turns.name in ("terminal", "first", "all") and "rejected_T" not in chain.asked
+    measured_by = config.column or str(config.baseline)
     return Conversations(
         group_N=index_N,
         returns_N=returns_N,
-        baseline_N=None if within else baseline_values(kind, returns_N, index_N, outcomes),
+        baseline_N=None if within else baseline_values(measured_by, returns_N, index_N, outcomes),
         success_N=outcome_values(seen, outcome) > 0 if "above" in outcome else seen.success_N,
         turns_N=outcomes.turns_N,
         first_wrong_N=outcomes.first_graded_N & ~outcomes.first_success_N,
         stopped_N=outcomes.success_N,
         rejected_T=None if no_mistakes else outcomes.rejected_T,
-        reward_N=seen.reward_N if "reward_N" in asked else None,
-        sample_N=outcomes.sample_N if first or "sample_N" in asked else None,
+        reward_N=seen.reward_N if "reward_N" in chain.asked else None,
+        sample_N=outcomes.sample_N if first or "sample_N" in chain.asked else None,
         reply_T=outcomes.reply_T,
         feedback_T=outcomes.feedback_T,
         loss_weight_T=outcomes.loss_weight_T,
@@ -198,16 +194,15 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
 
 
 def _run(data: Conversations, config: WeightConfig) -> Weights:
-    """Scheme, turns and steps."""
-    chain = config.chain
-    settings, found = dict(chain.settings), {}
-    if settings.get("beta") == "auto":
-        target = config.ess_target or "success"
-        value, share = temperature_of(data.advantage_N, data.pool_N, data.success_N, target)
-        found = {"beta": {"value": value if np.isfinite(value) else None, "effective_share": share}}
+    """Scheme, turns and steps, and how that went."""
+    chain, settings, found = config.chain, dict(config.chain.settings), {}
+    beta = settings.get("beta")
+    if beta == "auto":
+        beta, share = temperature_of(data.advantage_N, data.pool_N, data.success_N, config.ess_target or "success")
         # An array may hold the limits 0 and ∞, which a setting may not.
-        settings["beta"] = np.full(len(data.returns_N), value)
-    data = replace(data, beta=settings.get("beta"))
+        settings["beta"] = np.full(len(data.returns_N), beta)
+        found = {"beta": {"value": beta if np.isfinite(beta) else None, "effective_share": share}}
+    data = replace(data, beta=beta)
     weights_T, taken = _weights(data, chain, settings)
     pa.default_memory_pool().release_unused()
     report = {"outcome": config.outcome, "baseline": plain(config.baseline), **_diagnose(weights_T, data)}
@@ -260,15 +255,16 @@ def _weights(data: Conversations, chain: Chain, settings: Mapping[str, Any]) -> 
 
 
 def _diagnose(weights_T: Floats, data: Conversations) -> Mapping[str, Any]:
-    up_N, down_N = np.maximum.reduceat(weights_T, data.start_N), np.minimum.reduceat(weights_T, data.start_N)
-    largest_N = np.where(up_N >= -down_N, up_N, down_N)
-    fair_N = data.first_N if data.first else np.ones(len(largest_N), bool)
+    largest_N, down_N = np.maximum.reduceat(weights_T, data.start_N), np.minimum.reduceat(weights_T, data.start_N)
+    np.copyto(largest_N, down_N, where=-down_N > largest_N)
+    # What there may be very much of is not held beside what is counted.
+    del down_N
     report = diagnose(largest_N, data.returns_N, data.group_N, data.success_N)
     if data.baseline_N is not None:
         spread = float(np.var(data.returns_N))
         report["explained"] = 1 - float(np.var(data.advantage_N)) / spread if spread > 0 else 0.0
     # Only samples that are there whatever the outcomes were tell what share of prompts is mixed.
-    return {**report, "mixed_by_samples": mixed_shares(data.success_N[fair_N], data.group_N[fair_N])}
+    return {**report, "mixed_by_samples": mixed_shares(data.success_N[data.first_N], data.group_N[data.first_N])}
 
 
 def _checked(weights: Any, count: int, name: str) -> Floats:

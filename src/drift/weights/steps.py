@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from drift.errors import ConfigError, require
 from drift.registry import Registry
-from drift.weights.groups import Bools, Floats, Indices, group_max, group_mean, group_sum
-from drift.weights.schemes import shared_partition
-from drift.weights.temperature import exponents
+from drift.weights.groups import Bools, Floats, Indices, group_max, group_mean, group_sum, quotients
+from drift.weights.temperature import shared_partition, tilted
 from drift.weights.turns import Conversations
 
 
@@ -34,39 +34,33 @@ def shrink_unsolved(weights_T: Floats, data: Conversations, *, prior: float = 16
     require(prior >= 0, "weights.steps.shrink_unsolved", prior, "a number ≥ 0")
     if not data.partitioned:
         raise ConfigError("weights.steps: shrink_unsolved needs a scheme that divides by a prompt's Ẑ, drift or bolt.")
-    factor_G: Floats = np.where(_unsolved_G(data), _shrinkage(data, prior), 1.0)
-    return weights_T * data.by_reply(factor_G[data.group_N])
-
-
-def _shrinkage(data: Conversations, prior: float) -> Floats:
-    """``(G,)`` Ẑ/Ẑ⁺, in units of e^{R/β} of the prompt's best: Ẑ is then at least 1/K, however far the others are."""
-    beta, index_N, groups = data.beta, data.group_N, data.groups
+    beta, index_N = data.beta, data.group_N
     top, shared = shared_partition(data.returns_N, beta)
-    best_G, size_G = group_max(data.returns_N, index_N, groups), np.bincount(index_N, minlength=groups)
+    # In units of e^{R/β} of the prompt's best: Ẑ is then at least 1/K, however far the others are.
+    best_G, size_G = group_max(data.returns_N, index_N), np.bincount(index_N)
+    own_G = group_mean(tilted(data.returns_N, best_G[index_N], beta), index_N)
     with np.errstate(over="ignore"):
-        own_G = group_mean(np.exp(exponents(data.returns_N - best_G[index_N], beta)), index_N, groups)
-        beta_G = beta if np.ndim(beta) == 0 else np.full(groups, np.ravel(beta)[0])
-        others_G = prior * shared * np.exp(exponents(top - best_G, beta_G)) if prior > 0 else np.zeros(groups)
-    ratio_G: Floats = own_G * (size_G + prior) / (size_G * own_G + others_G)
-    return ratio_G
+        others_G = prior * shared * tilted(top, best_G, beta) if prior > 0 else 0.0
+    ratio_G = own_G * (size_G + prior) / (size_G * own_G + others_G)
+    factor_G: Floats = np.where(_unsolved_G(data), ratio_G, 1.0)
+    return weights_T * data.by_reply(factor_G[index_N])
 
 
 def bound_negative(weights_T: Floats, data: Conversations, *, share: float = 0.1) -> Floats:
     """Scale each prompt's negative weights so that ``Σ|w⁻| ≤ share · Σw⁺``; positive ones stay as they are.
 
     ``w⁻ ← w⁻ · min(1, share · Σw⁺ / Σ|w⁻|)``, sums over all replies of the prompt; of all prompts where conversations
-    are measured against a baseline, here and in the steps below. Nothing else keeps the loss from
-    falling without end where w < 0. A prompt without positive weights loses its negative ones: it would only push away
-    from what the policy does, towards nothing in particular. Ours; measured in docs/LOG.md.
-    A ``share`` of 0 leaves no negative weight; 1 lets them balance the positive ones, as Swift's do.
+    are measured against a baseline, here and in the steps below. Nothing else keeps the loss from falling without end
+    where w < 0. A prompt without positive weights loses its negative ones: it would only push away from what the policy
+    does, towards nothing in particular. A ``share`` of 0 leaves no negative weight; 1 lets them balance the positive
+    ones, as Swift's do. Ours; measured in docs/LOG.md.
     """
     require(share >= 0, "weights.steps.bound_negative", share, "a number ≥ 0")
-    groups = data.pools
-    up_G = group_sum(data.total(np.maximum(weights_T, 0.0)), data.pool_N, groups)
-    down_G = group_sum(data.total(np.maximum(-weights_T, 0.0)), data.pool_N, groups)
-    # The first test is for sums that rounding leaves a little apart: Swift's at share 1.
-    over_G = (down_G > share * up_G * (1 + 1e-12)) & (down_G > 0)
-    factor_G = np.divide(share * up_G, down_G, out=np.ones(groups), where=over_G)
+    up_G = group_sum(data.total(np.maximum(weights_T, 0.0)), data.pool_N)
+    down_G = group_sum(data.total(np.maximum(-weights_T, 0.0)), data.pool_N)
+    # The test is for sums that rounding leaves a little apart: Swift's at share 1.
+    over_G = down_G > share * up_G * (1 + 1e-12)
+    factor_G = np.where(over_G, quotients(share * up_G, down_G), 1.0)
     return np.where(weights_T < 0, weights_T * data.by_reply(factor_G[data.pool_N]), weights_T)
 
 
@@ -74,31 +68,36 @@ def skip_small(weights_T: Floats, data: Conversations, *, share: float = 1e-3) -
     """A prompt's conversations of the smallest weights get 0, as many as hold at most ``share`` of its ``Σ|w|``.
 
     Computing them is a waste: without them a prompt's gradient moves by at most ``share · Σ|w| · max‖∇ log p‖``, where
-    the whole is of the order of ``Σ|w| · ‖∇ log p‖``.
-    A ``share`` of 0 leaves all as they are.
+    the whole is of the order of ``Σ|w| · ‖∇ log p‖``. A ``share`` of 0 leaves all as they are.
     """
     require(0 <= share < 1, "weights.steps.skip_small", share, "a share of at least 0 and below 1")
     if not share:
         return weights_T
-    return np.where(data.by_reply(_small(data.mass(weights_T), data.pool_N, data.pools, share)), 0.0, weights_T)
+    small_N = _small(_shares_of_pool(weights_T, data), data.pool_N, share)
+    # What they were found with is given back before there is another array of all replies.
+    pa.default_memory_pool().release_unused()
+    return np.where(data.by_reply(small_N), 0.0, weights_T)
 
 
-def _small(mass_N: Floats, index_N: Indices, groups: int, share: float) -> Bools:
-    """``(N,)`` which of each prompt's masses are the smallest that hold at most ``share`` of it."""
-    total_G = group_sum(mass_N, index_N, groups)
-    # Shares of the prompt, so that one running sum serves prompts of any scale.
-    share_N = np.divide(mass_N, total_G[index_N], out=np.zeros(len(mass_N)), where=total_G[index_N] > 0)
-    del mass_N
+def _small(share_N: Floats, index_N: Indices, share: float) -> Bools:
+    """``(N,)`` which are the smallest of each prompt that hold at most ``share`` of it."""
     order = np.lexsort((share_N, index_N))
-    group_N, running_N = index_N[order], share_N[order]
-    np.cumsum(running_N, out=running_N)
+    sorted_N, running_N = index_N[order], share_N[order]
     # What earlier prompts hold is taken off; each prompt's first conversation is where its index changes.
-    first = np.flatnonzero(np.diff(group_N, prepend=-1))
-    before_G = np.zeros(groups)
-    before_G[group_N[first]] = running_N[first] - share_N[order[first]]
-    small_N = np.zeros(len(order), bool)
-    small_N[order] = running_N - before_G[group_N] <= share
+    first_G = np.flatnonzero(np.diff(sorted_N, prepend=-1))
+    smallest_G = running_N[first_G]
+    # In place: there may be very many.
+    np.cumsum(running_N, out=running_N)
+    running_N -= (running_N[first_G] - smallest_G)[sorted_N]
+    small_N = np.empty(len(order), bool)
+    small_N[order] = running_N <= share
     return small_N
+
+
+def _shares_of_pool(weights_T: Floats, data: Conversations) -> Floats:
+    """``(N,)`` what share of its prompt's ``Σ|w|`` each has: one running sum then serves prompts of any scale."""
+    mass_N = data.mass(weights_T)
+    return quotients(mass_N, group_sum(mass_N, data.pool_N)[data.pool_N])
 
 
 def hold_out(weights_T: Floats, data: Conversations, *, share: float = 0.05) -> Floats:
@@ -128,27 +127,24 @@ def resample(weights_T: Floats, data: Conversations, *, share: float = 0.5, seed
     ``share`` is in (0, 1]; the shift of prompt g is the g-th number drawn with ``seed``.
     """
     require(0 < share <= 1, "weights.steps.resample", share, "a share above 0 and at most 1")
-    index_N, groups, mass_N = data.pool_N, data.pools, data.mass(weights_T)
-    points_G, total_G = np.maximum(1, np.rint(share * np.bincount(index_N))), group_sum(mass_N, index_N, groups)
-    # Shares of the prompt first: the number of points over a tiny total is no float.
-    share_N = np.divide(mass_N, total_G[index_N], out=np.zeros(len(mass_N)), where=total_G[index_N] > 0)
+    index_N = data.pool_N
+    points_G = np.maximum(1, np.rint(share * np.bincount(index_N)))
     order = np.argsort(index_N, kind="stable")
-    group_N, length_N = index_N[order], (share_N * points_G[index_N])[order]
+    sorted_N, length_N = index_N[order], (_shares_of_pool(weights_T, data) * points_G[index_N])[order]
     # Where each conversation ends, in units of the distance between points, from the start of its prompt.
     edge_N = np.concatenate([[0.0], np.cumsum(length_N)])
-    first_G = np.searchsorted(group_N, np.arange(groups))
-    shift_N = (np.random.default_rng(seed).random(groups) - edge_N[first_G])[group_N]
+    first_G = np.searchsorted(sorted_N, np.arange(len(points_G)))
+    shift_N = (np.random.default_rng(seed).random(len(points_G)) - edge_N[first_G])[sorted_N]
     drawn_N = np.floor(edge_N[1:] + shift_N) - np.floor(edge_N[:-1] + shift_N)
-    factor_N = np.zeros(len(mass_N))
-    factor_N[order] = np.divide(drawn_N, length_N, out=np.zeros(len(order)), where=length_N > 0)
+    factor_N = np.empty(len(order))
+    factor_N[order] = quotients(drawn_N, length_N)
     return weights_T * data.by_reply(factor_N)
 
 
 def undo_adaptive(weights_T: Floats, data: Conversations) -> Floats:
     """Weights as if every prompt had been sampled alike; comes first where data was sampled adaptively.
 
-    Factors c with which ``(1/k) Σ_i c_i g(τ_i)`` is unbiased for ``E[g(τ)]`` of every prompt, for any g; see
-    ``stopping_factors``. Schemes that divide by Ẑ divide by an unbiased one.
+    By the factors of ``stopping_factors``. Schemes that divide by Ẑ divide by an unbiased one.
     """
     if not data.first:
         raise ConfigError("weights.steps: undo_adaptive is for adaptive sampling, and every prompt was sampled alike.")
@@ -157,12 +153,11 @@ def undo_adaptive(weights_T: Floats, data: Conversations) -> Floats:
     if not data.partitioned:
         return corrected_T
     # What the scheme gave: some reply of every conversation has it, and those of such schemes are never negative.
-    weights_N = np.maximum.reduceat(weights_T, data.start_N)
+    weights_N, index_N = np.maximum.reduceat(weights_T, data.start_N), data.group_N
     # Ẑ is the mean of what weights are in proportion to: before, that of weights was the prompt's total over K.
-    total_G = group_sum(weights_N * factors_N, data.group_N, data.groups)
-    scale_G = group_mean(weights_N, data.group_N, data.groups) * group_sum(factors_N, data.group_N, data.groups)
-    scale_G = np.divide(scale_G, total_G, out=np.ones(data.groups), where=total_G > 0)
-    return corrected_T * data.by_reply(scale_G[data.group_N])
+    scale_G = group_mean(weights_N, index_N) * group_sum(factors_N, index_N)
+    scale_G = quotients(scale_G, group_sum(weights_N * factors_N, index_N), 1.0)
+    return corrected_T * data.by_reply(scale_G[index_N])
 
 
 def stopping_factors(success_N: ArrayLike, first_N: ArrayLike, index_N: Indices) -> Floats:
@@ -172,24 +167,18 @@ def stopping_factors(success_N: ArrayLike, first_N: ArrayLike, index_N: Indices)
     alone is unbiased, and so is what is expected of it given all K outcomes in whatever order (Rao–Blackwell), which
     also uses the others: with s successes among K, j of the first k being successes, ``c = E[j | 0 < j < k] / s`` for a
     success and ``E[k − j | 0 < j < k] / (K − s)`` for a failure, j being hypergeometric. Its variance is never larger
-    than that of the first k. Each prompt's factors sum to k: prompts count alike however often they were sampled.
+    than that of the first k: ``(1/k) Σ_i c_i g(τ_i)`` is unbiased for ``E[g(τ)]`` of every prompt, for any g. Each
+    prompt's factors sum to k: prompts count alike however often they were sampled.
 
-    Args:
-        success_N: ``(N,)`` the outcome that decided.
-        first_N: ``(N,)`` whether it was among the first.
-        index_N: ``(N,)`` prompt of each, 0…G−1.
-
-    Returns:
-        ``(N,)`` c > 0; 1 where a prompt got no more than its first conversations.
+    ``success_N`` is the outcome that decided, ``first_N`` whether it was among the first, ``index_N`` the prompt,
+    0…G−1. Returns ``(N,)`` c > 0, and 1 where a prompt got no more than its first conversations.
     """
     success = np.asarray(success_N, bool)
-    groups = int(index_N.max(initial=-1)) + 1
     columns = (np.ones(len(success)), success.astype(float), np.asarray(first_N, float))
-    triples_G = np.stack([group_sum(column, index_N, groups).astype(np.int64) for column in columns], axis=1)
+    triples_G = np.stack([group_sum(column, index_N).astype(np.int64) for column in columns], axis=1)
     triples, place_G = np.unique(triples_G, axis=0, return_inverse=True)
     pairs = np.array([_factors(*map(int, triple)) for triple in triples]).reshape(-1, 2)
-    factors: Floats = pairs[place_G.reshape(-1)[index_N], success.astype(np.intp)]
-    return factors
+    return pairs[place_G.reshape(-1)[index_N], success.astype(np.intp)]
 
 
 def _factors(size: int, solved: int, first: int) -> tuple[float, float]:
@@ -209,8 +198,7 @@ def _factors(size: int, solved: int, first: int) -> tuple[float, float]:
 
 def _unsolved_G(data: Conversations) -> Bools:
     """``(G,)`` which prompts have no success."""
-    unsolved_G: Bools = group_max(data.success_N.astype(float), data.group_N, data.groups) == 0
-    return unsolved_G
+    return np.equal(group_max(data.success_N.astype(float), data.group_N), 0)
 
 
 _ALL = (undo_adaptive, hold_out, drop_unsolved, shrink_unsolved, bound_negative, skip_small, resample)

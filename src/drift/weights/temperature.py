@@ -1,4 +1,4 @@
-"""β without guessing: the temperature at which weights keep a wanted share of the conversations effective."""
+"""``e^{R/β}`` in log space, and β without guessing: that which keeps a wanted share of the conversations effective."""
 
 from __future__ import annotations
 
@@ -7,21 +7,12 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from drift.weights.groups import (
-    Floats,
-    Indices,
-    equal_returns,
-    group_max,
-    group_mean,
-    group_min,
-    group_sum,
-    index_groups,
-)
+from drift.weights.groups import Floats, Indices, group_max, group_mean, group_min, group_sum, index_groups
 
 # Halvings of an interval of log β: what is left is below 1e-9 for any returns that floats can hold.
 HALVINGS = 40
-# e^-750 is 0, and 1e9 spans make weights that differ from 1 by less than a float shows.
-_COLD, _HOT = 750.0, 1e9
+# e^-750 is 0, and 1e9 spans make weights that differ from 1 by less than a float shows; nor has e^709.8 a float.
+_COLD, _HOT, _LARGEST = 750.0, 1e9, 709.0
 _SMALLEST = float(np.finfo(float).smallest_subnormal)
 
 
@@ -31,67 +22,64 @@ def exponents(gap_N: Floats, beta: float | Floats) -> Floats:
         return np.where(gap_N == 0, 0.0, gap_N / beta)
 
 
-def effective_shares(exponent_N: Floats, index_N: Indices, size_G: Floats) -> Floats:
+def tilted(returns_N: float | Floats, best_N: float | Floats, beta: float | Floats) -> Floats:
+    """``e^{(R − R⁺)/β}`` with R⁺ the largest return; at most 1, whatever the size of the returns."""
+    # The subtraction comes first: returns/β may overflow where their differences do not.
+    with np.errstate(over="ignore"):
+        return np.exp(exponents(np.subtract(returns_N, best_N), beta))
+
+
+def shared_partition(returns_N: Floats, beta: float | Floats) -> tuple[float, float]:
+    """The largest return R⁺ of all, and the mean over all of ``e^{(r − R⁺)/β}``, correctly rounded."""
+    top = float(returns_N.max(initial=-np.inf))
+    tilted_N = tilted(returns_N, top, beta)
+    parts = (tilted_N[at : at + 65_536].tolist() for at in range(0, len(tilted_N), 65_536))
+    return top, math.fsum(value for part in parts for value in part) / max(len(tilted_N), 1)
+
+
+def effective_shares(exponent_N: Floats, index_N: Indices) -> Floats:
     """``(G,)`` Kish's ``(Σw)²/Σw²`` over K of each prompt under weights ``∝ e^exponent``; the largest of each is 0."""
-    groups = len(size_G)
     # What is below e^-300 of the largest changes no sum, and without it no number gets slow or loses digits.
     tilted_N = np.exp(np.maximum(exponent_N, -300.0))
-    return group_sum(tilted_N, index_N, groups) ** 2 / group_sum(tilted_N**2, index_N, groups) / size_G
+    return group_sum(tilted_N, index_N) ** 2 / group_sum(tilted_N**2, index_N) / np.bincount(index_N)
 
 
 def temperature_of(
     returns_N: ArrayLike, group_N: ArrayLike, success_N: ArrayLike, target: float | str
 ) -> tuple[float, float | None]:
-    """What ``beta: auto`` finds: β, and the share of conversations that was to stay effective.
+    """What ``beta: auto`` finds: one β for a whole data set, and the share of conversations that stays effective.
 
-    Args:
-        returns_N: ``(N,)`` finite R.
-        group_N: ``(N,)`` prompt of each.
-        success_N: ``(N,)`` whether each succeeded.
-        target: a share in (0, 1); or ``success``, the mean share of a prompt that succeeds, over prompts whose returns
-            differ, so that as many count as rejection sampling would keep. Data without failures or without successes
-            take the limits: ∞, all alike, or 0, the best alone.
-    """
-    returns, (index_N, groups) = np.asarray(returns_N, float), index_groups(group_N)
-    if target != "success":
-        return shared_temperature(returns, index_N, float(target)), float(target)
-    shares_G = group_mean(np.asarray(success_N, float), index_N, groups)[~equal_returns(returns, index_N)]
-    share = math.fsum(shares_G.tolist()) / len(shares_G) if len(shares_G) else None
-    if share is None or share in (0, 1):
-        return (0.0 if share == 0 else math.inf), share
-    return shared_temperature(returns, index_N, share), share
-
-
-def shared_temperature(returns_N: ArrayLike, group_N: ArrayLike, share: float) -> float:
-    """One β for a whole data set, at which the mean effective share of its prompts is ``share``.
-
-    The mean is over prompts whose returns differ; the others have weight 1 at any β. By bisection in log β: shares fall
-    as β falls, from 1 to the share of conversations with a prompt's largest return. Unchanged by a constant added to
-    the returns of a prompt, and β scales with them.
-
-    Args:
-        returns_N: ``(N,)`` finite R.
-        group_N: ``(N,)`` prompt of each.
-        share: of a prompt's K, in (0, 1).
+    ``target`` is a share of a prompt's K in (0, 1), or ``success``: the mean share that succeeds, so that as many count
+    as rejection sampling would keep. Shares are means over prompts whose returns differ; the others have weight 1 at
+    any β. They fall as β falls, from 1 to that of conversations with a prompt's largest return, so β is found by
+    bisection in log β. Unchanged by a constant added to the returns of a prompt, and β scales with them. Ours.
 
     Returns:
-        β: 0 where even the smallest leaves more than the share effective (conversations tie for the best), ∞ where no
-        prompt has returns that differ.
+        β, and the share that was wanted. β is 0, the best alone, where no conversation of such prompts succeeds or even
+        the smallest β leaves more effective (conversations tie for the best); ∞, all alike, where all succeed or no
+        prompt has returns that differ (then there is no mean share of success: ``None``).
     """
-    returns = np.asarray(returns_N, float)
-    index_N, groups = index_groups(group_N)
+    returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
     with np.errstate(over="ignore"):
-        gap_N = returns - group_max(returns, index_N, groups)[index_N]
-    differs_G = group_min(gap_N, index_N, groups) < 0
-    if not differs_G.any():
-        return math.inf
+        gap_N = returns - group_max(returns, index_N)[index_N]
+    differs_G = group_min(gap_N, index_N) < 0
+    share = None if target == "success" else float(target)
+    if share is None:
+        shares_G = group_mean(np.asarray(success_N, float), index_N)[differs_G]
+        share = math.fsum(shares_G.tolist()) / len(shares_G) if len(shares_G) else None
+    if share == 0:
+        return 0.0, share
+    if share in (None, 1) or not differs_G.any():
+        return math.inf, share
     kept_N = differs_G[index_N]
-    gap_M, index_M = gap_N[kept_N], (np.cumsum(differs_G) - 1)[index_N[kept_N]]
-    size_S = np.bincount(index_M).astype(float)
+    return _temperature(gap_N[kept_N], (np.cumsum(differs_G) - 1)[index_N[kept_N]], share), share
 
+
+def _temperature(gap_M: Floats, index_M: Indices, share: float) -> float:
     def mean_share(beta: float) -> float:
         # Correctly rounded, so that β does not hang on how many prompts there are.
-        return math.fsum(effective_shares(exponents(gap_M, beta), index_M, size_S).tolist()) / len(size_S)
+        shares_G = effective_shares(exponents(gap_M, beta), index_M)
+        return math.fsum(shares_G.tolist()) / len(shares_G)
 
     if mean_share(0.0) >= share:
         return 0.0
@@ -100,5 +88,5 @@ def shared_temperature(returns_N: ArrayLike, group_N: ArrayLike, share: float) -
     high = math.log(float(finite.max(initial=0.0))) + math.log(_HOT)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if mean_share(math.exp(min(middle, 709.0))) > share else (middle, high)
-    return math.exp(min((low + high) / 2, 709.0))
+        low, high = (low, middle) if mean_share(math.exp(min(middle, _LARGEST))) > share else (middle, high)
+    return math.exp(min((low + high) / 2, _LARGEST))

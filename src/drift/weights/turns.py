@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from drift.errors import require
 from drift.registry import Registry
-from drift.weights.groups import Bools, Floats, Indices
+from drift.weights.groups import Bools, Floats, Indices, Ints, group_mean, others_mean, tree_levels
 
-Ints = NDArray[np.signedinteger[Any]]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
@@ -22,23 +21,19 @@ class Conversations:
     """What schemes, turns and steps can look at: N conversations in the order of tasks and samples, T replies in all.
 
     Attributes:
-        group_N: ``(N,)`` prompt of each, 0…G−1.
-        returns_N: ``(N,)`` R.
-        baseline_N: ``(N,)`` what R is measured against; ``None`` where the others of the prompt are, in the scheme.
-        success_N: ``(N,)`` whether each succeeded; under a scheme of first turns, whether its first reply did.
-        turns_N: ``(N,)`` number of turns L.
-        first_wrong_N: ``(N,)`` whether an answer was asked for at turn 1 and the reply was not right.
-        stopped_N: ``(N,)`` the success that decided whether adaptive sampling went on.
-        rejected_T: ``(T,)`` which replies, conversation after conversation, were mistakes that another followed: asked
-            for an answer, no success, worth nothing; not there for terminal, first and all, which don't ask.
-        reward_N: ``(N,)`` sum of the environment's rewards; there where a scheme asks for it, as the next three are.
-        sample_N: ``(N,)`` which of the prompt's samples each is, from 0; there under adaptive sampling too.
-        reply_T: ``(T,)`` keys of replies, equal where the same was said.
-        feedback_T: ``(T,)`` keys of what the environment said to each.
-        beta: the β of the scheme, a number or ``(N,)``; ``None`` where it has none.
+        group_N, returns_N, turns_N: prompt of each, 0…G−1, its R, and its number of turns L.
+        success_N: whether each succeeded; under a scheme of first turns, whether its first reply did.
+        first_wrong_N: whether an answer was asked for at turn 1 and the reply was not right.
+        stopped_N: the success that decided whether adaptive sampling went on.
+        rejected_T: which replies, conversation after conversation, were mistakes that another followed: asked for an
+            answer, no success, worth nothing. It and what follows, up to opening_N, are there where they are asked for.
+        reward_N, sample_N: sum of the environment's rewards; which of the prompt's samples each is, from 0.
+        reply_T, feedback_T: keys of replies and of what the environment said to them, equal where the same was said.
+        opening_N: keys of what opens each, the same for near-duplicates.
+        loss_weight_T: what a log says that each reply counts for.
+        baseline_N: what R is measured against; ``None`` where the others of the prompt are, in the scheme.
+        beta: the β of the scheme, 0 and ∞ where they were found; ``None`` where it has none.
         partitioned: the scheme divides by the prompt's Ẑ.
-        opening_N: ``(N,)`` keys of what opens each, the same for near-duplicates; there where prompts are held out.
-        loss_weight_T: ``(T,)`` what a log says that each reply counts for.
         first: with adaptive sampling, how many samples of a prompt came first; 0 without.
     """
 
@@ -61,11 +56,6 @@ class Conversations:
     first: int = 0
 
     @cached_property
-    def groups(self) -> int:
-        """G."""
-        return int(self.group_N.max(initial=-1)) + 1
-
-    @cached_property
     def advantage_N(self) -> Floats:
         """``(N,)`` what schemes are given: R less its baseline, where there is one."""
         if self.baseline_N is None:
@@ -79,17 +69,13 @@ class Conversations:
         """``(N,)`` whom each is compared with, as a number: its prompt, or all where there is a baseline."""
         return self.group_N if self.baseline_N is None else np.zeros_like(self.group_N)
 
-    @cached_property
-    def pools(self) -> int:
-        """How many such sets there are."""
-        return self.groups if self.baseline_N is None else 1
-
     @property
     def first_N(self) -> Bools:
-        """``(N,)`` which conversations came first in adaptive sampling, whatever the outcomes were."""
+        """``(N,)`` which conversations came first in adaptive sampling, whatever the outcomes were; all without."""
+        if not self.first:
+            return np.ones(len(self.returns_N), bool)
         assert self.sample_N is not None, "known under adaptive sampling"
-        came_first_N: Bools = self.sample_N < self.first
-        return came_first_N
+        return np.less(self.sample_N, self.first)
 
     @property
     def start_N(self) -> Indices:
@@ -103,8 +89,7 @@ class Conversations:
 
     def total(self, values_T: Floats) -> Floats:
         """``(N,)`` sum over a conversation's replies."""
-        sums_N: Floats = np.add.reduceat(values_T, self.start_N)
-        return sums_N
+        return np.add.reduceat(values_T, self.start_N)
 
     def by_reply(self, values_N: NDArray[Scalar]) -> NDArray[Scalar]:
         """``(T,)`` each conversation's value, for each of its replies."""
@@ -127,7 +112,7 @@ def first(weights_N: Floats, data: Conversations) -> Floats:
 
 def every(weights_N: Floats, data: Conversations) -> Floats:
     """Every reply has the conversation's weight (Refit, Swift); called ``all``."""
-    return np.repeat(weights_N, data.turns_N)
+    return data.by_reply(weights_N)
 
 
 def credited(weights_N: Floats, data: Conversations, *, rejected: float = 0.0) -> Floats:
@@ -151,5 +136,34 @@ def own(weights_T: Floats, data: Conversations, *, discount: float = 0.0) -> Flo
     return weights_T
 
 
-TURNS = {"terminal": terminal, "all": every, "first": first, "credited": credited, "own": own}
-REGISTRY = Registry("spread over turns", "drift.turns", {**TURNS, "advantage": "drift.weights.advantages:advantage"})
+def advantage(weights_N: Floats, data: Conversations) -> Floats:
+    """What a reply made of its conversation: value after it less value before it (RTMC 2604.11037, GAGPO 2605.13217).
+
+    With w the weight that the scheme gives to a conversation, x_t the history before its reply y_t::
+
+        A(i, t) = Q̂(x_t, y_t) − V̂₋ᵢ(x_t)      Q̂ = mean of w over the prompt's conversations that went through x_t, y_t
+                                               V̂₋ᵢ = mean of w over the others that went through x_t
+
+    Without bias for ``Q − V`` of the scheme's w (``rft`` for success, ``refit`` for the return) under the policy that
+    sampled, also where that policy decides when to stop, since only conversations with the same history are compared.
+    What i itself brought is left out of V̂, so ``E[A ∇ log π]`` is the policy gradient. Its error falls as 1/√n with the
+    n conversations that went through.
+
+    Where no other one shared x_t, V̂ is that of the last place that some other one shared, which leaves the policy
+    gradient as it is but counts what led here as y_t's. So in free text, where nothing but the prompt is shared, every
+    reply gets the weight less the mean of the others'. Histories and replies are the same where their keys are: by
+    answers where an answer was asked for, else by words. The only conversation of a prompt gets 0.
+    """
+    assert data.reply_T is not None and data.feedback_T is not None, "told to whoever asks"
+    advantages_T, before_N = np.zeros(int(data.turns_N.sum())), np.array(weights_N, float)
+    levels = tree_levels(data.group_N, data.turns_N, data.reply_T, data.feedback_T)
+    for turn, (rows_M, history_M, reply_M) in enumerate(levels):
+        worth_M = weights_N[rows_M]
+        before_M = others_mean(worth_M, history_M, before_N[rows_M])
+        advantages_T[data.start_N[rows_M] + turn] = group_mean(worth_M, reply_M)[reply_M] - before_M
+        before_N[rows_M] = others_mean(worth_M, reply_M, before_M)
+    return advantages_T
+
+
+TURNS = {"terminal": terminal, "all": every, "first": first, "credited": credited, "own": own, "advantage": advantage}
+REGISTRY = Registry("spread over turns", "drift.turns", TURNS)
