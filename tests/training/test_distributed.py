@@ -92,7 +92,7 @@ def test_two_processes_train_as_one_whatever_is_trained(
 def test_accumulation_changes_nothing(uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, share: bool) -> None:
     runs = {}
     for tokens in (100_000, 900, 450, 1):
-        config = settings(tokens_per_batch=tokens, attention="auto" if share else "sdpa", max_steps=8)
+        config = settings(tokens_per_batch=tokens, attention="auto" if share else "sdpa", max_steps=4)
         runs[tokens] = train(*uneven, out=tmp_path / str(tokens), model=str(tiny_model), config=config)
     whole = losses(runs[100_000])
     for tokens, out in runs.items():
