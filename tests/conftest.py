@@ -107,7 +107,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_trajectory() -> Callable[..., Trajectory]:
     """Builds a trajectory from what matters in a test: its replies' answers and which of them is right."""
 
@@ -157,7 +157,7 @@ def make_trajectory() -> Callable[..., Trajectory]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random_trajectories(make_trajectory: Callable[..., Trajectory]) -> Callable[..., list[Trajectory]]:
     """Builds shuffled prompts of 1 to 6 conversations over one or two tasks.
 
