@@ -42,12 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(os, "fork") or FOLDER in os.environ or getattr(config.option, "cov_source", None):
         return
     folder = tempfile.TemporaryDirectory(prefix="drift-tests-")
-    servers = start_servers(Path(folder.name))
+    servers, popen = start_servers(Path(folder.name)), subprocess.Popen
     if getattr(config.option, "numprocesses", None):
         subprocess.Popen = WorkerPopen  # type: ignore[misc]
 
     def end() -> None:
-        subprocess.Popen = WorkerPopen.__mro__[2]  # type: ignore[misc]
+        subprocess.Popen = popen  # type: ignore[misc]
         del os.environ[FOLDER]
         for server in servers:
             server.communicate()
