@@ -256,6 +256,8 @@ def test_the_same_seed_twice_gives_the_same_data_weights_and_losses(tmp_path: Pa
         assert (tmp_path / "a" / file).read_text() == (tmp_path / "b" / file).read_text()
 
 
+# In the ordinary tests the guide's commands do the same.
+@pytest.mark.slow
 def test_stages_one_by_one_do_what_the_recipe_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, weights, model = (str(tmp_path / name) for name in ("data", "weights", "model"))
     rollout = ["rollout", "guess", "--out", data, "--tasks", "12", "--samples", "4"]

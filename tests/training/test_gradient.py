@@ -288,7 +288,7 @@ def planned_gradients(
 STEPS: dict[str, Any] = {"batch_size": 6, "rows_together": 1, "tokens_per_batch": 150, "max_steps": 5, "warmup": 0.5}
 
 
-@pytest.mark.parametrize("chain", ["terminal", "negative"])
+@pytest.mark.parametrize("chain", [pytest.param("terminal", marks=pytest.mark.slow), "negative"])
 @pytest.mark.parametrize("plan", ["uniform", "balanced", "drawn"])
 def test_every_step_has_the_gradient_of_its_rows_and_factors(
     recorded: Recorded, tmp_path: Path, plan: str, chain: str
