@@ -15,6 +15,7 @@ if "DRIFT_CACHE" not in os.environ:
 import dataclasses
 import gc
 import random
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ import pytest
 
 from drift.types import Completion, Message, Step, Trajectory, Turn
 
-from .forking import FOLDER, QuickPopen, start_servers, starting
+from .forking import FOLDER, QuickPopen, WorkerPopen, start_servers, starting
 
 # Half a million objects of torch and its like stay for good: they need not be looked through again and again.
 gc.disable()
@@ -37,13 +38,16 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Fork servers for all workers; none where coverage is measured, which a fork would not be."""
+    """Fork servers for all workers, which are forks too; none where coverage is measured, which a fork would not be."""
     if not hasattr(os, "fork") or FOLDER in os.environ or getattr(config.option, "cov_source", None):
         return
     folder = tempfile.TemporaryDirectory(prefix="drift-tests-")
-    servers = start_servers(Path(folder.name))
+    servers, popen = start_servers(Path(folder.name)), subprocess.Popen
+    if getattr(config.option, "numprocesses", None):
+        subprocess.Popen = WorkerPopen  # type: ignore[misc]
 
     def end() -> None:
+        subprocess.Popen = popen  # type: ignore[misc]
         del os.environ[FOLDER]
         for server in servers:
             server.communicate()
@@ -103,7 +107,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_trajectory() -> Callable[..., Trajectory]:
     """Builds a trajectory from what matters in a test: its replies' answers and which of them is right."""
 
@@ -153,7 +157,7 @@ def make_trajectory() -> Callable[..., Trajectory]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random_trajectories(make_trajectory: Callable[..., Trajectory]) -> Callable[..., list[Trajectory]]:
     """Builds shuffled prompts of 1 to 6 conversations over one or two tasks.
 

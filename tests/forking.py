@@ -39,9 +39,10 @@ SERVERS = {
 
 
 class QuickPopen(subprocess.Popen[Any]):
-    """``subprocess.Popen`` that has the server fork where it can."""
+    """``subprocess.Popen`` that has the server fork where it can, as does what the process starts itself."""
 
     _channel: socket.socket | None = None
+    passed_on = True
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):  # type: ignore[no-untyped-def]
         pipes, new_session, process_group = rest[3:9], rest[-2], rest[-1]
@@ -58,6 +59,7 @@ class QuickPopen(subprocess.Popen[Any]):
         self._channel.connect(os.path.join(os.environ[FOLDER], server))
         socket.send_fds(self._channel, [b"."], streams)
         request = {"line": line[1:], "cwd": os.fspath(cwd or os.getcwd()), "env": environment, "session": new_session}
+        request["quick"] = self.passed_on
         self._channel.sendall(pickle.dumps(request))
         self._channel.shutdown(socket.SHUT_WR)
         self._close_pipe_fds(*pipes)
@@ -89,6 +91,12 @@ class QuickPopen(subprocess.Popen[Any]):
         if self.returncode is None and not select.select([self._channel], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self._internal_poll()
+
+
+class WorkerPopen(QuickPopen):
+    """The same for xdist's workers, whose tests decide themselves how they start processes."""
+
+    passed_on = False
 
 
 def can_fork(line: list[str], environment: dict[str, str]) -> bool:
@@ -210,7 +218,7 @@ def become(request: dict[str, Any]) -> None:
     first = {"-m": os.getcwd(), "-c": ""}.get(what, os.path.dirname(os.path.abspath(what)))
     sys.path[:] = [*([] if "-P" in options else [first]), *given, *base]
     importlib.invalidate_caches()
-    for module in starting():
+    for module in starting() if request["quick"] else ():
         module.Popen = QuickPopen  # type: ignore[attr-defined]
     if what == "-c":
         main = types.ModuleType("__main__")

@@ -192,7 +192,7 @@ def test_imported_logs_hold_no_control_token_that_someone_wrote(
     controls = Controls(AutoTokenizer.from_pretrained(folders[name]))
     rows, places = [], ["user", "assistant", "feedback", *(["system"] if ALL[name].system else [])]
     for place in places:
-        for text in ("x", *payloads(controls.tokenizer)[::7]):
+        for text in ("x", *payloads(controls.tokenizer)[::13]):
             messages = [*conversation(place, text), said("assistant", text)]
             rows.append({"messages": messages, "reward": 1, "id": f"{place} {len(rows)}"})
     log = tmp_path / "log.jsonl"
@@ -206,7 +206,7 @@ def test_imported_logs_hold_no_control_token_that_someone_wrote(
         assert prompts == harmless.setdefault(place, prompts), trajectory.messages
         for turn in trajectory.turns:
             assert len(controls.of(turn.completion.token_ids)) == 1 and turn.completion.token_ids[-1] in controls.ids
-    assert len(found) == len(rows) >= 90
+    assert len(found) == len(rows) >= 45
 
 
 @dataclass
@@ -240,13 +240,13 @@ def test_what_an_environment_says_in_an_evaluation_makes_no_control_token(
     folders: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
     controls = Controls(AutoTokenizer.from_pretrained(folders[name]))
-    texts = payloads(controls.tokenizer)[::7]
+    texts = payloads(controls.tokenizer)[::13]
     factory = Hostile(texts, ALL[name].system)
     config, sampling = EvaluationConfig(tasks=len(texts), samples=1), Sampling(max_new_tokens=3)
     evaluate_policies(Setup(environment=factory), {"base": str(folders[name])}, config, sampling, tmp_path, seed=1)
     for mode in ("greedy", "sampled"):
         found = read_trajectories(tmp_path / mode / "base")
-        assert len(found) == len(texts) >= 30 and all(len(t.turns) == 3 for t in found)
+        assert len(found) == len(texts) >= 15 and all(len(t.turns) == 3 for t in found)
         for trajectory in found:
             check_prompts(controls, trajectory)
 

@@ -38,11 +38,15 @@ def both(line: list[str], **options: object) -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize(
-    "how",
-    [["-c", FACTS, "a", "--b"], ["-m", "facts", "a"], ["-u", "facts.py", "a"], ["-P", "-c", FACTS]],
+    ("how", "session"),
+    [
+        (["-c", FACTS, "a", "--b"], False),
+        (["-m", "facts", "a"], True),
+        (["-u", "facts.py", "a"], False),
+        (["-P", "-c", FACTS], True),
+    ],
     ids=["script", "module", "file", "safe path"],
 )
-@pytest.mark.parametrize("session", [False, True])
 def test_a_fork_is_told_what_a_new_process_is_told(tmp_path: Path, how: list[str], session: bool) -> None:
     (tmp_path / "facts.py").write_text(FACTS)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'given'}:{os.environ.get('PYTHONPATH', '')}", "OWN": "1"}

@@ -274,7 +274,8 @@ def test_keys_that_no_recipe_has_are_refused(keys: dict[str, Any], message: str)
 
 
 SMALL: dict[str, Any] = {
-    "max_new_tokens": 12, "rollouts.tasks": 6, "rollouts.samples": 4, "max_steps": 10, "training.batch_size": 4,
+    "max_new_tokens": 12, "rollouts.tasks": 6, "rollouts.samples": 4, "max_steps": 2, "training.batch_size": 4,
+    "training.arguments.logging_steps": 2,
     "evaluation.tasks": 4, "evaluation.samples": 0, "scheme": "sft",
 }  # fmt: skip
 

@@ -126,7 +126,7 @@ def test_a_run_that_failed_late_is_corrected_and_goes_on(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    keys = {**SMALL, "model": str(tiny_model)}
+    keys = {**SMALL, "model": str(tiny_model), "environment.max_turns": 2}
     # An untrained model solves nothing.
     with pytest.raises(ConfigError, match="leaves every weight 0"):
         drift.run("quickstart", out=out, steps=["drop_unsolved"], **keys)

@@ -345,7 +345,7 @@ def test_a_real_model_that_says_anything_at_all_is_trained_on_what_it_sampled(
     styled(base_tokenizer, name).save_pretrained(random_model)
     policy = HFPolicy(str(random_model))
     for temperature in (0.7, 3.0):
-        trajectory = hold(policy, USER, Sampling(max_new_tokens=24, temperature=temperature))
+        trajectory = hold(policy, USER, Sampling(max_new_tokens=12, temperature=temperature))
         assert len(trajectory.turns) == 3
         rows = check_rows(trajectory)
         turns = trajectory.turns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import typing
 from collections.abc import Mapping, Sequence
@@ -138,13 +139,10 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     """
     from argparse import ArgumentError
 
-    from jsonargparse import ArgumentParser
-
     check_keys(values, Recipe, where)
     flat = flatten(values)
     objects = {key: value for key, value in flat.items() if not is_plain(value)}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe, as_group=False)
+    parser = _parser()
     try:
         parsed = parser.parse_object(nested({key: value for key, value in flat.items() if key not in objects}))
         recipe = Recipe(**vars(parser.instantiate(parsed)))
@@ -152,6 +150,16 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         raise ConfigError(f"recipe {where}: {' '.join(str(error).split())}.") from error
     changed: Recipe = change(recipe, objects)
     return changed
+
+
+@functools.cache
+def _parser() -> Any:
+    """What knows the types of a recipe's keys; made once, since that takes as long as all the rest of a recipe."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, as_group=False)
+    return parser
 
 
 def recipe_values(recipe: Any) -> dict[str, Any]:

@@ -24,8 +24,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # The whole pipeline on the shipped policy, as small as it can be and still be the real thing.
 QUICK = [
-    "--rollouts.tasks", "24", "--rollouts.samples", "4", "--training.max_steps", "4", "--training.batch_size", "16",
-    "--evaluation.tasks", "20", "--evaluation.samples", "1",
+    "--environment.max_turns", "2", "--rollouts.tasks", "24", "--rollouts.samples", "4",
+    "--training.max_steps", "2", "--training.batch_size", "16", "--evaluation.tasks", "20", "--evaluation.samples", "1",
 ]  # fmt: skip
 
 
@@ -227,7 +227,7 @@ def test_a_recipe_runs_end_to_end_and_again_without_doing_anything_twice(
     out = tmp_path / "run"
     assert main(["quickstart", "--out", str(out), *QUICK]) == 0
     printed = capsys.readouterr().out
-    assert "multi@5" in printed and "tuned" in printed and str(out / "report.html") in printed.replace("\n", "")
+    assert "multi@2" in printed and "tuned" in printed and str(out / "report.html") in printed.replace("\n", "")
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
     assert recipe["rollouts"]["tasks"] == 24
     page = (out / "report.html").read_text()
@@ -256,6 +256,8 @@ def test_the_same_seed_twice_gives_the_same_data_weights_and_losses(tmp_path: Pa
         assert (tmp_path / "a" / file).read_text() == (tmp_path / "b" / file).read_text()
 
 
+# In the ordinary tests the guide's commands do the same.
+@pytest.mark.slow
 def test_stages_one_by_one_do_what_the_recipe_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, weights, model = (str(tmp_path / name) for name in ("data", "weights", "model"))
     rollout = ["rollout", "guess", "--out", data, "--tasks", "12", "--samples", "4"]

@@ -29,6 +29,7 @@ from drift.training.config import TrainingConfig
 from drift.weights.config import WeightConfig
 
 RECIPE = Recipe(
+    environment={"name": "arithmetic", "max_turns": 2},
     sampling=Sampling(max_new_tokens=16),
     rollouts=RolloutConfig(tasks=16, samples=4),
     # Returns can be negative with this λ, which refit refuses; β is as quickstart has it.
@@ -38,7 +39,8 @@ RECIPE = Recipe(
 )
 NAMES = ("sft", "drift-refresh", "refit")
 ARGUMENTS = [
-    "quickstart", "--rollouts.tasks", "16", "--rollouts.samples", "4", "--weights.repetition", "0.5",
+    "quickstart", "--environment.max_turns", "2", "--rollouts.tasks", "16", "--rollouts.samples", "4",
+    "--weights.repetition", "0.5",
     "--training.max_steps", "3", "--training.batch_size", "8", "--training.learning_rate", "1e-3",
     "--training.save_steps", "1", "--evaluation.tasks", "16", "--seeds", "1", "--methods", "sft",
 ]  # fmt: skip
@@ -85,15 +87,15 @@ def test_the_table_is_what_the_conversations_say(whole: Path) -> None:
             held = [read_trajectories(whole / f"seed-{seed}" / "methods" / name / mode) for seed in (1, 2)]
             assert [len(found) for found in held] == [16, 16]
             share[name] = [sum(t.success for t in found) / len(found) for found in held]
-            row = rows[name, f"{mode}/multi@5"]
+            row = rows[name, f"{mode}/multi@2"]
             assert row["by_seed"] == pytest.approx(share[name])
             assert row["value"] == pytest.approx(sum(share[name]) / 2) and row["seeds"] == 2
             assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
         gained = sum(share["drift-refresh"]) / 2 - sum(share["sft"]) / 2
-        assert differences["drift-refresh", f"{mode}/multi@5"]["value"] == pytest.approx(gained, abs=1e-8)
-        assert ("sft", f"{mode}/multi@5") not in differences
+        assert differences["drift-refresh", f"{mode}/multi@2"]["value"] == pytest.approx(gained, abs=1e-8)
+        assert ("sft", f"{mode}/multi@2") not in differences
         # The base is none of the methods that the correction counts.
-        assert differences["base", f"{mode}/multi@5"]["p_holm"] is None
+        assert differences["base", f"{mode}/multi@2"]["p_holm"] is None
     # One method beside sft: nothing to correct.
     for row in values["differences"]:
         if row["method"] != "base":

@@ -211,15 +211,18 @@ def test_verdicts_on_training_problems_are_wrong_as_often_as_told_and_the_same_f
     right = task.payload["answer"]
 
     def share_accepted(answer, chosen=task):
-        return sum(verdict(chosen, seed, answer) for seed in range(2000)) / 2000
+        return sum(verdicts(chosen, answer, 2000)) / 2000
 
-    def verdict(chosen, seed, answer):
-        episode = environment.start(chosen, seed=seed)
-        return asyncio.run(episode.step(f"<answer>{answer}</answer>")).success
+    def verdicts(chosen, answer, count):
+        async def held():
+            episodes = [environment.start(chosen, seed=seed) for seed in range(count)]
+            return [(await episode.step(f"<answer>{answer}</answer>")).success for episode in episodes]
+
+        return asyncio.run(held())
 
     assert share_accepted(right) == pytest.approx(0.7, abs=0.04)
     assert share_accepted(right + 1) == pytest.approx(0.1, abs=0.03)
-    assert [verdict(task, seed, right) for seed in range(50)] == [verdict(task, seed, right) for seed in range(50)]
+    assert verdicts(task, right, 50) == verdicts(task, right, 50)
     assert not asyncio.run(environment.start(task, seed=3).step("no idea")).success
     (held_out,) = environment.tasks("test", 1, 0)
     answer = held_out.payload["answer"]

@@ -93,7 +93,7 @@ def plan(environment: str = "clarify", samples: int = 2) -> dict[str, Any]:
 @pytest.mark.parametrize("judge", [{}, {"policy": "scripted:<score>4</score>"}], ids=["verifier", "judge"])
 def test_both_pass_the_conformance_check(files: dict, open_files: dict, name: str, judge: dict) -> None:
     for source in (files, open_files):
-        findings = check_environment(make_environment({"name": name, **source, "judge": judge}), tasks=5)
+        findings = check_environment(make_environment({"name": name, **source, "judge": judge}), tasks=3)
         assert [f for f in findings if not f.passed] == [], name
 
 

@@ -20,7 +20,7 @@ from drift.environments.users import (
     rule_user,
 )
 
-quick = settings(max_examples=200, derandomize=True, deadline=None)
+quick = settings(max_examples=100, derandomize=True, deadline=None)
 LETTERS = "ABCDEFGHIJ"
 METALS = ("iron", "gold leaf", "gold", "H2O")
 

@@ -155,7 +155,12 @@ def coverage(sd_seed, sd_prompt, sd_both, *, shared, runs=400):
 
 @pytest.mark.parametrize(
     ("sd_seed", "sd_prompt", "sd_both", "shared"),
-    [(1.0, 0.5, 0.5, True), (0.1, 1.0, 0.5, True), (0.0, 1.0, 1.0, True), (0.1, 0.5, 0.5, False)],
+    [
+        (1.0, 0.5, 0.5, True),
+        pytest.param(0.1, 1.0, 0.5, True, marks=pytest.mark.slow),
+        (0.0, 1.0, 1.0, True),
+        (0.1, 0.5, 0.5, False),
+    ],
 )
 def test_three_seeds_cover_the_truth_as_often_as_they_should(sd_seed, sd_prompt, sd_both, shared):
     held, naive = coverage(sd_seed, sd_prompt, sd_both, shared=shared)
@@ -181,7 +186,10 @@ def test_one_seed_gives_the_interval_over_prompts_and_no_variance_of_seeds():
     assert (found.from_seeds, found.seeds) == (None, 1)
 
 
-@pytest.mark.parametrize(("chance", "sd"), [(0.9, 0.0), (0.9, 0.3), (0.99, 0.0), (0.99, 0.3)])
+@pytest.mark.parametrize(
+    ("chance", "sd"),
+    [(0.9, 0.3), (0.99, 0.0), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0.9, 0.0), (0.99, 0.3)))],
+)
 def test_three_seeds_of_shares_cover_the_truth_as_often_as_they_should(chance, sd):
     rng, held, runs = np.random.default_rng(8), 0, 400
     threshold = NormalDist().inv_cdf(chance) * sqrt(1 + sd**2)

@@ -11,7 +11,7 @@ TARGETS = all_targets()
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_hostile_fragments_get_nowhere(name: str) -> None:
-    for at in range(min(400, getattr(TARGETS[name], "most", 20_000) // 50)):
+    for at in range(min(200, getattr(TARGETS[name], "most", 20_000) // 100)):
         origin = f"suite/{name}/{at}"
         checked(name, TARGETS[name], text_of(random.Random(origin)), origin)
 

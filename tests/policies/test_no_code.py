@@ -112,8 +112,12 @@ FORBIDDEN = {"eval", "exec", "compile", "__import__"}
 PICKLES = {"comparison/jobs.py", "exports/run.py", "own_process.py"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_no_module_evaluates_text_or_trusts_code(path: Path) -> None:
+def test_no_module_evaluates_text_or_trusts_code() -> None:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        look_at(path)
+
+
+def look_at(path: Path) -> None:
     name = path.relative_to(PACKAGE).as_posix()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):

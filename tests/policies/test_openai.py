@@ -20,7 +20,7 @@ from drift.types import Trajectory
 
 from .servers import FaultProxy, PolicyServer, SmallSeeds, ample, vllm_server
 
-SETTINGS: dict[str, Any] = {"tasks": 8, "samples": 3, "sampling": Sampling(max_new_tokens=12)}
+SETTINGS: dict[str, Any] = {"tasks": 8, "samples": 3, "sampling": Sampling(max_new_tokens=5)}
 
 
 @pytest.fixture(scope="module")

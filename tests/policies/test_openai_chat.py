@@ -18,7 +18,7 @@ from drift.types import Trajectory
 
 from .servers import FaultProxy, PolicyServer, SmallSeeds, ample
 
-SETTINGS: dict[str, Any] = {"tasks": 8, "samples": 3, "sampling": Sampling(max_new_tokens=12)}
+SETTINGS: dict[str, Any] = {"tasks": 4, "samples": 3, "sampling": Sampling(max_new_tokens=12)}
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_hash_and_another_seed_another(tmp_path: Pa
     runs = [("a", 1, 8, 4), ("b", 1, 64, 512), ("c", 1, 1, 5), ("d", 2, 64, 512)]
     hashes = {
         name: collect(
-            tasks, GUESS, HFPolicy(str(tiny_model), batch_size=size), tmp_path / name, **plan(3, seed, 6, concurrency)
+            tasks, GUESS, HFPolicy(str(tiny_model), batch_size=size), tmp_path / name, **plan(3, seed, 3, concurrency)
         )["dataset_hash"]
         for name, seed, size, concurrency in runs
     }
@@ -172,7 +172,7 @@ def test_adaptive_sampling_goes_on_only_with_prompts_that_are_undecided(tmp_path
         RolloutConfig(samples=8, first=9)
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
+@pytest.mark.parametrize("share", [0.05, pytest.param(0.3, marks=pytest.mark.slow), 0.8])
 def test_adaptive_sampling_that_was_interrupted_ends_with_the_same_data(tmp_path: Path, share: float) -> None:
     stop_at = 0
 

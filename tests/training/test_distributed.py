@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_starts")
 
 
 def settings(**changes: Any) -> TrainingConfig:
-    defaults = {"max_steps": 20, "batch_size": 12, "tokens_per_batch": 200, "learning_rate": 1e-3, "save_steps": 0}
+    defaults = {"max_steps": 10, "batch_size": 12, "tokens_per_batch": 200, "learning_rate": 1e-3, "save_steps": 0}
     return TrainingConfig(**{**defaults, "arguments": {"logging_steps": 1}, **changes})
 
 
@@ -39,13 +39,15 @@ def parameters(folder: Path) -> dict[str, torch.Tensor]:
     return dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict())
 
 
-@pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+# In the ordinary tests two ranks of uneven load have the gradient of one, and stop where one does.
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, engine: str) -> None:
     one = train(*uneven, out=tmp_path / "one", model=str(tiny_model), config=settings(), device="cpu")
     config = settings(num_processes=2, engine=engine)
     two = train(*uneven, out=tmp_path / "two", model=str(tiny_model), config=config, device="cpu")
     assert read_manifest(two, "model")["ranks"] == 2
-    assert len(losses(one)) == 20 and torch.allclose(losses(two), losses(one), rtol=1e-4, atol=1e-4)
+    assert len(losses(one)) == 10 and torch.allclose(losses(two), losses(one), rtol=1e-4, atol=1e-4)
     first, second = parameters(one), parameters(two)
     assert first.keys() == second.keys()
     assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
@@ -92,7 +94,7 @@ def test_two_processes_train_as_one_whatever_is_trained(
 def test_accumulation_changes_nothing(uneven: tuple[Path, Path], tiny_model: Path, tmp_path: Path, share: bool) -> None:
     runs = {}
     for tokens in (100_000, 900, 450, 1):
-        config = settings(tokens_per_batch=tokens, attention="auto" if share else "sdpa", max_steps=8)
+        config = settings(tokens_per_batch=tokens, attention="auto" if share else "sdpa", max_steps=4)
         runs[tokens] = train(*uneven, out=tmp_path / str(tokens), model=str(tiny_model), config=config)
     whole = losses(runs[100_000])
     for tokens, out in runs.items():

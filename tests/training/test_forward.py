@@ -108,8 +108,11 @@ def tree_gradients(model: Any, rows: list[Example]) -> tuple[float, torch.Tensor
 
 
 @pytest.mark.parametrize("scope", ["terminal", "all"])
-@pytest.mark.parametrize("levels", [1, 2, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    ("dtype", "levels"),
+    [(torch.float32, levels) for levels in (1, 2, 3)]
+    + [pytest.param(torch.float64, levels, marks=pytest.mark.slow) for levels in (1, 2, 3)],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tree_has_the_gradients_of_its_rows(family: str, dtype: torch.dtype, levels: int, scope: str) -> None:
     model, rows = make(family, dtype), make_rows(levels, scope)

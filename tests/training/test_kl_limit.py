@@ -34,9 +34,10 @@ def measured_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drift.training.kl_limit.STEPS", 2)
 
 
-@pytest.fixture
-def weighed(tmp_path: Path, tiny_model: Path, make_trajectory: Make) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def weighed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, make_trajectory: Make) -> tuple[Path, Path]:
     """Twelve prompts of six conversations, one of which failed; Swift's weights, half of them negative."""
+    folder = tmp_path_factory.mktemp("weighed")
     policy = fingerprint(*load_model(str(tiny_model)))
     rng = random.Random(5)
     made = [
@@ -51,13 +52,23 @@ def weighed(tmp_path: Path, tiny_model: Path, make_trajectory: Make) -> tuple[Pa
         for prompt in range(12)
         for k in range(6)
     ]
-    with TrajectoryWriter(tmp_path / "data", {"trajectories": len(made), "policy": policy}, []) as writer:
+    with TrajectoryWriter(folder / "data", {"trajectories": len(made), "policy": policy}, []) as writer:
         for trajectory in made:
             writer.append(trajectory)
         writer.finish()
     config = WeightConfig(scheme="swift", steps=[{"bound_negative": None}])
-    weigh_dataset(tmp_path / "data", config, tmp_path / "weights")
-    return tmp_path / "data", tmp_path / "weights"
+    weigh_dataset(folder / "data", config, folder / "weights")
+    return folder / "data", folder / "weights"
+
+
+@pytest.fixture(scope="module")
+def free(weighed: tuple[Path, Path], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty steps within a limit that is never passed, measured every second one."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("drift.training.kl_limit.STEPS", 2)
+        out = tmp_path_factory.mktemp("free") / "model"
+        train(*weighed, out=out, model=str(tiny_model), **settings(kl_limit=1e9))
+    return out
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -109,9 +120,8 @@ def own_measurement(data: Path, base: Path, model: Path) -> float:
 
 
 def test_training_ends_at_the_last_measurement_within_the_limit(
-    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+    weighed: tuple[Path, Path], free: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    free = train(*weighed, out=tmp_path / "free", model=str(tiny_model), **settings(kl_limit=1e9))
     course = measured(free)
     assert [step for step, _ in course] == list(range(2, 21, 2))
     limit, at = crossing(course, 5)
@@ -212,9 +222,9 @@ def test_a_lora_adapter_goes_back_too(weighed: tuple[Path, Path], tiny_model: Pa
 
 @pytest.mark.usefixtures("quick_starts")
 def test_two_processes_stop_together_where_one_does(
-    weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+    weighed: tuple[Path, Path], free: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    course = measured(train(*weighed, out=tmp_path / "free", model=str(tiny_model), **settings(kl_limit=1e9)))
+    course = measured(free)
     limit, at = crossing(course, 3)
     out = train(
         *weighed,

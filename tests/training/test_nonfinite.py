@@ -165,8 +165,16 @@ def test_a_weight_that_is_no_number_is_named(tiny_model: Path, tmp_path: Path, m
         train(data, weights, out=tmp_path / "model", model=str(tiny_model), config=settings())
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_groups_of_one(tiny_model: Path, tmp_path: Path, make_trajectory: Make, scheme: str) -> None:
+# Training sees weights, whatever gave them: none below 0, some, and those of a prompt.
+TRAINED = ("sft", "swift", "drift")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "trained"),
+    [(name, name in TRAINED) for name in SCHEMES]
+    + [pytest.param(name, True, marks=pytest.mark.slow) for name in SCHEMES if name not in TRAINED],
+)
+def test_groups_of_one(tiny_model: Path, tmp_path: Path, make_trajectory: Make, scheme: str, trained: bool) -> None:
     alone = [make_trajectory(f"a{i}", 0, ("1", "2"), solved=i % 2 == 0) for i in range(6)]
     data = stored(tmp_path / "alone", alone, tiny_model)
     found = tmp_path / "weights"
@@ -182,6 +190,8 @@ def test_groups_of_one(tiny_model: Path, tmp_path: Path, make_trajectory: Make, 
     else:
         table = read_weights(weigh(data, scheme=scheme, out=found).path, data)
     assert np.isfinite(table.weights_T).all() and (table.weights_T != 0).any()
+    if not trained:
+        return
     model = train(
         data,
         found,

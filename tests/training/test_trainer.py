@@ -429,7 +429,7 @@ def planned_rate(schedule: str, step: int, warmup: int, steps: int) -> float:
     return {"linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}.get(schedule, 1.0)
 
 
-@pytest.mark.parametrize("schedule", ["constant_with_warmup", "linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant_with_warmup", pytest.param("linear", marks=pytest.mark.slow), "cosine"])
 def test_the_rate_rises_from_the_first_step_and_goes_on_so_after_a_resume(
     weighed: tuple[Path, Path], tiny_model: Path, tmp_path: Path, schedule: str
 ) -> None:

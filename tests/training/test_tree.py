@@ -63,7 +63,7 @@ def some_rows(draw: st.DrawFn) -> list[Example]:
     return rows
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(some_rows(), st.integers(0, 8))
 def test_a_tree_trains_what_its_rows_train(rows: list[Example], segment_tokens: int) -> None:
     tree = build_tree(rows, segment_tokens=segment_tokens)

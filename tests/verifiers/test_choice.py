@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from drift.errors import ConfigError
 from drift.verifiers.choice import Choice
 
-quick = settings(max_examples=200, derandomize=True, deadline=None)
+quick = settings(max_examples=100, derandomize=True, deadline=None)
 OPTIONS = ("nothing", "Because of a reaction", "a cat", "42")
 
 

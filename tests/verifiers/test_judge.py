@@ -14,7 +14,7 @@ from drift.verifiers import make_verifier
 from drift.verifiers.judge import CRITERIA, Judge, read_score
 from drift.verifiers.quoting import quote
 
-quick = settings(max_examples=100, derandomize=True, deadline=None)
+quick = settings(max_examples=40, derandomize=True, deadline=None)
 SEVERAL = "scripted:<score>7</score>|<score>3</score>|<score>9.5</score>|no idea"
 SAMPLED = {"temperature": 1.0}
 

@@ -302,7 +302,7 @@ def run_script(body):
         "import os, signal, sys, threading, time\n"
         "from drift.verifiers.math_pool import WorkerPool\n"
         f"HANGING = {HANGING!r}\n"
-        "pool = WorkerPool(1, 2.0, 2048)\n"
+        "pool = WorkerPool(1, 1.0, 2048)\n"
         "pool.run('1', '1')\n"
         "print(pool.pids()[0], flush=True)\n"
     ) + body

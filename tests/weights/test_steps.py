@@ -26,7 +26,7 @@ from drift.weights.steps import (
 )
 from drift.weights.turns import TURNS, Conversations
 
-thorough = settings(max_examples=120, derandomize=True, deadline=None)
+thorough = settings(max_examples=60, derandomize=True, deadline=None)
 BETA = 0.3
 SPREADS = [
     ("terminal", {}),

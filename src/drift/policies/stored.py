@@ -33,6 +33,9 @@ _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 # Keys of an adapter's configuration that say where it was made, not what it does.
 _ADAPTER_ORIGIN = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 
+# What ``check_stored`` found nothing wrong with.
+_SOUND: set[str] = set()
+
 
 def local_folder(model: str) -> Path | None:
     """The folder that ``model`` names, its files checked; ``None`` for a hub id; raises ``PolicyError``."""
@@ -171,19 +174,24 @@ class StoredModel:
 def check_stored(model: str, arguments: Mapping[str, Any] | None = None, system: str = "") -> None:
     """Look whether a model folder has a configuration, a chat template that takes these, and sound weights.
 
-    Weights are read where they changed since the last time. Nothing is fetched: of a hub id nothing is known before.
+    A folder is looked at where its files changed since the last time in this process, and its weights where they did
+    since the last time at all. Nothing is fetched: of a hub id nothing is known before.
 
     Raises:
         ConfigError: the template knows no such argument.
         PolicyError: no such folder, what is in it can't be read, a weight is NaN or infinite, or the template leaves
             ``system`` out.
     """
-    if (Path(model).expanduser() / "config.json").is_file():
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        local_folder(model)
+        return
+    asked = repr((folder.resolve(), _file_times(folder), arguments, system))
+    if asked not in _SOUND:
         stored = StoredModel(model)
         TemplateChat(stored.tokenizer, source=model, arguments=arguments, system=system)
         stored.fingerprint()
-    else:
-        local_folder(model)
+        _SOUND.add(asked)
 
 
 def fingerprint_of(model: str) -> str:

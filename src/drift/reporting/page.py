@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def preview_page(preview: Preview) -> str:
     return _template("preview.html").render(title="drift: what will be trained", preview=preview, lines=lines(preview))
 
 
+@functools.cache
 def _template(name: str) -> Template:
     environment = Environment(loader=PackageLoader("drift.reporting"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template(name)

@@ -71,6 +71,7 @@ def histogram(values: Mapping[str, Sequence[float]], label: str, color: str) -> 
         axes.set_ylabel("conversations")
         # One bar often towers over the rest, and the rest is what matters.
         axes.set_yscale("symlog", linthresh=10)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
 
     return svg(draw, label)
 
