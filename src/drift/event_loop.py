@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 from collections.abc import Coroutine
@@ -21,7 +22,9 @@ def run_to_end(work: Coroutine[Any, Any, Result]) -> Result:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
+        # A signal may come before it has begun.
+        with contextlib.closing(work):
+            return asyncio.run(work)
     return _on_a_thread(work)
 
 

@@ -151,7 +151,7 @@ class Judge:
         parts = [("reference answer", reference)] if reference.strip() else []
         quoted = quote(
             [*parts, *conversation_parts(messages)],
-            tags=("score", *self.criteria),
+            tags=("score", "think", *self.criteria),
             max_characters=self.max_characters,
             salt=self.rubric,
         )
