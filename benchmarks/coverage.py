@@ -5,7 +5,7 @@
 One conversation a prompt is enumerated, so its figures are exact; everything else is simulated: a conversation
 succeeds where ``√r (√c shared + √(1 − c) own) + √(1 − r) noise`` is below a threshold, with normal parts of the prompt
 (shared by both policies, or the policy's own) and of the conversation; r is the correlation within a prompt, c that of
-a prompt's parts for two policies. Prints the tables of docs/method.md; two minutes on one core.
+a prompt's parts for two policies. Prints the tables of docs/method.md; ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -97,19 +97,24 @@ def of_differences(
 
 
 def of_seeds(
-    rng: np.random.Generator, runs: int, prompts: int, seeds: int, chance: float, spread_of_seeds: float
+    rng: np.random.Generator, runs: int, prompts: int, seeds: int, chances: tuple[float, ...], apart: float
 ) -> float:
-    """Coverage of a mean over seeds on the same prompts, each with a chance of its own in probits about ``chance``."""
-    held = 0
-    # The mean of Φ over normal thresholds.
-    threshold = NormalDist().inv_cdf(chance) * math.sqrt(1 + spread_of_seeds**2)
+    """Coverage over seeds on the same prompts, each with a chance of its own in probits, of a mean or of a difference.
+
+    A policy's seeds are its own, prompts are shared.
+    """
+    held, truth = 0, chances[0] - sum(chances[1:])
     for _ in range(runs):
-        ease_P = rng.standard_normal(prompts)
-        level_S = threshold + spread_of_seeds * rng.standard_normal(seeds)
-        below = math.sqrt(0.3) * ease_P + math.sqrt(0.7) * rng.standard_normal((seeds, prompts)) < level_S[:, None]
-        found = over_seeds([share(row.astype(float), 1) for row in below])
+        ease_P, sides = math.sqrt(0.3) * rng.standard_normal(prompts), []
+        for chance in chances:
+            # The mean of Φ over normal thresholds is the chance.
+            level = NormalDist().inv_cdf(chance) * math.sqrt(1 + apart**2)
+            level_S = level + apart * rng.standard_normal(seeds)
+            below = ease_P + math.sqrt(0.7) * rng.standard_normal((seeds, prompts)) < level_S[:, None]
+            sides.append([share(row.astype(float), 1) for row in below])
+        found = over_seeds(*sides)
         assert found.low is not None and found.high is not None
-        held += found.low <= chance <= found.high
+        held += found.low - 1e-12 <= truth <= found.high + 1e-12
     return held / runs
 
 
@@ -156,11 +161,16 @@ def main() -> None:
         for prompts in (8, 20, 50, 200):
             cells = [of_differences(rng, runs, prompts, samples, pair, r, c) for pair in PAIRS]
             print_row(f"{prompts} × {samples}, r {r}, c {c}", cells)
-    print("\nThree seeds\n| prompts | " + " | ".join(f"p {p}" for p in CHANCES) + " |")
-    for sd in (0.0, 0.1, 0.5):
-        for prompts in (8, 50, 200):
-            cells = [of_seeds(rng, given.seeds_runs, prompts, 3, p, sd) for p in CHANCES]
-            print_row(f"{prompts}, seeds apart by {sd} probits", cells)
+    for title, columns in (("Means", [(p,) for p in CHANCES]), ("Paired differences", list(PAIRS))):
+        names = [" − ".join(map(str, each)) for each in columns]
+        print(f"\n{title} over seeds\n| seeds | prompts | {' | '.join(names)} |")
+        for apart in (0.0, 0.25, 0.5):
+            rng = np.random.default_rng(1)
+            for seeds in (2, 3, 5):
+                for prompts in (8, 50, 200, 500):
+                    cells = [of_seeds(rng, given.seeds_runs, prompts, seeds, c, apart) for c in columns]
+                    print_row(f"{seeds}, apart by {apart} | {prompts}", cells)
+    rng = np.random.default_rng(2)
     print("\nMeans: Student's, percentile bootstrap\n| prompts | normal | turns | exponential | lognormal |")
     for prompts in PROMPTS:
         both = [of_means(rng, runs // 2, prompts, kind) for kind in ("normal", "turns", "exponential", "lognormal")]

@@ -187,17 +187,39 @@ def test_one_seed_gives_the_interval_over_prompts_and_no_variance_of_seeds():
 
 
 @pytest.mark.parametrize(
-    ("chance", "sd"),
-    [(0.9, 0.3), (0.99, 0.0), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0.9, 0.0), (0.99, 0.3)))],
+    ("chances", "sd", "prompts"),
+    [
+        ((0.9,), 0.3, 40),
+        ((0.99,), 0.0, 40),
+        # Without logits 89 %.
+        ((0.95,), 0.5, 300),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (((0.9,), 0.0, 40), ((0.99,), 0.3, 40), ((0.99, 0.95), 0.5, 300))
+        ),
+    ],
 )
-def test_three_seeds_of_shares_cover_the_truth_as_often_as_they_should(chance, sd):
+def test_three_seeds_of_shares_cover_the_truth_as_often_as_they_should(chances, sd, prompts):
     rng, held, runs = np.random.default_rng(8), 0, 400
-    threshold = NormalDist().inv_cdf(chance) * sqrt(1 + sd**2)
+    truth = chances[0] - sum(chances[1:])
+    thresholds = [NormalDist().inv_cdf(chance) * sqrt(1 + sd**2) for chance in chances]
     for _ in range(runs):
-        below = rng.standard_normal((3, 40)) < threshold + sd * rng.standard_normal((3, 1))
-        found = over_seeds([share(row) for row in below])
-        held += found.low <= chance <= found.high
+        sides = [
+            [share(row) for row in rng.standard_normal((3, prompts)) < threshold + sd * rng.standard_normal((3, 1))]
+            for threshold in thresholds
+        ]
+        found = over_seeds(*sides)
+        held += found.low <= truth <= found.high
     assert held / runs >= 0.93 - 2 * 0.0128
+
+
+def test_seeds_of_shares_vary_in_logits():
+    # So many prompts that they add nothing to be seen; t with 2 degrees of freedom, 10,000 draws.
+    found = over_seeds([share(first) for first in np.arange(100_000) < np.array([[90_000], [95_000], [99_000]])])
+    mean = (0.9 + 0.95 + 0.99) / 3
+    half = 4.3027 * np.std([0.9, 0.95, 0.99], ddof=1) / sqrt(3) / (mean * (1 - mean))
+    odds = mean / (1 - mean) * np.exp([-half, half])
+    assert (found.low, found.high) == pytest.approx(odds / (1 + odds), abs=0.01)
 
 
 def test_a_difference_is_paired_by_prompt_and_seed():

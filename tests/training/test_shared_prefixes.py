@@ -263,20 +263,24 @@ def test_a_gradient_alone_that_differs_is_enough() -> None:
     assert why_not_trees(model).startswith("its gradients differ there")
 
 
-@pytest.mark.parametrize("rounds", [True, False])
-def test_rounding_is_told_from_a_difference_in_float64(rounds: bool) -> None:
+# What is added in float32, in float64, and in float32 to separate rows as well.
+@pytest.mark.parametrize(("off", "exact", "noise", "shares"), [(3, 0, 9, True), (3, 3, 9, False), (3, 0, 0, False)])
+def test_rounding_is_a_difference_that_float64_has_not_and_separate_rows_have(
+    off: float, exact: float, noise: float, shares: bool
+) -> None:
     model = made(ACCEPTED["qwen3"])
     use_weighted_loss(model)
     norm, before = model.model.layers[2].input_layernorm, everything_of(model)
     plain = norm.forward
 
     def off_by_little(hidden: torch.Tensor) -> torch.Tensor:
-        wrong = model.config._attn_implementation == "drift_tree" and (hidden.dtype == torch.float32 or not rounds)
-        out: torch.Tensor = plain(hidden) * (1 + 3e-5 * torch.arange(32) / 32 if wrong else 1)
+        single = hidden.dtype == torch.float32
+        wrong = (off if single else exact) * (model.config._attn_implementation == "drift_tree") + noise * single
+        out: torch.Tensor = plain(hidden) * (1 + wrong * 1e-5 * torch.arange(32) / 32)
         return out
 
     norm.forward = off_by_little
-    assert bool(why_not_trees(model)) != rounds
+    assert bool(why_not_trees(model)) != shares
     assert all(torch.equal(one, other) for one, other in zip(before, everything_of(model), strict=True))
 
 

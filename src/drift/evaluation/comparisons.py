@@ -82,6 +82,8 @@ def over_seeds(ours_S: Sequence[Ratio], theirs_S: Sequence[Ratio] | None = None)
     The interval is the middle 95 % of ``centre + t_b √variance + z_b √(σ²_b / S)``, where t is normal (Student's for
     what is no share), z is normal and ``σ²_b = max(0, (S − 1) Var_s(x_s) / χ²_b − Σ_P Var_s(e_sP))`` with χ² of S − 1
     degrees of freedom: a generalized confidence interval (Weerahandi 1993), Student's where prompts explain nothing.
+    Where values are shares, z_b √(σ²_b / S) = D moves their logits by ``± D p (1 − p) / Σ (p (1 − p))²``, the sum over
+    the policies: near 0 and 1 seeds' values are skewed, their logits less.
     Drawing seeds with replacement instead would promise far too much: three seeds have ten samples.
 
     Args:
@@ -126,8 +128,16 @@ def over_seeds(ours_S: Sequence[Ratio], theirs_S: Sequence[Ratio] | None = None)
 def _draws(found: Spread, between: float, seeds: int) -> Floats:
     """``(B,)`` draws of the interval of ``over_seeds``."""
     prompts_B, seeds_B, chi_B = _standard_draws(seeds, found.freedom)
-    variance_B = np.maximum(0.0, (seeds - 1) * between / chi_B - found.between) / seeds
-    return np.asarray(found.centre + prompts_B * np.sqrt(found.variance) + seeds_B * np.sqrt(variance_B))
+    moved_B = seeds_B * np.sqrt(np.maximum(0.0, (seeds - 1) * between / chi_B - found.between) / seeds)
+    rooms = [share * (1 - share) for share in found.shares]
+    if any(rooms):
+        scale = (found.largest - found.least) / len(rooms)
+        logits_B = moved_B / (scale * sum(room**2 for room in rooms))
+        moved_B = np.zeros(DRAWS)
+        for share, room, sign in zip(found.shares, rooms, (1, -1), strict=False):
+            odds_B = np.exp(np.clip(sign * room * logits_B, -50, 50))
+            moved_B += sign * scale * (share * odds_B / (1 - share + share * odds_B) - share)
+    return np.asarray(found.centre + prompts_B * np.sqrt(found.variance) + moved_B)
 
 
 @functools.lru_cache(maxsize=8)

@@ -42,6 +42,7 @@ class Spread:
         freedom: degrees of freedom of Student's distribution; infinity for shares.
         least, largest: what the value can't pass.
         between: variance of the ``S`` seeds' values about each other that prompts explain.
+        shares: where each policy's mean over seeds lies between its bounds, from 0 to 1; none for what is no share.
     """
 
     value: float
@@ -51,6 +52,7 @@ class Spread:
     least: float
     largest: float
     between: float
+    shares: tuple[float, ...] = ()
 
     def ends(self) -> tuple[float | None, float | None]:
         """The 95 % interval over prompts, ``None`` where one prompt can't tell."""
@@ -135,6 +137,7 @@ def spread(ours_S: Sequence[Ratio], theirs_S: Sequence[Ratio] = ()) -> Spread:
         least=-scale if theirs_S else bound,
         largest=scale if theirs_S else 1.0,
         between=corrected * between,
+        shares=tuple(min(max(float(each_S.mean() - bound) / scale, 0.0), 1.0) for each_S in values),
     )
 
 
