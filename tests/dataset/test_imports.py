@@ -535,11 +535,3 @@ def test_what_drift_recorded_as_text_keeps_what_was_asked_cut_off_and_thought(tm
         "<|assistant|>3 or<|end|><|user|>No.<|end|><|assistant|>"
     )
     assert found.messages == recorded.messages
-
-
-def test_a_logged_reply_that_says_it_was_cut_off_has_no_end(imported: Import, tokenizer: Any) -> None:
-    cut = row("1 + 2?", "3 or")
-    cut["messages"][1]["finish_reason"] = "length"
-    (found,) = read_trajectories(imported([cut]))
-    assert tokenizer.decode(found.turns[0].completion.token_ids) == "3 or"
-    assert found.turns[0].completion.finish_reason == "length"

@@ -292,6 +292,26 @@ DIALECTS: dict[str, tuple[Row, Row, list[str], str]] = {
         ["Yes."],
         "Do.\nIt.",
     ),
+    "a question's context": ({"question": "Q?", "context": "It.", "answer": "Yes."}, {}, ["Yes."], "Q?\nIt.<|end|>"),
+    "a prompt that holds its context": (
+        {"prompt": "It. Q?", "context": "It.", "completion": "Yes."},
+        {},
+        ["Yes."],
+        "<|user|>It. Q?<|end|>",
+    ),
+    "no tools as text": ({"messages": [U, A], "tools": "null"}, {}, ["Yes."], "<|user|>Q?"),
+    "a trace with a generation of something else": (
+        {
+            "trace": {"output": {"role": "assistant", "content": "Yes."}},
+            "observations": [
+                {"type": "GENERATION", "input": [U], "output": "Yes."},
+                {"type": "GENERATION", "input": "A title, please.", "output": "Talk."},
+            ],
+        },
+        {},
+        ["Yes."],
+        "<|user|>Q?",
+    ),
     "cohere": (
         {"conversation": [{"role": "User", "message": "Q?"}, {"role": "Chatbot", "message": "Yes."}]},
         {},
@@ -312,6 +332,7 @@ def test_dialects_of_a_shape_say_the_same(tmp_path: Path, target: Target, name: 
     ("row", "reason"),
     [
         ({"prompt": "Q?", "completion": None, "answer": "No."}, "no_messages"),
+        ({"instruction": "Q?", "input": "It.", "output": ""}, "nothing_trained"),
         ({"messages": [{**U, "images": ["x"]}, A]}, "not_text"),
         ({"messages": [{"role": "user", "content": [{"image": "x", "text": "Q?"}]}, A]}, "not_text"),
         ({"prompt": [{"type": "text", "text": "Q?"}], "completion": "Yes."}, "unknown_role"),
@@ -321,6 +342,23 @@ def test_dialects_of_a_shape_say_the_same(tmp_path: Path, target: Target, name: 
 def test_what_would_be_trained_wrong_is_refused(tmp_path: Path, target: Target, row: Row, reason: str) -> None:
     _, made, left_out = read(lines(tmp_path, {**row, "reward": 1}), target)
     assert not made and left_out == [(1, reason)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [U, {**A, "finish_reason": "length"}]},
+        {"messages": [U, {**A, "done_reason": "length"}]},
+        {"messages": [U, A], "finish_reason": "length"},
+        {"prompt": "Q?", "completion": "Yes.", "stop_reason": "max_tokens"},
+        {"prompt": "Q?", "completion": "Yes.", "is_truncated": True},
+        {"attributes": {**SPAN, "gen_ai.completion": "Yes.", "gen_ai.response.finish_reasons": '["length"]'}},
+    ],
+)
+def test_a_reply_that_was_cut_off_ends_without_the_id_that_ends_one(tmp_path: Path, target: Target, row: Row) -> None:
+    _, (found,), _ = read(lines(tmp_path, {**row, "reward": 1}), target)
+    assert target.chat._tokenizer.decode(found.turns[0].completion.token_ids) == "Yes."
+    assert found.turns[0].completion.finish_reason == "length"
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -375,6 +413,15 @@ def test_two_in_a_row_share_its_group_and_a_choice_alone_is_trained(tmp_path: Pa
     assert [each.turns[-1].step.reward for each in found] == [1, 0, 0.75, -1, 0.5, 0.5, 1, 0, 1, 0, 1, 0, 1, 0]
     assert len({each.group_id for each in found[:12]}) == 1 and {each.group_id for each in found[12:]} == {"row-7"}
     assert [each.turns[-1].step.info["part"] for each in found[::13]] == ["chosen", "trajectories.1"]
+
+
+def test_what_two_conversations_begin_with_is_their_prompt(tmp_path: Path, target: Target) -> None:
+    shared, other = [U, A, {"role": "user", "content": "And?"}], {"role": "assistant", "content": "No."}
+    _, found, _ = read(lines(tmp_path, {"chosen": [*shared, A], "rejected": [*shared, other]}), target)
+    assert [trained(each, target) for each in found] == [["Yes."], ["No."]]
+    assert {seen(each, target) for each in found} == {
+        "<|user|>Q?<|end|><|assistant|>Yes.<|end|><|user|>And?<|end|><|assistant|>"
+    }
 
 
 def test_what_is_no_reply_is_seen_and_counted(tmp_path: Path, target: Target) -> None:
