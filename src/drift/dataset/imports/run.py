@@ -151,7 +151,7 @@ class Conversion:
                 yield line, bad
 
     def _convert(self, line: int, logged: Logged) -> Trajectory:
-        remarks = self._survey.remarks(logged)
+        logged, remarks = self._survey.settled(logged)
         if logged.fault is not None:
             raise logged.fault
         group = group_of(logged, line)
