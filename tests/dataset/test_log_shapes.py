@@ -461,12 +461,18 @@ def test_a_chat_that_grows_is_one_and_what_is_there_twice_is_counted(tmp_path: P
 
 def test_a_reply_is_trained_in_the_row_that_has_its_weight_or_thought(tmp_path: Path, target: Target) -> None:
     more, thought = [U, {**A, "weight": 0}, {"role": "user", "content": "And?"}, A], {**A, "reasoning": "Hm."}
+    inside = {**A, "content": "<think>Hm.</think>Yes."}
     _, found, left_out = read(lines(tmp_path, *({"messages": each, "reward": 1} for each in ([U, A], more))), target)
     assert [trained(each, target) for each in found] == [["Yes."], ["Yes."]] and not left_out
-    rows = [{"messages": [U, thought], "reward": 1}, {"messages": [U, A, *more[2:3], thought], "reward": 1}]
-    conversion, found, _ = read(lines(tmp_path, *rows), target)
-    assert [trained(each, target) for each in found] == [["<think>Hm.</think>Yes."]] * 2
-    assert conversion.counted["thought_elsewhere"] == 1
+    for first, said in (
+        (thought, inside["content"]),
+        (inside, inside["content"]),
+        ({**A, "finish_reason": "length"}, "Yes."),
+    ):
+        rows = [{"messages": [U, first], "reward": 1}, {"messages": [U, A, *more[2:3], thought], "reward": 1}]
+        conversion, found, _ = read(lines(tmp_path, *rows), target)
+        assert [trained(each, target) for each in found] == [[said], ["<think>Hm.</think>Yes."]]
+        assert conversion.counted["trained_elsewhere"] == 1
     _, (last,), left_out = read(lines(tmp_path, {"messages": [U, thought]}, rows[1]), target)
     assert left_out == [(1, "reward_missing")] and trained(last, target) == ["Yes.", "<think>Hm.</think>Yes."]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from array import array
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,6 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from drift.dataset.imports.base import OF_ITS_ROW, Logged, PassedOver, show
+
+_THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
 
 
 def opening_hash(logged: Logged) -> str:
@@ -27,19 +30,22 @@ def group_of(logged: Logged, line: int) -> str:
     return logged.group_id.replace(OF_ITS_ROW, f"row-{line}")
 
 
-def digests_of(logged: Logged, *, thoughts: bool = True) -> list[int]:
+def digests_of(logged: Logged, *, whole: bool = True) -> list[int]:
     """64-bit hashes of the conversation up to each of its replies, with the weights of their loss.
 
-    The last one is of all that was said in it; ``thoughts`` counts what was thought.
+    The last one is of all that was said in it. ``whole`` counts what clients do not send back: what was thought, and
+    that a reply was cut off.
     """
     running = hashlib.blake2b(json.dumps(logged.tools).encode(), digest_size=8)
     places = logged.reply_places
     weights = dict(zip(places, logged.loss_weights or (1.0,) * len(places), strict=True))
+    cut_off = {at for at, cut in zip(places, logged.cut_off, strict=False) if cut and whole}
     found = []
     for at, each in enumerate(logged.messages):
         calls = [call["function"] for call in each.get("tool_calls", ())]
-        thought = each.get("reasoning_content") if thoughts else None
-        said = [each["role"], each["content"], thought, calls, weights.get(at)]
+        thought = each.get("reasoning_content") if whole else None
+        content = each["content"] if whole or at not in weights else _THOUGHT.sub("", each["content"], count=1)
+        said = [each["role"], content, thought, calls, weights.get(at), at in cut_off]
         running.update(json.dumps(said, sort_keys=True).encode())
         if at in weights:
             found.append(int.from_bytes(running.digest()))
@@ -47,10 +53,10 @@ def digests_of(logged: Logged, *, thoughts: bool = True) -> list[int]:
 
 
 class Survey:
-    """What a first pass over a log must know of all its rows, in 8 bytes for each reply, thought, name and group."""
+    """What a first pass over a log must know of all its rows, in 8 bytes for each reply, row, name and group."""
 
     def __init__(self) -> None:
-        self._whole, self._inner, self._thought, self._names, self._groups = (array("Q") for _ in range(5))
+        self._whole, self._inner, self._fuller, self._names, self._groups = (array("Q") for _ in range(5))
         self._seen: dict[int, set[int]] = {}
 
     def add(self, logged: Logged, line: int) -> None:
@@ -58,8 +64,8 @@ class Survey:
         *inner, whole = digests_of(logged)
         self._whole.append(whole)
         self._inner.extend(inner if logged.grows else ())
-        if logged.fault is None and any("reasoning_content" in each for each in logged.messages):
-            self._thought.append(digests_of(logged, thoughts=False)[-1])
+        sent_back = digests_of(logged, whole=False)[-1]
+        self._fuller.extend([sent_back] if sent_back != whole and logged.fault is None else ())
         if logged.id is not None:
             self._names.append(_hash(logged.id))
         self._groups.append(_hash(group_of(logged, line)))
@@ -67,11 +73,11 @@ class Survey:
     def finish(self) -> None:
         """Keep only what is there more than once."""
         self._folded = _common(self._whole, self._inner)
-        self._told = _common(self._thought, self._inner)
+        self._told = _common(self._fuller, self._inner)
         self._repeated, self._shared_names, self._shared_groups = map(
             _repeated, (self._whole, self._names, self._groups)
         )
-        self._whole, self._inner, self._thought, self._names, self._groups = (array("Q") for _ in range(5))
+        self._whole, self._inner, self._fuller, self._names, self._groups = (array("Q") for _ in range(5))
 
     def is_shared(self, group: str) -> bool:
         """Whether more than one row is of this group."""
@@ -80,8 +86,8 @@ class Survey:
     def settled(self, logged: Logged) -> tuple[Logged, tuple[str, ...]]:
         """A conversation that comes after others of the log, and what is to be counted of it.
 
-        A reply that stands here without its thought, as clients send them back, is not trained where its own row has
-        the thought.
+        A reply that stands here as clients send them back, without its thought or that it was cut off, is not trained
+        where its own row says so.
 
         Raises:
             PassedOver: another row holds it, or it is a record that was there before.
@@ -107,7 +113,7 @@ class Survey:
             weights = logged.loss_weights or (1.0,) * (len(inner) + 1)
             weights = tuple(0.0 if other else weight for weight, other in zip(weights, [*told, False], strict=True))
             logged = replace(logged, loss_weights=weights)
-            remarks.append("thought_elsewhere")
+            remarks.append("trained_elsewhere")
         return logged, tuple(remarks)
 
 
