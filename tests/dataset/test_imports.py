@@ -232,6 +232,10 @@ def test_strict_fails_before_anything_is_written(imported: Import, tmp_path: Pat
     )
     assert message.count("\n  line ") == 20 and "  line 2: not_json" in message
     assert not (tmp_path / "data").exists()
+    with pytest.raises(DatasetError, match=r"messages\.tools not used 1"):
+        imported(
+            [{"messages": [{"role": "system", "tools": [{"name": "f"}]}, *said("1", "2")], "reward": 1}], strict=True
+        )
     assert len(read_trajectories(imported([row(), row()], strict=True))) == 2
 
 

@@ -415,11 +415,20 @@ def test_two_in_a_row_share_its_group_and_a_choice_alone_is_trained(tmp_path: Pa
     assert [each.turns[-1].step.info["part"] for each in found[::13]] == ["chosen", "trajectories.1"]
 
 
+@pytest.mark.parametrize(("told", "success"), [("1.0", True), (" False ", False), (1, True), (0.0, False), ("", None)])
+def test_success_is_read_as_tables_write_it(tmp_path: Path, target: Target, told: Any, success: bool | None) -> None:
+    _, (found,), _ = read(lines(tmp_path, {"messages": [U, A], "reward": 1, "success": told}), target)
+    assert found.success is success
+
+
 def test_what_two_conversations_begin_with_is_their_prompt(tmp_path: Path, target: Target) -> None:
     shared, other = [U, A, {"role": "user", "content": "And?"}], {"role": "assistant", "content": "No."}
     _, found, _ = read(lines(tmp_path, {"chosen": [*shared, A], "rejected": [*shared, other]}), target)
     assert [trained(each, target) for each in found] == [["Yes."], ["No."]]
-    assert {seen(each, target) for each in found} == {
+    row = {"history": [["Q?", "Yes."]], "instruction": "And?", "chosen": "Yes.", "rejected": "No."}
+    _, told, _ = read(lines(tmp_path, row), target)
+    assert [trained(each, target) for each in told] == [["Yes."], ["No."]]
+    assert {seen(each, target) for each in [*found, *told]} == {
         "<|user|>Q?<|end|><|assistant|>Yes.<|end|><|user|>And?<|end|><|assistant|>"
     }
 

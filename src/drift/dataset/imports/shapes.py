@@ -87,13 +87,13 @@ def pair(row: Fields, columns: Columns) -> Sequence[Logged]:
     if not is_empty(row.values_by_name.get("error")):
         raise BadRow("failed", f"error: {show(row['error'])}")
     ask, answer = _pair_of(row) or ("prompt", "completion")
-    said = [*_history(row.take("history"), columns), *_asked(row, ask, columns)]
+    said = _asked(row, ask, columns)
     reply = as_reply(row.get(answer), columns, answer)
     return [conversation([*said, *_without_prompt(reply, said)], row, columns)]
 
 
 def _asked(row: Fields, ask: str, columns: Columns) -> list[Said]:
-    """What a row asks under the name ``ask``, with what it is about."""
+    """What a row asks under the name ``ask``, with what it is about, and what was said before."""
     prompt, about = row.take(ask), row.there(*_ABOUT)
     if isinstance(prompt, str) and about is not None:
         words = as_text(row[about], about)
@@ -104,7 +104,7 @@ def _asked(row: Fields, ask: str, columns: Columns) -> list[Said]:
         each.context = ask == "prompt"
         # Alpaca's fields have roles by their names.
         each.remarks = [] if ask == "instruction" else each.remarks
-    return said
+    return [*_history(row.take("history"), columns), *said]
 
 
 def _without_prompt(reply: list[Said], asked: Sequence[Said]) -> list[Said]:
@@ -364,6 +364,7 @@ def conversation(
     media = row.there(*MEDIA)
     if media is not None:
         raise BadRow("not_text", f"{media}: {show(row.values_by_name[media])}, which a text model can't see")
+    inner = {f"messages.{name}" for each in said for name in each.unused}
     said = _merged([*system_of(columns.find(row, columns.system, *_SYSTEMS), columns.system or "system"), *said])
     tools = tools or tools_of(columns.find(row, columns.tools, *_TOOLS), columns.tools or "tools")
     remarks = [remark for each in said for remark in each.remarks]
@@ -379,7 +380,6 @@ def conversation(
             rewards = columns.rewards_of(row, len(places), [each.reward for each in trained])
         except BadRow as bad:
             fault = bad
-    inner = {f"messages.{name}" for each in said for name in each.unused}
     return Logged(
         messages=tuple(each.message for each in said),
         rewards=rewards,
