@@ -37,17 +37,7 @@ SHARD_SIZE = 256
 # What was left out although the row is in: --strict stops on it.
 LOSSES = frozenset({"reasoning_left_out", "too_long"})
 # Fields that change what was said, or what the model was asked to do, and that have no place in a trajectory.
-_CHANGES = frozenset(
-    {
-        "documents",
-        "response_format",
-        "tool_choice",
-        "chat_template_kwargs",
-        "additional_histories",
-        "tools",
-        "functions",
-    }
-)
+_CHANGES = {"documents", "response_format", "tool_choice", "chat_template_kwargs", "additional_histories", "tools"}
 ReadRow = Callable[[Mapping[str, Any]], Sequence[Logged]]
 
 
