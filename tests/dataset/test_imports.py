@@ -232,6 +232,10 @@ def test_strict_fails_before_anything_is_written(imported: Import, tmp_path: Pat
     )
     assert message.count("\n  line ") == 20 and "  line 2: not_json" in message
     assert not (tmp_path / "data").exists()
+    with pytest.raises(DatasetError, match=r"messages\.tools not used 1"):
+        imported(
+            [{"messages": [{"role": "system", "tools": [{"name": "f"}]}, *said("1", "2")], "reward": 1}], strict=True
+        )
     assert len(read_trajectories(imported([row(), row()], strict=True))) == 2
 
 
@@ -535,11 +539,3 @@ def test_what_drift_recorded_as_text_keeps_what_was_asked_cut_off_and_thought(tm
         "<|assistant|>3 or<|end|><|user|>No.<|end|><|assistant|>"
     )
     assert found.messages == recorded.messages
-
-
-def test_a_logged_reply_that_says_it_was_cut_off_has_no_end(imported: Import, tokenizer: Any) -> None:
-    cut = row("1 + 2?", "3 or")
-    cut["messages"][1]["finish_reason"] = "length"
-    (found,) = read_trajectories(imported([cut]))
-    assert tokenizer.decode(found.turns[0].completion.token_ids) == "3 or"
-    assert found.turns[0].completion.finish_reason == "length"

@@ -292,6 +292,26 @@ DIALECTS: dict[str, tuple[Row, Row, list[str], str]] = {
         ["Yes."],
         "Do.\nIt.",
     ),
+    "a question's context": ({"question": "Q?", "context": "It.", "answer": "Yes."}, {}, ["Yes."], "Q?\nIt.<|end|>"),
+    "a prompt that holds its context": (
+        {"prompt": "It. Q?", "context": "It.", "completion": "Yes."},
+        {},
+        ["Yes."],
+        "<|user|>It. Q?<|end|>",
+    ),
+    "no tools as text": ({"messages": [U, A], "tools": "null"}, {}, ["Yes."], "<|user|>Q?"),
+    "a trace with a generation of something else": (
+        {
+            "trace": {"output": {"role": "assistant", "content": "Yes."}},
+            "observations": [
+                {"type": "GENERATION", "input": [U], "output": "Yes."},
+                {"type": "GENERATION", "input": "A title, please.", "output": "Talk."},
+            ],
+        },
+        {},
+        ["Yes."],
+        "<|user|>Q?",
+    ),
     "cohere": (
         {"conversation": [{"role": "User", "message": "Q?"}, {"role": "Chatbot", "message": "Yes."}]},
         {},
@@ -312,6 +332,7 @@ def test_dialects_of_a_shape_say_the_same(tmp_path: Path, target: Target, name: 
     ("row", "reason"),
     [
         ({"prompt": "Q?", "completion": None, "answer": "No."}, "no_messages"),
+        ({"instruction": "Q?", "input": "It.", "output": ""}, "nothing_trained"),
         ({"messages": [{**U, "images": ["x"]}, A]}, "not_text"),
         ({"messages": [{"role": "user", "content": [{"image": "x", "text": "Q?"}]}, A]}, "not_text"),
         ({"prompt": [{"type": "text", "text": "Q?"}], "completion": "Yes."}, "unknown_role"),
@@ -321,6 +342,23 @@ def test_dialects_of_a_shape_say_the_same(tmp_path: Path, target: Target, name: 
 def test_what_would_be_trained_wrong_is_refused(tmp_path: Path, target: Target, row: Row, reason: str) -> None:
     _, made, left_out = read(lines(tmp_path, {**row, "reward": 1}), target)
     assert not made and left_out == [(1, reason)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [U, {**A, "finish_reason": "length"}]},
+        {"messages": [U, {**A, "done_reason": "length"}]},
+        {"messages": [U, A], "finish_reason": "length"},
+        {"prompt": "Q?", "completion": "Yes.", "stop_reason": "max_tokens"},
+        {"prompt": "Q?", "completion": "Yes.", "is_truncated": True},
+        {"attributes": {**SPAN, "gen_ai.completion": "Yes.", "gen_ai.response.finish_reasons": '["length"]'}},
+    ],
+)
+def test_a_reply_that_was_cut_off_ends_without_the_id_that_ends_one(tmp_path: Path, target: Target, row: Row) -> None:
+    _, (found,), _ = read(lines(tmp_path, {**row, "reward": 1}), target)
+    assert target.chat._tokenizer.decode(found.turns[0].completion.token_ids) == "Yes."
+    assert found.turns[0].completion.finish_reason == "length"
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -377,6 +415,24 @@ def test_two_in_a_row_share_its_group_and_a_choice_alone_is_trained(tmp_path: Pa
     assert [each.turns[-1].step.info["part"] for each in found[::13]] == ["chosen", "trajectories.1"]
 
 
+@pytest.mark.parametrize(("told", "success"), [("1.0", True), (" False ", False), (1, True), (0.0, False), ("", None)])
+def test_success_is_read_as_tables_write_it(tmp_path: Path, target: Target, told: Any, success: bool | None) -> None:
+    _, (found,), _ = read(lines(tmp_path, {"messages": [U, A], "reward": 1, "success": told}), target)
+    assert found.success is success
+
+
+def test_what_two_conversations_begin_with_is_their_prompt(tmp_path: Path, target: Target) -> None:
+    shared, other = [U, A, {"role": "user", "content": "And?"}], {"role": "assistant", "content": "No."}
+    _, found, _ = read(lines(tmp_path, {"chosen": [*shared, A], "rejected": [*shared, other]}), target)
+    assert [trained(each, target) for each in found] == [["Yes."], ["No."]]
+    row = {"history": [["Q?", "Yes."]], "instruction": "And?", "chosen": "Yes.", "rejected": "No."}
+    _, told, _ = read(lines(tmp_path, row), target)
+    assert [trained(each, target) for each in told] == [["Yes."], ["No."]]
+    assert {seen(each, target) for each in [*found, *told]} == {
+        "<|user|>Q?<|end|><|assistant|>Yes.<|end|><|user|>And?<|end|><|assistant|>"
+    }
+
+
 def test_what_is_no_reply_is_seen_and_counted(tmp_path: Path, target: Target) -> None:
     hello = {"role": "assistant", "content": "Hello."}
     rows = [
@@ -410,6 +466,24 @@ def test_a_chat_that_grows_is_one_and_what_is_there_twice_is_counted(tmp_path: P
     assert conversion.counted == {"prefix_of_row": 1, "duplicate": 1, "duplicate_id": 2} and conversion.single == 1
     _, kept, _ = read(lines(tmp_path, *rows[1:], {**rows[0], "reward": 0}), target, prefixes="keep", group="none")
     assert len(kept) == len({each.group_id for each in kept}) == 4
+
+
+def test_a_reply_is_trained_in_the_row_that_has_its_weight_or_thought(tmp_path: Path, target: Target) -> None:
+    more, thought = [U, {**A, "weight": 0}, {"role": "user", "content": "And?"}, A], {**A, "reasoning": "Hm."}
+    inside = {**A, "content": "<think>Hm.</think>Yes."}
+    _, found, left_out = read(lines(tmp_path, *({"messages": each, "reward": 1} for each in ([U, A], more))), target)
+    assert [trained(each, target) for each in found] == [["Yes."], ["Yes."]] and not left_out
+    for first, said in (
+        (thought, inside["content"]),
+        (inside, inside["content"]),
+        ({**A, "finish_reason": "length"}, "Yes."),
+    ):
+        rows = [{"messages": [U, first], "reward": 1}, {"messages": [U, A, *more[2:3], thought], "reward": 1}]
+        conversion, found, _ = read(lines(tmp_path, *rows), target)
+        assert [trained(each, target) for each in found] == [[said], ["<think>Hm.</think>Yes."]]
+        assert conversion.counted["trained_elsewhere"] == 1
+    _, (last,), left_out = read(lines(tmp_path, {"messages": [U, thought]}, rows[1]), target)
+    assert left_out == [(1, "reward_missing")] and trained(last, target) == ["Yes.", "<think>Hm.</think>Yes."]
 
 
 def test_replies_that_fit_are_kept_where_later_ones_do_not(tmp_path: Path, target: Target) -> None:

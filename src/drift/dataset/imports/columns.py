@@ -13,7 +13,7 @@ from drift.dataset.imports.base import OF_ITS_ROW, BadRow, Fields, is_empty, nam
 from drift.errors import require
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-_TRUTHS = {"true": True, "false": False, "1": True, "0": False}
+_TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 _GROUPS = ("group_id", "prompt_id", "example_id")
 
 

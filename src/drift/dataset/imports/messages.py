@@ -25,7 +25,12 @@ _WEIGHTS = ("weight", "loss", "train", "training", "loss_weight", "loss_mask", "
 _SPEAKERS = ("role", "from", "speaker", "sender", "author")
 _PICTURES = ("images", "image", "image_url", "image_path")
 MEDIA = (*_PICTURES, "audios", "audio", "videos", "video", "files", "objects", "media")
-_CUT_OFF = {"length", "max_tokens", "max_output_tokens", "model_length", "content_filter"}
+# Under which names a log says why a reply ended, and what it says of one that was cut off.
+ENDS = ("finish_reason", "stop_reason", "done_reason")
+_CUT_OFF = {
+    *("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"),
+    *("content_filter", "error"),
+}
 _CONTENTS = ("content", "value", "parts", "text")
 # Under which names a request has what is asked.
 ASKED = ("messages", "input", "prompt")
@@ -182,7 +187,7 @@ def system_of(value: Any, where: str) -> list[Said]:
 def tools_of(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     """A list of tools in the form that chat templates take, each ``{"type": "function", "function": {…}}``."""
     value = unfolded(value)
-    if is_empty(value):
+    if is_empty(value) or value == "null":
         return ()
     tools = [value] if isinstance(value, Mapping) else value
     if not isinstance(tools, list | tuple) or not all(isinstance(unfolded(tool), Mapping) for tool in tools):
@@ -241,7 +246,7 @@ def _read_message(raw: Mapping[str, Any], columns: Columns, where: str) -> Itera
     if role == CALL:
         said.message["tool_calls"] = _calls(content, f"{where}.content")
     elif role == "tool" and kind is None and not _is_parts(content):
-        said.message["content"] = _as_text(content, f"{where}.content")
+        said.message["content"] = as_text(content, f"{where}.content")
     else:
         said.message["content"] = _read_parts(content, said, f"{where}.content", results)
     if role == "assistant":
@@ -318,10 +323,10 @@ def _read_parts(content: Any, said: Said, where: str, results: list[Said]) -> st
         elif kind == "hidden" or (kind == "thought" and is_empty(value)):
             said.remarks.append("reasoning_left_out")
         elif kind == "thought":
-            thoughts.append(_as_text(value, f"{where}[{at}]"))
+            thoughts.append(as_text(value, f"{where}[{at}]"))
         else:
             said.remarks += ["refusal_as_text"] if kind == "refusal" else []
-            texts.append(_as_text(value, f"{where}[{at}]"))
+            texts.append(as_text(value, f"{where}[{at}]"))
     if thoughts:
         said.message["reasoning_content"] = whole_text("\n".join(thoughts), where)
     if calls:
@@ -342,14 +347,14 @@ def _part(part: Mapping[str, Any], where: str) -> tuple[str, Any]:
 
 
 def _result(part: Mapping[str, Any], value: Any, where: str) -> Said:
-    message: Message = {"role": "tool", "content": _as_text(value, where)}
+    message: Message = {"role": "tool", "content": as_text(value, where)}
     name = next((part[key] for key in ("tool_use_id", "call_id", "id") if not is_empty(part.get(key))), None)
     if isinstance(name, str):
         message["tool_call_id"] = whole_text(name, where)
     return Said(message=message)
 
 
-def _as_text(value: Any, where: str) -> str:
+def as_text(value: Any, where: str) -> str:
     """A text, the texts of parts, or anything else as JSON."""
     if is_empty(value):
         return ""
@@ -357,7 +362,7 @@ def _as_text(value: Any, where: str) -> str:
         return whole_text(value, where)
     if _is_parts(value):
         pieces = (part if isinstance(part, str) else _part(part, where)[1] for part in value)
-        return whole_text("".join(_as_text(piece, where) for piece in pieces), where)
+        return whole_text("".join(as_text(piece, where) for piece in pieces), where)
     return whole_text(json.dumps(value, ensure_ascii=False, default=str), where)
 
 
@@ -386,7 +391,7 @@ def _add_thoughts_and_calls(fields: Fields, said: Said, where: str) -> None:
     thought = fields.take(*_THOUGHTS)
     details = unfolded(fields.take("reasoning_details", "thinking_blocks"))
     if thought is not None:
-        said.message["reasoning_content"] = _as_text(thought, f"{where}.reasoning_content")
+        said.message["reasoning_content"] = as_text(thought, f"{where}.reasoning_content")
     elif details is not None:
         _read_parts(details, said, f"{where}.reasoning_details", [])
     calls = unfolded(fields.take("tool_calls", "function_call"))
@@ -411,8 +416,14 @@ def _add_marks(fields: Fields, outer: Fields, said: Said, where: str, columns: C
     # What a user names may stand on each message: reward, or messages.reward.
     names = (columns.reward, columns.reward.partition(".")[2]) if columns.reward else ("reward",)
     said.reward = next((found for found in map(fields.path, filter(None, names)) if not is_empty(found)), None)
-    reasons = (each.take("finish_reason", "stop_reason") for each in (outer, fields))
-    said.cut_off = any(isinstance(reason, str) and reason.lower() in _CUT_OFF for reason in reasons)
+    said.cut_off = is_cut_off([each.take(*ENDS) for each in (outer, fields)])
+
+
+def is_cut_off(reasons: Any) -> bool:
+    """Whether why a reply ended, or one of several reasons, says that it was cut off."""
+    reasons = unfolded(reasons)
+    several = reasons if isinstance(reasons, list | tuple) else [reasons]
+    return any(isinstance(reason, str) and reason.lower() in _CUT_OFF for reason in several)
 
 
 def _append(said: list[Said], new: Said) -> None:

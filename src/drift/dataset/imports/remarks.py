@@ -13,6 +13,7 @@ REMARKS = {
     "duplicate": "says what an earlier one says: kept",
     "duplicate_id": "has the id of an earlier one: kept if it says something else, left out if not",
     "prefix_of_row": "begins another one, which holds it: left out",
+    "trained_elsewhere": "rows of their own tell more of earlier replies (thoughts, cut off): trained there, seen here",
     "not_a_generation": "is no reply of a model (a span or observation of another kind): left out",
     "groups_of_one": "the only one of its prompt: nothing to compare it with within the prompt",
     "success_unknown": "doesn't say whether the task was solved, which is not the same as failed",

@@ -37,7 +37,7 @@ SHARD_SIZE = 256
 # What was left out although the row is in: --strict stops on it.
 LOSSES = frozenset({"reasoning_left_out", "too_long"})
 # Fields that change what was said, or what the model was asked to do, and that have no place in a trajectory.
-_CHANGES = frozenset({"documents", "response_format", "tool_choice", "chat_template_kwargs", "additional_histories"})
+_CHANGES = {"documents", "response_format", "tool_choice", "chat_template_kwargs", "additional_histories", "tools"}
 ReadRow = Callable[[Mapping[str, Any]], Sequence[Logged]]
 
 
@@ -151,7 +151,7 @@ class Conversion:
                 yield line, bad
 
     def _convert(self, line: int, logged: Logged) -> Trajectory:
-        remarks = self._survey.remarks(logged)
+        logged, remarks = self._survey.settled(logged)
         if logged.fault is not None:
             raise logged.fault
         group = group_of(logged, line)

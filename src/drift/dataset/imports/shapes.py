@@ -21,7 +21,19 @@ from drift.dataset.imports.base import (
 )
 from drift.dataset.imports.columns import Columns
 from drift.dataset.imports.mathdial import mathdial
-from drift.dataset.imports.messages import ASKED, MEDIA, Said, as_prompt, as_reply, read_messages, system_of, tools_of
+from drift.dataset.imports.messages import (
+    ASKED,
+    ENDS,
+    MEDIA,
+    Said,
+    as_prompt,
+    as_reply,
+    as_text,
+    is_cut_off,
+    read_messages,
+    system_of,
+    tools_of,
+)
 from drift.dataset.imports.recorded import trajectories
 
 _MESSAGES = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "turns")
@@ -75,25 +87,24 @@ def pair(row: Fields, columns: Columns) -> Sequence[Logged]:
     if not is_empty(row.values_by_name.get("error")):
         raise BadRow("failed", f"error: {show(row['error'])}")
     ask, answer = _pair_of(row) or ("prompt", "completion")
-    said = [*_history(row.take("history"), columns), *_asked(row, ask, columns)]
-    completion = _without_prompt(as_reply(row.take(answer), columns, answer), said)
-    if unfolded(row.take("is_truncated")) is True:
-        completion[-1].cut_off = True
-    return [conversation([*said, *completion], row, columns)]
+    said = _asked(row, ask, columns)
+    reply = as_reply(row.get(answer), columns, answer)
+    return [conversation([*said, *_without_prompt(reply, said)], row, columns)]
 
 
 def _asked(row: Fields, ask: str, columns: Columns) -> list[Said]:
-    """What a row asks under the name ``ask``; of an instruction, with what it is about."""
-    prompt = row.take(ask)
-    about = row.there(*_ABOUT) if ask == "instruction" else None
+    """What a row asks under the name ``ask``, with what it is about, and what was said before."""
+    prompt, about = row.take(ask), row.there(*_ABOUT)
     if isinstance(prompt, str) and about is not None:
-        prompt = f"{prompt}\n{row[about]}"
+        words = as_text(row[about], about)
+        # But an instruction, what is asked may hold it.
+        prompt = prompt if ask != "instruction" and words in prompt else f"{prompt}\n{words}"
     said = as_prompt(prompt, columns, ask)
     for each in said:
         each.context = ask == "prompt"
         # Alpaca's fields have roles by their names.
-        each.remarks = each.remarks if ask == "prompt" else []
-    return said
+        each.remarks = [] if ask == "instruction" else each.remarks
+    return [*_history(row.take("history"), columns), *said]
 
 
 def _without_prompt(reply: list[Said], asked: Sequence[Said]) -> list[Said]:
@@ -105,7 +116,10 @@ def _without_prompt(reply: list[Said], asked: Sequence[Said]) -> list[Said]:
 
 
 def preference(row: Fields, columns: Columns) -> Sequence[Logged]:
-    """Two conversations and which is better: TRL's chosen and rejected, arenas' a and b. 1, 0, and ½ for a tie."""
+    """Two conversations and which is better: TRL's chosen and rejected, arenas' a and b. 1, 0, and ½ for a tie.
+
+    What both begin with is their prompt.
+    """
     names = next(names for names in _ALTERNATIVES if _has(*names)(row))
     worth = [1.0, 0.0]
     if names[0].endswith("_a"):
@@ -118,16 +132,23 @@ def preference(row: Fields, columns: Columns) -> Sequence[Logged]:
         worth[at] = columns.number(row[name], name) if names[0] == "chosen" and row.there(name) else worth[at]
     ask = row.there(*_ASKS, *_MESSAGES)
     ask = ask or (row.there("input") if names[0] == "preferred_output" else None)
-    made = []
-    for name, reward in zip(names, worth, strict=True):
+    both: list[tuple[list[Said], list[Said]]] = []
+    for name in names:
         value = row.take(name)
         reply = read_messages(value, columns, name) if ask is None else as_reply(value, columns, name)
         whole = ask is None or (ask in _MESSAGES and any(each.role == "user" for each in reply))
         said = [] if whole or ask is None else _asked(row, ask, columns)
         for each in said:
             each.context = True
-        made.append(conversation([*said, *_without_prompt(reply, said)], row, columns, reward=reward, part=name))
-    return made
+        both.append((said, _without_prompt(reply, said)))
+    for one, other in zip(*(reply[:-1] for _, reply in both), strict=False):
+        if one.message != other.message:
+            break
+        one.context = other.context = True
+    return [
+        conversation([*said, *reply], row, columns, reward=reward, part=name)
+        for (said, reply), name, reward in zip(both, names, worth, strict=True)
+    ]
 
 
 def request(row: Fields, columns: Columns) -> Sequence[Logged]:
@@ -197,10 +218,12 @@ def langfuse(row: Fields, columns: Columns) -> Sequence[Logged]:
         if isinstance(each, Mapping) and each.get("type") == "GENERATION" and not is_empty(each.get("output"))
     ]
     generations.sort(key=lambda each: str(each.get("startTime") or ""))
-    source = Fields(generations[-1]) if generations else inner
+    told = _words(inner.values_by_name.get("output"), columns)
+    same = [each for each in generations if told and _words(each["output"], columns) == told]
+    source = Fields((same or generations)[-1]) if generations else inner
     if generations:
-        # The trace tells of the same reply as its last generation, which was found by its type.
-        _ = inner.take("input"), inner.take("output"), source.take("type")
+        # It was found by its type. What the trace tells of is that reply too.
+        _ = source.take("type"), same and (inner.take("input"), inner.take("output"))
     if is_empty(source.values_by_name.get("output")):
         raise PassedOver("not_a_generation", "output: nothing there, so no reply")
     asked = unfolded(source.take("input"))
@@ -212,9 +235,20 @@ def langfuse(row: Fields, columns: Columns) -> Sequence[Logged]:
     said = said if sent is source else [*system_of(sent.take(*_SYSTEMS), "input.system"), *said]
     said += as_reply(source.take("output"), columns, "output")
     made = conversation(said, row, columns, tools=tools, grows=True)
+    if not {_words(each["output"], columns) for each in generations} <= {each.message["content"] for each in said}:
+        # A generation of something else: a title, a check.
+        made = replace(made, unused=(*made.unused, "observations"))
     name = "observations" if generations else "trace"
     made = _with_unused(_with_unused(made, row, source, name), source, sent, "input")
     return [made if source is inner else _with_unused(made, row, inner, "trace")]
+
+
+def _words(value: Any, columns: Columns) -> str | None:
+    """What a reply says; ``None`` where it is none."""
+    try:
+        return as_reply(value, columns, "output")[-1].message["content"]
+    except BadRow:
+        return None
 
 
 def otel(row: Fields, columns: Columns) -> Sequence[Logged]:
@@ -240,6 +274,7 @@ def otel(row: Fields, columns: Columns) -> Sequence[Logged]:
     said = system_of(attributes.take("gen_ai.system_instructions"), "gen_ai.system_instructions")
     said += as_prompt(sent, columns, "gen_ai.input.messages")
     said += as_reply(received, columns, "gen_ai.output.messages")
+    said[-1].cut_off |= is_cut_off(attributes.take("gen_ai.response.finish_reasons", "llm.response.finish_reason"))
     tools = tools_of(attributes.take("gen_ai.tool.definitions"), "gen_ai.tool.definitions")
     made = conversation(said, row, columns, tools=tools, grows=True)
     return [_with_unused(made, row, attributes, "attributes")]
@@ -329,6 +364,7 @@ def conversation(
     media = row.there(*MEDIA)
     if media is not None:
         raise BadRow("not_text", f"{media}: {show(row.values_by_name[media])}, which a text model can't see")
+    inner = {f"messages.{name}" for each in said for name in each.unused}
     said = _merged([*system_of(columns.find(row, columns.system, *_SYSTEMS), columns.system or "system"), *said])
     tools = tools or tools_of(columns.find(row, columns.tools, *_TOOLS), columns.tools or "tools")
     remarks = [remark for each in said for remark in each.remarks]
@@ -336,6 +372,7 @@ def conversation(
         remarks.append("consecutive_roles")
     everything = [at for at, each in enumerate(said) if each.role == "assistant"]
     places = _replies(said, everything, remarks)
+    said[-1].cut_off |= is_cut_off(row.take(*ENDS)) or unfolded(row.take("is_truncated")) is True
     trained = [said[at] for at in places]
     rewards, fault = on_last(reward or 0.0, len(places)), None
     if reward is None:
@@ -343,7 +380,6 @@ def conversation(
             rewards = columns.rewards_of(row, len(places), [each.reward for each in trained])
         except BadRow as bad:
             fault = bad
-    inner = {f"messages.{name}" for each in said for name in each.unused}
     return Logged(
         messages=tuple(each.message for each in said),
         rewards=rewards,
@@ -404,8 +440,8 @@ def _pair_of(row: Fields) -> tuple[str, str] | None:
     ask = row.there(*_ASKS)
     # A reply that is there and empty is one, and what stands beside it under answer is what was right.
     answer = next((name for name in _REPLIES if name in row), "answer")
-    asked_about = ask in ("query", "question") or answer != "answer"
-    return (ask, answer) if ask and asked_about and row.there(answer) else None
+    answers = answer != "answer" or (ask in ("query", "question") and row.there(answer))
+    return (ask, answer) if ask and answers else None
 
 
 def _with_unused(logged: Logged, row: Fields, inner: Fields, prefix: str) -> Logged:
