@@ -179,6 +179,8 @@ def test_units_are_compared_where_both_sides_have_one(reply, gold, right):
     [
         ("[0, 5]", "[0, 5]", "right"),
         ("0, 5", "[0, 5]", "right"),
+        ("x = [0, 5]", "[0, 5]", "right"),
+        ("[0, 5]", "5", "wrong"),
         ("(0; 5)", "[0, 5]", "right"),
         (r"\{0, 5\}", "[0, 5]", "right"),
         ("[5, 0]", "[0, 5]", "wrong"),

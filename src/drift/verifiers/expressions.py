@@ -47,6 +47,7 @@ _BECAUSE = re.compile(
     r",?\s+(?:because|since|as|which|where|when|for a total|in total|so that)\b"
     r"|(?:,|\sand|(?<=[\d)}$%]))\s+not\b|\s[-–—]{1,2}\s(?=[a-z]{3})"
 )
+_HENCE = re.compile(r",?\s+(?:so|hence|thus|therefore)\s+(?=[A-Za-z]\s?=)")
 _TURNING = re.compile(
     r"\b(?:not|no|neither|never|minus|negative|half|if|between|or|than|either|maybe|twice|at least|at most|up to|over"
     r"|under|below|above|step|squared?\sof|cubed?\sof|root|logarithm|inverse|reciprocal)\b|n['’]t\b|[不没非無]|ない|아니",
@@ -144,7 +145,7 @@ def core(text: str) -> str:
     if len(lines) > 1:
         plain = [line for line in (lines[-1], lines[0]) if not _split(line)[1]]
         text = plain[0] if plain else lines[-1]
-    text = tidy(_BECAUSE.split(text)[0]) if text else ""
+    text = tidy(_HENCE.split(_BECAUSE.split(text)[0])[-1]) if text else ""
     for pattern, sign in _SAID:
         text = pattern.sub(sign, text)
     if re.search(f"[{_EAST}]", text) and not _TURNING.search(text):
@@ -219,6 +220,8 @@ def _split(text: str) -> tuple[str, str]:
             name = piece.split("-")[0]
             known = name in FUNCTIONS or name in NAMES or (name in ("and", "or") and match.start() > 0)
             known = known or (name in ("in", "union") and bool(re.fullmatch(r"[A-Za-z]|[\])}]", last[-1:])))
+            # The second unit of g/cm^3; the first is a letter.
+            known = known or (last == "/" and name in UNIT_OF)
             attached = (
                 bool(re.fullmatch(r"[\d})^_*/+({]", text[match.start() - 1 : match.start()])) and match.start() > 0
             )
@@ -276,6 +279,7 @@ def _formula_in_prose(text: str) -> tuple[str, str] | None:
     formula = without_end(formula.rstrip(" (,;:"))
     if not rest:
         return formula, ""
+    rest = re.sub(r"(?<=[A-Za-z])\s?(?:\\cdot|\*)\s?(?=[A-Za-z])", " ", rest)
     if " than" not in rest:
         rest = re.sub(r"^(?:more|extra|additional|other)\s+", "", rest)
     limit = _LIMITING.search(rest)

@@ -264,10 +264,20 @@ def _algebra(answer: str, gold: str) -> bool:
     if isinstance(one, Eq) and isinstance(other, Eq):
         # math-verify takes "y =" for a name of the right side, and would not see what is before it.
         one, other = (Eq(side.lhs - side.rhs, 0, evaluate=False) for side in (one, other))
+    elif any(isinstance(side, Eq) and not _is_name(side.lhs) for side in (one, other)):
+        return False
     if type(one).__name__ in _RELATIONS and type(other).__name__ not in _RELATIONS:
         # math-verify takes an inequality for an interval only where it is the gold one.
         one, other = other, one
     return bool(verify([other], [one], timeout_seconds=None)) and _near(other, one)
+
+
+def _is_name(side: Any) -> bool:
+    """Whether one side of an equation names the value of the other: ``m + n`` does, ``2x`` and ``x^2 + y^2`` do not."""
+    from sympy import Number
+
+    numbered = side.as_coeff_Mul()[0] != 1 or (side.is_Add and side.atoms(Number) - {-1})
+    return not (side.free_symbols and numbered)
 
 
 def _without_label(answer: str, gold: str) -> tuple[str, str]:

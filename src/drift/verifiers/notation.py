@@ -69,7 +69,7 @@ _PLAIN_NAME = re.compile(rf"(?<![A-Za-z\\])(?:{'|'.join(NAMES)})(?![A-Za-z])")
 _PLAIN_FUNCTION = re.compile(rf"(?<![A-Za-z\\])(?:{'|'.join(FUNCTIONS)})(?![A-Za-z])")
 _REWRITTEN = (
     (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\frac\s*([\da-z])\s*([\da-z])(?![a-zA-Z])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*([\da-z])\s*(\d|[a-z](?![a-zA-Z]))"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d)(?!\d)"), r"\1{\2}"),
     (re.compile(r"\\sqrt\s*(\[\w\])?\s*(\d+|[a-z](?![a-zA-Z]))"), r"\\sqrt\1{\2}"),

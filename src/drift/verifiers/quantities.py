@@ -66,7 +66,7 @@ def quantity(formula: str, rest: str, decimal_comma: bool) -> Expression | None:
     elif name:
         scale = SCALES[name]
     if rest:
-        limit = re.search(r"\b(?:for|in|out of|on|at|when|if|after|with|from|by|of)\b|\(|[.,;]", rest)
+        limit = re.search(r"\b(?:for|in(?=\s)|out of|on|at|when|if|after|with|from|by|of)\b|\(|[.,;]", rest)
         unit = read_unit(" " + (rest[: limit.start()] if limit else rest)) or ""
     formula = formula.strip()
     while match := _TRAILING_UNIT.search(formula):
@@ -151,7 +151,7 @@ def _at_top(text: str, marks: str = ",;") -> list[str]:
 # Two points in one number, or a list of numbered lines.
 _TWO_POINTS = re.compile(r"\d\.\s?\.\d|\d\.\s+\d")
 _SUM_AND_RESULT = re.compile(
-    r"[\d\s.,()/-]*\d\s*(?:[-+*/]|\\times|\\cdot|\\div)(?:[\d\s.()+*/-]|\\times|\\cdot|\\div)*="
+    r"(?=\D*\d)(?=[^=]*?(?:[\d)}]\s*[-+*/]|\\))(?:[\d\s.,(){}+*/-]|\\(?:times|cdot|div|frac)(?![a-z]))*="
 )
 _GROUPED = r"[1-9]\d{0,2}(?:,\d{3})+(?!\d)"
 

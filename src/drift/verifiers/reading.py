@@ -46,7 +46,7 @@ _TAG_NAME = r"(?:final[_ ]?)?answer"
 _LESS, _MORE = r"\\?(?:[<＜]|&lt;)\s{0,3}", r"\s{0,3}\\?(?:[>＞]|&gt;)"
 _TAGS = re.compile(
     rf"(?P<open>{_LESS}{_TAG_NAME}(?:\s[^<>&]{{0,40}})?{_MORE}|\[{_TAG_NAME}\])"
-    rf"|(?P<close>{_LESS}\\?/\s{{0,3}}{_TAG_NAME}{_MORE}|{_LESS}{_TAG_NAME}\s?/{_MORE}|\[/{_TAG_NAME}\])",
+    rf"|(?P<close>{_LESS}(?:\\?/|\\)\s{{0,3}}{_TAG_NAME}{_MORE}|{_LESS}{_TAG_NAME}\s?/{_MORE}|\[/{_TAG_NAME}\])",
     re.IGNORECASE,
 )
 _THINKING = re.compile(r"<(?P<close>/)?(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
@@ -101,8 +101,9 @@ _SUPPOSED = re.compile(
     r"\b(?:if|suppose|assume|assuming|whether|say|unless|wenn|falls|were)\b[^.!?\n]{0,30}$|如果$", re.I
 )
 _ONLY_IF = re.compile(r"\b(?:if|had|were|unless)\b", re.IGNORECASE)
-_INSTEAD = re.compile(
-    r"[.;,]?\s{0,3}(?:it is|it['’]s|(?<!anything )but|rather|sondern|mais|sino|而是)\s{1,3}", re.IGNORECASE
+INSTEAD = re.compile(
+    r"[.;,]?\s{0,3}(?:it is|it['’]s|(?<!anything )but|rather|sondern|es ist|mais|c['’]est|sino|\bes|而是)\s{1,3}",
+    re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=[*_`\"'”)$]{0,4}(?:\s|$))|[。！？]|\n")
 _NOT_THE_END = re.compile(r"(?:\b[ap]|\b[ap]\.m|\b(?:approx|sq|ca|vs|no|St))$", re.IGNORECASE)
@@ -157,7 +158,7 @@ def read(reply: str, *, strict: bool = False, fallback: str = "") -> Read | None
     last = lines[-1] if lines and not _STEP.match(lines[-1]) else ""
     if last and (re.search(r"\d|^\W*\w\W*$|[\\=]", last) or text.rstrip().endswith(last)):
         return Read(answer=last, where="hash")
-    if found := in_json(text) or _in_table(text) or stated(text):
+    if found := in_json(text) or in_table(text) or stated(text):
         return Read(answer=found, where="stated")
     if _is_alone(text):
         return Read(answer=text.strip(), where="alone")
@@ -265,7 +266,7 @@ def stated(text: str) -> str | None:
         end = _end_of_sentence(text, at)
         said = text[at:end].strip()
         if any(match[name] for name in ("not", "east_not", "west_not")) or said.startswith("not "):
-            instead = _INSTEAD.search(text, at, at + 80)
+            instead = INSTEAD.search(text, at, at + 80)
             if instead is None:
                 found = None
                 continue
@@ -307,7 +308,7 @@ def in_json(text: str) -> str | None:
     return None
 
 
-def _in_table(text: str) -> str | None:
+def in_table(text: str) -> str | None:
     """What the last row of a table at the end of ``text`` has in the column of the answer."""
     lines = text.rstrip().splitlines()
     at = len(lines)
