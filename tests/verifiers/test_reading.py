@@ -8,6 +8,7 @@ from drift.verifiers import math_worker
 from drift.verifiers.choice import Choice
 from drift.verifiers.exact import Exact
 from drift.verifiers.expressions import expression
+from drift.verifiers.numeric import Numeric
 from drift.verifiers.reading import read
 
 pytest.importorskip("math_verify")
@@ -30,6 +31,8 @@ pytest.importorskip("math_verify")
         ("Die Antwort lautet 31.", "31", "stated"),
         ("La respuesta no es 30, es 31.", "31", "stated"),
         (r"<answer>31<\answer>", "31", "tag"),
+        ("<answer>30</answer> is wrong. The answer is 31.", "31", "stated"),
+        ("答案不是30，是31。", "31", "stated"),
         ("31 is the final answer.", "31", "stated"),
         ("The answer is 30. Sorry, I meant 31.", "31", "stated"),
         (r"It is \boxed{31}, not \boxed{30}.", "31", "box"),
@@ -62,6 +65,11 @@ def test_an_answer_is_read_from_the_first_place_that_holds_one(reply, answer, wh
         "The answer is 5?",
         "#### Step 1\nAdd them.",
         "The answer would be 5 if it rained.",
+        "The answer is 5. Wait, that is wrong.",
+        "<answer>5</answer> is wrong.",
+        "The wrong answer is 5.",
+        "I doubt that the answer is 5.",
+        "So Tom, who is 5,",
         '{"answer": null}',
         '{"answer": "',
         "| n | Answer |\n|---|---|\n| 1 | |",
@@ -131,6 +139,10 @@ def test_decoration_changes_no_verdict_and_no_part_of_an_answer_is_paid(form):
         ("12 + 5 = 17, 17 + 14 = 31", "31", "17"),
         ("12 + 50 = 62, 62 / 2 = 31", "31", "62"),
         ("2x = 62, so x = 31", "31", "62"),
+        ("2x = 62, x = 31", "31", "62"),
+        ("log2(31)", r"\log_2 31", "31"),
+        ("a:b = 3:1", "3:1", "1:3"),
+        ("31, et non 30", "31", "30"),
     ],
 )
 def test_the_whole_value_counts_in_any_spelling(reply, gold, other):
@@ -146,6 +158,15 @@ def test_the_whole_value_counts_in_any_spelling(reply, gold, other):
         ("lead (D)", "D"),
         ("So C is the answer.", "C"),
         ("Solution: C", "C"),
+        ("C is therefore correct.", "C"),
+        ("The correct one is C.", "C"),
+        ("The answer, then, is C.", "C"),
+        ("So zinc is the answer.", "C"),
+        ("The answer is zinc, a metal.", "C"),
+        ("The answer is B. That is wrong.", None),
+        ("The wrong answer is B.", None),
+        ("The answer is B?", None),
+        ("答えは B ではない。", None),
         ("The answer is not tin but zinc.", "C"),
         ("La réponse n'est pas A, c'est C.", "C"),
         ("Also ist C richtig.", "C"),
@@ -178,6 +199,7 @@ def test_a_claimed_option_is_read_in_other_wordings(reply, letter):
 
 
 def test_truth_is_read_from_its_decoration_or_a_sentence():
+    assert Exact().verify("Yes, it is true.", "True").right
     assert Exact().verify(r"\text{True}", "True").right
     assert Exact().verify("The claim is not true.", "False").right
     assert not Exact().verify("The claim is not true.", "True").right
@@ -205,3 +227,14 @@ def test_hostile_replies_are_read_at_once(text):
     expression(text[:3900])
     expression("9" * 3900)
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["31 or", "31, which is wrong", "31 divided by 3", "31 below zero", "31 if n is even, else 30",
+     "31 cm by 30 cm", "31 is wrong", "anything but 31",
+     "Die Antwort ist weniger als 31.", "答案小于 31。", "答えは 31 ではありません。", "La respuesta es menor que 31."],
+)  # fmt: skip
+def test_a_number_that_its_words_change_or_deny_is_not_paid(reply):
+    assert math_worker.check(reply, "31")["verdict"] != "right"
+    assert not Numeric().verify(reply, "31").right

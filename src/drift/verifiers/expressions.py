@@ -8,12 +8,12 @@ from drift.verifiers.markup import MAX_CHARACTERS, tidy, unwrapped, well_escaped
 from drift.verifiers.notation import FUNCTIONS, NAMES, latex
 from drift.verifiers.number_words import number_in_words
 from drift.verifiers.quantities import LABEL, POWER_OF_UNIT, Expression, quantity, scale_word
-from drift.verifiers.reading import boxed_answer, stated
+from drift.verifiers.reading import RETRACTED, boxed_answer, stated
 from drift.verifiers.units import UNIT_OF, read_unit
 from drift.verifiers.values import value_of
 
 _LEAD = re.compile(
-    r"(?:(?:the |my |your |our )?(?:final |correct |right |exact )?(?:answer|result|solution|value|ans)|a)"
+    r"(?:(?:the |my |your |our )?(?:final |correct |right |exact )?(?:answer|result|solution|value|ans)|a(?!:[a-z]))"
     r"\s*(?::|=>|=|->|→)\s*|ans\.\s+(?=[-$\\\d(])"
     r"|(?:approximately|about|roughly|around|circa|approx\.?|nearly|almost|exactly|equals?|is|are|just|only|ca\.)\s+"
     r"|(?:~|\\sim(?![a-z])|\\approx(?![a-z])|≈|=)\s*",
@@ -45,15 +45,19 @@ _SETS_IN_WORDS = {"empty set": r"\emptyset", "null set": r"\emptyset", "all real
 _SAME_WORDS = {"dne": "does not exist", "doesn't exist": "does not exist"}
 _BECAUSE = re.compile(
     r",?\s+(?:because|since|as|which|where|when|for a total|in total|so that)\b"
-    r"|(?:,|\sand|(?<=[\d)}$%]))\s+not\b|\s[-–—]{1,2}\s(?=[a-z]{3})"
+    r"|(?:,|\s(?:and|et|und)|(?<=[\d)}$%]))\s+(?:not|non|pas|nicht)\b|，?而?不是|\s[-–—]{1,2}\s(?=[a-z]{3})"
 )
 _HENCE = re.compile(r",?\s+(?:so|hence|thus|therefore)\s+(?=[A-Za-z]\s?=)")
 _TURNING = re.compile(
     r"\b(?:not|no|neither|never|minus|negative|half|if|between|or|than|either|maybe|twice|at least|at most|up to|over"
-    r"|under|below|above|step|squared?\sof|cubed?\sof|root|logarithm|inverse|reciprocal)\b|n['’]t\b|[不没非無]|ない|아니",
+    r"|under|below|above|hardly|anything|step|squared?\sof|cubed?\sof|root|logarithm|inverse|reciprocal"
+    r"|weniger|mehr|höchstens|mindestens|doppelte|hälfte|menor|mayor|menos|más|doble|mitad|moins|inférieure?|supérieure?"
+    r"|double|moitié)\b|n['’]t\b|[不没非無倍]|[小大少多]于|超过|一半|ない|ません|아니",
     re.I,
 )
-_LIMITING = re.compile(r"\b(?:for|in|per|out of|on|at|when|if|after|with|from|by|each|every|of)\b|\(", re.IGNORECASE)
+_LIMITING = re.compile(
+    r"\b(?:for|in|per|out of|on|at|when|after|with|from|by(?!\s+\d)|each|every|of)\b|\(", re.IGNORECASE
+)
 _SHORT = "is it so of an to we in by if as at on no be do am he me my or the and for are not per was you"
 _SHORT_WORDS = frozenset(_SHORT.split())
 _PIECE = re.compile(
@@ -136,6 +140,8 @@ def core(text: str) -> str:
         if text == before:
             break
     text = bare(text)
+    if RETRACTED.search(text):
+        return ""
     for _ in range(4):
         match = _LEAD.match(text)
         if match is None or match.end() == len(text):

@@ -233,7 +233,7 @@ def _same_part(answer: str, gold: str, answer_percent: bool, gold_percent: bool)
         if value is None or share is None:
             return False
         return value * 100 == share or (value == share and not -1 < value < 1)
-    if answer.replace(" ", "") == gold.replace(" ", ""):
+    if _closed_up(answer) == _closed_up(gold):
         return True
     if any(side.strip(" +-") == r"\infty" for side in (answer, gold)):
         return False
@@ -247,6 +247,10 @@ def _same_part(answer: str, gold: str, answer_percent: bool, gold_percent: bool)
             return False
         return abs(one - other) <= Fraction(_RELATIVE) * max(abs(one), abs(other))
     return _algebra(answer, gold)
+
+
+def _closed_up(part: str) -> str:
+    return re.sub(r"(?<!\d) | (?!\d)", "", part)
 
 
 def _of_doubles(*values: Fraction | float) -> Fraction:

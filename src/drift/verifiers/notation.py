@@ -78,6 +78,7 @@ _REWRITTEN = (
     (re.compile(r"(?<!\d)(\d{1,9}) choose (\d{1,9})"), r"\\binom{\1}{\2}"),
     (re.compile(r"(?<![A-Za-z\\])abs\s?\(([^()]*)\)"), r"|\1|"),
     (re.compile(r"(?<![A-Za-z\\])(floor|ceil)\s?\(([^()]*)\)"), r"\\l\1 \2 \\r\1 "),
+    (re.compile(r"(?<![A-Za-z\\])log(2|10)\s?\("), r"\\log_{\1}("),
     (re.compile(r"(?<![A-Za-z\\])cbrt\s?\(([^()]*)\)"), r"\\sqrt[3]{\1}"),
     (re.compile(r"(\\?(?<![A-Za-z])(?:sin|cos|tan)\s*[{(]{0,2}\s*)(\d+(?:\.\d+)?)\s*°"), r"\1\\frac{\2\\pi}{180}"),
     (re.compile(r"\\begin\{smallmatrix\}(.*)\\end\{smallmatrix\}"), r"\\begin{pmatrix}\1\\end{pmatrix}"),

@@ -259,7 +259,7 @@ def _scientific(text: str, at: int) -> tuple[Fraction, bool, int] | None:
 
 
 # What an expression holds that has a value without being a number in digits.
-_EXPRESSION = re.compile(r"\\|[^\x00-\x7f]|[\^!*=(]|\b(?:pi|e|ln)\b|[a-z]{3}")
+_EXPRESSION = re.compile(r"\\|[^\x00-\x7f]|[\^!*=(]|\s[-+]\s|\b(?:pi|e|ln)\b|[a-z]{3}")
 _DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d$)")
 
 

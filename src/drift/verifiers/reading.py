@@ -66,6 +66,13 @@ _BETWEEN_BOXES = re.compile(
 _TAKEN_BACK = re.compile(
     r"\$?\s?(?:can't|cannot|can not|isn't|is not|is wrong|was wrong|is incorrect)\b", re.IGNORECASE
 )
+# What follows an answer and takes it back.
+RETRACTED = re.compile(
+    r"[*_`)\]\s.,;!…-]{0,8}(?:(?:oh|wait|hmm|no|actually|but|sorry)\b[\s,.!…]{0,4}){0,3}"
+    r"(?:(?:(?:that|this|it|which)(?:['’]s|\s(?:is|was))|is|was)\s(?:wrong|incorrect|a mistake|not (?:right|correct))\b"
+    r"(?!\s(?:to|that)\b)|(?<=no[.!])$|では(?:ない|ありません))",
+    re.IGNORECASE,
+)
 _DENIED_BEFORE = re.compile(r"\b(?:not|instead of|rather than)\s{0,2}\$?$", re.IGNORECASE)
 _HASH = re.compile(r"(?:^|(?<=\s))####(?!#)[ \t]*(.*)$", re.MULTILINE)
 _STEP = re.compile(r"\W*(?:step|part|case|phase|stage|question|problem|section|method)\b|\d{1,2}[.)]\s+[A-Za-z]", re.I)
@@ -98,11 +105,14 @@ _JSON_KEY = re.compile(r"(\"(?:final[_ ]?)?answer\")\s{0,3}:", re.IGNORECASE)
 _OPENING_WORDS = re.compile(r"(?:(?:so|thus|hence|then|therefore|and|finally|that means|which means)\b[, ]*)+", re.I)
 _MARKS_AHEAD = re.compile(r"[ \t\n*_|`:]*+")
 _SUPPOSED = re.compile(
-    r"\b(?:if|suppose|assume|assuming|whether|say|unless|wenn|falls|were)\b[^.!?\n]{0,30}$|如果$", re.I
+    r"\b(?:if|suppose|assume|assuming|whether|say|unless|doubt|wenn|falls|were)\b[^.!?\n]{0,30}$|如果$"
+    r"|\b(?:wrong|incorrect|first|initial|naive)\s$",
+    re.I,
 )
 _ONLY_IF = re.compile(r"\b(?:if|had|were|unless)\b", re.IGNORECASE)
 INSTEAD = re.compile(
-    r"[.;,]?\s{0,3}(?:it is|it['’]s|(?<!anything )but|rather|sondern|es ist|mais|c['’]est|sino|\bes|而是)\s{1,3}",
+    r"[.;,]?\s{0,3}(?:(?:it is|it['’]s|(?<!anything )but|rather|sondern|es ist|mais|c['’]est|sino|\bes)\s{1,3}"
+    r"|(?:而|[，,])是\s{0,3})",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=[*_`\"'”)$]{0,4}(?:\s|$))|[。！？]|\n")
@@ -193,7 +203,7 @@ def tagged(text: str) -> str | None:
         if start is not None:
             inner = text[start : match.start()].strip()
             if not is_placeholder(inner) and (match["close"] or len(inner) < 200):
-                found = inner
+                found = None if match["close"] and RETRACTED.match(text, match.end()) else inner
         start = match.end() if match["open"] else None
     if start is not None:
         rest = _CUT_TAG.sub("", text[start:].strip()[:MAX_ANSWER]).strip()
@@ -272,6 +282,9 @@ def stated(text: str) -> str | None:
                 continue
             end = _end_of_sentence(text, instead.end())
             said = text[instead.end() : end].strip()
+        if RETRACTED.match(text, end) or RETRACTED.search(said[:80]):
+            found = None
+            continue
         if text[end : end + 1] in ("?", "？") or ("would" in match.group() and _ONLY_IF.search(said)):
             continue
         if match["east"]:
@@ -335,7 +348,7 @@ def _is_alone(text: str) -> bool:
 def _concluded(text: str) -> str | None:
     """The last sentence but wishes, if it draws a conclusion, from its last "so", "is" or the like on."""
     whole = _FAREWELL.sub("", text[-MAX_CONCLUSION:]).rstrip()
-    if not whole or whole[-1].isalpha():
+    if not whole or whole[-1].isalpha() or whole[-1] == ",":
         return None
     start = 0
     for match in _SENTENCE_END.finditer(whole, 0, len(whole) - 1):
