@@ -16,7 +16,7 @@ _LEAD = re.compile(
     r"(?:(?:the |my |your |our )?(?:final |correct |right |exact )?(?:answer|result|solution|value|ans)|a(?!:[a-z]))"
     r"\s*(?::|=>|=|->|→)\s*|ans\.\s+(?=[-$\\\d(])"
     r"|(?:approximately|about|roughly|around|circa|approx\.?|nearly|almost|exactly|equals?|is|are|just|only|ca\.)\s+"
-    r"|(?:~|\\sim(?![a-z])|\\approx(?![a-z])|≈|=)\s*",
+    r"|an?\s+(?=\d)|(?:~|\\sim(?![a-z])|\\approx(?![a-z])|≈|=)\s*",
     re.IGNORECASE,
 )
 _VERB = re.compile(

@@ -46,12 +46,13 @@ def scale_word(rest: str) -> str:
     return match[1].lower() if match else ""
 
 
+_UNIT = r"[A-Za-zµΩ]{1,3}(?:\s?\^\s?\{?-?\d\}?)?"
 _TRAILING_UNIT = re.compile(
     r"(?<=[\d)}])\s*(°\s?[CFK]?|%|[¢€£¥₹$]|元|円|個|个|人|米|km/h|m/s|cm|mm|km|kg|mg|mL|ml|Hz|ft|lb|oz|min|hr)"
     r"(?:\s?\^\s?\{?([1-4])\}?)?$"
     r"|(?<=[\d)}a-z])\s+(m|s|h|g|L|l|N|J|W|V|A|K|C|F|cm|mm|km|kg|mg|mL|ml|ft|in|mi|lb|oz|hr|sq ft)"
     r"(?:\s?\^\s?\{?([1-4])\}?)?$"
-    r"|(?<=[\d)}a-z])\s+([A-Za-zµΩ]{1,3}\s?\^?\{?\d?\}?\s?/\s?[a-z]{1,3}(?:\s?\^?\{?\d?\}?))$"
+    rf"|(?<=[\d)}}a-z])\s+({_UNIT}(?:\s?(?:/|\*|\\cdot)\s?{_UNIT})+)$"
 )
 _LEADING_MONEY = re.compile(r"([-+]?)\s*(?:US)?([$€£¥₹])\s*(?=[-+\d.\\(])")
 
@@ -75,7 +76,7 @@ def quantity(formula: str, rest: str, decimal_comma: bool) -> Expression | None:
             percent = True
         else:
             power = match[2] or match[4] or ""
-            known = read_unit(" " + mark.replace(" ", "") + power)
+            known = read_unit(" " + mark.replace(" ", "").replace("\\cdot", "*") + power)
             if match[5] and known is None:
                 break
             unit = known or mark
@@ -87,7 +88,7 @@ def quantity(formula: str, rest: str, decimal_comma: bool) -> Expression | None:
     if match := _LEADING_MONEY.match(labelled):
         unit = _MONEY[match[2]]
         formula = match[1] + labelled[match.end() :]
-        if large := re.search(r"(?<=\d)\s?([kKMB]|bn)$", formula):
+        if large := re.search(r"(?<=\d)\s?([kKmMB]|bn)$", formula):
             formula, scale = formula[: large.start()], {"k": 10**3, "m": 10**6}.get(large[1].lower(), 10**9)
     parts = _parts(formula, decimal_comma)
     if not parts:
