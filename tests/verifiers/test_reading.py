@@ -172,6 +172,7 @@ def test_the_whole_value_counts_in_any_spelling(reply, gold, other):
         ("The answer is zinc, a metal.", "C"),
         ("The answer is B. That is wrong.", None),
         ("The wrong answer is B.", None),
+        ("Everything but B.", None),
         ("The answer is B?", None),
         ("答えは B ではない。", None),
         ("The answer is not tin but zinc.", "C"),

@@ -41,7 +41,7 @@ _CLAIM = re.compile(
     r"\b(?:(?:correct|right|best|final|my|the)\s{1,3})?(?:answer|ans|choice|option|guess|result|solution|Antwort|Lösung|réponse|respuesta|opción|correcta|risposta|resposta|ответ|(?<=correct\s)(?:one|letter)|(?<=right\s)(?:one|letter))\.?(?:,\s(?:then|therefore|thus),)?"
     r"(?:\s{1,3}(?:choice|option|letter|correcta|correcte|finale?|richtig))?"
     rf"{_IS}\s{{0,3}}(?:(?:most\slikely|likely|probably|definitely|certainly|therefore|thus|clearly|option|choice|letter|Antwort|la|le|die|der|opción)\b)?:?"
-    r"|\b(?:choose|pick|take|select|go\swith|wähle|nehme|choisis|elijo|escojo)\b(?:\s(?:option|choice|answer|Antwort|opción))?"
+    r"|\b(?:choose|pick|select|go\swith|wähle|nehme|choisis|elijo|escojo)\b(?:\s(?:option|choice|answer|Antwort|opción))?"
     r"|\bI(?:\swould|['’]d)?\s(?:say|guess)\b|\b(?:final|correct)\s?:"
     r"|(?:答案|答え|正解|選択肢|选项|选择|(?<!不)正确的)[应應]?[该該]?[是为為はが]?[：:]?|(?<![不非])(?:[应應][该該]?|故|所以)?[选選]择?[：:]?(?=\s?[(（【]?[A-Z])"
     r"|\bRichtig\s(?:ist|wäre)(?:\s(?:Antwort|Option))?",
@@ -57,7 +57,7 @@ _THUS = re.compile(
     r"|(?<=[,;]\s)([A-Z])\sis(?=\s{0,2}[.!]?\s{0,2}$)|(?<![A-Za-z])([A-Z])\sit\sis\b"
     r"|\b(?:(?i:es\sla)|(?i:it|that|es|c)(?:['’]s|['’]est|\s(?:is|ist|must\sbe|has\sto\sbe|should\sbe|would\sbe)))\s{1,2}(?:option\s|letter\s)?"
     r"[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;:!。]|$|because\b|since\b))"
-    r"|(?:(?<!anything\s)(?<!nothing\s)(?<!everything\s)\bbut|\bsondern|\bsino|\bmais|而是)\s{0,2}(?:option\s|rather\s)?[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;!。，]|$))"
+    r"|(?:(?<!thing\s)\bbut|\bsondern|\bsino|\bmais|而是)\s{0,2}(?:option\s|rather\s)?[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;!。，]|$))"
     r"|(?<![A-Za-z])([A-Z])\s?(?:是?正确|是对的|が正しい|が正解|ist\s(?:richtig|korrekt)|est\scorrecte?|es\s(?:la\s)?correcta)"
     r"|\b(?:ist|est|es)\s([A-Z])\s(?:richtig|korrekt|correcte?|correcta)\b",
 )

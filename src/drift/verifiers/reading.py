@@ -111,7 +111,7 @@ _SUPPOSED = re.compile(
 )
 _ONLY_IF = re.compile(r"\b(?:if|had|were|unless)\b", re.IGNORECASE)
 INSTEAD = re.compile(
-    r"[.;,]?\s{0,3}(?:(?:it is|it['’]s|(?<!anything )but|rather|sondern|es ist|mais|c['’]est|sino|\bes)\s{1,3}"
+    r"[.;,]?\s{0,3}(?:(?:it is|it['’]s|(?<!thing )but|rather|sondern|es ist|mais|c['’]est|sino|\bes)\s{1,3}"
     r"|(?:而|[，,])是\s{0,3})",
     re.IGNORECASE,
 )
