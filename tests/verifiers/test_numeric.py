@@ -82,7 +82,8 @@ def test_what_is_no_number_or_can_be_read_in_two_ways_is_not_read(text):
     ("reply", "gold", "wrong"),
     [("five", "5", "4"), ("3π", "9.42478", "3"), ("2 pi", "6.28319", "2"), ("2^10", "1024", "10"), ("5²", "25", "52"),
      ("3!", "6", "3"), ("2½", "2.5", "21"), (r"7\tfrac{1}{4}", "7.25", "1.75"), ("**4.5**", "4.5", "5"),
-     ("The total is 31.", "31", "3"), ("## 12", "12", "2"), ("x_2 = 9", "9", "2"), ("about 40 minutes", "40", "4")],
+     ("The total is 31.", "31", "3"), ("## 12", "12", "2"), ("x_2 = 9", "9", "2"), ("about 40 minutes", "40", "4"),
+     ("1 - 1/4", "0.75", "0.25")],
 )  # fmt: skip
 def test_an_expression_or_a_decorated_number_counts_with_its_value(reply, gold, wrong):
     assert Numeric().verify(reply, gold).verdict == "right"
@@ -179,6 +180,8 @@ def test_units_are_compared_where_both_sides_have_one(reply, gold, right):
     [
         ("[0, 5]", "[0, 5]", "right"),
         ("0, 5", "[0, 5]", "right"),
+        ("x = [0, 5]", "[0, 5]", "right"),
+        ("[0, 5]", "5", "wrong"),
         ("(0; 5)", "[0, 5]", "right"),
         (r"\{0, 5\}", "[0, 5]", "right"),
         ("[5, 0]", "[0, 5]", "wrong"),

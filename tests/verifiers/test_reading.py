@@ -8,6 +8,7 @@ from drift.verifiers import math_worker
 from drift.verifiers.choice import Choice
 from drift.verifiers.exact import Exact
 from drift.verifiers.expressions import expression
+from drift.verifiers.numeric import Numeric
 from drift.verifiers.reading import read
 
 pytest.importorskip("math_verify")
@@ -28,6 +29,10 @@ pytest.importorskip("math_verify")
         ("The answer isn't 30. It is 31.", "31", "stated"),
         ("答案是 31。", "31", "stated"),
         ("Die Antwort lautet 31.", "31", "stated"),
+        ("La respuesta no es 30, es 31.", "31", "stated"),
+        (r"<answer>31<\answer>", "31", "tag"),
+        ("<answer>30</answer> is wrong. The answer is 31.", "31", "stated"),
+        ("答案不是30，是31。", "31", "stated"),
         ("31 is the final answer.", "31", "stated"),
         ("The answer is 30. Sorry, I meant 31.", "31", "stated"),
         (r"It is \boxed{31}, not \boxed{30}.", "31", "box"),
@@ -60,6 +65,11 @@ def test_an_answer_is_read_from_the_first_place_that_holds_one(reply, answer, wh
         "The answer is 5?",
         "#### Step 1\nAdd them.",
         "The answer would be 5 if it rained.",
+        "The answer is 5. Wait, that is wrong.",
+        "<answer>5</answer> is wrong.",
+        "The wrong answer is 5.",
+        "I doubt that the answer is 5.",
+        "So Tom, who is 5,",
         '{"answer": null}',
         '{"answer": "',
         "| n | Answer |\n|---|---|\n| 1 | |",
@@ -104,6 +114,13 @@ def test_decoration_changes_no_verdict_and_no_part_of_an_answer_is_paid(form):
         ("4:7", "4 to 7", "7:4"),
         ("2021_3", "2021_{3}", "2021_4"),
         ("8 kg", r"8\text{ kg}", r"8\text{ g}"),
+        ("8 g/cm³", r"8 \text{ g/cm}^3", r"8 \text{ kg/cm}^3"),
+        ("8 kg·m/s", r"8 \text{ kg m/s}", "8 N"),
+        ("8 in", r"8 \text{ in}", "8 ft"),
+        ("8 N·m²/kg²", r"8", "2"),
+        ("9:16", r"\frac{9}{16}", "16"),
+        ("£3.1m", "3100000", "3.1"),
+        ("∜31", r"\sqrt[4]{31}", r"\sqrt{31}"),
         ("31 cents", "31", "$31"),
         ("7 ± √2", r"7 \pm \sqrt{2}", "7"),
         ("2½", "2.5", "2"),
@@ -124,6 +141,12 @@ def test_decoration_changes_no_verdict_and_no_part_of_an_answer_is_paid(form):
         (r"\begin{bmatrix} 1 & 2 \\ 3 & 5 \end{bmatrix}.", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}", "5"),
         ("~~30~~ 31 ✓", "31", "30"),
         ("12 + 5 = 17, 17 + 14 = 31", "31", "17"),
+        ("12 + 50 = 62, 62 / 2 = 31", "31", "62"),
+        ("2x = 62, so x = 31", "31", "62"),
+        ("2x = 62, x = 31", "31", "62"),
+        ("log2(31)", r"\log_2 31", "31"),
+        ("a:b = 3:1", "3:1", "1:3"),
+        ("31, et non 30", "31", "30"),
     ],
 )
 def test_the_whole_value_counts_in_any_spelling(reply, gold, other):
@@ -138,6 +161,26 @@ def test_the_whole_value_counts_in_any_spelling(reply, gold, other):
         ("D - lead", "D"),
         ("lead (D)", "D"),
         ("So C is the answer.", "C"),
+        ("Solution: C", "C"),
+        ("La correcta es la C.", "C"),
+        ("正确的是 C。", "C"),
+        ("不正确的是 C。", None),
+        ("C is therefore correct.", "C"),
+        ("The correct one is C.", "C"),
+        ("The answer, then, is C.", "C"),
+        ("So zinc is the answer.", "C"),
+        ("The answer is zinc, a metal.", "C"),
+        ("The answer is B. That is wrong.", None),
+        ("The wrong answer is B.", None),
+        ("Everything but B.", None),
+        ("The answer is B?", None),
+        ("答えは B ではない。", None),
+        ("The answer is not tin but zinc.", "C"),
+        ("La réponse n'est pas A, c'est C.", "C"),
+        ("Also ist C richtig.", "C"),
+        ("答えは A です。", "A"),
+        ("➡ **B**", "B"),
+        ("| Metal | Answer |\n|---|---|\n| red | **B** |", "B"),
         ("Therefore, A.", "A"),
         ("答案：B", "B"),
         ("Richtig ist Antwort C.", "C"),
@@ -164,6 +207,7 @@ def test_a_claimed_option_is_read_in_other_wordings(reply, letter):
 
 
 def test_truth_is_read_from_its_decoration_or_a_sentence():
+    assert Exact().verify("Yes, it is true.", "True").right
     assert Exact().verify(r"\text{True}", "True").right
     assert Exact().verify("The claim is not true.", "False").right
     assert not Exact().verify("The claim is not true.", "True").right
@@ -191,3 +235,14 @@ def test_hostile_replies_are_read_at_once(text):
     expression(text[:3900])
     expression("9" * 3900)
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["31 or", "31, which is wrong", "31 divided by 3", "31 below zero", "31 if n is even, else 30",
+     "31 cm by 30 cm", "31 is wrong", "anything but 31",
+     "Die Antwort ist weniger als 31.", "答案小于 31。", "答えは 31 ではありません。", "La respuesta es menor que 31."],
+)  # fmt: skip
+def test_a_number_that_its_words_change_or_deny_is_not_paid(reply):
+    assert math_worker.check(reply, "31")["verdict"] != "right"
+    assert not Numeric().verify(reply, "31").right

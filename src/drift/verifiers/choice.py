@@ -12,7 +12,7 @@ from drift.errors import require
 from drift.verifiers.base import Verification, judged, unparseable
 from drift.verifiers.exact import Exact
 from drift.verifiers.expressions import bare, expression
-from drift.verifiers.reading import boxed_answer, in_json, sentence, spoken, tagged
+from drift.verifiers.reading import INSTEAD, RETRACTED, boxed_answer, in_json, in_table, sentence, spoken, tagged
 from drift.verifiers.values import Value, value_of
 
 # Only the end of a longer reply is read; a claim stands at the start or the end of a short one.
@@ -27,7 +27,7 @@ _MARKS = r"[*_`\"'$\s]{0,12}+"
 _OPEN = rf"{_MARKS}(?:\\(?:text|textbf|mathrm|mathbf)\s?\{{)?[(\[{{【（]?{_MARKS}"
 _CLOSE = rf"{_MARKS}[)\]}}】）]?{_MARKS}"
 # What may stand around a letter that is a label; a sign, a question mark or a cross says something else.
-_AROUND = " \t\n#>*•\"'`()[]{}.,:;!$_“”‘’。、【】（）✓✔✅☑→-"
+_AROUND = " \t\n#>*•\"'`()[]{}.,:;!$_“”‘’。、【】（）✓✔✅☑→➡-"
 _LABEL = re.compile(r"(?:the\s)?(?:(?:option|choice|answer|letter|opción)\b[\s:(\[*]{0,4})?([A-Za-z])", re.I)
 # "B. Because", "(B) because", "**B** because": a letter set apart by a mark. "A reaction" begins with an article.
 _LEADING = re.compile(
@@ -38,12 +38,12 @@ _IS = (
     r"|[*_\s]{0,4}(?::|：|=|→|->|=>)|\s{1,2}[-–—](?=\s)|\s{1,2}(?=[*(]{0,3}[A-Z][)*]{0,3}\s{0,2}(?:[.,;!]|$)))"
 )
 _CLAIM = re.compile(
-    r"\b(?:(?:correct|right|best|final|my|the)\s{1,3})?(?:answer|ans|choice|option|guess|result|Antwort|Lösung|réponse|respuesta|opción|risposta|resposta|ответ)\.?"
+    r"\b(?:(?:correct|right|best|final|my|the)\s{1,3})?(?:answer|ans|choice|option|guess|result|solution|Antwort|Lösung|réponse|respuesta|opción|correcta|risposta|resposta|ответ|(?<=correct\s)(?:one|letter)|(?<=right\s)(?:one|letter))\.?(?:,\s(?:then|therefore|thus),)?"
     r"(?:\s{1,3}(?:choice|option|letter|correcta|correcte|finale?|richtig))?"
     rf"{_IS}\s{{0,3}}(?:(?:most\slikely|likely|probably|definitely|certainly|therefore|thus|clearly|option|choice|letter|Antwort|la|le|die|der|opción)\b)?:?"
     r"|\b(?:choose|pick|select|go\swith|wähle|nehme|choisis|elijo|escojo)\b(?:\s(?:option|choice|answer|Antwort|opción))?"
-    r"|\bI(?:\swould|['’]d)?\s(?:say|guess)\b|\bfinal\s?:"
-    r"|(?:答案|答え|正解|選択肢|选项|选择)[应應]?[该該]?[是为為はが]?[：:]?|(?<![不非])(?:[应應][该該]?|故|所以)?[选選]择?[：:]?(?=\s?[(（【]?[A-Z])"
+    r"|\bI(?:\swould|['’]d)?\s(?:say|guess)\b|\b(?:final|correct)\s?:"
+    r"|(?:答案|答え|正解|選択肢|选项|选择|(?<!不)正确的)[应應]?[该該]?[是为為はが]?[：:]?|(?<![不非])(?:[应應][该該]?|故|所以)?[选選]择?[：:]?(?=\s?[(（【]?[A-Z])"
     r"|\bRichtig\s(?:ist|wäre)(?:\s(?:Antwort|Option))?",
     re.IGNORECASE,
 )
@@ -55,12 +55,15 @@ _THUS = re.compile(
     r"(?=\s{0,2}(?:[.,;!。]|$))"
     r"|(?<![A-Za-z])([A-Z])[).:]?\s{0,2}[✓✔✅☑]"
     r"|(?<=[,;]\s)([A-Z])\sis(?=\s{0,2}[.!]?\s{0,2}$)|(?<![A-Za-z])([A-Z])\sit\sis\b"
-    r"|\b(?i:it|that|es)(?:['’]s|\s(?:is|ist|must\sbe|has\sto\sbe|should\sbe|would\sbe))\s{1,2}(?:option\s|letter\s)?"
+    r"|\b(?:(?i:es\sla)|(?i:it|that|es|c)(?:['’]s|['’]est|\s(?:is|ist|must\sbe|has\sto\sbe|should\sbe|would\sbe)))\s{1,2}(?:option\s|letter\s)?"
     r"[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;:!。]|$|because\b|since\b))"
-    r"|(?:(?<!anything\s)(?<!nothing\s)\bbut|\bsondern|\bsino|\bmais|而是)\s{0,2}(?:option\s|rather\s)?[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;!。，]|$))"
-    r"|(?<![A-Za-z])([A-Z])\s?(?:是?正确|是对的|が正しい|が正解|ist\s(?:richtig|korrekt)|est\scorrecte?|es\s(?:la\s)?correcta)",
+    r"|(?:(?<!thing\s)\bbut|\bsondern|\bsino|\bmais|而是)\s{0,2}(?:option\s|rather\s)?[*(]{0,3}([A-Z])[)*]{0,3}(?=\s{0,2}(?:[.,;!。，]|$))"
+    r"|(?<![A-Za-z])([A-Z])\s?(?:是?正确|是对的|が正しい|が正解|ist\s(?:richtig|korrekt)|est\scorrecte?|es\s(?:la\s)?correcta)"
+    r"|\b(?:ist|est|es)\s([A-Z])\s(?:richtig|korrekt|correcte?|correcta)\b",
 )
-_SUPPOSED = re.compile(r"\b(?:if|suppose|assume|whether|unless|wenn|si)\b[^.!?]{0,30}$", re.IGNORECASE)
+_SUPPOSED = re.compile(
+    r"\b(?:if|suppose|assume|whether|unless|doubt|wenn|si)\b[^.!?]{0,30}$|\b(?:wrong|incorrect)\s$", re.I
+)
 _REVISED = re.compile(
     r"\b(?:no|wait|actually|hmm|correction|change|rather|instead|on reflection|on balance|second thought|reconsider"
     r"|meant|sorry)\b",
@@ -79,19 +82,19 @@ _TEXT_AND_LETTER = re.compile(
     r"(.{1,300}?)\s{0,3}(?:[(\[](?:option\s)?([A-Za-z])[)\]]|(?:,|\s[-–—])\s(?:option\s)?([A-Za-z]))", re.DOTALL
 )
 _REMARK = re.compile(
-    r",?\s(?:because|since|as|which|who|not|rather\sthan|instead\sof|over|although|even\sthough)\b|\s?\((?:not|because|since)\b"
+    r",?\s(?:because|since|as|which|who|not|rather\sthan|instead\sof|over|although|even\sthough)\b|,\s(?:an?|the)\b|\s?\((?:not|because|since)\b"
 )
 # Statements in words: "it is a gas", "a gas is the answer".
 _IT_IS = re.compile(r"\b(?:it(?:['’]s|\sis|\smust\sbe)|(?:so|hence|thus|therefore),?)\s", re.IGNORECASE)
 _IS_ANSWER = re.compile(
-    r"(?:^|(?<=[.!?]\s)|\bso\s|\bthus\s|\btherefore,?\s)([^.!?]{1,200}?)\s(?:is|are|must\sbe)\s(?:the|my)\s"
+    r"(?:^|(?<=[.!?]\s)|\bso\s|\bthus\s|\btherefore,?\s)(?:(?:so|thus|hence|therefore),?\s)?([^.!?]{1,200}?)\s(?:is|are|must\sbe)\s(?:the|my)\s"
     r"(?:(?:correct|right|best|final)\s)?(?:answer|choice|option)\b",
     re.IGNORECASE,
 )
 _CLAIMED = re.compile(rf"({_OPEN})([A-Za-z])(?![A-Za-z0-9'’])({_CLOSE})")
 _IS_RIGHT = re.compile(
-    r"(?<![A-Za-z0-9'’])\(?([A-Z])\)?\W{0,3}\s?(?:is|would\sbe|must\sbe)\s(?:the\s|my\s)?(?:most\s)?"
-    r"(?:(?:final|correct|right|best)\s)?(?:correct|right|best|answer|choice)\b"
+    r"(?<![A-Za-z0-9'’])\(?([A-Z])\)?\W{0,3}\s?(?:is|would\sbe|must\sbe)\s(?:(?:therefore|thus|clearly|indeed)\s)?(?:the\s|my\s)?(?:most\s)?"
+    r"(?:(?:final|correct|right|best)\s)?(?:correct|right|best|answer|choice)\b(?!\sif\b)"
 )
 _AND = re.compile(
     r"\s{0,3}(?:,\s{0,2}(?:or|and)\b|,|/|&|\b(?:or|and|oder|und|ou|et|o|y)\b|或|和)\s{0,3}(?:maybe\s|perhaps\s|possibly\s)?(?:option\s|choice\s)?[*(\[]{0,3}([A-Za-z])(?![A-Za-z0-9'’])"
@@ -104,7 +107,7 @@ _NOT = re.compile(
 _BUT = re.compile(r"\s{0,2}(?:anything|everything|all|any)\s(?:but|except)\b", re.IGNORECASE)
 # What may follow a bare capital A or I for it to be a label and not a word.
 _GOES_ON = re.compile(
-    r"\s+(?:because|since|as|for|due|and|or|which|with|is|not|but)\b|\s*(?:[^\w\s]|$|\n)", re.IGNORECASE
+    r"\s+(?:because|since|as|for|due|and|or|which|with|is|not|but)\b|\s*(?:[^\w\s]|[\u3040-\u9fff]|$|\n)", re.IGNORECASE
 )
 
 
@@ -160,7 +163,7 @@ class Choice:
         if box is not None and (found := _option(box, letters, named)):
             return found
         text = whole[-MAX_CHARACTERS:].strip()
-        if (named_there := in_json(text)) and (found := _option(named_there, letters, named)):
+        if (named_there := in_json(text) or in_table(text)) and (found := _option(named_there, letters, named)):
             return found
         if len(text) <= 400 and "\n" not in text and (found := _option(text, letters, named, alone=True)):
             return found
@@ -244,6 +247,8 @@ def _option(text: str, letters: str, named: Sequence[tuple[str, str]], *, alone:
         return set()
     if found := _by_text(text, named):
         return found
+    if text.rstrip(" \n*_`").endswith("?"):
+        return set()
     plain = bare(text)
     first_words = _REMARK.split(plain)[0]
     if label := _label(text, letters) or _label(plain, letters) or _label(first_words, letters):
@@ -305,10 +310,14 @@ def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterat
         claimed = _CLAIMED.match(line, match.end())
         if claimed is None or not _is_label(claimed, line, letters):
             said = sentence(line[: match.end() + 300], match.end())
+            if said.startswith("not ") and (instead := INSTEAD.search(said)):
+                said = said[instead.end() :]
             yield from ((match.start(), letter) for letter in _option(said, letters, named, alone=True))
             continue
-        yield match.start(), claimed.group(2).upper()
         at = claimed.end()
+        if RETRACTED.match(line, at) or line[at : at + 1] == "?":
+            continue
+        yield match.start(), claimed.group(2).upper()
         while other := _AND.match(line, at):
             letter, at = other.group(1), other.end()
             if letter not in letters or not _not_article(letter, line, at):

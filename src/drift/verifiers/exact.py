@@ -19,7 +19,7 @@ _EDGE = "\"'`*_~.,;:!?\u2018\u2019\u201c\u201d\u00ab\u00bb\u2026 \t\r\n"
 _BRACKETED = re.compile(r"\((\w+)\)|\[(\w+)\]|\{(\w+)\}")
 _OPPOSITE = {"true": "false", "false": "true", "yes": "no", "no": "yes"}
 _TRUTH = re.compile(
-    r"(?:(?:the|this|that|my|so|hence|thus|it|is|statement|claim|proposition|assertion|answer|conjecture|final|:|,)\s?)*"
+    r"(?:(?:the|this|that|my|so|hence|thus|it|is|statement|claim|proposition|assertion|answer|conjecture|final|yes(?=,)|:|,)\s?)*"
     r"(not\s)?(true|false|yes|no)"
 )
 

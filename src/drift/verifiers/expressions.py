@@ -8,15 +8,15 @@ from drift.verifiers.markup import MAX_CHARACTERS, tidy, unwrapped, well_escaped
 from drift.verifiers.notation import FUNCTIONS, NAMES, latex
 from drift.verifiers.number_words import number_in_words
 from drift.verifiers.quantities import LABEL, POWER_OF_UNIT, Expression, quantity, scale_word
-from drift.verifiers.reading import boxed_answer, stated
+from drift.verifiers.reading import RETRACTED, boxed_answer, stated
 from drift.verifiers.units import UNIT_OF, read_unit
 from drift.verifiers.values import value_of
 
 _LEAD = re.compile(
-    r"(?:(?:the |my |your |our )?(?:final |correct |right |exact )?(?:answer|result|solution|value|ans)|a)"
+    r"(?:(?:the |my |your |our )?(?:final |correct |right |exact )?(?:answer|result|solution|value|ans)|a(?!:[a-z]))"
     r"\s*(?::|=>|=|->|→)\s*|ans\.\s+(?=[-$\\\d(])"
     r"|(?:approximately|about|roughly|around|circa|approx\.?|nearly|almost|exactly|equals?|is|are|just|only|ca\.)\s+"
-    r"|(?:~|\\sim(?![a-z])|\\approx(?![a-z])|≈|=)\s*",
+    r"|an?\s+(?=\d)|(?:~|\\sim(?![a-z])|\\approx(?![a-z])|≈|=)\s*",
     re.IGNORECASE,
 )
 _VERB = re.compile(
@@ -45,14 +45,19 @@ _SETS_IN_WORDS = {"empty set": r"\emptyset", "null set": r"\emptyset", "all real
 _SAME_WORDS = {"dne": "does not exist", "doesn't exist": "does not exist"}
 _BECAUSE = re.compile(
     r",?\s+(?:because|since|as|which|where|when|for a total|in total|so that)\b"
-    r"|(?:,|\sand|(?<=[\d)}$%]))\s+not\b|\s[-–—]{1,2}\s(?=[a-z]{3})"
+    r"|(?:,|\s(?:and|et|und)|(?<=[\d)}$%]))\s+(?:not|non|pas|nicht)\b|，?而?不是|\s[-–—]{1,2}\s(?=[a-z]{3})"
 )
+_HENCE = re.compile(r",?\s+(?:so|hence|thus|therefore)\s+(?=[A-Za-z]\s?=)")
 _TURNING = re.compile(
     r"\b(?:not|no|neither|never|minus|negative|half|if|between|or|than|either|maybe|twice|at least|at most|up to|over"
-    r"|under|below|above|step|squared?\sof|cubed?\sof|root|logarithm|inverse|reciprocal)\b|n['’]t\b|[不没非無]|ない|아니",
+    r"|under|below|above|hardly|anything|step|squared?\sof|cubed?\sof|root|logarithm|inverse|reciprocal"
+    r"|weniger|mehr|höchstens|mindestens|doppelte|hälfte|menor|mayor|menos|más|doble|mitad|moins|inférieure?|supérieure?"
+    r"|double|moitié)\b|n['’]t\b|[不没非無倍]|[小大少多]于|超过|一半|ない|ません|아니",
     re.I,
 )
-_LIMITING = re.compile(r"\b(?:for|in|per|out of|on|at|when|if|after|with|from|by|each|every|of)\b|\(", re.IGNORECASE)
+_LIMITING = re.compile(
+    r"\b(?:for|in|per|out of|on|at|when|after|with|from|by(?!\s+\d)|each|every|of)\b|\(", re.IGNORECASE
+)
 _SHORT = "is it so of an to we in by if as at on no be do am he me my or the and for are not per was you"
 _SHORT_WORDS = frozenset(_SHORT.split())
 _PIECE = re.compile(
@@ -135,6 +140,8 @@ def core(text: str) -> str:
         if text == before:
             break
     text = bare(text)
+    if RETRACTED.search(text):
+        return ""
     for _ in range(4):
         match = _LEAD.match(text)
         if match is None or match.end() == len(text):
@@ -144,7 +151,7 @@ def core(text: str) -> str:
     if len(lines) > 1:
         plain = [line for line in (lines[-1], lines[0]) if not _split(line)[1]]
         text = plain[0] if plain else lines[-1]
-    text = tidy(_BECAUSE.split(text)[0]) if text else ""
+    text = tidy(_HENCE.split(_BECAUSE.split(text)[0])[-1]) if text else ""
     for pattern, sign in _SAID:
         text = pattern.sub(sign, text)
     if re.search(f"[{_EAST}]", text) and not _TURNING.search(text):
@@ -219,6 +226,8 @@ def _split(text: str) -> tuple[str, str]:
             name = piece.split("-")[0]
             known = name in FUNCTIONS or name in NAMES or (name in ("and", "or") and match.start() > 0)
             known = known or (name in ("in", "union") and bool(re.fullmatch(r"[A-Za-z]|[\])}]", last[-1:])))
+            # The second unit of g/cm^3; the first is a letter.
+            known = known or (last == "/" and name in UNIT_OF)
             attached = (
                 bool(re.fullmatch(r"[\d})^_*/+({]", text[match.start() - 1 : match.start()])) and match.start() > 0
             )
@@ -276,6 +285,7 @@ def _formula_in_prose(text: str) -> tuple[str, str] | None:
     formula = without_end(formula.rstrip(" (,;:"))
     if not rest:
         return formula, ""
+    rest = re.sub(r"(?<=[A-Za-z])\s?(?:\\cdot|\*)\s?(?=[A-Za-z])", " ", rest)
     if " than" not in rest:
         rest = re.sub(r"^(?:more|extra|additional|other)\s+", "", rest)
     limit = _LIMITING.search(rest)

@@ -204,8 +204,10 @@ def _same_special(answer: Expression, gold: Expression) -> bool:
     if one == other:
         return True
     kinds = [part.partition(" ")[0] for part in (one, other)]
-    if sorted(kinds) == ["clock", "ratio"]:
-        return one.partition(" ")[2] == other.partition(" ")[2]
+    if kinds.count("clock") == 1:
+        # 9:16 looks like a time of day.
+        one, other = (part.replace("clock", "ratio") for part in (one, other))
+        kinds = ["ratio" if kind == "clock" else kind for kind in kinds]
     if kinds == ["ratio", "ratio"]:
         first = [Fraction(number) for number in one.removeprefix("ratio ").split(":")]
         second = [Fraction(number) for number in other.removeprefix("ratio ").split(":")]
@@ -233,7 +235,7 @@ def _same_part(answer: str, gold: str, answer_percent: bool, gold_percent: bool)
         if value is None or share is None:
             return False
         return value * 100 == share or (value == share and not -1 < value < 1)
-    if answer.replace(" ", "") == gold.replace(" ", ""):
+    if _closed_up(answer) == _closed_up(gold):
         return True
     if any(side.strip(" +-") == r"\infty" for side in (answer, gold)):
         return False
@@ -247,6 +249,10 @@ def _same_part(answer: str, gold: str, answer_percent: bool, gold_percent: bool)
             return False
         return abs(one - other) <= Fraction(_RELATIVE) * max(abs(one), abs(other))
     return _algebra(answer, gold)
+
+
+def _closed_up(part: str) -> str:
+    return re.sub(r"(?<!\d) | (?!\d)", "", part)
 
 
 def _of_doubles(*values: Fraction | float) -> Fraction:
@@ -264,10 +270,20 @@ def _algebra(answer: str, gold: str) -> bool:
     if isinstance(one, Eq) and isinstance(other, Eq):
         # math-verify takes "y =" for a name of the right side, and would not see what is before it.
         one, other = (Eq(side.lhs - side.rhs, 0, evaluate=False) for side in (one, other))
+    elif any(isinstance(side, Eq) and not _is_name(side.lhs) for side in (one, other)):
+        return False
     if type(one).__name__ in _RELATIONS and type(other).__name__ not in _RELATIONS:
         # math-verify takes an inequality for an interval only where it is the gold one.
         one, other = other, one
     return bool(verify([other], [one], timeout_seconds=None)) and _near(other, one)
+
+
+def _is_name(side: Any) -> bool:
+    """Whether one side of an equation names the value of the other: ``m + n`` does, ``2x`` and ``x^2 + y^2`` do not."""
+    from sympy import Number
+
+    numbered = side.as_coeff_Mul()[0] != 1 or (side.is_Add and side.atoms(Number) - {-1})
+    return not (side.free_symbols and numbered)
 
 
 def _without_label(answer: str, gold: str) -> tuple[str, str]:

@@ -15,7 +15,8 @@ _SIGNS = {
     "≅": r" \approx ", "∼": "~", "π": r" \pi ", "∠": r" \angle ", "′": "'", "º": "°", "˚": "°", "，": ", ", 
     "→": r" \to ", "⌊": r" \lfloor ", "⌋": r" \rfloor ", "⌈": r" \lceil ", "⌉": r" \rceil ", "≡": r" \equiv ",
     "∶": ":",
-    "√": r"\sqrt", "∛": r"\sqrt[3]", "↔": " ", "。": ".", "\u2061": "", "\u200b": "", "\ufeff": "", "\u2062": "",
+    "√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]",
+    "↔": " ", "。": ".", "\u2061": "", "\u200b": "", "\ufeff": "", "\u2062": "",
     "ⅈ": "i", "ⅇ": "e", "ⅰ": "i",
 }  # fmt: skip
 _GREEK_NAMES = (
@@ -69,7 +70,7 @@ _PLAIN_NAME = re.compile(rf"(?<![A-Za-z\\])(?:{'|'.join(NAMES)})(?![A-Za-z])")
 _PLAIN_FUNCTION = re.compile(rf"(?<![A-Za-z\\])(?:{'|'.join(FUNCTIONS)})(?![A-Za-z])")
 _REWRITTEN = (
     (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\frac\s*([\da-z])\s*([\da-z])(?![a-zA-Z])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*([\da-z])\s*(\d|[a-z](?![a-zA-Z]))"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d)(?!\d)"), r"\1{\2}"),
     (re.compile(r"\\sqrt\s*(\[\w\])?\s*(\d+|[a-z](?![a-zA-Z]))"), r"\\sqrt\1{\2}"),
@@ -78,6 +79,7 @@ _REWRITTEN = (
     (re.compile(r"(?<!\d)(\d{1,9}) choose (\d{1,9})"), r"\\binom{\1}{\2}"),
     (re.compile(r"(?<![A-Za-z\\])abs\s?\(([^()]*)\)"), r"|\1|"),
     (re.compile(r"(?<![A-Za-z\\])(floor|ceil)\s?\(([^()]*)\)"), r"\\l\1 \2 \\r\1 "),
+    (re.compile(r"(?<![A-Za-z\\])log(2|10)\s?\("), r"\\log_{\1}("),
     (re.compile(r"(?<![A-Za-z\\])cbrt\s?\(([^()]*)\)"), r"\\sqrt[3]{\1}"),
     (re.compile(r"(\\?(?<![A-Za-z])(?:sin|cos|tan)\s*[{(]{0,2}\s*)(\d+(?:\.\d+)?)\s*°"), r"\1\\frac{\2\\pi}{180}"),
     (re.compile(r"\\begin\{smallmatrix\}(.*)\\end\{smallmatrix\}"), r"\\begin{pmatrix}\1\\end{pmatrix}"),

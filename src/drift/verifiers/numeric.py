@@ -56,7 +56,10 @@ class Numeric:
         require(bool(expected), "gold", gold[:80], "a number, or a list of numbers in brackets")
         if len(reply) > MAX_CHARACTERS:
             return unparseable("length")
-        numbers = _read_numbers(reply)[0] if is_list else _read_one(reply) or _read_one(_DECIMAL_COMMA.sub(".", reply))
+        numbers, listed = _read_numbers(reply)
+        if listed and not is_list:
+            one_perhaps = len(numbers) == 1 or re.search(r"\d,\d", reply)
+            numbers = _read_one(_DECIMAL_COMMA.sub(".", reply)) or ([] if one_perhaps else numbers)
         if not numbers:
             return unparseable("not a number")
         correct = len(numbers) == len(expected) and all(map(self._same, numbers, expected))
@@ -256,7 +259,7 @@ def _scientific(text: str, at: int) -> tuple[Fraction, bool, int] | None:
 
 
 # What an expression holds that has a value without being a number in digits.
-_EXPRESSION = re.compile(r"\\|[^\x00-\x7f]|[\^!*=(]|\b(?:pi|e|ln)\b|[a-z]{3}")
+_EXPRESSION = re.compile(r"\\|[^\x00-\x7f]|[\^!*=(]|\s[-+]\s|\b(?:pi|e|ln)\b|[a-z]{3}")
 _DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d$)")
 
 
@@ -287,6 +290,7 @@ def _read_numbers(text: str) -> tuple[list[Quantity], bool]:
     if single or len(text) > MAX_CHARACTERS:
         return single, False
     bare = _cleaned(core(text)).replace("\\", "")
+    bare = bare[label.end() :] if (label := _LABEL.match(bare)) else bare
     match = _LIST.fullmatch(bare)
     inner = bare if match is None else next(group for group in match.groups() if group is not None)
     parts = re.split(r",?\s+and\s+|;|,\s" if re.search(r",\s|;", inner) else r"\s+and\s+|[,;]", inner)

@@ -46,12 +46,13 @@ def scale_word(rest: str) -> str:
     return match[1].lower() if match else ""
 
 
+_UNIT = r"[A-Za-zµΩ]{1,3}(?:\s?\^\s?\{?-?\d\}?)?"
 _TRAILING_UNIT = re.compile(
     r"(?<=[\d)}])\s*(°\s?[CFK]?|%|[¢€£¥₹$]|元|円|個|个|人|米|km/h|m/s|cm|mm|km|kg|mg|mL|ml|Hz|ft|lb|oz|min|hr)"
     r"(?:\s?\^\s?\{?([1-4])\}?)?$"
     r"|(?<=[\d)}a-z])\s+(m|s|h|g|L|l|N|J|W|V|A|K|C|F|cm|mm|km|kg|mg|mL|ml|ft|in|mi|lb|oz|hr|sq ft)"
     r"(?:\s?\^\s?\{?([1-4])\}?)?$"
-    r"|(?<=[\d)}a-z])\s+([A-Za-zµΩ]{1,3}\s?\^?\{?\d?\}?\s?/\s?[a-z]{1,3}(?:\s?\^?\{?\d?\}?))$"
+    rf"|(?<=[\d)}}a-z])\s+({_UNIT}(?:\s?(?:/|\*|\\cdot)\s?{_UNIT})+)$"
 )
 _LEADING_MONEY = re.compile(r"([-+]?)\s*(?:US)?([$€£¥₹])\s*(?=[-+\d.\\(])")
 
@@ -66,7 +67,7 @@ def quantity(formula: str, rest: str, decimal_comma: bool) -> Expression | None:
     elif name:
         scale = SCALES[name]
     if rest:
-        limit = re.search(r"\b(?:for|in|out of|on|at|when|if|after|with|from|by|of)\b|\(|[.,;]", rest)
+        limit = re.search(r"\b(?:for|in(?=\s)|out of|on|at|when|after|with|from|by(?!\s+\d)|of)\b|\(|[.,;]", rest)
         unit = read_unit(" " + (rest[: limit.start()] if limit else rest)) or ""
     formula = formula.strip()
     while match := _TRAILING_UNIT.search(formula):
@@ -75,7 +76,10 @@ def quantity(formula: str, rest: str, decimal_comma: bool) -> Expression | None:
             percent = True
         else:
             power = match[2] or match[4] or ""
-            unit = read_unit(" " + mark.replace(" ", "") + power) or mark
+            known = read_unit(" " + mark.replace(" ", "").replace("\\cdot", "*") + power)
+            if match[5] and known is None:
+                break
+            unit = known or mark
         formula = formula[: match.start()].strip()
     if re.fullmatch(r"°?\s*[CF]", unit):
         unit = "°" + unit[-1]
@@ -84,7 +88,7 @@ def quantity(formula: str, rest: str, decimal_comma: bool) -> Expression | None:
     if match := _LEADING_MONEY.match(labelled):
         unit = _MONEY[match[2]]
         formula = match[1] + labelled[match.end() :]
-        if large := re.search(r"(?<=\d)\s?([kKMB]|bn)$", formula):
+        if large := re.search(r"(?<=\d)\s?([kKmMB]|bn)$", formula):
             formula, scale = formula[: large.start()], {"k": 10**3, "m": 10**6}.get(large[1].lower(), 10**9)
     parts = _parts(formula, decimal_comma)
     if not parts:
@@ -97,6 +101,8 @@ def quantity(formula: str, rest: str, decimal_comma: bool) -> Expression | None:
 def _parts(formula: str, decimal_comma: bool) -> tuple[str, ...]:
     """The LaTeX of each value of a formula: of a list or set its members, of a ± both values."""
     formula = re.sub(r"\s*,?\s*\b(?:and|or)\b\s*", ", ", formula) if re.search(r"\b(?:and|or)\b", formula) else formula
+    if formula.endswith(", "):
+        return ()
     formula = formula.replace("$", "").strip().strip(",; ")
     whole = latex(_numerals(formula, decimal_comma))
     if not whole or _TWO_POINTS.search(formula):
@@ -117,6 +123,13 @@ def _parts(formula: str, decimal_comma: bool) -> tuple[str, ...]:
     if interval := re.fullmatch(r"[(\[]([^;,()\[\]]+);([^;,()\[\]]+)[)\]]", whole):
         whole = f"{whole[0]}{interval[1]},{interval[2]}{whole[-1]}"
     pieces = _at_top(whole)
+    if (
+        len(pieces) > 1
+        and LABEL.match(pieces[-1])
+        and all("=" in each and not LABEL.match(each) for each in pieces[:-1])
+    ):
+        # Steps: 2x = 18, x = 9.
+        pieces = pieces[-1:]
     if all(_SUM_AND_RESULT.match(piece) for piece in pieces):
         # Steps: 16 - 7 = 9, 9 \times 2 = 18.
         pieces = [pieces[-1].rsplit("=", 1)[1].strip()]
@@ -152,7 +165,7 @@ def _at_top(text: str, marks: str = ",;") -> list[str]:
 # Two points in one number, or a list of numbered lines.
 _TWO_POINTS = re.compile(r"\d\.\s?\.\d|\d\.\s+\d")
 _SUM_AND_RESULT = re.compile(
-    r"[\d\s.,()/-]*\d\s*(?:[-+*/]|\\times|\\cdot|\\div)(?:[\d\s.()+*/-]|\\times|\\cdot|\\div)*="
+    r"(?=\D*\d)(?=[^=]*?(?:[\d)}]\s*[-+*/]|\\))(?:[\d\s.,(){}+*/-]|\\(?:times|cdot|div|frac)(?![a-z]))*="
 )
 _GROUPED = r"[1-9]\d{0,2}(?:,\d{3})+(?!\d)"
 
@@ -166,7 +179,8 @@ def _numerals(text: str, decimal_comma: bool) -> str:
     label = re.match(r"[^,\d]*", text[equal.end() :] if equal else text)
     head = (equal.group() if equal else "") + (label.group() if label else "")
     body = text[len(head) :]
-    bracketed = any(head.count(left) > head.count(right) for left, right in ("()", "[]", "{}"))
+    opened = re.sub(r"(?<=[a-z])\{", "", head)
+    bracketed = any(opened.count(left) > opened.count(right) for left, right in ("()", "[]", "{}"))
     if re.fullmatch(r"[1-9]\d{0,2}(?:\.\d{3}){2,}", body) or re.fullmatch(r"[1-9]\d{0,2}(?: \d{3})+,\d+", body):
         return head + body.replace(".", "").replace(" ", "").replace(",", ".")
     if re.fullmatch(r"[1-9]\d{0,2}(?:\.\d{3})+,\d+", body):

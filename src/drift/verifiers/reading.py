@@ -46,7 +46,7 @@ _TAG_NAME = r"(?:final[_ ]?)?answer"
 _LESS, _MORE = r"\\?(?:[<＜]|&lt;)\s{0,3}", r"\s{0,3}\\?(?:[>＞]|&gt;)"
 _TAGS = re.compile(
     rf"(?P<open>{_LESS}{_TAG_NAME}(?:\s[^<>&]{{0,40}})?{_MORE}|\[{_TAG_NAME}\])"
-    rf"|(?P<close>{_LESS}\\?/\s{{0,3}}{_TAG_NAME}{_MORE}|{_LESS}{_TAG_NAME}\s?/{_MORE}|\[/{_TAG_NAME}\])",
+    rf"|(?P<close>{_LESS}(?:\\?/|\\)\s{{0,3}}{_TAG_NAME}{_MORE}|{_LESS}{_TAG_NAME}\s?/{_MORE}|\[/{_TAG_NAME}\])",
     re.IGNORECASE,
 )
 _THINKING = re.compile(r"<(?P<close>/)?(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
@@ -65,6 +65,13 @@ _BETWEEN_BOXES = re.compile(
 )
 _TAKEN_BACK = re.compile(
     r"\$?\s?(?:can't|cannot|can not|isn't|is not|is wrong|was wrong|is incorrect)\b", re.IGNORECASE
+)
+# What follows an answer and takes it back.
+RETRACTED = re.compile(
+    r"[*_`)\]\s.,;!…-]{0,8}(?:(?:oh|wait|hmm|no|actually|but|sorry)\b[\s,.!…]{0,4}){0,3}"
+    r"(?:(?:(?:that|this|it|which)(?:['’]s|\s(?:is|was))|is|was)\s(?:wrong|incorrect|a mistake|not (?:right|correct))\b"
+    r"(?!\s(?:to|that)\b)|(?<=no[.!])$|では(?:ない|ありません))",
+    re.IGNORECASE,
 )
 _DENIED_BEFORE = re.compile(r"\b(?:not|instead of|rather than)\s{0,2}\$?$", re.IGNORECASE)
 _HASH = re.compile(r"(?:^|(?<=\s))####(?!#)[ \t]*(.*)$", re.MULTILINE)
@@ -98,11 +105,15 @@ _JSON_KEY = re.compile(r"(\"(?:final[_ ]?)?answer\")\s{0,3}:", re.IGNORECASE)
 _OPENING_WORDS = re.compile(r"(?:(?:so|thus|hence|then|therefore|and|finally|that means|which means)\b[, ]*)+", re.I)
 _MARKS_AHEAD = re.compile(r"[ \t\n*_|`:]*+")
 _SUPPOSED = re.compile(
-    r"\b(?:if|suppose|assume|assuming|whether|say|unless|wenn|falls|were)\b[^.!?\n]{0,30}$|如果$", re.I
+    r"\b(?:if|suppose|assume|assuming|whether|say|unless|doubt|wenn|falls|were)\b[^.!?\n]{0,30}$|如果$"
+    r"|\b(?:wrong|incorrect|first|initial|naive)\s$",
+    re.I,
 )
 _ONLY_IF = re.compile(r"\b(?:if|had|were|unless)\b", re.IGNORECASE)
-_INSTEAD = re.compile(
-    r"[.;,]?\s{0,3}(?:it is|it['’]s|(?<!anything )but|rather|sondern|mais|sino|而是)\s{1,3}", re.IGNORECASE
+INSTEAD = re.compile(
+    r"[.;,]?\s{0,3}(?:(?:it is|it['’]s|(?<!thing )but|rather|sondern|es ist|mais|c['’]est|sino|\bes)\s{1,3}"
+    r"|(?:而|[，,])是\s{0,3})",
+    re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=[*_`\"'”)$]{0,4}(?:\s|$))|[。！？]|\n")
 _NOT_THE_END = re.compile(r"(?:\b[ap]|\b[ap]\.m|\b(?:approx|sq|ca|vs|no|St))$", re.IGNORECASE)
@@ -157,7 +168,7 @@ def read(reply: str, *, strict: bool = False, fallback: str = "") -> Read | None
     last = lines[-1] if lines and not _STEP.match(lines[-1]) else ""
     if last and (re.search(r"\d|^\W*\w\W*$|[\\=]", last) or text.rstrip().endswith(last)):
         return Read(answer=last, where="hash")
-    if found := in_json(text) or _in_table(text) or stated(text):
+    if found := in_json(text) or in_table(text) or stated(text):
         return Read(answer=found, where="stated")
     if _is_alone(text):
         return Read(answer=text.strip(), where="alone")
@@ -192,7 +203,7 @@ def tagged(text: str) -> str | None:
         if start is not None:
             inner = text[start : match.start()].strip()
             if not is_placeholder(inner) and (match["close"] or len(inner) < 200):
-                found = inner
+                found = None if match["close"] and RETRACTED.match(text, match.end()) else inner
         start = match.end() if match["open"] else None
     if start is not None:
         rest = _CUT_TAG.sub("", text[start:].strip()[:MAX_ANSWER]).strip()
@@ -265,12 +276,15 @@ def stated(text: str) -> str | None:
         end = _end_of_sentence(text, at)
         said = text[at:end].strip()
         if any(match[name] for name in ("not", "east_not", "west_not")) or said.startswith("not "):
-            instead = _INSTEAD.search(text, at, at + 80)
+            instead = INSTEAD.search(text, at, at + 80)
             if instead is None:
                 found = None
                 continue
             end = _end_of_sentence(text, instead.end())
             said = text[instead.end() : end].strip()
+        if RETRACTED.match(text, end) or RETRACTED.search(said[:80]):
+            found = None
+            continue
         if text[end : end + 1] in ("?", "？") or ("would" in match.group() and _ONLY_IF.search(said)):
             continue
         if match["east"]:
@@ -307,7 +321,7 @@ def in_json(text: str) -> str | None:
     return None
 
 
-def _in_table(text: str) -> str | None:
+def in_table(text: str) -> str | None:
     """What the last row of a table at the end of ``text`` has in the column of the answer."""
     lines = text.rstrip().splitlines()
     at = len(lines)
@@ -334,7 +348,7 @@ def _is_alone(text: str) -> bool:
 def _concluded(text: str) -> str | None:
     """The last sentence but wishes, if it draws a conclusion, from its last "so", "is" or the like on."""
     whole = _FAREWELL.sub("", text[-MAX_CONCLUSION:]).rstrip()
-    if not whole or whole[-1].isalpha():
+    if not whole or whole[-1].isalpha() or whole[-1] == ",":
         return None
     start = 0
     for match in _SENTENCE_END.finditer(whole, 0, len(whole) - 1):

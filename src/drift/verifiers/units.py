@@ -33,6 +33,7 @@ _MONEY = "$€£¥₹"
 # Words after a number that change it, or that say there is another one.
 _CHANGING = (
     "or and to not nor but if than less more plus minus times over under through until point else versus vs "
+    "divided multiplied increased decreased reduced raised if else otherwise below wrong incorrect "
     "pi tau e i x sqrt root inf infinity mod log ln sin cos tan exp squared cubed factorial half halves third "
     "thirds quarter quarters fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth "
     "tenths hundredth hundredths thousandth thousandths zero one two three four five six seven eight nine ten "
