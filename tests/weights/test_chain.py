@@ -267,8 +267,6 @@ def test_what_adaptive_sampling_did_is_undone_when_its_data_are_weighed(tmp_path
     undone = manifest["diagnostics"]["steps"][0]
     assert (undone["step"], undone["conversations"]) == ("undo_adaptive", 0)
     assert undone["share"] == pytest.approx(2 / 6, rel=1e-12)
-    # Of the first two alone: prompt a was mixed, b was not.
-    assert manifest["diagnostics"]["mixed_by_samples"] == {"k": [1, 2], "share": [0, 0.5]}
 
 
 @pytest.mark.parametrize("scheme", ["drift", "rft", "sft"])
@@ -308,14 +306,6 @@ def test_undoing_comes_first_unless_it_is_named(data: list[Trajectory]) -> None:
     assert names(["drop_unsolved", "undo_adaptive"]) == ["drop_unsolved", "undo_adaptive", "skip_small"]
     with pytest.raises(ConfigError, match="undo_adaptive is for adaptive sampling, and every prompt was sampled alike"):
         compute_weights(found, WeightConfig(steps=["undo_adaptive"]))
-
-
-def test_of_adaptive_data_whose_first_conversations_all_failed_nothing_is_known_of_mixed_prompts(
-    make_trajectory: Make,
-) -> None:
-    late = outcomes([make_trajectory("a", k, ("1",), k == 2) for k in (2, 3)])
-    report = compute_weights(late, WeightConfig(), first=2).report
-    assert report["mixed_by_samples"] == {"k": [], "share": []} and report["mixed_share"] == 1
 
 
 @pytest.mark.parametrize("settings", [{"baseline": "opening"}, {"scheme": "drift_averaged"}])

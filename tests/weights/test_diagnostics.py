@@ -1,14 +1,11 @@
-import itertools
 import json
-import statistics
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift.weights.diagnostics import diagnose, effective_sample_size, group_effective_sample_size, mixed_shares
-from drift.weights.schemes import drift_weights
+from drift.weights.diagnostics import diagnose, effective_sample_size
 
 quick = settings(max_examples=30, derandomize=True, deadline=None)
 weighted = st.lists(
@@ -23,12 +20,9 @@ def kish(weights):
 
 @quick
 @given(weighted)
-def test_effective_sample_sizes_match_kishs_formula_as_a_loop(rows):
-    weights_N, group_N = [w for _, w, _ in rows], [g for g, _, _ in rows]
+def test_effective_sample_size_matches_kishs_formula_as_a_loop(rows):
+    weights_N = [w for _, w, _ in rows]
     assert effective_sample_size(weights_N) == pytest.approx(kish(weights_N), rel=1e-12)
-    labels = sorted(set(group_N))
-    expected_G = [kish([w for g, w, _ in rows if g == label]) for label in labels]
-    assert group_effective_sample_size(weights_N, group_N) == pytest.approx(expected_G, rel=1e-12)
 
 
 def test_equal_weights_are_worth_all_trajectories_and_one_weight_is_worth_one():
@@ -37,11 +31,6 @@ def test_equal_weights_are_worth_all_trajectories_and_one_weight_is_worth_one():
     assert effective_sample_size([0, 0]) == 0.0
     # Signed weights of Swift must not cancel.
     assert effective_sample_size([1, -1, 1, -1]) == 4.0
-
-
-def test_group_effective_sample_size_is_between_one_and_k_or_zero():
-    found_G = group_effective_sample_size([1, 1, 1, 3, 0, 0, 0], ["a", "a", "a", "b", "b", "c", "c"])
-    assert found_G == pytest.approx([3, 1, 0], rel=1e-12)
 
 
 @quick
@@ -55,41 +44,6 @@ def test_mixed_share_matches_a_loop_over_prompts(rows):
     assert found["mixed_share"] == pytest.approx(expected, rel=1e-12)
 
 
-@quick
-@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=5))
-def test_the_expected_mixed_shares_are_the_means_over_all_subsets(prompts):
-    success_N, index_N = np.concatenate(prompts), np.repeat(np.arange(len(prompts)), [len(each) for each in prompts])
-    found = mixed_shares(success_N, index_N)
-    largest = max(map(len, prompts))
-    assert found["k"] == sorted({k for k in (1, 2, 4) if k <= largest} | {largest})
-    for k, share in zip(found["k"], found["share"], strict=True):
-        # Every choice of k of the K samples, one by one; prompts of fewer have none.
-        shares = [
-            statistics.fmean(len({*chosen}) == 2 for chosen in itertools.combinations(prompt, k))
-            for prompt in prompts
-            if len(prompt) >= k
-        ]
-        assert share == pytest.approx(statistics.fmean(shares), abs=1e-12)
-
-
-def test_with_all_samples_the_share_is_that_of_the_data_and_one_sample_is_never_mixed():
-    prompts = [[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
-    success_N, group_N = np.concatenate(prompts), np.repeat(range(4), 4)
-    found = mixed_shares(success_N, group_N)
-    assert found["k"] == [1, 2, 4]
-    # Two of four: 1 − (1 + 1)/6 for two successes, 1 − 3/6 for one.
-    assert found["share"] == pytest.approx([0, (4 / 6 + 3 / 6) / 4, 0.5], rel=1e-12)
-    assert diagnose(np.ones(16), np.zeros(16), group_N, success_N)["mixed_share"] == found["share"][-1]
-
-
-def test_the_variation_of_weights_is_told_by_the_effective_sample_size():
-    returns_N, group_N = np.array([1.0, 0.9, 0.0, -0.4, 0.0, -0.1]), np.array([0, 0, 0, 0, 1, 1])
-    weights_N = drift_weights(returns_N, group_N, beta=0.3)
-    ess_G = group_effective_sample_size(weights_N, group_N)
-    by_hand = [np.std(weights_N[group_N == g]) / np.mean(weights_N[group_N == g]) for g in (0, 1)]
-    assert by_hand == pytest.approx(np.sqrt(np.array([4, 2]) / ess_G - 1), rel=1e-9)
-
-
 def test_diagnosis_of_a_small_weighting_matches_a_hand_count():
     # a: mixed; b: no success, equal returns, no weight; c: one trajectory; d: all solved, one negative weight.
     group_N = ["a", "a", "a", "b", "b", "c", "d", "d"]
@@ -100,10 +54,6 @@ def test_diagnosis_of_a_small_weighting_matches_a_hand_count():
     assert found["trajectories"] == 8
     assert found["groups"] == 4
     assert found["ess"] == pytest.approx((2 + 1 + 1 + 3 + 1) ** 2 / (4 + 1 + 1 + 9 + 1), rel=1e-12)  # 64/16
-    # Per prompt 9/5, 0, 1, 16/10; sorted 0, 1, 1.6, 1.8, quartiles interpolated.
-    assert found["ess_per_group"] == pytest.approx([0, 0.75, 1.3, 1.65, 1.8], rel=1e-12)
-    # a: 2/3, c: 1, d: 3/4; b has no weight to share.
-    assert found["largest_share"] == pytest.approx((2 / 3 + 1 + 3 / 4) / 3, rel=1e-12)
     assert found["zero_weights"] == 3
     assert found["negative_weights"] == 1
     assert found["mixed_share"] == 1 / 4
@@ -134,4 +84,4 @@ def test_diagnosis_goes_into_a_manifest_as_it_is():
 
 def test_weights_that_are_all_zero_teach_nothing_and_are_no_crash():
     found = diagnose([0.0, 0.0], [1.0, 1.0], ["a", "a"], [True, True])
-    assert (found["ess"], found["largest_share"], found["zero_weights"]) == (0.0, 0.0, 2)
+    assert (found["ess"], found["zero_weights"]) == (0.0, 2)

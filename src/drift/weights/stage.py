@@ -22,7 +22,7 @@ from drift.manifest import MANIFEST, check_out, read_manifest, write_manifest
 from drift.registry import link, plain
 from drift.weights.auto import settled
 from drift.weights.config import PROMPTS, Chain, WeightConfig
-from drift.weights.diagnostics import diagnose, mixed_shares
+from drift.weights.diagnostics import diagnose
 from drift.weights.groups import Floats
 from drift.weights.returns import baseline_values, trajectory_return
 from drift.weights.steps import REGISTRY as STEPS
@@ -263,8 +263,7 @@ def _diagnose(weights_T: Floats, data: Conversations) -> Mapping[str, Any]:
     if data.baseline_N is not None:
         spread = float(np.var(data.returns_N))
         report["explained"] = 1 - float(np.var(data.advantage_N)) / spread if spread > 0 else 0.0
-    # Only samples that are there whatever the outcomes were tell what share of prompts is mixed.
-    return {**report, "mixed_by_samples": mixed_shares(data.success_N[data.first_N], data.group_N[data.first_N])}
+    return report
 
 
 def _checked(weights: Any, count: int, name: str) -> Floats:

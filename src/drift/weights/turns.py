@@ -71,9 +71,7 @@ class Conversations:
 
     @property
     def first_N(self) -> Bools:
-        """``(N,)`` which conversations came first in adaptive sampling, whatever the outcomes were; all without."""
-        if not self.first:
-            return np.ones(len(self.returns_N), bool)
+        """``(N,)`` which conversations came first in adaptive sampling, whatever the outcomes were."""
         assert self.sample_N is not None, "known under adaptive sampling"
         return np.less(self.sample_N, self.first)
 
