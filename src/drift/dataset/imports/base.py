@@ -114,7 +114,8 @@ class Fields(Mapping[str, Any]):
 
     def there(self, *names: str) -> str | None:
         """The first of ``names`` under which there is something, without reading it."""
-        return next((name for name in names if not is_empty(self.values_by_name.get(name))), None)
+        values = self.values_by_name
+        return next((name for name in names if name in values and not is_empty(values[name])), None)
 
     def take(self, *names: str) -> Any:
         """What is under the first of ``names`` that holds something; ``None`` where none does."""
