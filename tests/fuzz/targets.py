@@ -42,7 +42,7 @@ from drift.verifiers.expressions import expression
 from drift.verifiers.judge import HIGHEST, LOWEST, read_score
 from drift.verifiers.numeric import Numeric
 from drift.verifiers.quoting import quote
-from drift.verifiers.reading import read, spoken, tagged
+from drift.verifiers.reading import boxed_answer, read, spoken, tagged
 from drift.weights.table import read_file
 from drift.yaml_files import read_mapping
 
@@ -98,8 +98,9 @@ def numeric(text: str) -> None:
 def choice(text: str) -> None:
     gold, wrong = WRONG_LETTERS[len(text) % 3]
     reply = f"{text}\n\nThe final answer is ({wrong})."
-    # What a thought that never ends swallows is not claimed, and a tag comes before a sentence.
-    claimed = f"({wrong})" in spoken(reply) and tagged(spoken(reply)) is None
+    # What a thought that never ends swallows is not claimed, and a tag or box comes before a sentence.
+    said = spoken(reply)
+    claimed = f"({wrong})" in said and tagged(said) is None and boxed_answer(said) is None
     assert not (claimed and CHOICE.verify(reply, gold, options=OPTIONS).right), (gold, wrong)
     CHOICE.verify(text, "A", options=OPTIONS)
 
