@@ -209,6 +209,8 @@ def become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Ignored where the tests run under nohup, and so would it be here.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     options = leading_options(request["line"])
     line = request["line"][len(options) :]
     if "-u" in options:
