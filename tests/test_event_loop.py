@@ -2,7 +2,10 @@
 
 import asyncio
 import contextvars
+import gc
+import os
 import signal
+import sys
 import threading
 import time
 
@@ -74,3 +77,26 @@ def test_ctrl_c_within_a_running_loop_ends_the_work_in_order():
     finally:
         signal.signal(signal.SIGINT, before)
         loop.close()
+
+
+def test_a_signal_while_the_loop_is_made_leaves_no_half_of_one(monkeypatch):
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    def make(loop):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.01)
+        return made(loop)
+
+    made = asyncio.SelectorEventLoop._make_self_pipe
+    said = []
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        monkeypatch.setattr(asyncio.SelectorEventLoop, "_make_self_pipe", make)
+        monkeypatch.setattr(sys, "unraisablehook", said.append)
+        with pytest.raises(KeyboardInterrupt):
+            run_to_end(answer(1))
+        gc.collect()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert [error.exc_value for error in said if not isinstance(error.exc_value, ResourceWarning)] == []

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -23,13 +23,19 @@ def run_to_end(work: Coroutine[Any, Any, Result]) -> Result:
         asyncio.get_running_loop()
     except RuntimeError:
         # A signal may come before it has begun.
-        with contextlib.closing(work):
-            return asyncio.run(work)
+        with contextlib.closing(work), asyncio.Runner(loop_factory=_whole_loop) as runner:
+            return runner.run(work)
     return _on_a_thread(work)
 
 
+def _whole_loop() -> asyncio.AbstractEventLoop:
+    """A new loop, made on a thread of its own: a signal interrupts the main thread, and half a loop can't be closed."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.new_event_loop).result()
+
+
 def _on_a_thread(work: Coroutine[Any, Any, Result]) -> Result:
-    loop = asyncio.new_event_loop()
+    loop = _whole_loop()
     task: asyncio.Task[Result] = loop.create_task(work)
     done: Future[None] = Future()
 
