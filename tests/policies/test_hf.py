@@ -45,6 +45,17 @@ def test_batch_size_and_order_change_no_reply(tiny_model: Path, sampling: Sampli
     assert [r.token_ids for r in backwards[::-1]] == [r.token_ids for r in reference]
 
 
+def test_weights_stored_by_columns_are_the_same_weights(tiny_model: Path, policy: HFPolicy) -> None:
+    plain, _ = load_model(str(tiny_model))
+    ids = torch.tensor([[5, 40, 50, *range(60, 66)], [5, 40, 51, *range(61, 67)]])
+    mine = dict(policy._model.named_parameters())
+    for name, weight in plain.named_parameters():
+        assert torch.equal(weight, mine[name]), name
+        assert mine[name].is_contiguous() is not ("_proj" in name and weight.dim() == 2), name
+    with torch.no_grad():
+        assert torch.allclose(plain(ids).logits, policy._model(ids).logits, atol=1e-4)
+
+
 def test_a_prompts_replies_follow_the_models_distribution(policy: HFPolicy, tiny_model: Path) -> None:
     model, _ = load_model(str(tiny_model))
     prompt, draws = PROMPTS[3], 3000
