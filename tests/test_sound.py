@@ -272,7 +272,7 @@ def _(run: Path, place: Path) -> Path:
 def _(run: Path, place: Path) -> Path:
     models = {"base": "default", "tuned": run / "model", "again": "default"}
     more = {"config": RECIPE.evaluation, "sampling": RECIPE.sampling}
-    drift.evaluate("arithmetic", models, seen=run / "rollouts", out=run / "evaluation-3", **more)
+    drift.evaluate(RECIPE.environment, models, seen=run / "rollouts", out=run / "evaluation-3", **more)
     return run
 
 
@@ -280,7 +280,7 @@ def _(run: Path, place: Path) -> Path:
 def _(run: Path, place: Path) -> Path:
     models = {"base": "default", "tuned": run / "model", "again": "default"}
     more = {"config": RECIPE.evaluation, "sampling": RECIPE.sampling}
-    drift.evaluate("arithmetic", models, seen=run / "rollouts", out=run / "evaluation", **more)
+    drift.evaluate(RECIPE.environment, models, seen=run / "rollouts", out=run / "evaluation", **more)
     run_recipe(RECIPE, run)
     return run
 

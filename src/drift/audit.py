@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from drift.checksums import SUMS, damaged_files, sum_of
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.rewards import KIND as REWARDS
 from drift.dataset.schema import dataset_hash
 from drift.dataset.store import KIND as TRAJECTORIES
-from drift.dataset.store import check_shard, read_tasks, shards, stream_columns, stream_trajectories
+from drift.dataset.store import check_shard, shards, stream_columns, stream_tasks, stream_trajectories
 from drift.environments import ENVIRONMENTS, make_environment
 from drift.environments.base import SPLITS, EnvironmentFactory, task_hash
 from drift.environments.conformance import check_environment
@@ -246,9 +248,7 @@ def _look_at_trajectories(folder: Path, manifest: dict[str, Any]) -> Iterator[Fi
             path=folder, state="unfinished", detail=f"of {wanted} trajectories. Run the same rollout command again."
         )
         return
-    ids = Counter(name for batch in stream_columns(folder, ["id"]) for name in batch.column(0).to_pylist())
-    twice = [name for name, count in ids.items() if count > 1]
-    if twice:
+    if twice := _twice(folder):
         yield Finding(path=folder, state="damaged", detail=f"{len(twice)} ids are there twice, first {min(twice)!r}")
     digest = dataset_hash(stream_trajectories(folder))
     if digest != manifest["dataset_hash"]:
@@ -259,7 +259,8 @@ def _look_at_trajectories(folder: Path, manifest: dict[str, Any]) -> Iterator[Fi
         )
     wanted = manifest["spec"].get("task_hash")
     try:
-        same = task_hash(read_tasks(folder)) == wanted or wanted is None
+        found = task_hash(stream_tasks(folder))
+        same = wanted in (None, found)
     except DatasetError:
         same = False
     if not same:
@@ -268,6 +269,18 @@ def _look_at_trajectories(folder: Path, manifest: dict[str, Any]) -> Iterator[Fi
             state="damaged",
             detail="not the tasks that the manifest tells of. Run the same rollout command again.",
         )
+
+
+def _twice(folder: Path) -> list[str]:
+    """Ids that are there more than once. A hash is held of each, and the text of those alone whose hashes meet."""
+
+    def ids() -> Iterator[str]:
+        return (name for batch in stream_columns(folder, ["id"]) for name in batch.column(0).to_pylist())
+
+    hashes_N = np.sort(np.fromiter(map(hash, ids()), np.int64))
+    meeting = set(hashes_N[1:][hashes_N[1:] == hashes_N[:-1]].tolist())
+    counts = Counter(name for name in ids() if hash(name) in meeting) if meeting else Counter[str]()
+    return [name for name, count in counts.items() if count > 1]
 
 
 def _look_at_weights(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:

@@ -347,13 +347,19 @@ def task_line(task: Task) -> str:
 
 def read_tasks(directory: str | Path) -> list[Task]:
     """The tasks of a data set; raises ``DatasetError`` where there is none, or its list of tasks is damaged."""
+    return list(stream_tasks(directory))
+
+
+def stream_tasks(directory: str | Path) -> Iterator[Task]:
+    """The tasks of a data set, one after the other; raises what ``read_tasks`` raises, in part only on the way."""
     path = Path(directory) / TASKS
     manifest = read_manifest(path.parent, KIND)
     try:
         wanted = manifest.get("tasks_sum")
         if wanted and sum_of(path) != wanted:
             raise ValueError(f"its checksum is {sum_of(path)}, expected {wanted}: it was changed after it was written")
-        return [Task(**json.loads(line)) for line in path.read_text().splitlines() if line]
+        with path.open() as lines:
+            yield from (Task(**json.loads(line)) for line in lines if line.strip())
     except (OSError, ValueError, TypeError) as error:
         raise DatasetError(f"{path} can't be read: {error}. Run the same rollout command again.") from error
 

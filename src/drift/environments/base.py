@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, get_args, runtime_checkable
 
 from drift.errors import EnvironmentFault
@@ -147,7 +147,7 @@ def split_of(*parts: object, test_share: float = TEST_SHARE) -> str:
     return "test" if stable_unit(*parts) < test_share else "train"
 
 
-def task_hash(tasks: Sequence[Task]) -> str:
+def task_hash(tasks: Iterable[Task]) -> str:
     """Order-free hash of a set of tasks, to tell whether two runs were given the same ones."""
     digest = hashlib.sha256()
     for task_id in sorted(task.id for task in tasks):
