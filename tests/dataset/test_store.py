@@ -1,5 +1,6 @@
 import hashlib
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from drift.dataset.store import (
     stream_columns,
     stream_trajectories,
 )
+from drift.dataset.tally import Tally
 from drift.errors import DatasetError, StorageError
 from drift.exports.config import ExportConfig
 from drift.exports.run import export_dataset
@@ -334,3 +336,19 @@ def test_the_hash_of_a_data_set_is_that_of_its_sorted_digests(make_trajectory: C
     expected = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
     assert dataset_hash(made) == dataset_hash(reversed(made)) == expected
     assert dataset_hash([]) == hashlib.sha256(b"").hexdigest()
+
+
+def test_tasks_whose_conversations_say_the_same_are_counted_in_any_order(make_trajectory: Make) -> None:
+    rng = random.Random(1)
+    made = [make_trajectory(f"t{rng.randrange(60)}", at, (rng.choice("ab"),)) for at in range(150)]
+    answers: dict[str, list[str | None]] = {}
+    for each in made:
+        answers.setdefault(each.task_id, []).append(each.turns[0].step.answer)
+    several = [set(found) for found in answers.values() if len(found) > 1]
+    tally = Tally()
+    assert tally.record()["repeated_tasks"] == {"tasks": 0, "all_alike": 0}
+    for each in made:
+        tally.add(each)
+    alike = sum(len(found) == 1 for found in several)
+    assert 0 < alike < len(several) < len(answers)
+    assert tally.record()["repeated_tasks"] == {"tasks": len(several), "all_alike": alike}

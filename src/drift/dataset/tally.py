@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from typing import Any
+
+import numpy as np
 
 from drift.types import Trajectory, Turn
 
@@ -28,8 +31,8 @@ class Tally:
         self._words: dict[str, str] = {}
         self._replies: Counter[str] = Counter()
         self._tokens: int | None = 0
-        # Of each task: a digest of what was said in its first conversation, how many there were, whether all are alike.
-        self._said: dict[str, tuple[bytes, int, bool]] = {}
+        # Hashes of each conversation's task, and of what was said in it: 16 bytes.
+        self._tasks, self._said = array("Q"), array("Q")
 
     def add(self, trajectory: Trajectory) -> None:
         """Count one."""
@@ -44,9 +47,8 @@ class Tally:
             self._words.setdefault(kind, trajectory.error)
         elif trajectory.turns:
             said = "\x1f".join(turn.completion.text for turn in trajectory.turns)
-            digest = hashlib.blake2b(said.encode(errors="replace"), digest_size=8).digest()
-            first, count, alike = self._said.get(trajectory.task_id, (digest, 0, True))
-            self._said[trajectory.task_id] = (first, count + 1, alike and digest == first)
+            self._tasks.append(_hash(trajectory.task_id))
+            self._said.append(_hash(said))
 
     @property
     def tokens_sampled(self) -> int | None:
@@ -65,13 +67,24 @@ class Tally:
         """For the manifest: failed conversations by kind with one example's words, replies by kind, and tasks with
         several conversations, those in which all say the same among them.
         """
-        several = [alike for _, count, alike in self._said.values() if count > 1]
+        tasks_N, said_N = (np.frombuffer(each, np.uint64) for each in (self._tasks, self._said))
+        order = np.lexsort((said_N, tasks_N))
+        tasks_N, said_N = tasks_N[order], said_N[order]
+        # Where each task begins and ends; what is said in it is sorted, so all is alike where its ends are.
+        edges = np.flatnonzero(np.concatenate([[True], tasks_N[1:] != tasks_N[:-1], [True]])[: len(order) + 1])
+        first_G, last_G = edges[:-1], edges[1:] - 1
+        several_G = first_G < last_G
+        alike_G = several_G & (said_N[first_G] == said_N[last_G])
         return {
             "failures": dict(sorted(self._failures.items())),
             "failure_words": dict(sorted(self._words.items())),
             "replies": dict(sorted(self._replies.items())),
-            "repeated_tasks": {"tasks": len(several), "all_alike": sum(several)},
+            "repeated_tasks": {"tasks": int(several_G.sum()), "all_alike": int(alike_G.sum())},
         }
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest())
 
 
 def reply_kinds(turn: Turn) -> list[str]:

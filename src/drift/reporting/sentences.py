@@ -182,8 +182,8 @@ def _conversations(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
     count = len(data.success_N)
     if not count:
         return
-    names, group_N = np.unique(np.asarray(data.groups, dtype=object).astype(str), return_inverse=True)
-    groups = len(names)
+    group_N = data.group_index()
+    groups = int(group_N.max()) + 1
     unknown = int((~data.known_N).sum())
     right_G = np.bincount(group_N, weights=data.success_N, minlength=groups)
     size_G = np.bincount(group_N, minlength=groups)
