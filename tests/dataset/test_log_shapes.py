@@ -69,6 +69,7 @@ def seen(trajectory: Trajectory, target: Target) -> str:
 U, A = {"role": "user", "content": "Q?"}, {"role": "assistant", "content": "Yes."}
 CALL = {"function": {"name": "look", "arguments": '{"at": 3}'}, "id": "c"}
 CALLS = '[look {"at": 3}]'
+TEXT = {"type": "text", "text": "Yes."}
 OUTPUT = [{"role": "assistant", "parts": [{"type": "text", "content": "Yes."}], "finish_reason": "stop"}]
 SPAN = {"gen_ai.input.messages": json.dumps([{"role": "user", "parts": [{"type": "text", "content": "Q?"}]}])}
 # A row, columns, what is trained, and what is seen before the last reply.
@@ -312,6 +313,53 @@ DIALECTS: dict[str, tuple[Row, Row, list[str], str]] = {
         ["Yes."],
         "<|user|>Q?",
     ),
+    "langchain, kinds apart": (
+        {
+            "messages": [
+                {"type": "system", "data": {"content": "S.", "type": "system"}},
+                {"type": "human", "data": {"content": "Q?"}},
+                {"type": "ai", "data": {"content": "", "tool_calls": [{"name": "look", "args": {"at": 3}, "id": "c"}]}},
+                {"type": "tool", "data": {"content": "7", "tool_call_id": "c"}},
+                {"type": "ai", "data": {"content": "Yes."}},
+            ]
+        },
+        {},
+        [CALLS, "Yes."],
+        f"<|system|>S.<|end|><|user|>Q?<|end|><|assistant|>{CALLS}<|end|><|user|>7",
+    ),
+    "langchain, classes": (
+        {
+            "messages": [
+                {"lc": 1, "type": "constructor", "id": ["langchain", "HumanMessage"], "kwargs": {"content": "Q?"}},
+                {"lc": 1, "type": "constructor", "id": ["x", "AIMessageChunk"], "kwargs": {"content": "Yes."}},
+            ]
+        },
+        {},
+        ["Yes."],
+        "<|user|>Q?",
+    ),
+    "gemini": (
+        {
+            "systemInstruction": {"parts": [{"text": "S."}]},
+            "contents": [{"role": "user", "parts": [{"text": "Q?"}]}, {"role": "model", "parts": [{"text": "Yes."}]}],
+        },
+        {},
+        ["Yes."],
+        "<|system|>S.<|end|><|user|>Q?",
+    ),
+    "marks of steps": (
+        {"messages": [{**U, "parts": []}, {"role": "assistant", "parts": [{"type": "step-start"}, TEXT]}]},
+        {},
+        ["Yes."],
+        "<|user|>Q?",
+    ),
+    "claude's export": (
+        {"chat_messages": [{"sender": "human", "text": "Q?"}, {"sender": "assistant", "content": [TEXT]}]},
+        {},
+        ["Yes."],
+        "<|user|>Q?",
+    ),
+    "a trajectory": ({"traj": [U, A]}, {}, ["Yes."], "<|user|>Q?"),
     "cohere": (
         {"conversation": [{"role": "User", "message": "Q?"}, {"role": "Chatbot", "message": "Yes."}]},
         {},
@@ -431,6 +479,24 @@ def test_what_two_conversations_begin_with_is_their_prompt(tmp_path: Path, targe
     assert {seen(each, target) for each in [*found, *told]} == {
         "<|user|>Q?<|end|><|assistant|>Yes.<|end|><|user|>And?<|end|><|assistant|>"
     }
+
+
+def test_texts_that_mark_turns_are_conversations(tmp_path: Path, target: Target) -> None:
+    chosen = "\n\nHuman: Q?\n\nAssistant: Yes.\n\nHuman: And\n\nso: on?\n\nAssistant: More."
+    row = {"chosen": chosen, "rejected": chosen.replace("More", "Less")}
+    _, (good, bad), left_out = read(lines(tmp_path, row), target)
+    assert [trained(each, target) for each in (good, bad)] == [["More."], ["Less."]] and not left_out
+    assert "<|user|>And\n\nso: on?<|end|>" in seen(good, target) and good.group_id == bad.group_id
+    _, made, left_out = read(lines(tmp_path, {"chosen": "Human: Q?", "rejected": "No."}), target)
+    assert (made, left_out) == ([], [(1, "no_messages")])
+
+
+def test_what_may_be_a_reward_is_named_and_what_never_is_one_is_not(tmp_path: Path, target: Target) -> None:
+    row = {"messages": [U, A], "turn": 1, "timestamp": 5.0, "prompt_tokens": 9, "length_ok": 1, "user": {"rating": 4}}
+    conversion, *_ = read(lines(tmp_path, row), target)
+    assert "Numbers are in user.rating, length_ok: say which with --columns.reward user.rating" in str(
+        conversion.shown[0]
+    )
 
 
 def test_what_is_no_reply_is_seen_and_counted(tmp_path: Path, target: Target) -> None:

@@ -14,6 +14,11 @@ from drift.errors import require
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+# Names of numbers that are worth naming as a reward, and of those that never are one.
+_REWARD = re.compile("reward|score|rating|feedback|grade|stars|thumb|vote|correct|helpful|quality|success")
+_NO_REWARD = re.compile(
+    r"(\A|[_.])(id|index|epoch|turns?|steps?|seed|time|timestamp|created|temperature|top_[kp]|\w*tokens|latency)\Z"
+)
 _GROUPS = ("group_id", "prompt_id", "example_id")
 
 
@@ -102,6 +107,10 @@ class Columns:
             for key, inner in value.items()
             if _is_number(inner)
         ]
+        names = sorted(
+            (name for name in names if not _NO_REWARD.search(name.lower())),
+            key=lambda name: not _REWARD.search(name.lower()),
+        )
         if not names:
             return f". The row has {row.names() or 'nothing'}: say which with --columns.reward NAME"
         return f". Numbers are in {', '.join(names[:8])}: say which with --columns.reward {names[0]}"

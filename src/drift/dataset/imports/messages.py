@@ -48,6 +48,7 @@ _PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("result", ("content", "response", "output", "result")),
     ),
     "refusal": ("refusal", ("refusal",)),
+    **dict.fromkeys(("step-start", "step-finish"), ("mark", ())),
 }
 
 
@@ -178,6 +179,7 @@ def _is_talk(value: Mapping[str, Any], columns: Columns) -> bool:
 def system_of(value: Any, where: str) -> list[Said]:
     """A system prompt beside the messages: text, or blocks of it; none where it is empty."""
     said, parts = Said(message={"role": "system", "content": ""}), unfolded(value)
+    parts = parts["parts"] if isinstance(parts, Mapping) and _is_parts(parts.get("parts")) else parts
     # JSON that a system prompt says is its text.
     content = value if isinstance(value, str) and not _is_parts(parts) else parts
     said.message["content"] = _read_parts(content, said, where, [])
@@ -224,6 +226,7 @@ def _kind_of(raw: Mapping[str, Any]) -> str | None:
 
 def _read_message(raw: Mapping[str, Any], columns: Columns, where: str) -> Iterator[Said]:
     """One message of a log, with the results of tools that lie inside it as messages of their own."""
+    raw = _unwrapped(raw)
     outer = Fields(raw)
     fields, sampled = outer, False
     if isinstance(raw.get("message"), Mapping) and "role" not in raw:
@@ -264,6 +267,17 @@ def _read_message(raw: Mapping[str, Any], columns: Columns, where: str) -> Itera
     # A user's message that held nothing but results is none of the user's.
     if not results or not said.is_empty:
         yield said
+
+
+def _unwrapped(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message as LangChain stores it, what it holds apart from its kind or class, with a role; others as they are."""
+    name = next((key for key in ("data", "kwargs") if isinstance(raw.get(key), Mapping)), "")
+    if not name or "content" not in raw[name] or not raw.keys().isdisjoint((*_SPEAKERS, "content")):
+        return raw
+    path = raw.get("id")
+    kind = path[-1] if name == "kwargs" and isinstance(path, list | tuple) and path else raw.get("type")
+    role = str(kind).removesuffix("Chunk").removesuffix("Message").lower()
+    return {**{key: value for key, value in raw[name].items() if key != "type"}, "role": role}
 
 
 def _content(fields: Fields) -> Any:
@@ -324,7 +338,7 @@ def _read_parts(content: Any, said: Said, where: str, results: list[Said]) -> st
             said.remarks.append("reasoning_left_out")
         elif kind == "thought":
             thoughts.append(as_text(value, f"{where}[{at}]"))
-        else:
+        elif kind != "mark":
             said.remarks += ["refusal_as_text"] if kind == "refusal" else []
             texts.append(as_text(value, f"{where}[{at}]"))
     if thoughts:

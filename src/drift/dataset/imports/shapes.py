@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -36,8 +37,14 @@ from drift.dataset.imports.messages import (
 )
 from drift.dataset.imports.recorded import trajectories
 
-_MESSAGES = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "turns")
-_SYSTEMS = ("system", "system_prompt", "system_instructions", "gen_ai.system_instructions", "instructions")
+_MESSAGES = (
+    *("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "turns"),
+    *("contents", "chat_messages", "trajectory", "traj"),
+)
+_SYSTEMS = (
+    *("system", "system_prompt", "system_instructions", "gen_ai.system_instructions", "instructions"),
+    *("systemInstruction", "system_instruction"),
+)
 _TOOLS = ("tools", "functions", "tool_defs", "gen_ai.tool.definitions")
 # What was asked, what it is about, and what was said to it. Beside the others, an answer is what was right.
 _ASKS, _ABOUT = ("prompt", "query", "instruction", "question"), ("input", "context")
@@ -48,6 +55,8 @@ _ALTERNATIVES = (
     ("conversation_a", "conversation_b"),
     ("response_a", "response_b"),
 )
+# How a text of several turns marks them, as in the preferences of HH-RLHF.
+_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
 _WINNERS = {**dict.fromkeys(("model_a", "a"), (1.0, 0.0)), **dict.fromkeys(("model_b", "b"), (0.0, 1.0))}
 Shape = Callable[[Fields, Columns], Sequence[Logged]]
 
@@ -135,7 +144,7 @@ def preference(row: Fields, columns: Columns) -> Sequence[Logged]:
     both: list[tuple[list[Said], list[Said]]] = []
     for name in names:
         value = row.take(name)
-        reply = read_messages(value, columns, name) if ask is None else as_reply(value, columns, name)
+        reply = read_messages(_by_marks(value), columns, name) if ask is None else as_reply(value, columns, name)
         whole = ask is None or (ask in _MESSAGES and any(each.role == "user" for each in reply))
         said = [] if whole or ask is None else _asked(row, ask, columns)
         for each in said:
@@ -149,6 +158,14 @@ def preference(row: Fields, columns: Columns) -> Sequence[Logged]:
         conversation([*said, *reply], row, columns, reward=reward, part=name)
         for (said, reply), name, reward in zip(both, names, worth, strict=True)
     ]
+
+
+def _by_marks(value: Any) -> Any:
+    """The messages of a text that marks whose turn it is; anything else as it is."""
+    before, *parts = _TURN.split(value) if isinstance(value, str) else [""]
+    if len(parts) < 4 or before.strip():
+        return value
+    return [{"role": mark.lower(), "content": text} for mark, text in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def request(row: Fields, columns: Columns) -> Sequence[Logged]:
