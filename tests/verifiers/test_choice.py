@@ -38,6 +38,7 @@ OPTIONS = ("nothing", "Because of a reaction", "a cat", "42")
         ("Option B is correct", "B"),
         ("B is the correct answer", "B"),
         ("I choose C", "C"),
+        ("One might think the answer is B, but it is C.", "C"),
         (r"\boxed{C}", "C"),
         (r"So it is $\boxed{\text{D}}$ in the end", "D"),
         ("First I think the answer is A.\nNo, wait.\nThe answer is C.", "C"),
@@ -63,6 +64,8 @@ def test_the_claimed_option_is_read(reply, letter):
         "The answer is a reaction",
         "I think",
         "The answer is not A",
+        "It is false that the answer is A.",
+        "Bob says the answer is A.",
         "E",  # no such option
         "The answer is A or B",
         "Answer: B and C",

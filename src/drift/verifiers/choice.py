@@ -12,7 +12,17 @@ from drift.errors import require
 from drift.verifiers.base import Verification, judged, unparseable
 from drift.verifiers.exact import Exact
 from drift.verifiers.expressions import bare, expression
-from drift.verifiers.reading import INSTEAD, RETRACTED, boxed_answer, in_json, in_table, sentence, spoken, tagged
+from drift.verifiers.reading import (
+    INSTEAD,
+    NOT_SO,
+    RETRACTED,
+    boxed_answer,
+    in_json,
+    in_table,
+    sentence,
+    spoken,
+    tagged,
+)
 from drift.verifiers.values import Value, value_of
 
 # Only the end of a longer reply is read; a claim stands at the start or the end of a short one.
@@ -300,12 +310,7 @@ def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterat
         # What a list of letters has read is not read again from each of its members.
         if match.start() < read_to:
             continue
-        before = max(0, match.start() - 40)
-        if _NOT.search(line, max(0, match.start() - 20), match.start()) or _SUPPOSED.search(
-            line, before, match.start()
-        ):
-            continue
-        if _BUT.match(line, match.end()):
+        if _ruled_out(line, match.start()) or _BUT.match(line, match.end()):
             continue
         claimed = _CLAIMED.match(line, match.end())
         if claimed is None or not _is_label(claimed, line, letters):
@@ -328,21 +333,21 @@ def _claims(line: str, letters: str, named: Sequence[tuple[str, str]]) -> Iterat
     for pattern in (_IS_RIGHT, _THUS):
         for match in pattern.finditer(line):
             letter = next(group for group in match.groups() if group)
-            denied = _NOT.search(line, max(0, match.start() - 20), match.start())
-            if (
-                letter in letters
-                and not denied
-                and not _SUPPOSED.search(line, max(0, match.start() - 40), match.start())
-            ):
+            if letter in letters and not _ruled_out(line, match.start()):
                 yield match.end(), letter
+
+
+def _ruled_out(line: str, at: int) -> bool:
+    """Whether what stands before ``at`` denies, supposes or leaves to others what follows."""
+    near, far = max(0, at - 20), max(0, at - 40)
+    return any(found.search(line, start, at) for found, start in ((_NOT, near), (_SUPPOSED, far), (NOT_SO, far)))
 
 
 def _said_in_words(line: str, named: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str]]:
     """Every option that ``line`` names by its text in a sentence of its own, and where."""
     for pattern in (_IT_IS, _IS_ANSWER) if named else ():
         for match in list(pattern.finditer(line))[-_MOST_CLAIMS:]:
-            start = max(0, match.start() - 40)
-            if _NOT.search(line, start, match.start()) or _SUPPOSED.search(line, start, match.start()):
+            if _ruled_out(line, match.start()):
                 continue
             said = match[1] if pattern is _IS_ANSWER else sentence(line[: match.end() + 300], match.end())
             yield from ((match.start(), letter) for letter in _by_text(said, named))

@@ -45,8 +45,9 @@ _SETS_IN_WORDS = {"empty set": r"\emptyset", "null set": r"\emptyset", "all real
 _SAME_WORDS = {"dne": "does not exist", "doesn't exist": "does not exist"}
 _BECAUSE = re.compile(
     r",?\s+(?:because|since|as|which|where|when|for a total|in total|so that)\b"
-    r"|(?:,|\s(?:and|et|und)|(?<=[\d)}$%]))\s+(?:not|non|pas|nicht)\b|，?而?不是|\s[-–—]{1,2}\s(?=[a-z]{3})"
+    r"|,\s+I\s+(?:think|believe|guess|suppose)\b|(?:,|\s(?:and|et|und)|(?<=[\d)}$%]))\s+(?:not|non|pas|nicht)\b|，?而?不是|\s[-–—]{1,2}\s(?=[a-z]{3})"
 )
+_BARE_NUMBER = re.compile(r"[-+]?[$€£]?\d[\d.,/]*%?")
 _HENCE = re.compile(r",?\s+(?:so|hence|thus|therefore)\s+(?=[A-Za-z]\s?=)")
 _TURNING = re.compile(
     r"\b(?:not|no|neither|never|minus|negative|half|if|between|or|than|either|maybe|twice|at least|at most|up to|over"
@@ -148,7 +149,10 @@ def core(text: str) -> str:
             break
         text = tidy(text[match.end() :])
     lines = [tidy(line) for line in text.split("\n") if line.strip()] if "\\begin" not in text else [text]
-    if len(lines) > 1:
+    if len(lines) > 1 and all(map(_BARE_NUMBER.fullmatch, lines)):
+        # One under the other, none of them is the answer.
+        text = ", ".join(dict.fromkeys(lines))
+    elif len(lines) > 1:
         plain = [line for line in (lines[-1], lines[0]) if not _split(line)[1]]
         text = plain[0] if plain else lines[-1]
     text = tidy(_HENCE.split(_BECAUSE.split(text)[0])[-1]) if text else ""

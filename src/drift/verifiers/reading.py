@@ -63,6 +63,7 @@ _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;]|\\q?quad|\\[()\[\],;])*(?:and|or|\\text\{ ?(?:and|or) ?\})?(?:[\s$,;]|\\q?quad|\\[()\[\],;])*"
     r"(?:\$?[A-Za-z](?:_\{?\w\}?)? ?=)?[\s$]*"
 )
+_BETWEEN_TAGS = re.compile(r"[\s$*]{0,4}(?:[,;]|(?:[,;]\s?)?\b(?:or|and)\b)[\s$*]{0,4}", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
     r"\$?\s?(?:can't|cannot|can not|isn't|is not|is wrong|was wrong|is incorrect)\b", re.IGNORECASE
 )
@@ -104,15 +105,27 @@ _MOST_BRACES = 20
 _JSON_KEY = re.compile(r"(\"(?:final[_ ]?)?answer\")\s{0,3}:", re.IGNORECASE)
 _OPENING_WORDS = re.compile(r"(?:(?:so|thus|hence|then|therefore|and|finally|that means|which means)\b[, ]*)+", re.I)
 _MARKS_AHEAD = re.compile(r"[ \t\n*_|`:]*+")
+_THE = r"(?:that\s)?(?:(?:the|my|our|his|her|their|correct|right|final)\s){0,3}$"
 _SUPPOSED = re.compile(
-    r"\b(?:if|suppose|assume|assuming|whether|say|unless|doubt|wenn|falls|were)\b[^.!?\n]{0,30}$|如果$"
+    r"\b(?:if|suppose|assume|assuming|whether|(?<!can\s)say|unless|doubt|wenn|falls|were)\b[^.!?\n]{0,30}$|如果$"
     r"|\b(?:wrong|incorrect|first|initial|naive)\s$",
+    re.I,
+)
+# What stands before "the answer is" where that is denied, or somebody else says so.
+NOT_SO = re.compile(
+    r"(?:\b(?:false|untrue|incorrect|wrong|impossible)|(?:\bnot|n['’]t)\s(?:true|the\scase|correct|right))"
+    rf"\s(?:(?:to\s)?(?:say|think|claim|conclude|assume|believe)\s)?{_THE}"
+    r"|\b(?:he|she|they|who|people|someone|somebody|others|(?:friend|student|classmate|teacher|brother|sister)s?"
+    r"|(?-i:(?!We\b|Then\b)[A-Z][a-z]+))\s(?:(?:might|may|could|would|will|first|once|also)\s)?"
+    rf"(?:said|says?|claim(?:s|ed)?|thinks?|thought|believe[sd]?|guess(?:es|ed)?|insist(?:s|ed)?)\s{_THE}"
+    rf"|\b(?:one|you)\s(?:might|may|could)\s(?:say|think|claim|conclude|assume|believe|guess)\s{_THE}"
+    rf"|\b(?:tempt(?:ed|ing)\sto|(?:mistaken|wrong|incorrect|false)ly)\s\w{{1,12}}\s{_THE}|\bthought\s{_THE}",
     re.I,
 )
 _ONLY_IF = re.compile(r"\b(?:if|had|were|unless)\b", re.IGNORECASE)
 INSTEAD = re.compile(
-    r"[.;,]?\s{0,3}(?:(?:it is|it['’]s|(?<!thing )but|rather|sondern|es ist|mais|c['’]est|sino|\bes)\s{1,3}"
-    r"|(?:而|[，,])是\s{0,3})",
+    r"[.;,]?\s{0,3}(?:(?:it (?:is|must be|has to be)|it['’]s|(?<!thing )but|rather|sondern|es ist|mais|c['’]est)\s{1,3}"
+    r"|(?:sino|\bes)\s{1,3}|(?:而|[，,])是\s{0,3})",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=[*_`\"'”)$]{0,4}(?:\s|$))|[。！？]|\n")
@@ -199,12 +212,17 @@ def tagged(text: str) -> str | None:
     """What the last filled answer tag of ``text`` holds, also one left open at the end; ``None`` if there is none."""
     start: int | None = None
     found: str | None = None
+    opened = last = 0
     for match in _TAGS.finditer(text):
         if start is not None:
             inner = text[start : match.start()].strip()
             if not is_placeholder(inner) and (match["close"] or len(inner) < 200):
+                # Tags that only "or", "and" or a comma part are one answer.
+                listed = found is not None and found != inner and _BETWEEN_TAGS.fullmatch(text, last, opened)
+                inner = f"{found}, {inner}" if listed else inner
                 found = None if match["close"] and RETRACTED.match(text, match.end()) else inner
-        start = match.end() if match["open"] else None
+                last = match.end()
+        start, opened = match.end() if match["open"] else None, match.start()
     if start is not None:
         rest = _CUT_TAG.sub("", text[start:].strip()[:MAX_ANSWER]).strip()
         if len(rest) > 200 or "\n\n" in rest:
@@ -268,7 +286,8 @@ def stated(text: str) -> str | None:
     for match in _STATED.finditer(text):
         if match["corrected"] and found is None:
             continue
-        if _SUPPOSED.search(text, max(0, match.start() - 40), match.start()):
+        near, far = max(0, match.start() - 40), max(0, match.start() - 60)
+        if _SUPPOSED.search(text, near, match.start()) or NOT_SO.search(text, far, match.start()):
             continue
         at = _MARKS_AHEAD.match(text, match.end()).end()  # type: ignore[union-attr]
         if at >= len(text):
