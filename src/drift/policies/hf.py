@@ -154,7 +154,7 @@ class HFPolicy:
         arguments = dict(chat_template_kwargs or {})
         self.fingerprint = with_template_arguments(fingerprint_of(model), arguments, system, prefill)
         self.chat = TemplateChat(tokenizer, source=model, arguments=arguments, system=system, prefill=prefill)
-        if loaded.device.type == "cpu":
+        if loaded.device.type == "cpu" and loaded.dtype == torch.float32:
             lay_out_for_few_rows(loaded)
         self._take_model(loaded, tokenizer, model, batch_size)
 
