@@ -132,7 +132,7 @@ def test_the_launchers_people_know_start_it_too(
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_manifest(tmp_path / "two", "model")["ranks"] == 2
     assert torch.allclose(losses(tmp_path / "two"), losses(one), rtol=1e-4, atol=1e-4)
-    assert done.stdout.count("4 steps; rows") == 1
+    assert done.stdout.count("4 steps on ") == 1
     # Each of them refuses alike, and one of them says so.
     again = subprocess.run([*line, "--learning_rate", "0.5"], capture_output=True, text=True, timeout=120)
     assert again.returncode != 0
