@@ -23,7 +23,7 @@ from drift.viewer.index import Columns, Index, Weighed, weigh_index
 from drift.viewer.stages import Stage, data_stages, find_stages, require_stages, stage_named, weights_of
 
 # Seconds that a page waits for what is not read yet; it then shows what is there, and goes on.
-PATIENCE = 0.5
+PATIENCE = 0.2
 # Orders, and searches, of the last addresses.
 KEPT = 8
 
