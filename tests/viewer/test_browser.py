@@ -135,15 +135,21 @@ def test_keys_lead_through_a_list_and_its_conversations(browser: Any, whole_run:
         page.goto(f"{address}list?sort=-turns")
         seen.done()
         names = page.locator("a.row").all_inner_texts()
+
+        def arrived(selector: str) -> None:
+            page.wait_for_selector(selector)
+            # A key that is pressed before the page's script has run is nobody's.
+            page.wait_for_load_state()
+
         for key in ("j", "j", "j", "k", "Enter"):
             page.keyboard.press(key)
-        page.wait_for_selector(f"h1:text-is('{names[1]}')")
+        arrived(f"h1:text-is('{names[1]}')")
         page.keyboard.press("j")
-        page.wait_for_selector(f"h1:text-is('{names[2]}')")
+        arrived(f"h1:text-is('{names[2]}')")
         page.keyboard.press("k")
-        page.wait_for_selector(f"h1:text-is('{names[1]}')")
+        arrived(f"h1:text-is('{names[1]}')")
         page.keyboard.press("u")
-        page.wait_for_selector("table.list")
+        arrived("table.list")
         assert "sort=-turns" in page.url
         page.keyboard.press("/")
         page.keyboard.type("jk/u")
