@@ -327,6 +327,19 @@ DIALECTS: dict[str, tuple[Row, Row, list[str], str]] = {
         [CALLS, "Yes."],
         f"<|system|>S.<|end|><|user|>Q?<|end|><|assistant|>{CALLS}<|end|><|user|>7",
     ),
+    "langchain, a weight beside": (
+        {
+            "messages": [
+                {"type": "human", "data": {"content": "Q?"}},
+                {"type": "ai", "data": {"content": "No."}, "weight": 0},
+                {"type": "human", "data": {"content": "Q?"}},
+                {"type": "ai", "data": {"content": "Yes."}},
+            ]
+        },
+        {},
+        ["Yes."],
+        "<|assistant|>No.<|end|>",
+    ),
     "langchain, classes": (
         {
             "messages": [

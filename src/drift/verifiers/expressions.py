@@ -45,7 +45,8 @@ _SETS_IN_WORDS = {"empty set": r"\emptyset", "null set": r"\emptyset", "all real
 _SAME_WORDS = {"dne": "does not exist", "doesn't exist": "does not exist"}
 _BECAUSE = re.compile(
     r",?\s+(?:because|since|as|which|where|when|for a total|in total|so that)\b"
-    r"|,\s+I\s+(?:think|believe|guess|suppose)\b|(?:,|\s(?:and|et|und)|(?<=[\d)}$%]))\s+(?:not|non|pas|nicht)\b|，?而?不是|\s[-–—]{1,2}\s(?=[a-z]{3})"
+    r"|,\s+I\s+(?:think|believe|guess|suppose)\b"
+    r"|(?:,|\s(?:and|et|und)|(?<=[\d)}$%]))\s+(?:not|non|pas|nicht)\b|，?而?不是|\s[-–—]{1,2}\s(?=[a-z]{3})"
 )
 _BARE_NUMBER = re.compile(r"[-+]?[$€£]?\d[\d.,/]*%?")
 _HENCE = re.compile(r",?\s+(?:so|hence|thus|therefore)\s+(?=[A-Za-z]\s?=)")

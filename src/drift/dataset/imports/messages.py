@@ -277,7 +277,9 @@ def _unwrapped(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     path = raw.get("id")
     kind = path[-1] if name == "kwargs" and isinstance(path, list | tuple) and path else raw.get("type")
     role = str(kind).removesuffix("Chunk").removesuffix("Message").lower()
-    return {**{key: value for key, value in raw[name].items() if key != "type"}, "role": role}
+    # What a log says of the message stands beside what it holds.
+    beside = {key: value for key, value in raw.items() if key not in (name, "lc", "type", "id")}
+    return {**beside, **{key: value for key, value in raw[name].items() if key != "type"}, "role": role}
 
 
 def _content(fields: Fields) -> Any:
