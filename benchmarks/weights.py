@@ -179,7 +179,7 @@ def against_objects(folder: Path, repeats: int = 3) -> dict[str, float]:
         start = time.perf_counter()
         weigh_dataset(folder / "few", EXACT, folder / "few-weights")
         seconds["stage"].append(time.perf_counter() - start)
-        by_id = read_weights(folder / "few-weights", folder / "few").by_id()
+        by_id = read_weights(folder / "few-weights", folder / "few")
         last = [by_id[name][-1] for name in found.ids]
         assert np.allclose(naive, last, rtol=1e-12, atol=0), "objects and stage disagree"
     objects, stage = (statistics.median(seconds[name]) for name in ("objects", "stage"))

@@ -39,7 +39,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_prompts_are_held_out_with_their_near_duplicates(logged: Path) -> None:
-    table = read_weights(logged / "weights", logged / "data").by_id()
+    table = read_weights(logged / "weights", logged / "data")
     by_name: dict[str, set[bool]] = {}
     for trajectory in read_trajectories(logged / "data"):
         name = trajectory.messages[0]["content"].lower().partition(" ")[0].strip(":,")
@@ -58,7 +58,7 @@ def test_likelihoods_are_those_of_a_loop_over_held_out_replies(logged: Path) -> 
     made = drift.evaluate(logged / "data", {"base": base, "same": base}, seen=logged / "weights", device="cpu")
     assert made.path == logged / "likelihood" and made.kind == "likelihood"
     found = {(row["policy"], row["metric"]): row for row in json.loads((made / "estimates.json").read_text())}
-    table, model = read_weights(logged / "weights", logged / "data").by_id(), load_model(base, device="cpu")[0]
+    table, model = read_weights(logged / "weights", logged / "data"), load_model(base, device="cpu")[0]
     rewards = [sum(turn.step.reward for turn in t.turns) for t in read_trajectories(logged / "data")]
     sums = {name: np.zeros(2) for name in ("nll", "nll_good", "nll_bad")}
     for trajectory in read_trajectories(logged / "data"):

@@ -405,7 +405,7 @@ def test_weighted_conversations_come_out_and_in_again(make_trajectory: Make, tmp
     folder = stored(tmp_path / "data", log)
     steps = [{"skip_small": None}]
     weights = drift.weigh(folder, "swift", outcome="reward", turns={"credited": -0.5}, steps=steps, out=tmp_path / "w")
-    table = read_weights(tmp_path / "w", folder).by_id()
+    table = read_weights(tmp_path / "w", folder)
     manifest = drift.export(folder, out=tmp_path / "sft.jsonl", format="sft", weights=weights)
     made = [json.loads(line) for line in (tmp_path / "sft.jsonl").read_text().splitlines()]
     positive = {name: [max(weight, 0.0) for weight in given] for name, given in table.items() if max(given) > 0}

@@ -44,7 +44,7 @@ def run(tmp_path: Path, make_trajectory: Callable[..., Trajectory]) -> tuple[Pat
 def test_every_reply_is_shown_with_the_weight_that_is_trained(run: tuple[Path, Path]) -> None:
     data, weights = run
     preview = drift.preview(data, weights, rows=20)
-    table = read_weights(weights, data).by_id()
+    table = read_weights(weights, data)
     by_id = {each.id: each for each in preview.shown}
     assert by_id.keys() == {*table, "a#9"} and preview.largest == max(np.abs(list(table["a#4"])))
     for name, given in table.items():

@@ -185,7 +185,7 @@ def test_rollouts_are_shown_with_the_weights_that_were_trained(
     run = write_rollouts(tmp_path, made)
     drift.weigh(run / "rollouts", "swift", out=run / "weights")
     facts = read_facts(run)
-    weights = read_weights(run / "weights", run / "rollouts").by_id()
+    weights = read_weights(run / "weights", run / "rollouts")
     assert len(facts.trained) == 8 and not loud_lines(facts)
     for shown in facts.trained:
         assert [said.weight for said in shown.said if said.weight is not None] == list(weights[shown.id])

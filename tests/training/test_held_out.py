@@ -60,7 +60,7 @@ def course(out: Any) -> list[tuple[int, float]]:
 
 def own_measurement(weighed: tuple[Path, Path], model: Any) -> float:
     """Nats per token of the held-out replies with a weight above 0, by their weight."""
-    made, weights = read_trajectories(weighed[0]), read_weights(weighed[1], weighed[0]).by_id()
+    made, weights = read_trajectories(weighed[0]), read_weights(weighed[1], weighed[0])
     aside = set_aside({t.group_id for t in made}, 99, SHARE)
     loaded, nats, tokens = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval(), 0.0, 0.0
     for trajectory in (t for t in made if t.group_id in aside):

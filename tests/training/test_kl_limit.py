@@ -285,7 +285,7 @@ def test_the_share_of_negative_weights_is_what_is_trained(
         line = ["weigh", str(data), "--scheme", "swift", "--out", str(weights), "--steps", f"[{', '.join(steps)}]"]
         assert main(line) == 0
         # Each prompt's Σ|w⁻| as a share of its Σw⁺, over all replies.
-        table = read_weights(weights, data).by_id()
+        table = read_weights(weights, data)
         sums: dict[str, list[float]] = {}
         for name, values in table.items():
             own = sums.setdefault(name.split("#")[0], [0.0, 0.0])

@@ -183,7 +183,7 @@ def test_groups_of_one(tiny_model: Path, tmp_path: Path, make_trajectory: Make, 
             weigh(data, scheme=scheme, out=found)
         data = stored(tmp_path / "mixed", [*alone, *mixed(make_trajectory)], tiny_model)
         table = read_weights(weigh(data, scheme=scheme, out=found).path, data)
-        weight = table.by_id()
+        weight = table
         lone = {tuple(weight[name]) for name in weight if name.startswith("a")}
         own = LONE[scheme]
         assert lone == {{"terminal": (0.0, own), "first": (own, 0.0), "all": (own, own)}[SCHEMES[scheme].turns]}

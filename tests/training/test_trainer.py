@@ -191,7 +191,7 @@ def test_the_result_is_an_ordinary_model_folder(weighed: tuple[Path, Path], tiny
     manifest = read_manifest(out, "model")
     assert (manifest["normalization"], manifest["steps"]) == ("mean", 6)
     assert manifest["weights"] == read_manifest(weighed[1], "weights")["chain"]
-    weights = read_weights(weighed[1], weighed[0]).by_id()
+    weights = read_weights(weighed[1], weighed[0])
     rows = sum(any(values) for values in weights.values())
     assert (manifest["counts"]["conversations"], manifest["counts"]["rows"]) == (32, rows)
     # Eight rows of so many, as a mean over all conversations.
@@ -276,9 +276,9 @@ def test_conversations_are_drawn_by_weight_and_all_of_them_count(
 ) -> None:
     """The step that resamples leaves some without a weight; the loss is a mean over them too."""
     data = weighed[0]
-    before = read_weights(weighed[1], data).by_id()
+    before = read_weights(weighed[1], data)
     weigh_dataset(data, WeightConfig(steps=[{"skip_small": None}, {"resample": 0.5}]), tmp_path / "half")
-    after = read_weights(tmp_path / "half", data).by_id()
+    after = read_weights(tmp_path / "half", data)
     drawn = sum(any(values) for values in after.values())
     sizes = Counter(name.split("#")[0] for name in before)
     assert 0 < drawn <= sum(max(1, round(size / 2)) for size in sizes.values())

@@ -61,7 +61,7 @@ def facts_of(each: Trajectory, weights: list[float] | None, value: float) -> Fac
 def facts(run: Path) -> list[Facts]:
     import pyarrow.parquet as pq
 
-    table = read_weights(run / "weights", run / "rollouts").by_id()
+    table = read_weights(run / "weights", run / "rollouts")
     rows = pq.read_table(run / "weights" / "weights.parquet").to_pylist()
     returns = {row["id"]: row["return"] for row in rows}
     each = stream_trajectories(run / "rollouts")

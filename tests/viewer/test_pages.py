@@ -34,7 +34,7 @@ def text_of(page: str) -> str:
 
 def test_each_conversation_is_shown_with_what_is_stored_and_what_is_trained(run: Path) -> None:
     pages = Pages(Library(run))
-    table = read_weights(run / "weights", run / "rollouts").by_id()
+    table = read_weights(run / "weights", run / "rollouts")
     for each in read_trajectories(run / "rollouts"):
         page = pages.conversation({"id": each.id})
         shown = re.findall(r'<div class="text">(.*?)</div>', page, re.DOTALL)

@@ -66,7 +66,7 @@ def test_it_is_what_it_names(
     for name, settings in (("auto", {"scheme": "auto"}), ("same", same)):
         manifest = weigh_dataset(data, WeightConfig(**settings), tmp_path / name)
         said = list(summary_of("weights", manifest, tmp_path / name))
-        tables.append((read_weights(tmp_path / name, data).by_id(), manifest["chain"], said))
+        tables.append((read_weights(tmp_path / name, data), manifest["chain"], said))
         assert ("auto" in manifest) == (name == "auto")
     (found, chain, said), (expected, other, usual) = tables
     assert {name: list(value) for name, value in found.items()} == {name: list(expected[name]) for name in found}

@@ -259,7 +259,7 @@ def test_what_adaptive_sampling_did_is_undone_when_its_data_are_weighed(tmp_path
     folder = stored(tmp_path / "data", conversations, first=2)
     manifest = weigh_dataset(folder, WeightConfig(scheme="sft"), tmp_path / "w")
     # One success of four: it was among the first two for sure, the failures once in three.
-    weights = read_weights(tmp_path / "w", folder).by_id()
+    weights = read_weights(tmp_path / "w", folder)
     expected = {"a#0": 1, **{f"a#{k}": 1 / 3 for k in (1, 2, 3)}, "b#0": 1, "b#1": 1}
     assert {name: each[0] for name, each in weights.items()} == pytest.approx(expected, rel=1e-12)
     assert manifest["chain"]["steps"] == ["undo_adaptive", {"skip_small": {"share": 0.001}}]
@@ -396,7 +396,7 @@ def test_functions_of_a_module_in_the_working_directory_and_of_another_package_a
     named = {"scheme": {"power": {"exponent": 2}}, "turns": {"later": 0.25}, "steps": [{"own_weights:cliff": 10}]}
     manifest = weigh_dataset(folder, WeightConfig(**named), tmp_path / "w")
     # a#0: (1 + 1)² · 10; a#1 at γ = 1 and λ = 0: the same, and a quarter of it from turn to turn, 1 and below as it is.
-    weights = read_weights(tmp_path / "w", folder).by_id()
+    weights = read_weights(tmp_path / "w", folder)
     assert weights["a#0"] == [40.0] and weights["a#1"] == [40.0, 1.0, 0.25]
     assert weights["a#2"] == [0.0] * 3 and weights["c#1"] == [40.0]
     chain = manifest["chain"]

@@ -70,7 +70,7 @@ def test_what_counts_is_the_reward_where_no_success_is_known(tmp_path: Path, rat
     manifest = weigh_dataset(folder, WeightConfig(), tmp_path / "w")
     assert (manifest["chain"]["outcome"], manifest["chain"]["baseline"]) == ("reward", "fitted")
     assert manifest["automatic"] == ["outcome", "baseline"] and manifest["chain"]["gamma"] == 1
-    weights = [each[0] for each in read_weights(tmp_path / "w", folder).by_id().values()]
+    weights = [each[0] for each in read_weights(tmp_path / "w", folder).values()]
     assert len(set(weights)) > 2 and min(weights) < 0.5 < 2 < max(weights)
     # As the same conversations in memory, in order.
     found = outcomes(sorted(log, key=lambda t: t.task_id), words=True)
@@ -82,7 +82,7 @@ def test_what_is_not_known_is_neither_a_success_nor_a_failure(tmp_path: Path, ra
     folder = stored(tmp_path / "log", log)
     manifest = weigh_dataset(folder, WeightConfig(scheme="rft"), tmp_path / "w")
     assert manifest["excluded"] == {"failed": 0, "unlabelled": 2} and manifest["chain"]["outcome"] == "success"
-    assert read_weights(tmp_path / "w", folder).by_id() == {"a#0": [1.0], "a#1": [0.0]}
+    assert read_weights(tmp_path / "w", folder) == {"a#0": [1.0], "a#1": [0.0]}
     # Plain fine-tuning asks for no outcome, and takes all of them.
     assert compute_weights(outcomes(log), WeightConfig(scheme="sft")).weights_T.tolist() == [1, 1, 1, 1]
     # What counts as a success can be said.
@@ -120,7 +120,7 @@ def test_what_a_log_says_a_reply_counts_for_multiplies_its_weight(
     log = [rated("a", 2, 0, replies=3, counts=(0.0, 1.0, 0.25)), rated("a", 1, 1, replies=2)]
     config = WeightConfig(scheme="refit", outcome="reward", **ALL)
     manifest = weigh_dataset(stored(tmp_path / "log", log), config, tmp_path / "w")
-    assert read_weights(tmp_path / "w", tmp_path / "log").by_id() == {"a#0": [0.0, 2.0, 0.5], "a#1": [1.0, 1.0]}
+    assert read_weights(tmp_path / "w", tmp_path / "log") == {"a#0": [0.0, 2.0, 0.5], "a#1": [1.0, 1.0]}
     assert manifest["diagnostics"]["zero_weights"] == 0
 
 
@@ -129,7 +129,7 @@ def test_replies_can_be_weighed_by_their_own_rewards(tmp_path: Path, rated: Call
     folder = stored(tmp_path / "log", log)
     weigh_dataset(folder, WeightConfig(scheme="refit", turns="own", **ALL), tmp_path / "w")
     table = read_weights(tmp_path / "w", folder)
-    assert table.by_id() == {"a#0": [1.0, 0.0, 0.5], "b#0": [0.25, 1.0]}
+    assert table == {"a#0": [1.0, 0.0, 0.5], "b#0": [0.25, 1.0]}
     # By its return to go: 1 + 0/2 + 0.5/4, …
     to_go_T = compute_weights(
         outcomes(log, replies=True), WeightConfig(scheme="refit", turns={"own": 0.5}, **ALL)
@@ -246,9 +246,7 @@ def test_what_a_log_notes_comes_in_and_can_be_named(tmp_path: Path) -> None:
     data = drift.read_logs(tmp_path / "log.jsonl", out=tmp_path / "data", columns=columns)
     settings: dict[str, Any] = {"outcome": {"reward": 1, "scores.clarity": 2}, "baseline": {"column": "topic"}, **ALL}
     weights = drift.weigh(data, "group_relative", out=tmp_path / "w", **settings)
-    given = {
-        t.turns[0].step.reward: read_weights(weights.path, data.path).by_id()[t.id] for t in read_trajectories(data)
-    }
+    given = {t.turns[0].step.reward: read_weights(weights.path, data.path)[t.id] for t in read_trajectories(data)}
     returns_N = np.arange(6) * 2.0
     gap_N = [r - (returns_N[n % 2 :: 2].sum() - r) / 2 for n, r in enumerate(returns_N)]
     assert [given[n][0] for n in range(6)] == pytest.approx(np.array(gap_N) - np.mean(gap_N))

@@ -64,7 +64,7 @@ def test_weights_are_written_beside_the_data_and_read_by_id(tmp_path: Path, data
     assert manifest["excluded"] == {"failed": 1}
     found = outcomes(data)
     result = compute_weights(found, config)
-    assert read_weights(tmp_path / "weights", folder).by_id() == by_id(result.weights_T, found)
+    assert read_weights(tmp_path / "weights", folder) == by_id(result.weights_T, found)
     assert manifest == read_manifest(tmp_path / "weights", "weights")
     assert manifest["config"] == json.loads(json.dumps(config.to_dict())) and manifest["diagnostics"] == result.report
     assert manifest["chain"] == result.chain == chain_of(tmp_path / "weights")
@@ -306,7 +306,7 @@ def test_shards_without_the_column_graded_hold_graded_turns(tmp_path: Path, make
     del manifest["shards"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     weigh_dataset(folder, config, tmp_path / "w")
-    assert read_weights(tmp_path / "w", folder).by_id() == by_id(compute_weights(found, config).weights_T, found)
+    assert read_weights(tmp_path / "w", folder) == by_id(compute_weights(found, config).weights_T, found)
 
 
 def test_lost_and_damaged_shards_are_told(tmp_path: Path, random_trajectories: Made) -> None:
@@ -348,7 +348,7 @@ def test_killed_in_the_middle_it_leaves_nothing_that_a_later_run_minds(
     begun = leftovers(out)
     assert {path.name for path in out.iterdir()} == {".lock", "manifest.json", "weights.parquet", begun[0].name}
     found = outcomes(read_trajectories(folder))
-    assert read_weights(out, folder).by_id() == by_id(compute_weights(found, WeightConfig()).weights_T, found)
+    assert read_weights(out, folder) == by_id(compute_weights(found, WeightConfig()).weights_T, found)
     again = weigh_dataset(folder, WeightConfig(), out)
     assert again["weights_hash"] == before["weights_hash"]
     assert sorted(path.name for path in out.iterdir()) == [".lock", "manifest.json", "weights.parquet"]

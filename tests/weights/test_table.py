@@ -51,12 +51,22 @@ def written(path: Path, weights: dict[str, list[float]]) -> Path:
 @given(st.dictionaries(strings, lists, max_size=40), st.lists(strings, max_size=10))
 def test_looked_up_as_in_a_dict(weights: dict[str, list[float]], others: list[str]) -> None:
     ids, start_N, flat_T = columns_of(weights)
-    found = WeightTable(ids=ids, start_N=start_N, weights_T=flat_T, hash="").by_id()
-    assert found == weights and len(found) == len(weights) and list(found) == sorted(weights)
+    found = WeightTable(ids, start_N, flat_T)
+    assert found == weights and len(found) == len(weights) and list(found) == list(weights) and not found.twice
     for name in [*weights, *others]:
         assert found.get(name) == weights.get(name) and (name in found) == (name in weights)
     with pytest.raises(KeyError):
         found["longer than any"]
+
+
+def test_ids_whose_keys_meet_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drift.weights.table.hash", len, raising=False)
+    weights = {"ab": [1.0], "cd": [], "a": [2.0, 3.0], "ef": [4.0]}
+    found = WeightTable(*columns_of(weights))
+    assert found == weights and not found.twice and "xy" not in found
+    ids, start_N, flat_T = columns_of({"ab": [1.0], "cd": [2.0], "a": [3.0]})
+    more = pa.chunked_array([*ids.chunks, pa.array(["cd", "xy", "cd"], pa.large_string())])
+    assert WeightTable(more, np.append(start_N, [3, 3, 3]), flat_T).twice == ["cd"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -98,7 +108,7 @@ def test_what_is_written_is_what_is_read_bit_for_bit(tmp_path: Path, monkeypatch
         assert found.ids.to_pylist() == list(AWKWARD)
         assert found.start_N.tolist() == [0, 2, 3, 3, 8, 9, 49]
         assert found.weights_T.tobytes() == np.array([v for each in AWKWARD.values() for v in each], float).tobytes()
-        assert found.by_id() == AWKWARD
+        assert found == AWKWARD
         assert pq.ParquetFile(path).metadata.num_row_groups == (3 if rows == 2 else 1)
         rows_read = pq.read_table(path)
         assert rows_read.schema.equals(SCHEMA)
@@ -128,17 +138,17 @@ def external(path: Path, **columns: Any) -> Path:
 def test_a_file_made_by_anything_is_read_by_two_columns(tmp_path: Path, ids: pa.Array, weights: pa.Array) -> None:
     path = external(tmp_path / "w.parquet", weights=weights, note=pa.array([3, 4]), id=ids)
     found = read_weights(path, tmp_path / "no data set is looked at")
-    assert found.by_id() == {"b": [1.0, -0.5], "a": [2.0]}
+    assert found == {"b": [1.0, -0.5], "a": [2.0]}
     assert found.hash == digest({"b": [1.0, -0.5], "a": [2.0]})
 
 
 def test_whole_numbers_and_fixed_lengths_are_weights_too(tmp_path: Path) -> None:
     path = external(tmp_path / "w.parquet", id=["b", "a"], weights=pa.array([[1, -2], [3, 0]], pa.list_(pa.int64(), 2)))
-    assert read_file(path).by_id() == {"b": [1.0, -2.0], "a": [3.0, 0.0]}
+    assert read_file(path) == {"b": [1.0, -2.0], "a": [3.0, 0.0]}
     path = external(
         tmp_path / "none.parquet", id=pa.array([], pa.string()), weights=pa.array([], pa.list_(pa.float64()))
     )
-    assert read_file(path).by_id() == {} and read_file(path).hash == digest({})
+    assert read_file(path) == {} and read_file(path).hash == digest({})
 
 
 @pytest.mark.parametrize(
@@ -155,7 +165,7 @@ def test_whole_numbers_and_fixed_lengths_are_weights_too(tmp_path: Path) -> None
             "2 weights are not finite; a reply of conversation 'b' has -inf, expected a number",
         ),
         ({"id": ["a", "b"], "weights": [[1.0], [2.0, None]]}, "a reply of conversation 'b' has nan, expected a number"),
-        ({"id": ["a", "b", "a", "a"], "weights": [[1.0]] * 4}, "2 ids are there twice. Give each once"),
+        ({"id": ["a", "b", "a", "a"], "weights": [[1.0]] * 4}, "1 ids are there twice, such as 'a'. Give each once"),
         ({"id": ["a", "b"]}, "Expected a Parquet file with the columns id (text) and weights (a list of numbers"),
         ({"weights": [[1.0]]}, "Expected a Parquet file with the columns id (text) and weights"),
         ({"id": ["a"], "weight": [1.0]}, "Expected a Parquet file with the columns id (text) and weights"),

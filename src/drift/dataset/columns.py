@@ -74,7 +74,11 @@ class Asked:
         return [*(name for name, asked in given.items() if asked), *(NOTE + name for name in self.notes)]
 
 
-def outcome_columns(batch: pa.RecordBatch, ask: Asked = Asked()) -> dict[str, Any]:
+# Nothing beside what all conversations have.
+PLAIN = Asked()
+
+
+def outcome_columns(batch: pa.RecordBatch, ask: Asked = PLAIN) -> dict[str, Any]:
     """The outcomes of rows of a shard, read with ``ask.columns``, by name; failed trajectories are left out.
 
     The same numbers as ``outcomes`` without a Python object for each: turns of all rows lie one after the other.

@@ -43,14 +43,14 @@ def expected_values(
     used = np.append(np.flatnonzero(sums_F.sum(axis=0).diagonal()[:WORDS]), [WORDS, WORDS + 1])
     sums_F = sums_F[:, used][:, :, used]
     fits = np.stack([_ridge(sums_F.sum(axis=0) - sums_F[each]) for each in range(FOLDS)])
-    found_NP = np.empty((len(values_N), len(PENALTIES) + 1))
+    found_NP, error_P = np.empty((len(values_N), len(PENALTIES) + 1)), np.zeros(len(PENALTIES) + 1)
     for at in range(0, len(values_N), ROWS):
         rows = _bags(words, at, values_N)[:, used[:-1]]
         for each in np.unique(fold_N[at : at + ROWS]):
             here = np.flatnonzero(fold_N[at : at + ROWS] == each)
-            found_NP[at + here] = rows[here] @ fits[each]
-    best = int(((found_NP - values_N[:, None]) ** 2).sum(axis=0).argmin())
-    return found_NP[:, best]
+            found_NP[at + here] = found = rows[here] @ fits[each]
+            error_P += ((found - values_N[at + here, None]) ** 2).sum(axis=0)
+    return found_NP[:, int(error_P.argmin())].copy()
 
 
 def _bags(words: pa.ChunkedArray, at: int, values_N: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from drift.dataset.columns import COLUMNS, NOTE, Asked, outcome_columns
+from drift.dataset.columns import COLUMNS, NOTE, PLAIN, Asked, outcome_columns
 from drift.dataset.schema import SCHEMA, to_row
 from drift.dataset.store import KIND, stream_columns
 from drift.errors import ConfigError, DatasetError, require
@@ -257,7 +258,6 @@ def read_outcomes(directory: str | Path, **asked: Any) -> Outcomes:
         DatasetError: it is missing, empty, damaged or incomplete, or every conversation in it failed.
     """
     ask = Asked(**asked)
-    columns, rows = ask.columns, SPOKEN_AT_ONCE if ask.texts or ask.notes else ROWS_AT_ONCE
     # Where that is not what is there, the stream says so before its first batch.
     total, count = int(read_manifest(Path(directory), KIND)["counts"].get("trajectories", 0)), 0
     # In place from the start: parts that are joined later would be there twice.
@@ -265,27 +265,37 @@ def read_outcomes(directory: str | Path, **asked: Any) -> Outcomes:
     numbers: dict[str, Any] = {name: np.empty(total, kind) for name, kind in kinds.items()}
     parts: dict[str, list[Any]] = {"id": [], "task_id": [], "group_id": [], "rejected": []}
     parts |= {name: [] for name in ask.lists}
-    for batch in _together(stream_columns(directory, columns, rows=rows), rows):
-        read = outcome_columns(batch, ask)
+    for read in stream_outcomes(directory, ask):
         for name, values in numbers.items():
             values[count : count + len(read["id"])] = read[name]
         for name, chunks in parts.items():
             chunks.append(read[name])
         count += len(read["id"])
-        # Or what is read with leaves its mark on the peak.
-        pa.default_memory_pool().release_unused()
     if not count:
         raise DatasetError(f"{directory}: all {total} trajectories failed; there is nothing to weigh.")
     numbers = {name: values[:count] for name, values in numbers.items()}
+    if all(map(operator.is_, parts["task_id"], parts["group_id"])):
+        # Tasks are the groups, as they mostly are.
+        del parts["group_id"]
     pa.default_memory_pool().release_unused()
     found = _in_order(numbers, {name: _joined(parts.pop(name)) for name in list(parts)})
     pa.default_memory_pool().release_unused()
     return found
 
 
+def stream_outcomes(directory: str | Path, ask: Asked = PLAIN) -> Iterator[dict[str, Any]]:
+    """What ``read_outcomes`` reads, some rows at a time, in the order they were written; see ``outcome_columns``."""
+    rows = SPOKEN_AT_ONCE if ask.texts or ask.notes else ROWS_AT_ONCE
+    for batch in _together(stream_columns(directory, ask.columns, rows=rows), rows):
+        yield outcome_columns(batch, ask)
+        # Or what is read with leaves its mark on the peak.
+        pa.default_memory_pool().release_unused()
+
+
 def _in_order(numbers: dict[str, Any], held: dict[str, Any]) -> Outcomes:
     """Columns as outcomes, sorted by task and sample as ``read_trajectories`` sorts them."""
-    tasks, groups = (held.pop(name).unify_dictionaries().combine_chunks() for name in ("task_id", "group_id"))
+    tasks = held.pop("task_id").unify_dictionaries().combine_chunks()
+    groups = held.pop("group_id").unify_dictionaries().combine_chunks() if "group_id" in held else tasks
     rank = np.empty(len(tasks.dictionary), np.int32)
     rank[pc.array_sort_indices(tasks.dictionary).to_numpy()] = np.arange(len(rank))
     # Rows of one task and sample stay in the order in which they were written.

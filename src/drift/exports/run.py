@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from drift.dataset.outcomes import read_outcomes
+from drift.dataset.outcomes import stream_outcomes
 from drift.dataset.store import KIND as TRAJECTORIES
 from drift.dataset.store import count_trajectories, stream_trajectories
 from drift.errors import DatasetError, require
@@ -93,13 +93,14 @@ def export_dataset(
     require(sound, "weights", weights, f"{expected} with the format {config.format}")
     table = None if weights is None else read_weights(weights, data)
     if config.outcome is None:
-        config = replace(config, outcome="success" if read_outcomes(data).known_N.any() else "reward")
+        judged = any(part["known"].any() for part in stream_outcomes(data))
+        config = replace(config, outcome="success" if judged else "reward")
     counts: Counter[str] = Counter(dict.fromkeys(("rows", "prompts", "prompts_without_row", "failed"), 0))
     counts["rows_without_ids"] = 0
     rendered: Counter[str] = Counter(dict.fromkeys(RENDERED, 0))
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for part in _whole_prompts(data, out.parent):
-            for row in export_rows(part, config, counts, None if table is None else table.by_id()):
+            for row in export_rows(part, config, counts, table):
                 if tokenizer is not None:
                     compare_rendered(row, tokenizer, rendered)
                 # Replies can hold anything, half of a UTF-16 pair too: escapes are read back as what they were.

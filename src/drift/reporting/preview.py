@@ -92,12 +92,12 @@ def make_preview(data: Path, weights: Path, *, rows: int, max_length: int | None
     manifest = read_manifest(data, TRAJECTORIES)
     table = read_weights(weights, data)
     made = read_manifest(weights, WEIGHTS) if weights.is_dir() else None
-    chosen_ids, by_id = _spread(table, rows), table.by_id()
+    chosen_ids = _spread(table, rows)
     held: dict[str, Shown] = {}
     left: Counter[str] = Counter()
     spare = max(1, rows // 4)
     for trajectory in stream_trajectories(data):
-        given = by_id.get(trajectory.id)
+        given = table.get(trajectory.id)
         shown = _shown(trajectory, given, turns_of(made), max_length)
         left.update([shown.why] if shown.why else [each.why for each in shown.said if each.why])
         if trajectory.id in chosen_ids or (given is None and len(held.keys() - chosen_ids) < spare):
@@ -124,9 +124,9 @@ def weighed_examples(data: Path, weights: Path, rows: int) -> tuple[list[Shown],
         table = None
     if table is None or not len(table.ids):
         return [], 0.0
-    by_id, turns = table.by_id(), turns_of(read_manifest(weights, WEIGHTS))
+    turns = turns_of(read_manifest(weights, WEIGHTS))
     found = read_by_id(data, _spread(table, rows))
-    shown = [_shown(each, by_id[name], turns, None) for name, each in found.items()]
+    shown = [_shown(each, table[name], turns, None) for name, each in found.items()]
     return _by_weight(shown), float(np.abs(table.weights_T).max(initial=0.0))
 
 
@@ -136,8 +136,8 @@ def _by_weight(shown: Iterable[Shown]) -> list[Shown]:
 
 def _spread(table: WeightTable, rows: int) -> set[str]:
     """Ids of conversations from the largest weight to the smallest, evenly apart."""
-    heaviest = np.maximum.reduceat(table.weights_T, table.start_N[:-1])
-    order = np.argsort(-heaviest, kind="stable")
+    less_N = -np.maximum.reduceat(table.weights_T, table.start_N[:-1])
+    order = np.argsort(less_N, kind="stable")
     return {table.ids[int(order[at])].as_py() for at in np.linspace(0, len(order) - 1, rows).astype(int)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -170,7 +171,7 @@ def _short(words: str) -> str:
 
 
 def _conversations(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
-    from drift.dataset.outcomes import read_outcomes
+    from drift.dataset.outcomes import stream_outcomes
 
     counts = manifest["counts"]
     failures, words = manifest.get("failures", {}), manifest.get("failure_words", {})
@@ -178,22 +179,27 @@ def _conversations(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
         yield f"{sum(failures.values()):,} of {counts['trajectories']:,} conversations failed and are left out:"
         yield from (f"  {count:,} {kind}, such as: {_short(words[kind])}" for kind, count in failures.items())
     yield from _replies(manifest)
-    data = read_outcomes(path)
-    count = len(data.success_N)
+    # Ten bytes of each, where names would take ten times as much: prompts are told apart by their hashes.
+    keys: list[Any] = []
+    success, known, low, high = [], [], math.inf, -math.inf
+    for part in stream_outcomes(path):
+        names = part["group_id"]
+        keys.append(np.fromiter(map(hash, names.dictionary.to_pylist()), np.int64)[names.indices.to_numpy()])
+        success.append(part["success"])
+        known.append(part["known"])
+        low, high = min(low, part["reward"].min(initial=low)), max(high, part["reward"].max(initial=high))
+    group_N = np.unique(np.concatenate(keys), return_inverse=True)[1]
+    count = len(group_N)
     if not count:
         return
-    group_N = data.group_index()
-    groups = int(group_N.max()) + 1
-    unknown = int((~data.known_N).sum())
-    right_G = np.bincount(group_N, weights=data.success_N, minlength=groups)
-    size_G = np.bincount(group_N, minlength=groups)
+    groups, unknown = int(group_N.max()) + 1, len(group_N) - sum(int(each.sum()) for each in known)
+    right_G, size_G = np.bincount(group_N, weights=np.concatenate(success)), np.bincount(group_N)
     right, mixed = int(right_G.sum()), int(((right_G > 0) & (right_G < size_G)).sum())
-    low, high = float(data.reward_N.min()), float(data.reward_N.max())
     if unknown == count:
         yield f"{count:,} conversations of {groups:,} prompts; rewards go from {low:.3g} to {high:.3g}."
         return
-    known, share = f" of {count - unknown:,} that say so" if unknown else "", right / (count - unknown)
-    yield f"{count:,} conversations of {groups:,} prompts; {right:,}{known} succeeded ({share:.0%})."
+    told, share = f" of {count - unknown:,} that say so" if unknown else "", right / (count - unknown)
+    yield f"{count:,} conversations of {groups:,} prompts; {right:,}{told} succeeded ({share:.0%})."
     yield (
         f"{mixed:,} of {groups:,} prompts hold both successes and failures ({mixed / groups:.0%}); "
         f"{int((right_G == 0).sum()):,} without any success."

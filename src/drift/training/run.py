@@ -271,20 +271,20 @@ def is_finished(out: Path, spec: dict[str, Any]) -> bool:
 def _write_rows(out: Path, data: Path, table: WeightTable, config: TrainingConfig, limit: int | None) -> Counter[str]:
     """Write the training rows, and those to measure on; returns what was counted."""
     counts: Counter[str] = Counter()
-    weights, held = table.by_id(), config.held_out
+    held = config.held_out
     batches = stream_columns(data, ["group_id"]) if config.kl_limit or held else iter(())
     groups = {name for batch in batches for name in batch.column(0).unique().to_pylist()}
     for_kl = set_aside(groups, PROMPTS) if config.kl_limit else set()
     for_loss = set_aside(groups - for_kl, MOST, held.share) if held else set()
-    aside = {KL_ROWS: HeldOut(for_kl, limit), HELD_OUT: HeldOut(for_loss, limit, weights)}
+    aside = {KL_ROWS: HeldOut(for_kl, limit), HELD_OUT: HeldOut(for_loss, limit, table)}
     trained = aside[HELD_OUT].set_aside_from(aside[KL_ROWS].set_aside_from(stream_trajectories(data)))
     examples = build_examples(
-        trained, weights, counts, normalization=config.normalization, max_length=limit, loss=config.objective
+        trained, table, counts, normalization=config.normalization, max_length=limit, loss=config.objective
     )
     write_rows(out / ROWS, examples)
-    unknown = len(weights) - count_trajectories(data) + counts["skipped_unweighted"]
+    unknown = len(table) - count_trajectories(data) + counts["skipped_unweighted"]
     if unknown > 0 and not groups:
-        tell(f"training: {unknown} of {len(weights)} weights are of conversations that {data} lacks.", error=True)
+        tell(f"training: {unknown} of {len(table)} weights are of conversations that {data} lacks.", error=True)
     for name, setting in ((KL_ROWS, "kl_limit"), (HELD_OUT, "hold_out")):
         if getattr(config, setting):
             rows = aside[name].rows()

@@ -68,7 +68,9 @@ def baseline_values(kind: str, returns_N: Floats, index_N: Indices, outcomes: Ou
         expected_N = expected_values(returns_N, index_N, outcomes.words)
         others_N = np.bincount(index_N)[index_N] - 1
         sum_N = group_sum(returns_N, index_N)[index_N] - returns_N
-        guesses = [expected_N, *((m * expected_N + sum_N) / (m + others_N) for m in 2.0 ** np.arange(-1, 6))]
+        # ∞ first. One at a time: there may be very much of each.
+        blends = 2.0 ** np.arange(-1, 6)
+        guesses = (expected_N if m is None else (m * expected_N + sum_N) / (m + others_N) for m in (None, *blends))
         return min(guesses, key=lambda guess_N: float(((returns_N - guess_N) ** 2).sum()))
     if kind == "dataset":
         index_N = np.zeros_like(index_N)

@@ -71,6 +71,8 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
     outcomes, content = _read(data, config, rewards, manifest)
     final, auto = settled(config, outcomes, logged="import" in manifest["spec"])
     if final.baseline == "fitted" and outcomes.words is None:
+        # What was read without words is not held beside what is read with them.
+        del outcomes
         outcomes, content = _read(data, final, rewards, manifest)
     outcomes = labelled(outcomes, final)
     ids, groups = outcomes.ids, outcomes.groups

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
+from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,49 +28,41 @@ _NAMES, _LISTS = pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.float64())
 SCHEMA = pa.schema({"id": pa.large_string(), "group_id": _NAMES, "return": pa.float64(), "weights": _LISTS})
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightTable:
-    """Weights as they were written.
+class WeightTable(Mapping[str, Sequence[float]]):
+    """Weights as they were written: those of each conversation's replies by its id, without an object for each.
 
     Attributes:
         ids: Arrow strings, one for each of N conversations.
         start_N: ``(N + 1,)`` where each conversation's replies begin in ``weights_T``.
         weights_T: ``(T,)`` of each reply, conversation after conversation.
         hash: SHA-256 of ids and weights, in the order of the file.
+        twice: ids that are there more than once.
     """
 
-    ids: pa.ChunkedArray
-    start_N: NDArray[np.int64]
-    weights_T: Floats
-    hash: str
-
-    def by_id(self) -> ById:
-        """The weights of a conversation's replies by its id."""
-        return ById(self)
-
-
-class ById(Mapping[str, Sequence[float]]):
-    """The weights of each conversation's replies by its id, without an object for each conversation."""
-
-    def __init__(self, table: WeightTable) -> None:
-        order = pc.sort_indices(table.ids)
-        self._ids = pa.concat_arrays(table.ids.take(order).chunks or [pa.array([], pa.large_string())])
-        self._place_N, self._table = order.to_numpy(), table
+    def __init__(self, ids: pa.ChunkedArray, start_N: NDArray[np.int64], weights_T: Floats) -> None:
+        self.ids, self.start_N, self.weights_T = ids, start_N, weights_T
+        self.hash = weights_hash(ids, start_N, weights_T)
+        # Eight bytes of each id, sorted: texts would take four times as much.
+        key_N = np.fromiter(map(hash, self), np.int64, len(ids))
+        self._place_N = np.argsort(key_N, kind="stable").astype(np.uint32)
+        self._key_N = key_N[self._place_N]
+        alike = np.flatnonzero(self._key_N[1:] == self._key_N[:-1])
+        names = ids.take(pa.array(self._place_N[np.union1d(alike, alike + 1)])).to_pylist()
+        self.twice = [name for name, count in Counter(names).items() if count > 1]
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def __iter__(self) -> Iterator[str]:
-        return (each.as_py() for each in self._ids)
+        return (name for at in range(0, len(self.ids), ROWS) for name in self.ids[at : at + ROWS].to_pylist())
 
     def __getitem__(self, name: str) -> Sequence[float]:
-        # Arrow sorts by UTF-8 bytes, which is Python's order of strings too.
-        at = bisect_left(range(len(self._ids)), name, key=lambda place: self._ids[place].as_py())
-        if at == len(self._ids) or self._ids[at].as_py() != name:
-            raise KeyError(name)
-        start, end = self._table.start_N[self._place_N[at] :][:2]
-        weights: list[float] = self._table.weights_T[start:end].tolist()
-        return weights
+        first, last = (np.searchsorted(self._key_N, hash(name), side) for side in ("left", "right"))
+        for place in self._place_N[first:last].tolist():
+            if self.ids[place].as_py() == name:
+                weights: list[float] = self.weights_T[self.start_N[place] : self.start_N[place + 1]].tolist()
+                return weights
+        raise KeyError(name)
 
 
 def weights_hash(ids: pa.ChunkedArray, start_N: NDArray[np.int64], weights_T: Floats) -> str:
@@ -134,30 +126,38 @@ def read_file(path: Path) -> WeightTable:
     Raises:
         DatasetError: it can't be read, lacks a column, names a conversation twice, or holds what is no finite number.
     """
+    # A part at a time into what grows where it lies, so that no second copy of all of it is in memory.
+    ids, ends, weights = [pa.array([], pa.large_string())], array("q", [0]), array("d")
     try:
-        table = pq.read_table(path, columns=["id", "weights"])
-        ids = table.column("id").cast(pa.large_string())
-        lists = table.column("weights").cast(pa.large_list(pa.float64()))
-        # Offsets that lead out of the data, and bytes that are no text.
-        ids.validate(full=True)
-        lists.validate(full=True)
+        with pq.ParquetFile(path) as file:
+            columns = [file.schema_arrow.field(name).name for name in ("id", "weights")]
+            for batch in file.iter_batches(ROWS, columns=columns):
+                names = batch.column("id").cast(pa.large_string())
+                lists = batch.column("weights").cast(pa.large_list(pa.float64()))
+                # Offsets that lead out of the data, and bytes that are no text.
+                names.validate(full=True)
+                lists.validate(full=True)
+                if names.null_count or lists.null_count:
+                    nulls = f"{names.null_count} ids and {lists.null_count} lists of weights are null"
+                    raise DatasetError(f"{path}: of {len(batch):,} rows {nulls}. Give each conversation both.")
+                ids.append(names)
+                ends.frombytes((ends[-1] + np.cumsum(pc.list_value_length(lists).to_numpy())).tobytes())
+                weights.frombytes(np.asarray(pc.list_flatten(lists), float).tobytes())
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DatasetError(
             f"{path} can't be read: {error}. Expected a Parquet file with the columns id (text) and weights (a list of "
             "numbers, one for each reply of the conversation). Run drift weigh again, or write it so."
         ) from error
-    if ids.null_count or lists.null_count:
-        raise DatasetError(f"{path}: {ids.null_count} ids and {lists.null_count} lists of weights are null.")
-    weights_T = np.asarray(pc.list_flatten(lists).to_numpy(), float)
-    start_N = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int64)
-    bad = np.flatnonzero(~np.isfinite(weights_T))
+    table = WeightTable(pa.chunked_array(ids), np.frombuffer(ends, np.int64), np.frombuffer(weights))
+    bad = np.flatnonzero(~np.isfinite(table.weights_T))
     if len(bad):
-        name = ids[int(np.searchsorted(start_N, bad[0], side="right")) - 1].as_py()
-        where = f"a reply of conversation {name!r} has {weights_T[bad[0]]}, expected a number"
+        name = table.ids[int(np.searchsorted(table.start_N, bad[0], side="right")) - 1].as_py()
+        where = f"a reply of conversation {name!r} has {table.weights_T[bad[0]]}, expected a number"
         raise DatasetError(f"{path}: {len(bad)} weights are not finite; {where}. Run drift weigh again.")
-    if twice := len(ids) - len(pc.unique(ids)):
-        raise DatasetError(f"{path}: {twice} ids are there twice. Give each once.")
-    return WeightTable(ids=ids, start_N=start_N, weights_T=weights_T, hash=weights_hash(ids, start_N, weights_T))
+    if table.twice:
+        told = f"{len(table.twice)} ids are there twice, such as {table.twice[0]!r}"
+        raise DatasetError(f"{path}: {told}. Give each once.")
+    return table
 
 
 def chain_of(path: Path) -> dict[str, Any]:
