@@ -180,6 +180,9 @@ def parquet(text: str) -> None:
     path.write_bytes(data[: rng.randint(len(data) // 2, len(data))] if rng.random() < 0.3 else data)
     with contextlib.suppress(DatasetError):
         read_file(path)
+    with contextlib.suppress(DatasetError):
+        for _ in open_source(path):
+            pass
 
 
 def logs(text: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drift.dataset.imports.files import open_source
 from drift.errors import DatasetError
 from drift.weights import table as tables
 from drift.weights.table import SCHEMA, WeightTable, read_file, read_weights, weights_hash, write_table
@@ -186,3 +187,12 @@ def test_what_is_no_parquet_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "w.parquet", tmp_path / "not there"):
         with pytest.raises(DatasetError, match="can't be read"):
             read_file(path)
+
+
+def test_a_column_whose_name_is_no_text_is_told_of_in_weights_and_in_logs(tmp_path: Path) -> None:
+    path = external(tmp_path / "w.parquet", id=["a"], weights=[[1.0]], notes=["b"])
+    path.write_bytes(path.read_bytes().replace(b"notes", b"n\xc8tes"))
+    with pytest.raises(DatasetError, match="can't be read"):
+        read_file(path)
+    with pytest.raises(DatasetError, match="can't be read"):
+        list(open_source(path))

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from drift.checksums import sum_of
 from drift.dataset.outcomes import Outcomes
+from drift.dataset.schema import DAMAGED
 from drift.errors import DatasetError
 from drift.files import replacing
 from drift.manifest import read_manifest
@@ -48,7 +49,7 @@ def with_rewards(outcomes: Outcomes, path: Path, dataset_hash: str) -> tuple[Out
     try:
         table = pq.read_table(file, columns=["id", "reward"])
         ids, values = table.column("id").cast(pa.large_string()), table.column("reward").cast(pa.float64())
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (*DAMAGED, KeyError) as error:
         raise DatasetError(
             f"{file} can't be read: {error}. Expected a Parquet file with the columns id (text) and reward (a number)."
         ) from error

@@ -49,6 +49,8 @@ SCHEMA = pa.schema(
         ("extras", pa.string()),
     ]
 )
+# What reading a damaged Parquet file raises: the name of a column may be no text.
+DAMAGED = (pa.ArrowException, OSError, UnicodeError)
 # What data had before there were such columns.
 _AS_EVER = {"graded": True, "thinking": "", "loss_weight": 1.0, "extras": None, "tools": None}
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from drift.checksums import sum_of, sum_of_bytes
 from drift.dataset.lock import DirectoryLock
-from drift.dataset.schema import SCHEMA, dataset_hash, from_row, to_row
+from drift.dataset.schema import DAMAGED, SCHEMA, dataset_hash, from_row, to_row
 from drift.dataset.tally import Tally
 from drift.errors import ConfigError, DatasetError
 from drift.files import own_folder, remove_leftovers, write_atomic
@@ -212,7 +212,7 @@ def stored_columns(directory: str | Path, columns: list[str] | None, *, rows: in
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGED as error:
         raise DatasetError(
             f"shard {path} can't be read: {str(error).rstrip('.')}. Delete that file and run the same rollout "
             "command again: only its trajectories are sampled again."

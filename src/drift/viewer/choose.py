@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from drift.dataset.pick import rows_at
+from drift.dataset.schema import DAMAGED
 from drift.errors import require, unknown_name
 from drift.types import STOP_REASONS
 from drift.viewer.index import UNKNOWN, Columns, Weighed
@@ -127,7 +127,7 @@ class Search:
         try:
             with pq.ParquetFile(path) as file:
                 lists = file.read(columns=[_SPOKEN], use_threads=False).column(0).combine_chunks()
-        except (pa.ArrowException, OSError):
+        except DAMAGED:
             # The index tells that it can't be read.
             return said_N
         found = pc.match_substring(lists.flatten().field("content"), self._text, ignore_case=True)
@@ -145,7 +145,7 @@ def read_rows(columns: Columns, places: Any, names: list[str] | None = None) -> 
         first = int(columns.start_S[shard])
         try:
             found = rows_at(columns.paths[shard], [at - first for at in wanted], names)
-        except (pa.ArrowException, OSError):
+        except DAMAGED:
             continue
         rows |= {first + at: row for at, row in found.items()}
     return rows

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from drift.dataset.schema import SCHEMA
+from drift.dataset.schema import DAMAGED, SCHEMA
 from drift.dataset.store import check_shard, shards
 from drift.dataset.tally import failure_kind
 from drift.errors import DatasetError
@@ -118,7 +118,7 @@ class Index:
             check_shard(path)
             with pq.ParquetFile(path) as file:
                 table = file.read(columns=_COLUMNS, use_threads=False).combine_chunks()
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGED as error:
             self._problems.append(f"{path.name} can't be read and is left out: {str(error).rstrip('.')}.")
             table = pa.table({name: [] for name in SCHEMA.names}, schema=SCHEMA)
         self._read[path] = stamp
@@ -212,7 +212,7 @@ def weigh_index(columns: Columns, weights: Stage) -> Weighed:
     path = weights.path / FILE
     try:
         table = pq.read_table(path, columns=["id", "return", "weights"])
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGED as error:
         raise DatasetError(f"{path} can't be read: {error}. Run drift weigh again.") from error
     lists = table.column("weights")
     weights_T = pc.list_flatten(lists).to_numpy()

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from drift.checksums import sum_of
+from drift.dataset.schema import DAMAGED
 from drift.dataset.store import read_checked
 from drift.errors import DatasetError
 from drift.manifest import read_manifest
@@ -143,7 +144,7 @@ def read_file(path: Path) -> WeightTable:
                 ids.append(names)
                 ends.frombytes((ends[-1] + np.cumsum(pc.list_value_length(lists).to_numpy())).tobytes())
                 weights.frombytes(np.asarray(pc.list_flatten(lists), float).tobytes())
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (*DAMAGED, KeyError) as error:
         raise DatasetError(
             f"{path} can't be read: {error}. Expected a Parquet file with the columns id (text) and weights (a list of "
             "numbers, one for each reply of the conversation). Run drift weigh again, or write it so."

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from drift.dataset.imports.base import BadRow, Fields, is_empty, show
 from drift.dataset.imports.shapes import attributes_of, messages, shape_of
+from drift.dataset.schema import DAMAGED
 from drift.dataset.store import KIND, count_trajectories, shards
 from drift.errors import DatasetError
 from drift.manifest import MANIFEST, read_manifest
@@ -74,7 +75,7 @@ class _File:
         """Its rows; raises ``DatasetError`` where it breaks off."""
         try:
             yield from getattr(self, f"_{self.kind}")()
-        except (pa.ArrowException, OSError, csv.Error, UnicodeError) as error:
+        except (*DAMAGED, csv.Error) as error:
             raise _unreadable(self.path, error) from error
 
     def bytes(self) -> IO[bytes]:
@@ -196,7 +197,7 @@ def open_source(path: Path) -> Source:
     for each in paths:
         try:
             file, rows = _look(each, digest)
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGED as error:
             raise _unreadable(each, error) from error
         found.append((total, file))
         total += rows
