@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from drift.errors import ConfigError
 
-# What no recipe comes near.
-MOST_BYTES = 1_000_000
+# What no recipe comes near; what is larger takes seconds to parse.
+MOST_BYTES = 200_000
 MOST_VALUES = 20_000
 DEEPEST = 50
 
@@ -26,13 +27,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
         if len(data) > MOST_BYTES:
             raise ValueError(f"it has {len(data):,} bytes, expected at most {MOST_BYTES:,}")
+        # Not the C parser: it ends the process where it is nested too deep.
         loader = yaml.SafeLoader(data)
         node = loader.get_single_node()
         if node is not None:
             _check(node, [], [0])
         values = loader.construct_document(node) if node is not None else {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        words = " ".join(str(error).split()).rstrip(".") or "it is too deep"
+        deep = isinstance(error, RecursionError)
+        words = "it is nested too deep" if deep else " ".join(str(error).split()).rstrip(".")
         raise ConfigError(f"{path} can't be read as YAML: {words}. Correct it (spaces, no tabs).") from error
     if values is None:
         return {}
@@ -52,9 +55,10 @@ def _check(node: Any, above: list[int], count: list[int]) -> None:
     if isinstance(node.value, str):
         return
     pairs = node.value and isinstance(node.value[0], tuple)
-    keys = [key.value for key, _ in node.value if isinstance(key.value, str)] if pairs else []
-    for key in {key for key in keys if keys.count(key) > 1 and key != "<<"}:
-        raise ValueError(f"the key {key!r} is there {keys.count(key)} times from {place} on, expected once")
+    keys = Counter(key.value for key, _ in node.value if isinstance(key.value, str)) if pairs else Counter[str]()
+    for key, times in keys.items():
+        if times > 1 and key != "<<":
+            raise ValueError(f"the key {key!r} is there {times} times from {place} on, expected once")
     for each in node.value:
         for child in each if pairs else [each]:
             _check(child, [*above, id(node)], count)
