@@ -52,10 +52,9 @@ class Chain:
 
     def try_settings(self) -> None:
         """Run what is built in on one conversation, so that a setting is refused before anything is sampled."""
-        zero, yes = np.zeros(1, np.intp), np.ones(1, bool)
-        of_each = {"group_N": zero, "returns_N": zero + 0.0, "success_N": yes, "turns_N": zero + 1, "sample_N": zero}
-        of_each |= {"first_wrong_N": ~yes, "stopped_N": yes, "rejected_T": ~yes, "reply_T": zero, "feedback_T": zero}
-        of_each["opening_N"] = zero
+        zero: Any = np.zeros(1, np.intp)
+        of_each = {each.name: zero for each in fields(Conversations) if each.name.endswith(("_N", "_T"))}
+        of_each |= {"returns_N": zero + 0.0, "turns_N": zero + 1}
         one = Conversations(**of_each, beta=1.0, partitioned=self.scheme.partitioned, first=1)
         named = {name: of_each.get(name) for name in self.asked}
         numbers = {name: 1.0 if value == "auto" else value for name, value in self.settings.items()}
@@ -201,12 +200,12 @@ class WeightConfig:
         named = [name_of(step) for step in self.steps]
         for name in {name for name in named if named.count(name) > 1}:
             raise ConfigError(f"weights.steps: {name} is there twice. Give it once.")
-        last = [name for name in (["bound_negative"] if signed else []) + ["skip_small"] if name not in named]
+        last = [name for name in ["bound_negative"] * signed + ["skip_small"] if name not in named]
         left_out = [step for step in self.steps if isinstance(step, Mapping) and list(step.values()) == [None]]
         for step in left_out:
-            STEPS.find(next(iter(step)))
-        given = [*(step for step in self.steps if step not in left_out), *last]
-        return tuple(link(step, STEPS, "weights.steps") for step in given)
+            STEPS.find(*step)
+        given = [step for step in self.steps if step not in left_out]
+        return tuple(link(step, STEPS, "weights.steps") for step in [*given, *last])
 
     def check_adaptive(self, first: int) -> None:
         """Raise ``ConfigError`` where sampling ``first`` conversations before the rest can't be undone; 0 is none."""
