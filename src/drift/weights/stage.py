@@ -36,12 +36,7 @@ LARGEST = 1e100
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What a chain gave.
-
-    Attributes:
-        returns_N, weights_T: R of each conversation, and what each reply weighs, conversation after conversation.
-        chain, report: every link as it ran, and the diagnostics of the final weights, for the manifest.
-    """
+    """What a chain gave: R of each conversation, what each reply weighs, every link as it ran, and the diagnostics."""
 
     returns_N: Floats
     weights_T: Floats
@@ -205,8 +200,8 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
     data = replace(data, beta=beta)
     weights_T, taken = _weights(data, chain, settings)
     pa.default_memory_pool().release_unused()
-    report = {"outcome": config.outcome, "baseline": plain(config.baseline), **_diagnose(weights_T, data)}
-    report |= {"steps": taken, **found}
+    outcome, baseline = plain(config.outcome), plain(config.baseline)
+    report = {"outcome": outcome, "baseline": baseline, **_diagnose(weights_T, data), "steps": taken, **found}
     if not np.any(weights_T):
         raise ConfigError(
             f"scheme {chain.scheme.name!r} leaves every weight 0: {report['groups_without_success']} of "
@@ -214,7 +209,7 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
             "Sample more, or leave out what drops prompts."
         )
     record = {
-        "outcome": plain(config.outcome),
+        "outcome": outcome,
         "gamma": chain.gamma,
         "repetition": chain.repetition,
         "repetition_over": config.repetition_over,
@@ -223,7 +218,7 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
         "settings": {**settings, **{name: value["value"] for name, value in found.items()}},
         "turns": chain.turns.record,
         "steps": [each["step"] for each in taken],
-        "baseline": plain(config.baseline),
+        "baseline": baseline,
     }
     return Weights(returns_N=data.returns_N, weights_T=weights_T, chain=record, report=report)
 

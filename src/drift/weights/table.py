@@ -33,10 +33,9 @@ class WeightTable:
     """Weights as they were written.
 
     Attributes:
-        ids: Arrow strings, one for each of N conversations.
+        ids, weights_T: Arrow strings of N conversations; and ``(T,)`` of each reply, conversation after conversation.
         start_N: ``(N + 1,)`` where each conversation's replies begin in ``weights_T``.
-        weights_T: ``(T,)`` of each reply, conversation after conversation.
-        hash: SHA-256 of ids and weights, in the order of the file.
+        hash: ``weights_hash`` of them.
     """
 
     ids: pa.ChunkedArray
@@ -54,8 +53,7 @@ class ById(Mapping[str, Sequence[float]]):
 
     def __init__(self, table: WeightTable) -> None:
         order = pc.sort_indices(table.ids)
-        self._ids = pa.concat_arrays(table.ids.take(order).chunks or [pa.array([], pa.large_string())])
-        self._place_N, self._table = order.to_numpy(), table
+        self._ids, self._place_N, self._table = table.ids.take(order).combine_chunks(), order.to_numpy(), table
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -120,11 +118,10 @@ def read_table(directory: Path, manifest: Mapping[str, Any]) -> WeightTable:
     """The file of weights as ``manifest`` describes it; raises ``DatasetError`` where it is not what was written."""
     path = directory / FILE
     try:
-        found, wanted = sum_of(path), manifest["file_sum"]
+        if (found := sum_of(path)) != (wanted := manifest["file_sum"]):
+            raise OSError(f"its checksum is {found}, expected {wanted}")
     except (OSError, KeyError) as error:
         raise DatasetError(f"{path} can't be read: {error}. Run drift weigh again.") from error
-    if found != wanted:
-        raise DatasetError(f"{path} can't be read: its checksum is {found}, expected {wanted}. Run drift weigh again.")
     return read_file(path)
 
 
