@@ -33,9 +33,10 @@ class WeightTable:
     """Weights as they were written.
 
     Attributes:
-        ids, weights_T: Arrow strings of N conversations; and ``(T,)`` of each reply, conversation after conversation.
+        ids: Arrow strings, one for each of N conversations.
         start_N: ``(N + 1,)`` where each conversation's replies begin in ``weights_T``.
-        hash: ``weights_hash`` of them.
+        weights_T: ``(T,)`` of each reply, conversation after conversation.
+        hash: SHA-256 of ids and weights, in the order of the file.
     """
 
     ids: pa.ChunkedArray

@@ -75,8 +75,7 @@ class Conversations:
         return np.cumsum(self.turns_N, dtype=np.intp) - self.turns_N
 
     def mass(self, weights_T: Floats) -> Floats:
-        """``(N,)`` sum over a conversation's replies of ``|w|``."""
-        # Without a copy of what there may be very much of, where nothing is negative.
+        """``(N,)`` sum over a conversation's replies of ``|w|``, without a copy where nothing is negative."""
         return self.total(weights_T if weights_T.min(initial=0.0) >= 0 else np.abs(weights_T))
 
     def total(self, values_T: Floats) -> Floats:
@@ -110,8 +109,7 @@ def every(weights_N: Floats, data: Conversations) -> Floats:
 def credited(weights_N: Floats, data: Conversations, *, rejected: float = 0.0) -> Floats:
     """Every reply has the conversation's weight, but those that were rejected and followed by another.
 
-    These have ``rejected · |w|``, from −1 to 0: a mistake on the way to a success is not imitated, and below 0 pushed
-    away whatever the sign of w.
+    These have ``rejected · |w|``: a mistake is not imitated, and below 0 pushed away whatever the sign of w.
     """
     require(-1 <= rejected <= 0, "weights.turns.credited", rejected, "a number from -1 to 0")
     assert data.rejected_T is not None, "told to whoever asks"
@@ -120,9 +118,9 @@ def credited(weights_N: Floats, data: Conversations, *, rejected: float = 0.0) -
 
 
 def own(weights_T: Floats, data: Conversations, *, discount: float = 0.0) -> Floats:
-    """Every reply has its own weight: it was weighed alone, as if it were a conversation, by its own reward.
+    """Every reply has its own weight: it was weighed as if it were a conversation, by its own reward.
 
-    With ``discount`` γ by its return to go, ``Σ_{s≥t} γ^{s−t} r_s``: its own reward and those that followed.
+    With ``discount`` γ by its return to go, ``Σ_{s≥t} γ^{s−t} r_s``.
     """
     require(0 <= discount <= 1, "weights.turns.own", discount, "a number from 0 to 1")
     return weights_T
