@@ -48,12 +48,7 @@ def settled(config: WeightConfig, outcomes: Outcomes, *, logged: bool) -> tuple[
 
 
 def _choice(config: WeightConfig, outcomes: Outcomes) -> dict[str, Any]:
-    """How to weigh these conversations: ``settings``, ``why`` and what was looked at, for the manifest.
-
-    That is ``values`` (how many different ones), ``mixed`` and ``unsolved`` (shares of prompts whose conversations
-    differ, and with none above the lowest value), ``samples`` (K, the median over prompts), ``ess`` (conversations
-    above the mean of all) and ``by_reply`` (share of conversations that were rewarded more than once).
-    """
+    """How to weigh these conversations: ``settings``, ``why`` and what was looked at (docs/artifacts.md: ``auto``)."""
     outcome = config.outcome or ("success" if outcomes.known_N.any() else "reward")
     values_N = outcome_values(outcomes, outcome)
     known_N = ~np.isnan(values_N)

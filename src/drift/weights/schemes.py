@@ -31,8 +31,8 @@ def drift_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float | Flo
     total weight is K all the same (see ``drop_unsolved``). Of first replies, which alone are then trained, it is
     ``e^{r(x,y_1)/β}/Ẑ(x)``: the scheme ``bolt`` (BOLT, arXiv 2605.02469).
 
-    β > 0 is in the units of R. An array ``(N,)`` of each conversation's may hold the limits 0 (the best alone) and ∞
-    (all alike).
+    β > 0 is in the units of R. An array ``(N,)``, the same within a prompt, may hold the limits 0 (the best alone) and
+    ∞ (all alike).
     """
     _check_beta(beta)
     returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
