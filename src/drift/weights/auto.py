@@ -21,7 +21,8 @@ _WHY = {
     "rft": "{mixed:.0%} of the prompts have both: successes alone are trained (rft), {ess:,} of them. Of thirteen "
     "other methods on two tasks none was ahead of that on both, and sampled all were behind on one (docs/results.md).",
     "refit": "{by_reply:.0%} of the conversations were rewarded more than once: each reply weighs its own reward "
-    "(refit, own). That was 4 points ahead of successes alone, ahead of all weights of whole ones (docs/results.md).",
+    "(refit, own). Where measured that was some 4 points of reward ahead of successes alone, and ahead of all weights "
+    "of whole conversations (docs/results.md).",
     "star_gate": "{mixed:.0%} of the prompts have conversations that differ: the last reply of the best of each is "
     "trained (star_gate). Of weights of whole conversations that did best where it was measured (docs/results.md).",
     "swift": "most prompts have one conversation: each is measured against what its prompt lets one expect (swift, "

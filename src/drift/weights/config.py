@@ -29,7 +29,7 @@ class Chain:
     """A resolved configuration: nothing is left to default.
 
     Attributes:
-        scheme, settings: what a conversation weighs; ``beta`` is ``auto`` where it is to be found.
+        scheme, settings: what a conversation weighs, defaults included; ``beta`` is ``auto`` where it is to be found.
         gamma, repetition: γ and λ of the return.
         turns, steps: how a weight is spread over replies, and what is done then.
     """
@@ -193,10 +193,10 @@ class WeightConfig:
         named = [name_of(step) for step in self.steps]
         for name in {name for name in named if named.count(name) > 1}:
             raise ConfigError(f"weights.steps: {name} is there twice. Give it once.")
-        last = [name for name in ["bound_negative"] * signed + ["skip_small"] if name not in named]
+        last = [name for name in (["bound_negative"] if signed else []) + ["skip_small"] if name not in named]
         left_out = [step for step in self.steps if isinstance(step, Mapping) and list(step.values()) == [None]]
         for step in left_out:
-            STEPS.find(*step)
+            STEPS.find(next(iter(step)))
         given = [step for step in self.steps if step not in left_out]
         return tuple(link(step, STEPS, "weights.steps") for step in [*given, *last])
 

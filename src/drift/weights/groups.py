@@ -11,6 +11,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Ints = NDArray[np.signedinteger[Any]]
 Bools = NDArray[np.bool_]
+Level = tuple[Indices, Indices, Indices]
 
 
 def index_groups(group_N: ArrayLike) -> Indices:
@@ -57,7 +58,7 @@ def quotients(top: Floats, bottom: Floats | Indices, otherwise: float | Floats =
     return np.divide(top, bottom, out=given, where=np.greater(bottom, 0))
 
 
-def tree_levels(index_N: Indices, turns_N: Ints, reply_T: Ints, feedback_T: Ints) -> list[tuple[Indices, ...]]:
+def tree_levels(index_N: Indices, turns_N: Ints, reply_T: Ints, feedback_T: Ints) -> list[Level]:
     """The trees of all prompts' conversations, in which those that begin alike share nodes.
 
     By keys ``(T,)`` of the replies, conversation after conversation, and of what the environment said to each. Returns,
@@ -65,7 +66,8 @@ def tree_levels(index_N: Indices, turns_N: Ints, reply_T: Ints, feedback_T: Ints
     reply.
     """
     at = np.cumsum(turns_N, dtype=np.intp) - turns_N
-    rows, history, levels = np.arange(len(index_N)), index_N, list[tuple[Indices, ...]]()
+    rows, history = np.arange(len(index_N)), index_N
+    levels: list[Level] = []
     while len(rows):
         reply = _next_nodes(history, reply_T[at])
         levels.append((rows, history, reply))

@@ -134,7 +134,8 @@ def swift_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
 def group_relative_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     """The return less its prompt's mean: ``w = r − μ̂``, the advantage of group-relative policy gradients, offline.
 
-    Swift without σ̂: a prompt counts the more the further its returns lie apart.
+    Swift without σ̂: a prompt counts the more the further its returns lie apart. Equal returns get 0, and weights can be
+    negative, here too.
     """
     centred_N, sigma_N, scale_N = _centred(np.asarray(returns_N, float), index_groups(group_N))
     return np.where(sigma_N <= FLAT, 0.0, centred_N * scale_N)

@@ -119,7 +119,8 @@ def read_table(directory: Path, manifest: Mapping[str, Any]) -> WeightTable:
     """The file of weights as ``manifest`` describes it; raises ``DatasetError`` where it is not what was written."""
     path = directory / FILE
     try:
-        if (found := sum_of(path)) != (wanted := manifest["file_sum"]):
+        found, wanted = sum_of(path), manifest["file_sum"]
+        if found != wanted:
             raise OSError(f"its checksum is {found}, expected {wanted}")
     except (OSError, KeyError) as error:
         raise DatasetError(f"{path} can't be read: {error}. Run drift weigh again.") from error
