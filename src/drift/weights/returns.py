@@ -35,9 +35,9 @@ def trajectory_return(
     Returns:
         ``(N,)`` R, in the units of the outcome; NaN where the outcome is not known.
     """
+    discounted_N = outcome_values(outcomes, outcome) * np.power(float(gamma), outcomes.turns_N.astype(float) - 1)
     over_N = outcomes.graded_N - (outcomes.failures_N if repetition_over == "answers" else 0)
     distinct_share_N = quotients(outcomes.distinct_N.astype(float), over_N, 1.0)
-    discounted_N = outcome_values(outcomes, outcome) * np.power(float(gamma), outcomes.turns_N.astype(float) - 1)
     returns_N: Floats = discounted_N - repetition * (1 - distinct_share_N)
     return returns_N - format_failure * outcomes.failures_N.astype(float)
 

@@ -76,6 +76,7 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
     pa.default_memory_pool().release_unused()
     weights = _run(conversations, final)
     del conversations
+    pa.default_memory_pool().release_unused()
     # Where each reply was weighed alone, the return of a conversation is their sum.
     alone = len(weights.returns_N) > len(ids)
     returns_N = np.add.reduceat(weights.returns_N, start_N[:-1]) if alone else weights.returns_N
@@ -249,8 +250,11 @@ def _weights(data: Conversations, chain: Chain, settings: Mapping[str, Any]) -> 
 
 
 def _diagnose(weights_T: Floats, data: Conversations) -> dict[str, Any]:
-    up_N, down_N = np.maximum.reduceat(weights_T, data.start_N), np.minimum.reduceat(weights_T, data.start_N)
-    report = diagnose(np.where(-down_N > up_N, down_N, up_N), data.returns_N, data.group_N, data.success_N)
+    largest_N, down_N = np.maximum.reduceat(weights_T, data.start_N), np.minimum.reduceat(weights_T, data.start_N)
+    np.copyto(largest_N, down_N, where=-down_N > largest_N)
+    # What there may be very much of is not held beside what is counted.
+    del down_N
+    report = diagnose(largest_N, data.returns_N, data.group_N, data.success_N)
     if data.baseline_N is not None:
         spread = float(np.var(data.returns_N))
         report["explained"] = 1 - float(np.var(data.advantage_N)) / spread if spread > 0 else 0.0
