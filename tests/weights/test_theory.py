@@ -11,7 +11,7 @@ import torch
 from drift.dataset.outcomes import Outcomes
 from drift.weights.returns import trajectory_return
 from drift.weights.schemes import (
-    bolt_weights,
+    SCHEMES,
     drift_weights,
     group_relative_weights,
     refit_weights,
@@ -254,7 +254,7 @@ def test_rejection_sampling_reaches_the_reference_given_success():
 def test_bolt_reaches_the_tilted_first_reply(beta):
     path_N = enumerating_group()
     first_N = np.array([path[0] for path in TRAJECTORIES])[path_N]
-    weights_N = bolt_weights((first_N == RIGHT).astype(float), np.zeros(len(path_N)), beta=beta)
+    weights_N = SCHEMES["bolt"].function((first_N == RIGHT).astype(float), np.zeros(len(path_N)), beta=beta)
     # A categorical loss over first replies is least at the weighted frequencies.
     reached = np.bincount(first_N, weights=weights_N) / len(path_N)
     tilted = [float(p) * math.exp((reply == RIGHT) / beta) for reply, p in enumerate(RATIONAL_HA[0])]

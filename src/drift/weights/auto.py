@@ -9,33 +9,25 @@ import numpy as np
 
 from drift.dataset.outcomes import Outcomes, outcome_values
 from drift.weights.config import WeightConfig
-from drift.weights.groups import group_max, group_min
+from drift.weights.groups import group_max, group_min, index_groups
 from drift.weights.schemes import AUTO, sft_weights
 
 # Below so many conversations of most prompts of a log, their words have more to say than the others.
 FEW = 4
 # Above this share of conversations that were rewarded more than once, rewards are taken to be of replies.
 BY_REPLY = 0.1
-_WHY_TWO = (
-    "What counts is right or wrong, and {mixed:.0%} of the prompts have both: successes alone are trained (rft), "
-    "{ess:,} of them. Of thirteen other methods on two tasks none was ahead of that on both, and sampled all were "
-    "behind on one (docs/results.md)."
-)
-_WHY_REPLY = (
-    "What counts has {values:,} values, and {by_reply:.0%} of the conversations were rewarded more than once: each "
-    "reply weighs its own reward (refit, own). Where that was measured it was some 4 points of reward ahead of "
-    "successes alone, and ahead of all weightings of whole conversations (docs/results.md)."
-)
-_WHY_GRADED = (
-    "What counts has {values:,} values, and {mixed:.0%} of the prompts have conversations that differ: the last "
-    "reply of the best of each prompt is trained (star_gate). Of weights of whole conversations that, the limit of "
-    "drift at β = 0, did best where it was measured (docs/results.md)."
-)
-_WHY_ALONE = (
-    "What counts has {values:,} values, and most prompts have one conversation: each is measured against what its "
-    "prompt lets one expect (swift, fitted). On simulated logs that came as near to the best policy as drift, and "
-    "nearer than awr, 47 % of the way, 47 % and 39 % (docs/method.md)."
-)
+# What each choice sees in the data, and what was measured of it.
+_WHY = {
+    "rft": "{mixed:.0%} of the prompts have both: successes alone are trained (rft), {ess:,} of them. Of thirteen "
+    "other methods on two tasks none was ahead of that on both, and sampled all were behind on one (docs/results.md).",
+    "refit": "{by_reply:.0%} of the conversations were rewarded more than once: each reply weighs its own reward "
+    "(refit, own). Where measured that was some 4 points of reward ahead of successes alone, and ahead of all weights "
+    "of whole conversations (docs/results.md).",
+    "star_gate": "{mixed:.0%} of the prompts have conversations that differ: the last reply of the best of each is "
+    "trained (star_gate). Of weights of whole conversations that did best where it was measured (docs/results.md).",
+    "swift": "most prompts have one conversation: each is measured against what its prompt lets one expect (swift, "
+    "fitted). On simulated logs that went 47 % of the way to the best policy, drift 47 %, awr 39 % (docs/method.md).",
+}
 
 
 def settled(config: WeightConfig, outcomes: Outcomes, *, logged: bool) -> tuple[WeightConfig, dict[str, Any]]:
@@ -57,19 +49,14 @@ def settled(config: WeightConfig, outcomes: Outcomes, *, logged: bool) -> tuple[
 
 
 def _choice(config: WeightConfig, outcomes: Outcomes) -> dict[str, Any]:
-    """How to weigh these conversations: ``settings``, ``why`` and what was looked at, for the manifest.
-
-    That is ``values`` (how many different ones), ``mixed`` and ``unsolved`` (shares of prompts whose conversations
-    differ, and with none above the lowest value), ``samples`` (K, the median over prompts), ``ess`` (conversations
-    above the mean of all) and ``by_reply`` (share of conversations that were rewarded more than once).
-    """
+    """How to weigh these conversations: ``settings``, ``why`` and what was looked at (docs/artifacts.md: ``auto``)."""
     outcome = config.outcome or ("success" if outcomes.known_N.any() else "reward")
     values_N = outcome_values(outcomes, outcome)
     known_N = ~np.isnan(values_N)
     if not known_N.any():
         # What is missing is said by whoever weighs.
         known_N, values_N = ~known_N, np.zeros(len(values_N))
-    values_N, index_N = values_N[known_N], np.unique(outcomes.group_index()[known_N], return_inverse=True)[1]
+    values_N, index_N = values_N[known_N], index_groups(outcomes.group_index()[known_N])
     distinct, top_G, low_G = np.unique(values_N), group_max(values_N, index_N), group_min(values_N, index_N)
     facts = {
         "values": len(distinct),
@@ -81,18 +68,20 @@ def _choice(config: WeightConfig, outcomes: Outcomes) -> dict[str, Any]:
     }
     settings: dict[str, Any]
     if len(distinct) <= 2:
-        settings, why = {"scheme": "rft"}, _WHY_TWO
+        settings = {"scheme": "rft"}
         if outcome != "success" and "above" not in outcome:
             # A success is then what is more than the lower value.
             summed = {outcome: 1.0} if isinstance(outcome, str) else outcome
             settings |= {"outcome": {**summed, "above": float(distinct[0])}}
     elif facts["by_reply"] >= BY_REPLY:
-        settings, why = {"scheme": "refit", "turns": "own"}, _WHY_REPLY
+        settings = {"scheme": "refit", "turns": "own"}
     elif facts["samples"] >= 2:
-        settings, why = {"scheme": "star_gate", "turns": "terminal"}, _WHY_GRADED
+        settings = {"scheme": "star_gate", "turns": "terminal"}
     else:
-        settings, why = {"scheme": "swift", "baseline": "fitted"}, _WHY_ALONE
-    return {"settings": settings, "why": why.format(**facts), **facts}
+        settings = {"scheme": "swift", "baseline": "fitted"}
+    counts = "is right or wrong" if len(distinct) <= 2 else f"has {len(distinct):,} values"
+    why = f"What counts {counts}, and {_WHY[settings['scheme']].format(**facts)}"
+    return {"settings": settings, "why": why, **facts}
 
 
 def _rewarded_more_than_once(outcomes: Outcomes) -> float:

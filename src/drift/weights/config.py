@@ -29,9 +29,9 @@ class Chain:
     """A resolved configuration: nothing is left to default.
 
     Attributes:
-        scheme: what a conversation weighs.
-        settings: the scheme's, defaults included; ``beta`` is ``auto`` where it is to be found.
-        gamma, repetition, turns, steps: γ and λ of the return; how a weight is spread over replies; what is done then.
+        scheme, settings: what a conversation weighs, defaults included; ``beta`` is ``auto`` where it is to be found.
+        gamma, repetition: γ and λ of the return.
+        turns, steps: how a weight is spread over replies, and what is done then.
     """
 
     scheme: Scheme
@@ -52,10 +52,9 @@ class Chain:
 
     def try_settings(self) -> None:
         """Run what is built in on one conversation, so that a setting is refused before anything is sampled."""
-        zero, yes = np.zeros(1, np.intp), np.ones(1, bool)
-        of_each = {"group_N": zero, "returns_N": zero + 0.0, "success_N": yes, "turns_N": zero + 1, "sample_N": zero}
-        of_each |= {"first_wrong_N": ~yes, "stopped_N": yes, "rejected_T": ~yes, "reply_T": zero, "feedback_T": zero}
-        of_each["opening_N"] = zero
+        zero: Any = np.zeros(1, np.intp)
+        of_each = {each.name: zero for each in fields(Conversations) if each.name.endswith(("_N", "_T"))}
+        of_each |= {"returns_N": zero + 0.0, "turns_N": zero + 1}
         one = Conversations(**of_each, beta=1.0, partitioned=self.scheme.partitioned, first=1)
         named = {name: of_each.get(name) for name in self.asked}
         numbers = {name: 1.0 if value == "auto" else value for name, value in self.settings.items()}
@@ -92,9 +91,9 @@ class WeightConfig:
         baseline: what a conversation is measured against: the others of its task, or of whatever opens alike for the
             policy (opening), so that tasks that differ only in what the policy can't see are weighed together. Where
             there are few others, with drift, bolt, swift, group_relative and awr: leave_one_out (the mean of the
-            others, or of all), dataset (the mean of all), {column: NAME} (the mean of what the log notes alike), or
-            fitted (what the words of the prompt and its others let one expect). null is task, or fitted for a log with
-            few conversations of most prompts.
+            others, or of all), dataset (the mean of all), {column: NAME} (of what the log notes alike), or fitted (what
+            the words of the prompt and its others let one expect). null is task, or fitted for a log with few
+            conversations of most prompts.
     """
 
     scheme: str | dict[str, Any] = "drift"
@@ -109,14 +108,13 @@ class WeightConfig:
     baseline: str | dict[str, str] | None = None
 
     def __post_init__(self) -> None:
-        beta, share = self.beta, self.ess_target
+        beta, share, over = self.beta, self.ess_target, self.repetition_over
         number = share is not None or beta is None or (isinstance(beta, float | int) and beta > 0)
         require(number, "weights.beta", beta, "a number > 0, or auto", "β divides the return; 0.1 is published.")
         part = share in (None, "success") or (isinstance(share, float | int) and 0 < share < 1)
         require(part, "weights.beta.auto", share, "a share above 0 and below 1")
         require(self.gamma is None or 0 < self.gamma <= 1, "weights.gamma", self.gamma, "a number in (0, 1]")
         require((self.repetition or 0) >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
-        over = self.repetition_over
         require(over in ("turns", "answers"), "weights.repetition_over", over, "turns or answers")
         require(self.format_failure >= 0, "weights.format_failure", self.format_failure, "a number ≥ 0")
         check_outcome(self.outcome)
@@ -126,12 +124,6 @@ class WeightConfig:
         fits = scheme.centred or self.baseline in (None, *PROMPTS)
         advice = "Others need drift, bolt, swift, group_relative or awr."
         require(fits, "weights.baseline", self.baseline, f"task or opening with the scheme {scheme.name}", advice)
-
-    @property
-    def asks_success(self) -> bool:
-        """Whether scheme, steps or β ask which conversations succeeded."""
-        steps = {each.name for each in self.chain.steps} & {"drop_unsolved", "shrink_unsolved"}
-        return "success_N" in self.chain.asked or bool(steps) or self.ess_target == "success"
 
     @property
     def column(self) -> str | None:
@@ -205,13 +197,13 @@ class WeightConfig:
         left_out = [step for step in self.steps if isinstance(step, Mapping) and list(step.values()) == [None]]
         for step in left_out:
             STEPS.find(next(iter(step)))
-        given = [*(step for step in self.steps if step not in left_out), *last]
-        return tuple(link(step, STEPS, "weights.steps") for step in given)
+        given = [step for step in self.steps if step not in left_out]
+        return tuple(link(step, STEPS, "weights.steps") for step in [*given, *last])
 
     def check_adaptive(self, first: int) -> None:
         """Raise ``ConfigError`` where sampling ``first`` conversations before the rest can't be undone; 0 is none."""
-        turns = self.chain.turns.name
-        fits = not first or (self.baseline in (None, "task") and not self.chain.asks_what_was_said() and turns != "own")
+        replies = self.chain.asks_what_was_said() or self.chain.turns.name == "own"
+        fits = not first or (self.baseline in (None, "task") and not replies)
         expected = f"0 with weights.baseline {self.baseline} and weights.scheme {self.chain.scheme.name}"
         advice = "Adaptive sampling can't be undone with them; sample every prompt alike."
         require(fits, "rollouts.first", first, expected, advice)

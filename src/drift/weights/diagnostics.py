@@ -45,11 +45,11 @@ def diagnose(weights_N: ArrayLike, returns_N: ArrayLike, group_N: ArrayLike, suc
     }
 
 
-def histogram(values_N: Floats, bins: int = 20) -> dict[str, Any]:
-    """Edges and counts of equal bins between the extremes of all values."""
+def histogram(values_N: Floats) -> dict[str, Any]:
+    """Edges and counts of 20 equal bins between the extremes of all values."""
     low, high = float(values_N.min()), float(values_N.max())
     # Values that differ by rounding alone lie in one bin, in the middle.
     same = 1e-9 * max(abs(low), abs(high))
     span = (low, high) if high - low > same else (low - max(0.5, same), high + max(0.5, same))
-    counts, edges = np.histogram(values_N, bins=bins, range=span)
+    counts, edges = np.histogram(values_N, bins=20, range=span)
     return {"edges": edges.tolist(), "counts": counts.tolist()}

@@ -11,6 +11,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Ints = NDArray[np.signedinteger[Any]]
 Bools = NDArray[np.bool_]
+Level = tuple[Indices, Indices, Indices]
 
 
 def index_groups(group_N: ArrayLike) -> Indices:
@@ -23,12 +24,12 @@ def index_groups(group_N: ArrayLike) -> Indices:
     return np.unique(given_N, return_inverse=True)[1].reshape(-1)
 
 
-def group_sum(values_N: Floats, index_N: Indices) -> Floats:
+def group_sum(values_N: ArrayLike, index_N: Indices) -> Floats:
     """``(G,)`` sums per group."""
     return np.bincount(index_N, weights=values_N).astype(float, copy=False)
 
 
-def group_mean(values_N: Floats, index_N: Indices) -> Floats:
+def group_mean(values_N: ArrayLike, index_N: Indices) -> Floats:
     """``(G,)`` means per group."""
     return group_sum(values_N, index_N) / np.bincount(index_N)
 
@@ -57,25 +58,22 @@ def quotients(top: Floats, bottom: Floats | Indices, otherwise: float | Floats =
     return np.divide(top, bottom, out=given, where=np.greater(bottom, 0))
 
 
-def tree_levels(
-    index_N: Indices, turns_N: Ints, reply_T: Ints, feedback_T: Ints
-) -> list[tuple[Indices, Indices, Indices]]:
+def tree_levels(index_N: Indices, turns_N: Ints, reply_T: Ints, feedback_T: Ints) -> list[Level]:
     """The trees of all prompts' conversations, in which those that begin alike share nodes.
 
     By keys ``(T,)`` of the replies, conversation after conversation, and of what the environment said to each. Returns,
     turn by turn, three arrays ``(M,)``: which conversations have one, and at which node each is before and after its
     reply.
     """
-    start_N = np.cumsum(turns_N, dtype=np.intp) - turns_N
-    rows, history, turn = np.arange(len(index_N)), index_N, 0
-    levels: list[tuple[Indices, Indices, Indices]] = []
+    at = np.cumsum(turns_N, dtype=np.intp) - turns_N
+    rows, history = np.arange(len(index_N)), index_N
+    levels: list[Level] = []
     while len(rows):
-        at = start_N[rows] + turn
         reply = _next_nodes(history, reply_T[at])
-        on = turns_N[rows] > turn + 1
         levels.append((rows, history, reply))
+        on = turns_N[rows] > len(levels)
         history = _next_nodes(reply[on], feedback_T[at[on]])
-        rows, turn = rows[on], turn + 1
+        rows, at = rows[on], at[on] + 1
     return levels
 
 

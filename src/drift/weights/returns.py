@@ -9,7 +9,7 @@ import numpy as np
 
 from drift.dataset.expected import expected_values
 from drift.dataset.outcomes import Outcomes, outcome_values
-from drift.weights.groups import Floats, Indices, group_sum, others_mean
+from drift.weights.groups import Floats, Indices, group_sum, others_mean, quotients
 
 
 def trajectory_return(
@@ -23,43 +23,35 @@ def trajectory_return(
 ) -> Floats:
     """The return of DRIFT Eq. 12 less a format penalty, ``R = o·γ^(L−1) − λ(1 − E/L') − c·F``.
 
-    o is what counts, and the discount makes it worth less the later it came. Repeating oneself costs λ(1 − E/L'): E is
-    the number of distinct answers among the L' turns in which one was asked for; a reply without a readable answer adds
-    nothing to E, and where no answer was ever asked for, nothing was repeated. Each of F unreadable replies costs c: 0
-    in the paper. Its published code has c = 0.1 and divides E by the number of readable answers instead of L'.
-
     Args:
-        outcomes: of N conversations.
-        outcome: what counts, as ``outcome_values`` takes it.
-        gamma: γ per turn, in (0, 1].
-        repetition: λ ≥ 0.
-        format_failure: c ≥ 0.
-        repetition_over: what E is divided by: L' (turns), or its readable answers alone (answers).
+        outcomes: of N conversations of L turns, L' of which asked for an answer. E distinct ones were read; F replies
+            were unreadable, and add nothing to E. Where no answer was asked for, nothing was repeated.
+        outcome: o, what counts, as ``outcome_values`` takes it.
+        gamma: discount γ per turn, in (0, 1].
+        repetition: λ ≥ 0, what repeating oneself costs.
+        format_failure: c ≥ 0; 0 in the paper, 0.1 in its published code.
+        repetition_over: E is divided by L' (turns), or as in the published code by L' − F (answers).
 
     Returns:
         ``(N,)`` R, in the units of the outcome; NaN where the outcome is not known.
     """
-    outcome_N = outcome_values(outcomes, outcome)
-    discounted_N = outcome_N * np.power(float(gamma), np.asarray(outcomes.turns_N, float) - 1)
-    over_N = np.asarray(outcomes.graded_N, float)
-    if repetition_over == "answers":
-        over_N = over_N - outcomes.failures_N
-    distinct_share_N = np.where(over_N > 0, np.asarray(outcomes.distinct_N, float) / np.maximum(over_N, 1), 1.0)
+    discounted_N = outcome_values(outcomes, outcome) * np.power(float(gamma), outcomes.turns_N.astype(float) - 1)
+    over_N = outcomes.graded_N - (outcomes.failures_N if repetition_over == "answers" else 0)
+    distinct_share_N = quotients(outcomes.distinct_N.astype(float), over_N, 1.0)
     returns_N: Floats = discounted_N - repetition * (1 - distinct_share_N)
-    return returns_N - format_failure * np.asarray(outcomes.failures_N, float)
+    return returns_N - format_failure * outcomes.failures_N.astype(float)
 
 
 def baseline_values(kind: str, returns_N: Floats, index_N: Indices, outcomes: Outcomes) -> Floats:
     """What each return is measured against, ``(N,)``, where that is not what others of the prompt got alone.
 
-    None of them knows the conversation's own return, so that at the policy that was logged ``Σ (R − b) ∇log p`` has the
-    expectation of ``∇V``; what each leaves in ``R − b`` beside the worth of the reply is in docs/method.md.
+    None knows the conversation's own return: at the logged policy ``Σ (R − b) ∇log p`` has the expectation of ``∇V``.
+    What each leaves in ``R − b`` beside the worth of the reply is in docs/method.md.
 
     Args:
         kind: ``leave_one_out``, the mean of the prompt's others; ``dataset``, of all others; a name that the log notes:
-            the mean of the others of the same value; or ``fitted``, ``(m·e + Σ R of the prompt's others)/(m + K − 1)``,
-            where e, which the words of its opening and other prompts lead one to expect, counts like m conversations:
-            0.5, 1, 2, … or infinitely many, whichever has the least squared error.
+            the mean of the others of the same value; or ``fitted``, ``(m·e + Σ R of the prompt's others)/(m + K − 1)``
+            with e by ``expected_values``, and m of 0.5, 1, 2, … 32 or ∞ that of the least squared error.
         returns_N: ``(N,)`` R.
         index_N: ``(N,)`` prompt of each, 0…G−1.
         outcomes: where what the log notes and the words of openings are.

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from drift.errors import ConfigError, require
 from drift.registry import Registry, path_of
-from drift.weights.groups import Floats, Indices, group_max, group_mean, group_min, group_sum, index_groups, tree_levels
+from drift.weights.groups import Floats, Indices, Ints, group_max, group_mean, group_min, index_groups, tree_levels
 from drift.weights.temperature import shared_partition, tilted
 
 # Standard deviations below this share of a prompt's largest return are rounding noise of equal returns.
@@ -26,12 +26,13 @@ FLAT = 1e-12
 def drift_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float | Floats = 0.1) -> Floats:
     """Importance weights toward the optimum of the KL-regularised objective (DRIFT Eq. 13).
 
-    ``w_k = e^{R_k/β} / Ẑ`` with ``Ẑ = (1/K) Σ_j e^{R_j/β}`` over the K conversations of the prompt, in log space.
-    Group mean 1, largest possible value K, unchanged by a constant added to a group's returns. Fails quietly where a
-    prompt has no success: its total weight is K all the same (see ``drop_unsolved``).
+    ``w_k = e^{R_k/β} / Ẑ`` with ``Ẑ = (1/K) Σ_j e^{R_j/β}`` over the K conversations of the prompt, in log space: their
+    mean is 1, the largest at most K, whatever constant is added to R. Fails quietly where a prompt has no success: its
+    total weight is K all the same (see ``drop_unsolved``). Of first replies, which alone are then trained, it is
+    ``e^{r(x,y_1)/β}/Ẑ(x)``: the scheme ``bolt`` (BOLT, arXiv 2605.02469).
 
-    β > 0 is in the units of R. An array ``(N,)`` of each conversation's, the same within a prompt, may hold the limits
-    0 (the best alone) and ∞ (all alike).
+    β > 0 is in the units of R. An array ``(N,)``, the same within a prompt, may hold the limits 0 (the best alone) and
+    ∞ (all alike).
     """
     _check_beta(beta)
     returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
@@ -40,31 +41,22 @@ def drift_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float | Flo
 
 
 def averaged_weights(
-    returns_N: ArrayLike,
-    group_N: ArrayLike,
-    *,
-    turns_N: ArrayLike,
-    reply_T: ArrayLike,
-    feedback_T: ArrayLike,
-    beta: float = 0.1,
+    returns_N: ArrayLike, group_N: ArrayLike, *, turns_N: Ints, reply_T: Ints, feedback_T: Ints, beta: float = 0.1
 ) -> Floats:
     """DRIFT's weights with luck averaged: toward the optimum of Eq. 3 where the environment's answers are chance.
 
-    ``e^{R/β}`` also tilts what the environment does: a reply that once was lucky gets the weight of its luck. A policy
-    can't choose its luck, and the optimum it can reach is, with x the history and y the reply,::
+    With x the history and y the reply, on the tree of a prompt's conversations (``tree_levels``)::
 
         w(τ) = Π_t e^{(Q(x_t, y_t) − V(x_t))/β}      Q = mean over what followed of R, or of V(x_{t+1})
                                                      V = β log mean over replies of e^{Q/β}
 
-    on the tree of a prompt's conversations (``tree_levels``). A prompt's weights have mean 1. Where no reply was
-    followed by two different things the product telescopes: these are then exactly ``drift_weights``, as in any
-    environment without chance, and in free text, in which no two replies are the same. Ours.
+    A prompt's weights have mean 1, and are ``drift_weights`` where no reply was followed by two different things. Ours;
+    why: docs/method.md.
     """
     _check_beta(beta)
     worth_N, index_N = np.array(returns_N, float), index_groups(group_N)
-    levels = tree_levels(index_N, np.asarray(turns_N), np.asarray(reply_T), np.asarray(feedback_T))
     log_N = np.zeros(len(worth_N))
-    for rows_M, history_M, reply_M in reversed(levels):
+    for rows_M, history_M, reply_M in reversed(tree_levels(index_N, turns_N, reply_T, feedback_T)):
         # What ended is worth its return; what went on lies in one history or in several.
         q_M = group_mean(worth_N[rows_M], reply_M)[reply_M]
         best_H = group_max(q_M, history_M)
@@ -73,15 +65,6 @@ def averaged_weights(
         log_N[rows_M] += gap_M - mean_H[history_M]
         worth_N[rows_M] = (best_H + beta * mean_H)[history_M]
     return np.exp(log_N)
-
-
-def bolt_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float | Floats = 0.1) -> Floats:
-    """The prompt-normalised Boltzmann weight of single replies, ``e^{r(x,y_1)/β}/Ẑ(x)`` (BOLT, arXiv 2605.02469).
-
-    It is DRIFT's weight of conversations that end after one reply: ``returns_N`` are those of the first replies alone,
-    and the first replies alone are trained.
-    """
-    return drift_weights(returns_N, group_N, beta=beta)
 
 
 def sft_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
@@ -99,8 +82,7 @@ def star_weights(
 ) -> Floats:
     """Corrections alone: ``w = 1[L = 2, y_1 wrong, y_2 right]`` (STaR-2turn, App. D.1 of the DRIFT paper).
 
-    Where no conversation has two turns, or the first reply was a question rather than an answer, nothing is kept:
-    ``first_wrong_N`` says whether an answer was asked for at turn 1 and the reply was not right.
+    A first reply that was a question rather than an answer was not wrong.
     """
     second_N = np.asarray(first_wrong_N, bool) & (np.asarray(turns_N) == 2)
     return np.where(second_N, np.asarray(success_N, float), 0.0)
@@ -109,9 +91,8 @@ def star_weights(
 def star_gate_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     """The best conversation of each prompt alone: ``w = 1[k = argmax_j R_j]`` (STaR-GATE, arXiv 2403.19154).
 
-    Of those that tie for the best it is the first in the order of the arrays, which for a data set is that of tasks
-    and samples: one row for each prompt, as published. A prompt that was never solved keeps its best failure unless
-    ``drop_unsolved`` takes it.
+    Of those that tie for the best it is the first: one row for each prompt, as published. A prompt that was never
+    solved keeps its best failure unless ``drop_unsolved`` takes it.
     """
     returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
     best = np.flatnonzero(returns == group_max(returns, index_N)[index_N])
@@ -123,9 +104,8 @@ def star_gate_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
 def refit_weights(returns_N: ArrayLike, group_N: ArrayLike, *, shift: bool = False) -> Floats:
     """The return itself: ``w = r`` (Refit, arXiv 2506.06964, Lemma 1).
 
-    The bound that it maximises holds for r ≥ 0 only; with r < 0 the loss has no lower bound. ``shift`` takes a prompt's
-    smallest return off where that is negative, ``w = r − min(0, min r)``, instead of refusing. Refit is not blind to
-    such a constant: it adds plain fine-tuning.
+    The bound that it maximises holds for r ≥ 0 only, and r < 0 is refused; with ``shift`` ``w = r − min(0, min r)`` of
+    the prompt. Refit is not blind to such a constant: it adds plain fine-tuning.
     """
     returns = np.asarray(returns_N, float)
     if shift:
@@ -143,8 +123,8 @@ def refit_weights(returns_N: ArrayLike, group_N: ArrayLike, *, shift: bool = Fal
 def swift_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     """The return, standardised within its prompt: ``w = (r − μ̂) / σ̂`` (Swift, arXiv 2506.06964).
 
-    σ̂ is the population standard deviation of the group. The paper leaves σ̂ = 0 open: such groups get 0 and are
-    counted by ``diagnostics``. Weights can be negative, and then nothing bounds the loss from below.
+    σ̂ is the population standard deviation. The paper leaves σ̂ = 0 open: such prompts get 0 and are counted. Weights
+    can be negative, and then nothing bounds the loss from below.
     """
     centred_N, sigma_N, _ = _centred(np.asarray(returns_N, float), index_groups(group_N))
     flat_N = sigma_N <= FLAT
@@ -154,8 +134,8 @@ def swift_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
 def group_relative_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     """The return less its prompt's mean: ``w = r − μ̂``, the advantage of group-relative policy gradients, offline.
 
-    Swift without σ̂: a prompt counts the more the further its returns lie apart, and rescaling the returns rescales
-    the step. Weights can be negative, and then nothing bounds the loss from below. Equal returns give 0.
+    Swift without σ̂: a prompt counts the more the further its returns lie apart. Equal returns get 0, and weights can be
+    negative, here too.
     """
     centred_N, sigma_N, scale_N = _centred(np.asarray(returns_N, float), index_groups(group_N))
     return np.where(sigma_N <= FLAT, 0.0, centred_N * scale_N)
@@ -197,14 +177,12 @@ def topr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, success_N: ArrayLi
     """Successes +1, failures of solved prompts −c, for the loss ``tapered`` (TOPR, arXiv 2503.14286).
 
     ``c = f/(1 − f) · n⁺/n⁻`` with n⁺ successes, n⁻ failures of prompts that have a success, and f = ``failures``, so
-    that failures hold the share f of ``Σ|w|`` and, under the plan ``drawn``, of the rows of a step. The paper sets that
-    share by a baseline. Failures of prompts without success get 0: nothing says what to do instead.
-
-    With the loss ``nll`` nothing bounds the push, and the same weights destroy a policy (docs/LOG.md).
+    that failures hold the share f of ``Σ|w|``, which the paper sets by a baseline. Failures of prompts without success
+    get 0. With the loss ``nll`` nothing bounds the push, and the same weights destroy a policy (docs/LOG.md).
     """
     require(0 <= failures < 1, "weights.scheme.topr.failures", failures, "a share of at least 0 and below 1")
     success_N, index_N = np.asarray(success_N, bool), index_groups(group_N)
-    failed_N = ~success_N & (group_sum(success_N.astype(float), index_N) > 0)[index_N]
+    failed_N = ~success_N & (group_mean(success_N, index_N) > 0)[index_N]
     push = failures / (1 - failures) * success_N.sum() / max(1, failed_N.sum())
     return np.where(success_N, 1.0, np.where(failed_N, -push, 0.0))
 
@@ -212,16 +190,14 @@ def topr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, success_N: ArrayLi
 def asymre_weights(returns_N: ArrayLike, group_N: ArrayLike, *, delta: float = 0.1) -> Floats:
     """The return less a baseline below its prompt's mean: ``w = r − (μ̂ − δ)`` (AsymRE, arXiv 2506.20520).
 
-    δ > 0, in the units of R, lets what is good lead: ``Σ w = K δ`` of each prompt, where with δ ≤ 0 the published
-    analysis finds a policy that collapses onto few replies. A prompt of equal returns weighs δ throughout: plain
-    fine-tuning.
+    δ > 0, in the units of R, lets what is good lead: ``Σ w = K δ`` of each prompt. With δ ≤ 0 the published analysis
+    finds a policy that collapses onto few replies.
     """
     require(delta >= 0, "weights.scheme.asymre.delta", delta, "a number ≥ 0", "0 is the scheme group_relative.")
     returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
     # The mean of the differences: equal returns of any size then differ from it by nothing.
-    gap_N = returns - returns[np.unique(index_N, return_index=True)[1]][index_N]
-    weights: Floats = gap_N - group_mean(gap_N, index_N)[index_N] + delta
-    return weights
+    gap_N: Floats = returns - returns[np.unique(index_N, return_index=True)[1]][index_N]
+    return gap_N - group_mean(gap_N, index_N)[index_N] + delta
 
 
 def _check_beta(beta: float | Floats) -> None:
@@ -236,11 +212,8 @@ class Scheme:
     """A scheme and what its paper brings with it; a function of one's own has attributes of these names instead.
 
     Attributes:
-        name: what it is called; ``module:function`` for one of one's own.
-        function: ``(returns_N, group_N, *, …) -> weights_N``.
-        turns: which replies get the weight.
-        gamma: discount γ per turn.
-        repetition: λ, what repeating oneself costs.
+        name, function: what it is called, ``module:function`` for one of one's own; and what it is.
+        turns, gamma, repetition: which replies get the weight; γ and λ of the return.
         grouped: it compares conversations of one prompt, so a prompt needs at least two.
         centred: it does so by returns alone, and can compare ``R − b`` of all prompts where b is a baseline.
         signed: its weights can be negative, and nothing of its own bounds them: the step bound_negative follows.
@@ -262,26 +235,24 @@ class Scheme:
 
 _COMPARED: dict[str, Any] = {"grouped": True, "centred": True}
 _DRIFT: dict[str, Any] = {"gamma": 0.9, "repetition": 0.5, "grouped": True}
-SCHEMES: dict[str, Scheme] = {
-    scheme.name: scheme
-    for scheme in (
-        Scheme("drift", drift_weights, **_DRIFT, partitioned=True, centred=True),
-        Scheme("drift_averaged", averaged_weights, **_DRIFT),
-        Scheme("bolt", bolt_weights, **_COMPARED, partitioned=True, first_turn=True, turns="first"),
-        Scheme("sft", sft_weights),
-        Scheme("rft", rft_weights),
-        Scheme("star", star_weights),
-        Scheme("star_gate", star_gate_weights, grouped=True, turns="all"),
-        Scheme("refit", refit_weights, turns="all"),
-        Scheme("swift", swift_weights, **_COMPARED, turns="all", signed=True),
-        Scheme("group_relative", group_relative_weights, **_COMPARED, turns="all", signed=True),
-        Scheme("rwr", rwr_weights),
-        Scheme("awr", awr_weights, **_COMPARED),
-        # What they push away is bounded on purpose: by a share, and by δ.
-        Scheme("topr", topr_weights),
-        Scheme("asymre", asymre_weights, **_COMPARED),
-    )
-}
+_ALL = (
+    Scheme("drift", drift_weights, **_DRIFT, partitioned=True, centred=True),
+    Scheme("drift_averaged", averaged_weights, **_DRIFT),
+    Scheme("bolt", drift_weights, **_COMPARED, partitioned=True, first_turn=True, turns="first"),
+    Scheme("sft", sft_weights),
+    Scheme("rft", rft_weights),
+    Scheme("star", star_weights),
+    Scheme("star_gate", star_gate_weights, grouped=True, turns="all"),
+    Scheme("refit", refit_weights, turns="all"),
+    Scheme("swift", swift_weights, **_COMPARED, turns="all", signed=True),
+    Scheme("group_relative", group_relative_weights, **_COMPARED, turns="all", signed=True),
+    Scheme("rwr", rwr_weights),
+    Scheme("awr", awr_weights, **_COMPARED),
+    # What they push away is bounded on purpose: by a share, and by δ.
+    Scheme("topr", topr_weights),
+    Scheme("asymre", asymre_weights, **_COMPARED),
+)
+SCHEMES = {scheme.name: scheme for scheme in _ALL}
 # What auto is until the data are seen; then it is what ``drift.weights.auto`` finds.
 AUTO = Scheme("auto", rft_weights)
 REGISTRY = Registry("scheme", "drift.schemes", {**SCHEMES, "auto": AUTO})

@@ -36,12 +36,7 @@ LARGEST = 1e100
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What a chain gave.
-
-    Attributes:
-        returns_N, weights_T: R of each conversation, and what each reply weighs, conversation after conversation.
-        chain, report: every link as it ran, and the diagnostics of the final weights, for the manifest.
-    """
+    """What a chain gave: R of each conversation, what each reply weighs, every link as it ran, and the diagnostics."""
 
     returns_N: Floats
     weights_T: Floats
@@ -137,15 +132,17 @@ def labelled(outcomes: Outcomes, config: WeightConfig) -> Outcomes:
     Raises:
         ConfigError: there are none.
     """
-    seen, outcome = outcomes.first_turn() if config.chain.scheme.first_turn else outcomes, config.outcome or "success"
+    chain, outcome = config.chain, config.outcome or "success"
+    seen = outcomes.first_turn() if chain.scheme.first_turn else outcomes
     # What is no number is refused with the returns, and not taken for unknown.
     known_N = ~np.isnan(outcome_values(seen, outcome)) | np.isnan(seen.reward_N)
-    if config.asks_success and "above" not in outcome:
+    steps = {"drop_unsolved", "shrink_unsolved"} & {each.name for each in chain.steps}
+    if ("success_N" in chain.asked or steps or config.ess_target == "success") and "above" not in outcome:
         known_N &= seen.known_N
     if not known_N.any():
         raise ConfigError(
             f"no conversation says whether it succeeded, or has a value of what counts ({outcome}), and scheme "
-            f"{config.chain.scheme.name!r} with its steps asks for it. Say what counts as a success, with "
+            f"{chain.scheme.name!r} with its steps asks for it. Say what counts as a success, with "
             "outcome: {reward: 1, above: 3} say, or use swift, refit, awr or rwr."
         )
     return outcomes if known_N.all() else outcomes.kept(known_N)
@@ -173,22 +170,20 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
             f"the return of trajectory {str(outcomes.ids[at])!r} is {returns_N[at]:g}, expected at most {LARGEST:g} in "
             "size. Look at its rewards, or scale them."
         )
+    # What nobody asks for is not held: there may be very much of it.
     no_mistakes = chain.turns.name in ("terminal", "first", "all") and "rejected_T" not in chain.asked
-    measured_by = config.column or str(config.baseline)
+    baseline = config.column or str(config.baseline)
     return Conversations(
+        **{name: getattr(outcomes, name) for name in ("turns_N", "reply_T", "feedback_T", "loss_weight_T")},
         group_N=index_N,
         returns_N=returns_N,
-        baseline_N=None if within else baseline_values(measured_by, returns_N, index_N, outcomes),
+        baseline_N=None if within else baseline_values(baseline, returns_N, index_N, outcomes),
         success_N=outcome_values(seen, outcome) > 0 if "above" in outcome else seen.success_N,
-        turns_N=outcomes.turns_N,
         first_wrong_N=outcomes.first_graded_N & ~outcomes.first_success_N,
         stopped_N=outcomes.success_N,
         rejected_T=None if no_mistakes else outcomes.rejected_T,
         reward_N=seen.reward_N if "reward_N" in chain.asked else None,
         sample_N=outcomes.sample_N if first or "sample_N" in chain.asked else None,
-        reply_T=outcomes.reply_T,
-        feedback_T=outcomes.feedback_T,
-        loss_weight_T=outcomes.loss_weight_T,
         opening_N=None if outcomes.openings is None else np.asarray(outcomes.openings),
         partitioned=scheme.partitioned and within,
         first=first,
@@ -207,8 +202,8 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
     data = replace(data, beta=beta)
     weights_T, taken = _weights(data, chain, settings)
     pa.default_memory_pool().release_unused()
-    report = {"outcome": config.outcome, "baseline": plain(config.baseline), **_diagnose(weights_T, data)}
-    report |= {"steps": taken, **found}
+    outcome, baseline = plain(config.outcome), plain(config.baseline)
+    report = {"outcome": outcome, "baseline": baseline, **_diagnose(weights_T, data), "steps": taken, **found}
     if not np.any(weights_T):
         raise ConfigError(
             f"scheme {chain.scheme.name!r} leaves every weight 0: {report['groups_without_success']} of "
@@ -216,7 +211,7 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
             "Sample more, or leave out what drops prompts."
         )
     record = {
-        "outcome": plain(config.outcome),
+        "outcome": outcome,
         "gamma": chain.gamma,
         "repetition": chain.repetition,
         "repetition_over": config.repetition_over,
@@ -225,7 +220,7 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
         "settings": {**settings, **{name: value["value"] for name, value in found.items()}},
         "turns": chain.turns.record,
         "steps": [each["step"] for each in taken],
-        "baseline": plain(config.baseline),
+        "baseline": baseline,
     }
     return Weights(returns_N=data.returns_N, weights_T=weights_T, chain=record, report=report)
 
@@ -256,7 +251,7 @@ def _weights(data: Conversations, chain: Chain, settings: Mapping[str, Any]) -> 
     return weights, taken
 
 
-def _diagnose(weights_T: Floats, data: Conversations) -> Mapping[str, Any]:
+def _diagnose(weights_T: Floats, data: Conversations) -> dict[str, Any]:
     largest_N, down_N = np.maximum.reduceat(weights_T, data.start_N), np.minimum.reduceat(weights_T, data.start_N)
     np.copyto(largest_N, down_N, where=-down_N > largest_N)
     # What there may be very much of is not held beside what is counted.

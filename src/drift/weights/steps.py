@@ -27,9 +27,8 @@ def drop_unsolved(weights_T: Floats, data: Conversations) -> Floats:
 def shrink_unsolved(weights_T: Floats, data: Conversations, *, prior: float = 16.0) -> Floats:
     """Prompts without any success weigh less: their Ẑ is mixed with that of all prompts.
 
-    ``w ← w Ẑ/Ẑ⁺`` with ``Ẑ⁺ = (K Ẑ + m Z̄)/(K + m)``, ``Z̄`` the mean of ``e^{R/β}`` over the whole data set, so that a
-    prompt whose conversations are all worse than usual weighs ``K Ẑ/Ẑ⁺ < K`` in all. m = ``prior`` is for how many
-    conversations of the prompt Z̄ counts; 0 changes nothing. It needs a scheme that divides by Ẑ. Ours.
+    ``w ← w Ẑ/Ẑ⁺`` with ``Ẑ⁺ = (K Ẑ + m Z̄)/(K + m)``: Z̄, the mean of ``e^{R/β}`` over the whole data set, counts for
+    m = ``prior`` conversations of the prompt; 0 changes nothing. It needs a scheme that divides by Ẑ. Ours.
     """
     require(prior >= 0, "weights.steps.shrink_unsolved", prior, "a number ≥ 0")
     if not data.partitioned:
@@ -51,9 +50,8 @@ def bound_negative(weights_T: Floats, data: Conversations, *, share: float = 0.1
 
     ``w⁻ ← w⁻ · min(1, share · Σw⁺ / Σ|w⁻|)``, sums over all replies of the prompt; of all prompts where conversations
     are measured against a baseline, here and in the steps below. Nothing else keeps the loss from falling without end
-    where w < 0. A prompt without positive weights loses its negative ones: it would only push away from what the policy
-    does, towards nothing in particular. A ``share`` of 0 leaves no negative weight; 1 lets them balance the positive
-    ones, as Swift's do. Ours; measured in docs/LOG.md.
+    where w < 0. A prompt without positive weights loses its negative ones, which push towards nothing in particular; a
+    ``share`` of 1 lets them balance the positive ones, as Swift's do. Ours; measured in docs/LOG.md.
     """
     require(share >= 0, "weights.steps.bound_negative", share, "a number ≥ 0")
     up_G = group_sum(data.total(np.maximum(weights_T, 0.0)), data.pool_N)
@@ -68,7 +66,7 @@ def skip_small(weights_T: Floats, data: Conversations, *, share: float = 1e-3) -
     """A prompt's conversations of the smallest weights get 0, as many as hold at most ``share`` of its ``Σ|w|``.
 
     Computing them is a waste: without them a prompt's gradient moves by at most ``share · Σ|w| · max‖∇ log p‖``, where
-    the whole is of the order of ``Σ|w| · ‖∇ log p‖``. A ``share`` of 0 leaves all as they are.
+    the whole is of the order of ``Σ|w| · ‖∇ log p‖``.
     """
     require(0 <= share < 1, "weights.steps.skip_small", share, "a share of at least 0 and below 1")
     if not share:
@@ -122,9 +120,8 @@ def resample(weights_T: Floats, data: Conversations, *, share: float = 0.5, seed
 
     In a prompt of K with ``S = Σ|w|``, m = max(1, round(share · K)) equidistant points, all shifted by one uniform
     number, fall on the conversations laid end to end with lengths ``Σ_t |w|``. One that n points fall on is multiplied
-    by ``n · S / (m Σ_t |w|)``, whose expectation is 1: unbiased. n differs from its expectation by less than 1, so this
-    varies less than drawing one by one (systematic resampling, as in particle filters).
-    ``share`` is in (0, 1]; the shift of prompt g is the g-th number drawn with ``seed``.
+    by ``n · S / (m Σ_t |w|)``, whose expectation is 1 (systematic resampling, as in particle filters). The shift of
+    prompt g is the g-th number drawn with ``seed``.
     """
     require(0 < share <= 1, "weights.steps.resample", share, "a share above 0 and at most 1")
     index_N = data.pool_N
@@ -144,11 +141,12 @@ def resample(weights_T: Floats, data: Conversations, *, share: float = 0.5, seed
 def undo_adaptive(weights_T: Floats, data: Conversations) -> Floats:
     """Weights as if every prompt had been sampled alike; comes first where data was sampled adaptively.
 
-    By the factors of ``stopping_factors``. Schemes that divide by Ẑ divide by an unbiased one.
+    By ``stopping_factors``. Schemes that divide by Ẑ divide by an unbiased one.
     """
     if not data.first:
         raise ConfigError("weights.steps: undo_adaptive is for adaptive sampling, and every prompt was sampled alike.")
-    factors_N = stopping_factors(data.stopped_N, data.first_N, data.group_N)
+    assert data.sample_N is not None, "known under adaptive sampling"
+    factors_N = stopping_factors(data.stopped_N, np.less(data.sample_N, data.first), data.group_N)
     corrected_T = weights_T * data.by_reply(factors_N)
     if not data.partitioned:
         return corrected_T
@@ -163,19 +161,17 @@ def undo_adaptive(weights_T: Floats, data: Conversations) -> Floats:
 def stopping_factors(success_N: ArrayLike, first_N: ArrayLike, index_N: Indices) -> Floats:
     """What a conversation counts where prompts whose first k conversations agree got no more, and others K in all.
 
-    The plain mean of what there is is biased: whether there is more hangs on the outcomes. The mean of the first k
-    alone is unbiased, and so is what is expected of it given all K outcomes in whatever order (Rao–Blackwell), which
-    also uses the others: with s successes among K, j of the first k being successes, ``c = E[j | 0 < j < k] / s`` for a
-    success and ``E[k − j | 0 < j < k] / (K − s)`` for a failure, j being hypergeometric. Its variance is never larger
-    than that of the first k: ``(1/k) Σ_i c_i g(τ_i)`` is unbiased for ``E[g(τ)]`` of every prompt, for any g. Each
-    prompt's factors sum to k: prompts count alike however often they were sampled.
+    With s successes among K, j of the first k being successes, ``c = E[j | 0 < j < k] / s`` for a success and
+    ``E[k − j | 0 < j < k] / (K − s)`` for a failure, j being hypergeometric: what is expected of the mean of the first
+    k, given all K in whatever order (Rao–Blackwell). So ``(1/k) Σ_i c_i g(τ_i)`` is unbiased for ``E[g(τ)]`` of every
+    prompt, for any g, of no larger variance than the first k (docs/method.md); each prompt's factors sum to k.
 
     ``success_N`` is the outcome that decided, ``first_N`` whether it was among the first, ``index_N`` the prompt,
     0…G−1. Returns ``(N,)`` c > 0, and 1 where a prompt got no more than its first conversations.
     """
     success = np.asarray(success_N, bool)
-    columns = (np.ones(len(success)), success.astype(float), np.asarray(first_N, float))
-    triples_G = np.stack([group_sum(column, index_N).astype(np.int64) for column in columns], axis=1)
+    columns = (np.ones(len(success)), success, first_N)
+    triples_G = np.stack([group_sum(column, index_N) for column in columns], axis=1)
     triples, place_G = np.unique(triples_G, axis=0, return_inverse=True)
     pairs = np.array([_factors(*map(int, triple)) for triple in triples]).reshape(-1, 2)
     return pairs[place_G.reshape(-1)[index_N], success.astype(np.intp)]
@@ -198,7 +194,7 @@ def _factors(size: int, solved: int, first: int) -> tuple[float, float]:
 
 def _unsolved_G(data: Conversations) -> Bools:
     """``(G,)`` which prompts have no success."""
-    return np.equal(group_max(data.success_N.astype(float), data.group_N), 0)
+    return np.equal(group_sum(data.success_N, data.group_N), 0)
 
 
 _ALL = (undo_adaptive, hold_out, drop_unsolved, shrink_unsolved, bound_negative, skip_small, resample)

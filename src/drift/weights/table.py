@@ -114,10 +114,10 @@ def read_table(directory: Path, manifest: Mapping[str, Any]) -> WeightTable:
     path = directory / FILE
     try:
         found, wanted = sum_of(path), manifest["file_sum"]
+        if found != wanted:
+            raise OSError(f"its checksum is {found}, expected {wanted}")
     except (OSError, KeyError) as error:
         raise DatasetError(f"{path} can't be read: {error}. Run drift weigh again.") from error
-    if found != wanted:
-        raise DatasetError(f"{path} can't be read: its checksum is {found}, expected {wanted}. Run drift weigh again.")
     return read_file(path)
 
 

@@ -32,9 +32,7 @@ def tilted(returns_N: float | Floats, best_N: float | Floats, beta: float | Floa
 def shared_partition(returns_N: Floats, beta: float | Floats) -> tuple[float, float]:
     """The largest return R⁺ of all, and the mean over all of ``e^{(r − R⁺)/β}``, correctly rounded."""
     top = float(returns_N.max(initial=-np.inf))
-    tilted_N = tilted(returns_N, top, beta)
-    parts = (tilted_N[at : at + 65_536].tolist() for at in range(0, len(tilted_N), 65_536))
-    return top, math.fsum(value for part in parts for value in part) / max(len(tilted_N), 1)
+    return top, _mean(tilted(returns_N, top, beta))
 
 
 def effective_shares(exponent_N: Floats, index_N: Indices) -> Floats:
@@ -49,24 +47,21 @@ def temperature_of(
 ) -> tuple[float, float | None]:
     """What ``beta: auto`` finds: one β for a whole data set, and the share of conversations that stays effective.
 
-    ``target`` is a share of a prompt's K in (0, 1), or ``success``: the mean share that succeeds, so that as many count
-    as rejection sampling would keep. Shares are means over prompts whose returns differ; the others have weight 1 at
-    any β. They fall as β falls, from 1 to that of conversations with a prompt's largest return, so β is found by
-    bisection in log β. Unchanged by a constant added to the returns of a prompt, and β scales with them. Ours.
+    The mean of ``effective_shares`` over prompts whose returns differ falls with β, so that β is found by bisection
+    where it is ``target``: a share of K in (0, 1), or ``success``, the mean share of conversations that succeed. Ours.
 
     Returns:
-        β, and the share that was wanted. β is 0, the best alone, where no conversation of such prompts succeeds or even
-        the smallest β leaves more effective (conversations tie for the best); ∞, all alike, where all succeed or no
-        prompt has returns that differ (then there is no mean share of success: ``None``).
+        β, and the share that was wanted. β is 0, the best alone, where no conversation of such prompts succeeds or too
+        many tie for the best; ∞, all alike, where all succeed or no prompt has returns that differ (then there is no
+        mean share of success: ``None``).
     """
     returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
     with np.errstate(over="ignore"):
         gap_N = returns - group_max(returns, index_N)[index_N]
     differs_G = group_min(gap_N, index_N) < 0
     share = None if target == "success" else float(target)
-    if share is None:
-        shares_G = group_mean(np.asarray(success_N, float), index_N)[differs_G]
-        share = math.fsum(shares_G.tolist()) / len(shares_G) if len(shares_G) else None
+    if share is None and differs_G.any():
+        share = _mean(group_mean(success_N, index_N)[differs_G])
     if share == 0:
         return 0.0, share
     if share in (None, 1) or not differs_G.any():
@@ -75,11 +70,15 @@ def temperature_of(
     return _temperature(gap_N[kept_N], (np.cumsum(differs_G) - 1)[index_N[kept_N]], share), share
 
 
+def _mean(values_N: Floats) -> float:
+    """Correctly rounded, so that it does not hang on the order or the parts in which values come."""
+    parts = (values_N[at : at + 65_536].tolist() for at in range(0, len(values_N), 65_536))
+    return math.fsum(value for part in parts for value in part) / max(len(values_N), 1)
+
+
 def _temperature(gap_M: Floats, index_M: Indices, share: float) -> float:
     def mean_share(beta: float) -> float:
-        # Correctly rounded, so that β does not hang on how many prompts there are.
-        shares_G = effective_shares(exponents(gap_M, beta), index_M)
-        return math.fsum(shares_G.tolist()) / len(shares_G)
+        return _mean(effective_shares(exponents(gap_M, beta), index_M))
 
     if mean_share(0.0) >= share:
         return 0.0

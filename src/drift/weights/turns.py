@@ -28,8 +28,8 @@ class Conversations:
         rejected_T: which replies, conversation after conversation, were mistakes that another followed: asked for an
             answer, no success, worth nothing. It and what follows, up to opening_N, are there where they are asked for.
         reward_N, sample_N: sum of the environment's rewards; which of the prompt's samples each is, from 0.
-        reply_T, feedback_T: keys of replies and of what the environment said to them, equal where the same was said.
-        opening_N: keys of what opens each, the same for near-duplicates.
+        reply_T, feedback_T, opening_N: keys of replies, of what the environment said to them, and of what opens each
+            conversation, equal where the same was said.
         loss_weight_T: what a log says that each reply counts for.
         baseline_N: what R is measured against; ``None`` where the others of the prompt are, in the scheme.
         beta: the β of the scheme, 0 and ∞ where they were found; ``None`` where it has none.
@@ -70,19 +70,12 @@ class Conversations:
         return self.group_N if self.baseline_N is None else np.zeros_like(self.group_N)
 
     @property
-    def first_N(self) -> Bools:
-        """``(N,)`` which conversations came first in adaptive sampling, whatever the outcomes were."""
-        assert self.sample_N is not None, "known under adaptive sampling"
-        return np.less(self.sample_N, self.first)
-
-    @property
     def start_N(self) -> Indices:
         """``(N,)`` where each conversation's replies begin among all T."""
         return np.cumsum(self.turns_N, dtype=np.intp) - self.turns_N
 
     def mass(self, weights_T: Floats) -> Floats:
-        """``(N,)`` sum over a conversation's replies of ``|w|``."""
-        # Without a copy of what there may be very much of, where nothing is negative.
+        """``(N,)`` sum over a conversation's replies of ``|w|``, without a copy where nothing is negative."""
         return self.total(weights_T if weights_T.min(initial=0.0) >= 0 else np.abs(weights_T))
 
     def total(self, values_T: Floats) -> Floats:
@@ -116,8 +109,7 @@ def every(weights_N: Floats, data: Conversations) -> Floats:
 def credited(weights_N: Floats, data: Conversations, *, rejected: float = 0.0) -> Floats:
     """Every reply has the conversation's weight, but those that were rejected and followed by another.
 
-    These have ``rejected · |w|``, from −1 to 0: a mistake on the way to a success is not imitated, and below 0 pushed
-    away whatever the sign of w.
+    These have ``rejected · |w|``: a mistake is not imitated, and below 0 pushed away whatever the sign of w.
     """
     require(-1 <= rejected <= 0, "weights.turns.credited", rejected, "a number from -1 to 0")
     assert data.rejected_T is not None, "told to whoever asks"
@@ -126,9 +118,9 @@ def credited(weights_N: Floats, data: Conversations, *, rejected: float = 0.0) -
 
 
 def own(weights_T: Floats, data: Conversations, *, discount: float = 0.0) -> Floats:
-    """Every reply has its own weight: it was weighed alone, as if it were a conversation, by its own reward.
+    """Every reply has its own weight: it was weighed as if it were a conversation, by its own reward.
 
-    With ``discount`` γ by its return to go, ``Σ_{s≥t} γ^{s−t} r_s``: its own reward and those that followed.
+    With ``discount`` γ by its return to go, ``Σ_{s≥t} γ^{s−t} r_s``.
     """
     require(0 <= discount <= 1, "weights.turns.own", discount, "a number from 0 to 1")
     return weights_T
@@ -142,15 +134,10 @@ def advantage(weights_N: Floats, data: Conversations) -> Floats:
         A(i, t) = Q̂(x_t, y_t) − V̂₋ᵢ(x_t)      Q̂ = mean of w over the prompt's conversations that went through x_t, y_t
                                                V̂₋ᵢ = mean of w over the others that went through x_t
 
-    Without bias for ``Q − V`` of the scheme's w (``rft`` for success, ``refit`` for the return) under the policy that
-    sampled, also where that policy decides when to stop, since only conversations with the same history are compared.
-    What i itself brought is left out of V̂, so ``E[A ∇ log π]`` is the policy gradient. Its error falls as 1/√n with the
-    n conversations that went through.
-
-    Where no other one shared x_t, V̂ is that of the last place that some other one shared, which leaves the policy
-    gradient as it is but counts what led here as y_t's. So in free text, where nothing but the prompt is shared, every
-    reply gets the weight less the mean of the others'. Histories and replies are the same where their keys are: by
-    answers where an answer was asked for, else by words. The only conversation of a prompt gets 0.
+    Where no other one shared x_t, V̂ is that of the last place that some other one shared: in free text every reply
+    gets the weight less the mean of the others', and the only conversation of a prompt 0. Replies are the same where
+    answers are, where one was asked for, else where words are. ``E[A ∇ log π]`` is the policy gradient of the scheme's
+    w, whenever the policy stops, with an error of 1/√n for n conversations that went through (docs/method.md).
     """
     assert data.reply_T is not None and data.feedback_T is not None, "told to whoever asks"
     advantages_T, before_N = np.zeros(int(data.turns_N.sum())), np.array(weights_N, float)
