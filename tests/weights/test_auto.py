@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from drift.dataset.outcomes import outcomes
 from drift.dataset.store import TrajectoryWriter
 from drift.errors import ConfigError
 from drift.reporting.sentences import summary_of
 from drift.types import Trajectory
 from drift.weights.config import WeightConfig
-from drift.weights.stage import weigh_dataset
+from drift.weights.stage import compute_weights, weigh_dataset
 from drift.weights.table import read_weights
 
 Make = Callable[..., Trajectory]
@@ -80,6 +81,13 @@ def test_what_nobody_judged_is_said(tmp_path: Path, make_trajectory: Make) -> No
         writer.finish()
     with pytest.raises(ConfigError, match="no conversation says whether it succeeded"):
         weigh_dataset(tmp_path / "data", WeightConfig(scheme="auto", outcome="success"), tmp_path / "weights")
+
+
+def test_in_memory_it_says_what_to_read_where_words_decide(make_trajectory: Make) -> None:
+    made = conversations("alone", make_trajectory)
+    with pytest.raises(ConfigError, match="words=True"):
+        compute_weights(outcomes(made), WeightConfig(scheme="auto"))
+    assert compute_weights(outcomes(made, words=True), WeightConfig(scheme="auto")).chain["baseline"] == "fitted"
 
 
 def test_settings_of_other_schemes_are_refused() -> None:

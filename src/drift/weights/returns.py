@@ -9,6 +9,7 @@ import numpy as np
 
 from drift.dataset.expected import expected_values
 from drift.dataset.outcomes import Outcomes, outcome_values
+from drift.errors import require
 from drift.weights.groups import Floats, Indices, group_sum, others_mean, quotients
 
 
@@ -57,6 +58,13 @@ def baseline_values(kind: str, returns_N: Floats, index_N: Indices, outcomes: Ou
         outcomes: where what the log notes and the words of openings are.
     """
     if kind == "fitted":
+        require(
+            outcomes.words is not None,
+            "weights.baseline",
+            kind,
+            "outcomes with their words",
+            "Read them with words=True.",
+        )
         expected_N = expected_values(returns_N, index_N, outcomes.words)
         others_N = np.bincount(index_N)[index_N] - 1
         sum_N = group_sum(returns_N, index_N)[index_N] - returns_N
