@@ -1,11 +1,11 @@
 """How often the 95 % intervals of shares, paired differences, means and means over seeds hold the truth.
 
-    python benchmarks/coverage.py [--runs 2000]
+    python benchmarks/coverage.py [--runs 2000] [--seeds-runs 400]
 
 One conversation a prompt is enumerated, so its figures are exact; everything else is simulated: a conversation
 succeeds where ``√r (√c shared + √(1 − c) own) + √(1 − r) noise`` is below a threshold, with normal parts of the prompt
 (shared by both policies, or the policy's own) and of the conversation; r is the correlation within a prompt, c that of
-a prompt's parts for two policies. Prints the tables of docs/method.md; half an hour on one core.
+a prompt's parts for two policies. Prints the tables of docs/method.md; ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -164,6 +164,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--seeds-runs", type=int, default=400)
     given = parser.parse_args()
     rng, runs = np.random.default_rng(0), given.runs
     print("Shares\n| prompts | " + " | ".join(f"p {p}" for p in CHANCES) + " |")
@@ -185,7 +186,7 @@ def main() -> None:
             rng = np.random.default_rng(1)
             for seeds in (2, 3, 5):
                 for prompts in (8, 50, 200, 500):
-                    cells = [of_seeds(rng, runs, prompts, seeds, c, apart) for c in columns]
+                    cells = [of_seeds(rng, given.seeds_runs, prompts, seeds, c, apart) for c in columns]
                     print_row(f"{seeds}, apart by {apart} | {prompts}", cells)
     rng = np.random.default_rng(2)
     print("\nMeans: Student's, percentile bootstrap\n| prompts | normal | turns | exponential | lognormal |")
