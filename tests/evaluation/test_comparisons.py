@@ -25,6 +25,10 @@ def share(numerator):
     return Ratio(numerator_P=top, denominator_P=np.ones_like(top), least=0.0)
 
 
+def logit(value):
+    return np.log(value / (1 - value))
+
+
 def apart(ratios_S):
     """Each seed with prompts of its own."""
     return align([([f"{seed}-{at}" for at in range(len(one.numerator_P))], one) for seed, one in enumerate(ratios_S)])
@@ -216,10 +220,31 @@ def test_three_seeds_of_shares_cover_the_truth_as_often_as_they_should(chances, 
 def test_seeds_of_shares_vary_in_logits():
     # So many prompts that they add nothing to be seen; t with 2 degrees of freedom, 10,000 draws.
     found = over_seeds([share(first) for first in np.arange(100_000) < np.array([[90_000], [95_000], [99_000]])])
-    mean = (0.9 + 0.95 + 0.99) / 3
-    half = 4.3027 * np.std([0.9, 0.95, 0.99], ddof=1) / sqrt(3) / (mean * (1 - mean))
-    odds = mean / (1 - mean) * np.exp([-half, half])
-    assert (found.low, found.high) == pytest.approx(odds / (1 + odds), abs=0.01)
+    share_S = np.array([0.9, 0.95, 0.99])
+    half = 4.3027 * np.std(logit(share_S), ddof=1) / sqrt(3)
+    assert logit(found.low) - logit(share_S.mean()) == pytest.approx(-half, rel=0.04)
+    assert logit(found.high) - logit(share_S.mean()) == pytest.approx(half, rel=0.04)
+
+
+def test_two_seeds_that_agree_are_less_sure_than_one_is_of_its_prompts():
+    same = share(np.ones(500))
+    # Var_s of w²/12 with w = 1/500; Student's t with 1 degree of freedom lies beyond 12.706 in 2.5 %.
+    half = 12.706 * sqrt(1 / 12 / 2) / 500
+    low_of_one = spread([same]).ends()[0]
+    assert low_of_one - half < over_seeds([same] * 2).low < low_of_one - 0.1 * half
+
+
+@pytest.mark.parametrize(("chances", "seeds"), [((0.99,), 2), ((0.99, 0.99), 5)])
+def test_seeds_near_one_that_lie_far_apart_hold_the_truth(chances, seeds):
+    # 99 and 96 %; with the variance of the values, and one logit for both policies, 92 and 90 %.
+    rng, held, runs = np.random.default_rng(9), 0, 400
+    threshold = NormalDist().inv_cdf(0.99) * sqrt(1 + 0.5**2)
+    for _ in range(runs):
+        levels = threshold + 0.5 * rng.standard_normal((len(chances), seeds, 1))
+        sides = [[share(row) for row in rng.standard_normal((seeds, 500)) < level] for level in levels]
+        found = over_seeds(*sides)
+        held += found.low <= chances[0] - sum(chances[1:]) <= found.high
+    assert held / runs >= 0.94
 
 
 def test_a_difference_is_paired_by_prompt_and_seed():

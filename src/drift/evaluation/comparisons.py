@@ -80,10 +80,15 @@ def over_seeds(ours_S: Sequence[Ratio], theirs_S: Sequence[Ratio] | None = None)
       cancels in it.
 
     The interval is the middle 95 % of ``centre + t_b √variance + z_b √(σ²_b / S)``, where t is normal (Student's for
-    what is no share), z is normal and ``σ²_b = max(0, (S − 1) Var_s(x_s) / χ²_b − Σ_P Var_s(e_sP))`` with χ² of S − 1
-    degrees of freedom: a generalized confidence interval (Weerahandi 1993), Student's where prompts explain nothing.
-    Where values are shares, z_b √(σ²_b / S) = D moves their logits by ``± D p (1 − p) / Σ (p (1 − p))²``, the sum over
-    the policies: near 0 and 1 seeds' values are skewed, their logits less.
+    what is no share), z is normal and ``σ²_b = max(0, (S − 1) V / χ²_b − Σ_P Var_s(e_sP))`` with ``V = Var_s(x_s)`` and
+    χ² of S − 1 degrees of freedom: a generalized confidence interval (Weerahandi 1993), Student's where prompts explain
+    nothing.
+
+    Where values are shares p, seeds move their logits, each policy's by a z_b of its own times
+    ``√(σ²_b / (S Σ (p (1 − p))²))``, the sum over the policies: near 0 and 1 seeds' values are skewed, their logits
+    less. With q_s the share of a seed and one success and one failure of weight w_s more (Laplace's rule), and q their
+    mean, ``V = Var_s(Σ ± q (1 − q) logit q_s) + Σ mean_s(w_s²) / 12``, sums over the policies; w²/12 is the variance of
+    what is known in steps of w (Sheppard 1898), without which two seeds that agree would be sure of all others.
     Drawing seeds with replacement instead would promise far too much: three seeds have ten samples.
 
     Args:
@@ -106,11 +111,12 @@ def over_seeds(ours_S: Sequence[Ratio], theirs_S: Sequence[Ratio] | None = None)
     low, high = found.ends()
     p_value, from_seeds = found.p_value(), None
     if seeds > 1:
-        singly = [spread([each], [other] if theirs_S is not None else ()) for each, other in pairs]
-        between = float(np.var([each.value for each in singly], ddof=1))
+        singly = [[spread([ratio]) for ratio in side] for side in ([ours, others] if theirs_S is not None else [ours])]
+        value_KS = np.array([[each.value for each in side] for side in singly])
+        between = float(np.var(value_KS[0] - value_KS[1:].sum(axis=0), ddof=1))
         from_seeds = max(0.0, between - found.between) / seeds
         if low is not None:
-            drawn_B = _draws(found, between, seeds)
+            drawn_B = _draws(found, _in_logits(singly) if found.shares else between, seeds)
             low, high = found.bounded(*np.quantile(drawn_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
             tail = min(int((drawn_B <= 0).sum()), int((drawn_B >= 0).sum()))
             p_value = min(1.0, 2 * (1 + tail) / (DRAWS + 1))
@@ -125,27 +131,41 @@ def over_seeds(ours_S: Sequence[Ratio], theirs_S: Sequence[Ratio] | None = None)
     )
 
 
+def _in_logits(singly: Sequence[Sequence[Spread]]) -> float:
+    """V of ``over_seeds`` for shares."""
+    moved, rounding = [], 0.0
+    for each_S in singly:
+        scale = each_S[0].largest - each_S[0].least
+        weight_S = np.array([each.weight for each in each_S])
+        share_S = (np.array([each.shares[0] for each in each_S]) + weight_S) / (1 + 2 * weight_S)
+        mean = float(share_S.mean())
+        moved.append(scale * mean * (1 - mean) * np.log(share_S / (1 - share_S)))
+        rounding += scale**2 * float((weight_S**2).mean()) / 12
+    return float(np.var(moved[0] - sum(moved[1:]), ddof=1)) + rounding
+
+
 def _draws(found: Spread, between: float, seeds: int) -> Floats:
     """``(B,)`` draws of the interval of ``over_seeds``."""
-    prompts_B, seeds_B, chi_B = _standard_draws(seeds, found.freedom)
-    moved_B = seeds_B * np.sqrt(np.maximum(0.0, (seeds - 1) * between / chi_B - found.between) / seeds)
+    prompts_B, seeds_KB, chi_B = _standard_draws(seeds, found.freedom)
+    deviation_B = np.sqrt(np.maximum(0.0, (seeds - 1) * between / chi_B - found.between) / seeds)
+    moved_B = seeds_KB[0] * deviation_B
     rooms = [share * (1 - share) for share in found.shares]
     if any(rooms):
-        scale = (found.largest - found.least) / len(rooms)
-        logits_B = moved_B / (scale * sum(room**2 for room in rooms))
-        moved_B = np.zeros(DRAWS)
-        for share, room, sign in zip(found.shares, rooms, (1, -1), strict=False):
-            odds_B = np.exp(np.clip(sign * room * logits_B, -50, 50))
+        scale, moved_B = (found.largest - found.least) / len(rooms), np.zeros(DRAWS)
+        deviation_B = deviation_B / (scale * np.linalg.norm(rooms))
+        for share, normal_B, sign in zip(found.shares, seeds_KB, (1, -1), strict=False):
+            odds_B = np.exp(np.clip(normal_B * deviation_B, -50, 50))
             moved_B += sign * scale * (share * odds_B / (1 - share + share * odds_B) - share)
     return np.asarray(found.centre + prompts_B * np.sqrt(found.variance) + moved_B)
 
 
 @functools.lru_cache(maxsize=8)
 def _standard_draws(seeds: int, freedom: float) -> tuple[Floats, Floats, Floats]:
-    """Always the same: Student's t, normal, and χ² of S − 1 degrees of freedom."""
-    rng = np.random.default_rng(0)
-    t_B = rng.standard_normal(DRAWS) if np.isinf(freedom) else rng.standard_t(freedom, DRAWS)
-    return t_B, rng.standard_normal(DRAWS), np.maximum(rng.chisquare(seeds - 1, DRAWS), 1e-300)
+    """Always the same: Student's t, two normals, and χ² of S − 1 degrees of freedom; each draw and its mirror image."""
+    rng, half = np.random.default_rng(0), DRAWS // 2
+    t_B = rng.standard_normal(half) if np.isinf(freedom) else rng.standard_t(freedom, half)
+    normal_KB, chi_B = rng.standard_normal((2, half)), np.maximum(rng.chisquare(seeds - 1, half), 1e-300)
+    return np.append(t_B, -t_B), np.append(normal_KB, -normal_KB, axis=1), np.append(chi_B, chi_B)
 
 
 def align(cells: Sequence[tuple[Sequence[str], Ratio]]) -> list[Ratio]:

@@ -43,6 +43,7 @@ class Spread:
         least, largest: what the value can't pass.
         between: variance of the ``S`` seeds' values about each other that prompts explain.
         shares: where each policy's mean over seeds lies between its bounds, from 0 to 1; none for what is no share.
+        weight: of one observation in a share; 0 for what is no share.
     """
 
     value: float
@@ -53,6 +54,7 @@ class Spread:
     largest: float
     between: float
     shares: tuple[float, ...] = ()
+    weight: float = 0.0
 
     def ends(self) -> tuple[float | None, float | None]:
         """The 95 % interval over prompts, ``None`` where one prompt can't tell."""
@@ -138,6 +140,7 @@ def spread(ours_S: Sequence[Ratio], theirs_S: Sequence[Ratio] = ()) -> Spread:
         largest=scale if theirs_S else 1.0,
         between=corrected * between,
         shares=tuple(min(max(float(each_S.mean() - bound) / scale, 0.0), 1.0) for each_S in values),
+        weight=weight,
     )
 
 
