@@ -31,8 +31,13 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
         ("a: &a [1, *a]\n", "line 1 refers to itself"),
         ("a: &a\n  b: {c: *a}\n", "refers to itself"),
         (BOMB, "more than 20,000 values, or is more than 50 deep"),
-        ("a: " + "[" * 60 + "]" * 60, "more than 20,000 values, or is more than 50 deep"),
-        ("a: " + "[" * 90_000, "it is nested too deep"),
+        ("a: " + "[" * 60 + "]" * 60, "line 1 is more than 50 deep"),
+        ("".join(" " * n + "a:\n" for n in range(60)), "more than 20,000 values, or is more than 50 deep"),
+        ("a: " + "[" * 90_000, "line 1 is more than 50 deep"),
+        ("{" * 20_000, "line 1 is more than 50 deep"),
+        ("- " * 20_000, "it is nested too deep"),
+        ("a: 0x" + "9" * 4000, "line 1 has a number of 4,002 characters, expected at most 100"),
+        ("0x" + "9" * 4000, "has a number of 4,002 characters"),
         ("a: " + "x" * 200_000, "it has 200,003 bytes, expected at most 200,000"),
         ("- a\n", "expected keys and values"),
         ("1: a\n", "expected keys and values"),
@@ -59,3 +64,13 @@ def test_many_keys_take_no_more_time_each(tmp_path: Path) -> None:
 
     # Counting each among all of them took 20 times as long for 9 times as many.
     assert min(seconds(9000) for _ in range(3)) < 14 * min(seconds(1000) for _ in range(3))
+
+
+def test_open_brackets_take_no_more_time_each(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("{" * 20_000)
+    begun = time.process_time()
+    with pytest.raises(ConfigError):
+        read_mapping(path)
+    # It was four seconds and more.
+    assert time.process_time() - begun < 1

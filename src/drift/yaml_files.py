@@ -12,6 +12,7 @@ from drift.errors import ConfigError
 MOST_BYTES = 200_000
 MOST_VALUES = 20_000
 DEEPEST = 50
+LONGEST_NUMBER = 100
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -23,12 +24,19 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+            # A bracket takes the longer the more are open.
+            if self.flow_level > DEEPEST:
+                raise ValueError(f"line {self.line + 1} is more than {DEEPEST} deep")
+            super().fetch_flow_collection_start(TokenClass)
+
     try:
         data = path.read_bytes()
         if len(data) > MOST_BYTES:
             raise ValueError(f"it has {len(data):,} bytes, expected at most {MOST_BYTES:,}")
         # Not the C parser: it ends the process where it is nested too deep.
-        loader = yaml.SafeLoader(data)
+        loader = Loader(data)
         node = loader.get_single_node()
         if node is not None:
             _check(node, [], [0])
@@ -53,6 +61,10 @@ def _check(node: Any, above: list[int], count: list[int]) -> None:
     if count[0] > MOST_VALUES or len(above) > DEEPEST:
         raise ValueError(f"by {place} it has more than {MOST_VALUES:,} values, or is more than {DEEPEST} deep")
     if isinstance(node.value, str):
+        if len(node.value) > LONGEST_NUMBER and node.tag.endswith((":int", ":float")):
+            raise ValueError(
+                f"{place} has a number of {len(node.value):,} characters, expected at most {LONGEST_NUMBER}"
+            )
         return
     pairs = node.value and isinstance(node.value[0], tuple)
     keys = Counter(key.value for key, _ in node.value if isinstance(key.value, str)) if pairs else Counter[str]()
