@@ -86,6 +86,10 @@ def manifest_of_another_stage(run: Path, rng: random.Random) -> None:
     shutil.copy(run / "evaluation/greedy/base/manifest.json", run / "rollouts")
 
 
+def added(name: str, text: str) -> Callable[[Path, random.Random], None]:
+    return lambda run, rng: (run / name).write_text(text) and None
+
+
 KINDS: dict[str, Callable[[Path, random.Random], None]] = {
     "a bit of any file": lambda run, rng: flip(rng.choice(files(run)), rng),
     "a bit of a manifest": flipped("manifest.json"),
@@ -109,6 +113,11 @@ KINDS: dict[str, Callable[[Path, random.Random], None]] = {
     "recipe edited": recipe_edited,
     "cut short": cut_short,
     "another stage's manifest": manifest_of_another_stage,
+    "tokens added": added("model/added_tokens.json", '{"<x>": 3}'),
+    "weights added": added("model/model-00002-of-00002.safetensors", "x"),
+    "losses added": added("model/held-out.jsonl", '{"step": 1, "loss": 0.1}\n'),
+    "refusals added": added("rollouts/rejected.jsonl", '{"row": 1}\n'),
+    "a comparison added": added("comparison.json", "{}"),
 }
 
 

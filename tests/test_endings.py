@@ -20,7 +20,9 @@ from drift.endings import ended, in_words, stage
 from drift.errors import ConfigError, Unforeseen
 from drift.progress import Progress
 from drift.terminal import clean, console, tell
+from drift.training.config import TrainingConfig
 from drift.verbs import VERBS
+from drift.weights.config import WeightConfig
 
 PACKAGE = Path(drift.__file__).parent
 # Colour, title of the window, clipboard, cursor, C1, carriage return, bell, direction of text, half a sequence.
@@ -35,6 +37,10 @@ def test_text_has_no_control_sequences_and_keeps_everything_else() -> None:
     assert clean("tab\tline\nβ≥ 日本 é \u200b") == "tab\tline\nβ≥ 日本 é \u200b"
     assert clean("\ud800") == "?"
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", clean("".join(map(chr, range(0x300)))))
+
+
+def test_text_has_nothing_that_is_not_seen() -> None:
+    assert clean("adm\xadin\u2028\ufeff\u2060\U000e0041") == "admin" and clean("می\u200cخواهم") == "می\u200cخواهم"
 
 
 def test_nothing_else_writes_to_the_terminal() -> None:
@@ -200,3 +206,33 @@ def test_what_is_told_where_nobody_reads_is_lost_in_silence(capfd: pytest.Captur
     tell("one\x1b[2J", error=True)
     tell("two", end="")
     assert capfd.readouterr() == ("two", "one\n")
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(0)", "GeneratorExit()", "BaseException('no')", "CancelledError()"])
+def test_an_end_that_an_environment_asks_for_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], raised: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"ending_{raised[:4].lower()}"
+    (tmp_path / f"{name}.py").write_text(
+        "from asyncio import CancelledError\nfrom drift.environments.guess import Guess\n"
+        f"class Own(Guess):\n    def tasks(self, split, count, seed):\n        raise {raised}\n"
+    )
+    assert main(["rollout", f"{name}:Own", "--model", "scripted:7", "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert f"drift rollout failed: {raised.partition('(')[0]}" in said and "Traceback" not in said
+
+
+def test_a_check_tells_what_is_wrong_whatever_rank_a_job_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "manifest.json").write_text("{")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["check", str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -float("inf")])
+def test_a_setting_that_is_no_finite_number_is_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match="expected a number > 0"):
+        WeightConfig(beta=value)
+    with pytest.raises(ConfigError, match="expected a number > 0"):
+        TrainingConfig(learning_rate=value)

@@ -10,7 +10,7 @@ from tests.test_audit import RECIPE
 from drift.api import rollout
 from drift.cli import main
 from drift.errors import ConfigError, DatasetError, StorageError
-from drift.files import check_folder_name, inside, leftovers, replacing, write_atomic
+from drift.files import append_json, check_folder_name, inside, leftovers, replacing, write_atomic
 from drift.pipeline import run_recipe
 
 # Files and folders that a run of every stage writes, and writes beside.
@@ -122,3 +122,45 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["manifest.json", "run.json", "recipe.yaml", "shards/000000-0123456789abcdef.parquet"])
+@pytest.mark.parametrize("out", [False, True])
+def test_a_pipe_in_place_of_a_file_ends_no_command_in_waiting(tmp_path: Path, name: str, out: bool) -> None:
+    data = rollout("guess", tasks=1, samples=1, max_new_tokens=2, model="scripted:7", out=tmp_path / "data").path
+    place = tmp_path / "weights" / name if out else data / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for path in [place] if name != "shards/000000-0123456789abcdef.parquet" else (data / "shards").iterdir():
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    assert main(["check", str(data)]) in (0, 1)
+    assert main(["weigh", str(data), "--scheme", "sft", "--out", str(tmp_path / "weights")]) in (0, 1)
+
+
+def test_a_lock_that_is_another_name_of_somebodys_file_keeps_it(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "data").mkdir()
+    os.link(mine, tmp_path / "data" / ".lock")
+    with pytest.raises(DatasetError, match=r"\.lock is not drift's"):
+        rollout("guess", tasks=1, samples=1, max_new_tokens=2, model="scripted:7", out=tmp_path / "data")
+    assert mine.read_text() == "mine"
+
+
+def test_what_is_added_to_a_copy_made_of_hard_links_is_not_added_to_the_original(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text('{"step": 1}\n')
+    os.link(tmp_path / "a", tmp_path / "b")
+    append_json(tmp_path / "b", {"step": 2})
+    assert (tmp_path / "a").read_text() == '{"step": 1}\n'
+    assert (tmp_path / "b").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_without_a_working_directory_a_command_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["rollout", "guess", "--out", "x"]) == 2
+    assert "is gone" in capsys.readouterr().err

@@ -268,3 +268,55 @@ def test_secrets_are_refused_in_every_part_of_a_recipe_and_in_objects(tmp_path: 
         with pytest.raises(ConfigError, match="a secret"):
             make()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"url": "https://there/v1?api_key=hunter2hunter2"},
+        {"url": "https://there/b?sv=2021&sig=aB3dE5fG7hJ9kL1mN2pQ4rS6tU8vW0xY%3D"},
+        {"url": "https://there/#access_token=hunter2hunter2"},
+        {"url": "https://hooks.slack.com/services/T00000000/B00000000/aB3dE5fG7hJ9kL1mN2pQ4rS6"},
+        {"headers": ["Authorization: Bearer hunter2hunter2"]},
+        {"headers": [["Authorization", "Bearer hunter2hunter2"]]},
+        {"headers": [{"name": "X-Api-Key", "value": "hunter2hunter2"}]},
+        {"headers": "X-Api-Key: hunter2hunter2"},
+        {"arguments": ["--api-key", "hunter2hunter2"]},
+        {"arguments": ["--api-key=hunter2hunter2"]},
+        {"arguments": '{"api_key": "hunter2hunter2"}'},
+        {"env": ["OPENAI_API_KEY=hunter2hunter2"]},
+        {"api_keys": ["hunter2hunter2"]},
+        {"password": {"value": "hunter2hunter2"}},
+        {"sk-proj-abcdefghijklmnopqrst": 1},
+        {"x": "xai-abcdefghijklmnopqrstuvwxyz"},
+        {"x": "dapi0123456789abcdef0123456789abcdef"},
+        {"x": "-----BEGIN PGP PRIVATE KEY BLOCK-----\nlQOYBF"},
+    ],
+    ids=str,
+)
+def test_secrets_within_texts_lists_and_addresses_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        refuse_secrets(settings, "x")
+    said = scrubbed(f"the server got {settings}")
+    assert "key_env" in str(refused.value)
+    for text in (str(refused.value), said if "value" not in str(settings) else ""):
+        assert not any(part in text for part in ("hunter2", "aB3dE5", "abcdefghijkl", "0123456789abcdef", "lQOY")), text
+
+
+def test_what_speaks_of_secrets_and_holds_none_is_left_alone() -> None:
+    harmless = {
+        "prompt": "Grade the reply. A password: correct ones have eight letters. The answer's key = value pairs count.",
+        "words": ["cookie", "password", "secretary"],
+        "stop": ["--", "Authorization:"],
+        "url": "https://there/v1?model=a/b&revision=0123456789abcdef0123456789abcdef01234567",
+        "arguments": ["--tokenizer", "org/name", "--max-key-length", "100000000"],
+        "code": "print('hello')",
+    }
+    refuse_secrets(harmless, "x")
+
+
+def test_the_key_of_a_variable_with_any_name_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINE", "correct horse battery")
+    with pytest.raises(PolicyError, match="no server"):
+        make_policy("openai-chat:served", {"url": "http://127.0.0.1:9/v1", "key_env": "MINE"})
+    assert scrubbed("got correct horse battery") == "got ***"

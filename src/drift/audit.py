@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from drift.checksums import SUMS, damaged_files, sum_of
+from drift.checksums import SUMS, damaged_files, read_by_loaders, sum_of
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.rewards import KIND as REWARDS
 from drift.dataset.schema import dataset_hash
@@ -26,7 +26,7 @@ from drift.environments.conformance import check_environment
 from drift.errors import ConfigError, DatasetError, DriftError, require, unknown_name
 from drift.evaluation.run import ESTIMATES
 from drift.evaluation.run import KIND as EVALUATION
-from drift.files import inside, leftovers
+from drift.files import inside, leftovers, read_ordinary
 from drift.keywords import by_fields
 from drift.manifest import MANIFEST, differing_keys, read_manifest
 from drift.progress import say
@@ -148,7 +148,7 @@ def audit(root: Path) -> list[Finding]:
         found += [Finding(path=path, state="unfinished", detail=text, removable=True) for path in leftovers(place)]
     for folder in folders:
         try:
-            kind = str(json.loads((folder / MANIFEST).read_bytes())["kind"])
+            kind = str(json.loads(read_ordinary(folder / MANIFEST))["kind"])
             manifests[folder] = read_manifest(folder, kind)
         except (DriftError, ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             found.append(Finding(path=folder / MANIFEST, state="damaged", detail=str(error)))
@@ -231,7 +231,7 @@ def _look_at_trajectories(folder: Path, manifest: dict[str, Any]) -> Iterator[Fi
             check_shard(path)
         except OSError as error:
             damaged = True
-            incomplete = SHARD.fullmatch(path.name) is not None and not path.read_bytes().endswith(PARQUET_END)
+            incomplete = SHARD.fullmatch(path.name) is not None and not read_ordinary(path).endswith(PARQUET_END)
             yield Finding(
                 path=path,
                 state="damaged",
@@ -296,6 +296,12 @@ def _look_at_weights(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding
 def _look_at_model(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
     for line in damaged_files(folder):
         yield Finding(path=folder, state="damaged", detail=f"{line}. Train it again, or restore it.")
+    if (folder / SUMS).is_file():
+        known = json.loads((folder / SUMS).read_text())
+        for path in read_by_loaders(folder):
+            if path.relative_to(folder).as_posix() not in known:
+                detail = "not of this training, and loaded with its model. Remove it, or train again."
+                yield Finding(path=path, state="damaged", detail=detail)
     for checkpoint in sorted((folder / FOLDER).glob("checkpoint-*")):
         gone = [] if (checkpoint / SUMS).is_file() else [f"{SUMS} is gone"]
         for line in gone or damaged_files(checkpoint):

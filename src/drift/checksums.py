@@ -9,10 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from drift.errors import DatasetError
-from drift.files import inside, sync, write_json
+from drift.files import inside, read_ordinary, sync, write_json
 
 SUMS = "sums.json"
 DIGITS = 16
+# What makes a model or its tokenizer another one where it lies in the folder.
+_READ_BY_LOADERS = (
+    *("*.safetensors", "*.index.json", "config.json", "generation_config.json", "*.jinja", "adapter/adapter_*"),
+    *("tokenizer.*", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "vocab.*"),
+    *("merges.txt", "adapter_config.json", "processor_config.json", "additional_chat_templates/*.jinja"),
+)
 
 
 def sum_of_bytes(data: bytes) -> str:
@@ -63,8 +69,14 @@ def damaged_files(folder: Path) -> list[str]:
     return found
 
 
+def read_by_loaders(folder: Path) -> list[Path]:
+    """Files of a model's folder that decide what is loaded from it."""
+    found = {path for name in _READ_BY_LOADERS for path in folder.glob(name) if path.is_file()}
+    return sorted(path for path in found if path.name[0] != "." and path.suffix not in (".bak", ".orig", ".swp"))
+
+
 def _lists_sums(folder: Path) -> bool:
     try:
-        return SUMS in json.loads((folder / "manifest.json").read_bytes())["files"]
+        return SUMS in json.loads(read_ordinary(folder / "manifest.json"))["files"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

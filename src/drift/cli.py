@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
 import drift
-from drift.endings import ended
+from drift.endings import HelpShown, ended
 from drift.errors import ConfigError, unknown_name
 from drift.keywords import (
     Option,
@@ -45,8 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0].startswith("-"):
         return ended(lambda: _top_level(given), "drift")
     name, *rest = given
+    try:
+        os.getcwd()
+    except OSError:
+        # Libraries end the process there, each in its way.
+        return ended(_without_folder, f"drift {name}")
     out = _peek(rest, "--out")
     return ended(lambda: _run(name, rest), f"drift {name}", Path(out) if out else None)
+
+
+def _without_folder() -> int:
+    raise ConfigError("the directory that this is run in is gone. Change to another (cd), and run it again.")
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
@@ -67,7 +76,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         if each.kind is each.KEYWORD_ONLY and each.default is each.empty and key not in keywords:
             raise ConfigError(f"drift {name} needs --{key}. For example: {verb.example}")
     result = function(*positional, **keywords)
-    if result is None or os.environ.get("RANK", "0") != "0":
+    # Of the processes that torch's launcher starts, the first one tells.
+    if result is None or ("LOCAL_RANK" in os.environ and os.environ.get("RANK", "0") != "0"):
         return 0
     if verb.shows:
         return int(_load(f"drift.reporting.console:{verb.shows}")(result) or 0)
@@ -81,6 +91,9 @@ class _Parser(ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         tell(message, end="", error=file is sys.stderr)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise HelpShown(status)
 
 
 def parser_of(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:

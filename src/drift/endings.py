@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from drift.errors import DriftError, Unforeseen
+from drift.errors import DriftError, Unforeseen, in_short
 from drift.files import open_own
 from drift.manifest import MANIFEST
 from drift.secrets import scrubbed
@@ -24,6 +24,10 @@ GO_ON = "Run the same command again: it goes on where it was."
 # What a process is asked to end with; of SIGINT Python makes KeyboardInterrupt itself.
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+
+
+class HelpShown(SystemExit):
+    """Help was asked for, and is there."""
 
 
 @contextmanager
@@ -50,13 +54,13 @@ def ended(work: Callable[[], int], command: str, out: Path | None = None) -> int
     except DriftError as error:
         tell(f"drift: {error}", error=True)
         code = error.exit_code
-    except SystemExit as stop:
-        # Help was asked for.
-        code = int(stop.code or 0)
+    except HelpShown:
+        code = 0
     except KeyboardInterrupt as error:
         tell(f"drift: stopped{_where(error)}.{_kept(error, out)} {GO_ON}", error=True)
         code = 130
-    except Exception as error:
+    except BaseException as error:
+        # Code of the user's own may ask for an end, which is none in order: the work is not done.
         tell(f"drift: {in_words(error, command, out)}", error=True)
         code = 1
     failure = flushed()
@@ -65,7 +69,7 @@ def ended(work: Callable[[], int], command: str, out: Path | None = None) -> int
     return code or int(failure is not None)
 
 
-def in_words(error: Exception, command: str, out: Path | None = None) -> Unforeseen:
+def in_words(error: BaseException, command: str, out: Path | None = None) -> Unforeseen:
     """``error`` as one with a message: what failed, in which stage, what is kept, how to go on, where the traceback is.
 
     Args:
@@ -74,8 +78,9 @@ def in_words(error: Exception, command: str, out: Path | None = None) -> Unfores
         out: where it writes.
     """
     path = _write_traceback(error, out)
-    said = str(error).strip().splitlines() or [""]
-    what = f"{type(error).__name__}: {said[0][:500]}" if said[0] else type(error).__name__
+    kind = type(error).__name__
+    said = in_short(error).removeprefix(f"{kind}:").removeprefix(kind).strip().splitlines() or [""]
+    what = f"{kind}: {said[0][:500]}" if said[0] else kind
     if isinstance(error, ModuleNotFoundError):
         what += f". It needs the package {error.name}, which is not installed"
     elif isinstance(error, OSError) and error.errno in _NO_ROOM:
@@ -99,7 +104,7 @@ def _kept(error: BaseException, out: Path | None) -> str:
     return f" Kept: {', '.join(map(str, sorted(found)))}." if found else ""
 
 
-def _write_traceback(error: Exception, out: Path | None) -> str:
+def _write_traceback(error: BaseException, out: Path | None) -> str:
     """Write the traceback to a new file in ``out``, or where temporary files are; returns where."""
     text = clean(scrubbed("".join(traceback.format_exception(error))))
     for folder in (out, Path(tempfile.gettempdir())):

@@ -5,6 +5,7 @@ and what to do about it.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 # More names than these are not listed where one is near: nobody reads them.
@@ -49,6 +50,14 @@ class ClusterError(DriftError, RuntimeError):
     """The machines of a cluster can't do the work: none there, or workers that fail over and over."""
 
 
+def in_short(error: BaseException) -> str:
+    """The kind of an exception and what it says, also where that fails."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
 class Unforeseen(DriftError):
     """Something failed that no part of drift expects; the message says in which stage, and where the traceback is."""
 
@@ -77,6 +86,9 @@ def unknown_name(kind: str, got: str, known: Iterable[str], *, where: str = "") 
 
 
 def require(condition: bool, name: str, got: object, expected: str, remedy: str = "") -> None:
-    """Raise a ``ConfigError`` that names the setting, what was got and what is expected, unless ``condition``."""
-    if not condition:
+    """Raise a ``ConfigError`` that names the setting, what was got and what is expected, unless ``condition``.
+
+    A number that is infinite or none is never what is expected: no manifest could hold it.
+    """
+    if not condition or (isinstance(got, float) and not math.isfinite(got)):
         raise ConfigError(f"{name}: got {got!r}, expected {expected}.{' ' + remedy if remedy else ''}")

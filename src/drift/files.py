@@ -44,7 +44,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def open_own(path: Path, mode: str) -> IO[str]:
-    """Open a text file to be written, made if missing; raises ``OSError`` where a link or a device lies there."""
+    """Open a text file to be written, made if missing; raises ``OSError`` where a link or a device lies there.
+
+    What has other names too becomes a copy of its own first.
+    """
+    if mode == "a" and path.is_file() and not path.is_symlink() and path.stat().st_nlink > 1:
+        write_atomic(path, path.read_bytes())
 
     def opener(name: str, flags: int) -> int:
         handle = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
@@ -54,6 +59,13 @@ def open_own(path: Path, mode: str) -> IO[str]:
         return handle
 
     return open(path, mode, encoding="utf-8", opener=opener)
+
+
+def read_ordinary(path: Path) -> bytes:
+    """What is in a file; raises ``OSError`` where none is there, or something that may never end: a pipe, a device."""
+    if not path.is_file():
+        raise OSError(errno.EINVAL if path.exists() else errno.ENOENT, "no ordinary file there", str(path))
+    return path.read_bytes()
 
 
 def own_folder(path: Path, *, stage: bool = False) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 
 from drift.checksums import sum_of
 from drift.errors import DatasetError
+from drift.files import read_ordinary
 from drift.files import write_json as write_json
 
 SCHEMA_VERSION = 1
@@ -72,7 +73,7 @@ def seal_at(path: Path) -> str | None:
     if path.is_file():
         return sum_of(path)
     try:
-        found = json.loads((path / MANIFEST).read_bytes()).get("seal")
+        found = json.loads(read_ordinary(path / MANIFEST)).get("seal")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return found if isinstance(found, str) else None
@@ -105,7 +106,7 @@ def check_out(out: Path, kind: str) -> None:
     if out.is_file():
         raise DatasetError(f"{out} is a file, expected a directory for {kind}. Give another one as out.")
     try:
-        found = json.loads((out / MANIFEST).read_text())["kind"]
+        found = json.loads(read_ordinary(out / MANIFEST))["kind"]
     except (OSError, ValueError, KeyError, TypeError):
         return
     if found != kind:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from drift.checksums import sum_of, sum_of_bytes
-from drift.files import inside, json_bytes, write_json
-from drift.manifest import MANIFEST, seal_at, seal_of
+from drift.files import inside, json_bytes, read_ordinary, write_json
+from drift.manifest import DECIDING, MANIFEST, seal_at, seal_of
 
 State = Literal["ok", "harmless", "unfinished", "damaged", "mismatch"]
 RECORD = "run.json"
@@ -19,6 +19,8 @@ RECORD = "run.json"
 _FILES = ("recipe.yaml", "comparison.json")
 # What only a stage leaves that has, or will have, a manifest.
 _MARKS = ("shards", "weights.parquet", "estimates.json", "training.json", "sums.json")
+# Of a stage; a recipe, its rounds and their times are a whole run's, which may begin in the folder of one.
+_TOLD = tuple(name for name in DECIDING if name not in ("recipe.yaml", "rounds.jsonl", "seconds.json"))
 _END = "<!-- sum of all before this line: "
 
 
@@ -70,7 +72,7 @@ def check_record(run: Path) -> Iterator[Finding]:
     """Compare a run with its record; a run without one is compared with nothing."""
     path = run / RECORD
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(read_ordinary(path))
         sealed = seal_of(record) == record["seal"]
         stages, files = dict(record["stages"]), dict(record["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -98,6 +100,7 @@ def check_record(run: Path) -> Iterator[Finding]:
             detail = "tells other circumstances (cost, packages) than when the run ended; they decide no result"
             yield Finding(path=manifest, state="harmless", detail=detail)
     yield from _files(run, files, "Restore it, or run the same command again.")
+    yield from _unknown(run, _FILES, files)
 
 
 def check_seal(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
@@ -113,12 +116,13 @@ def check_seal(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _spelling(path, manifest)
     if manifest.get("complete", True):
         yield from _files(folder, manifest.get("files", {}), "Restore it, or run the stage again.")
+        yield from _unknown(folder, _TOLD, manifest.get("files", {}))
 
 
 def is_ours(path: Path) -> bool:
     """Whether drift may have written a manifest or a record, however damaged it is; others use these names too."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_ordinary(path))
     except (OSError, ValueError, RecursionError):
         return path.is_file()
     return not isinstance(found, dict) or not found.keys().isdisjoint({"schema_version", "seal", "stages"})
@@ -171,6 +175,14 @@ def _spelling(path: Path, content: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             path=path, state="harmless", detail="spelled otherwise than it was written; its content is the same"
         )
+
+
+def _unknown(folder: Path, names: Iterable[str], sums: Mapping[str, str]) -> Iterator[Finding]:
+    """Files that a reader would take for the stage's own, and that were not there when it ended."""
+    for name in names:
+        if name not in sums and (folder / name).exists():
+            detail = "not there when the stage ended, and read as a part of it. Remove it, or run the stage again."
+            yield Finding(path=folder / name, state="damaged", detail=detail)
 
 
 def _files(folder: Path, sums: Mapping[str, str], remedy: str) -> Iterator[Finding]:

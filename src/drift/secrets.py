@@ -7,10 +7,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 from drift.errors import ConfigError
 
 HIDDEN = "***"
+_REMEDY = "Put it into an environment variable; key_env names the one that a policy reads."
 # What stands between :// and the last @ before the path: a user's name, and mostly a password.
 _USER = re.compile(r"(?<=://)[^/?#\s'\"]+(?=@)")
 # Names whose value is a secret whatever it is, once in small letters with _ between words: openai_api_key, x_api_key.
@@ -21,20 +23,24 @@ _NAMES = re.compile(
     r"|connection_string|webhook_?url)s?$"
 )
 # Names whose value is a secret where it looks like one.
-_MAYBE_NAMES = re.compile(r"(?:^|_)(?:key|token|auth|signature|pat|jwt|dsn|login|user)$")
+_MAYBE_NAMES = re.compile(r"(?:^|_)(?:key|token|auth|signature|pat|jwt|dsn|login|user|sig|code)$")
 # What issuers of keys begin them with, and keys that are whole blocks.
 _ISSUED = re.compile(
     r"\b(?:sk|pk|rk)[-_](?:live_|test_|proj-|ant-|or-|svcacct-)?[\w-]{16,}|\bhf_[A-Za-z0-9]{16,}|\bgh[pousr]_\w{20,}"
     r"|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bxox[abeoprs]-[\w-]{10,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
     r"|\bAIza[\w-]{30,}|\bya29\.[\w-]{20,}|\bgsk_\w{20,}|\br8_\w{20,}|\bnpm_\w{30,}|\bpypi-[\w-]{30,}|\bnvapi-[\w-]{20,}"
+    r"|\b(?:xai|pplx|fw|esecret|api_org|dckr_pat|lin_api|whsec)[-_][A-Za-z0-9]{16,}|\bdop_v1_\w{20,}"
+    r"|\bdapi[0-9a-f]{30,}|\bSG\.[\w-]{16,}\.[\w-]{16,}|\bxapp-[\w-]{10,}|\bAGE-SECRET-KEY-\w+|\b\d{8,10}:AA[\w-]{25,}"
+    r"|(?<=hooks\.slack\.com/services/)[\w/]{20,}|-----BEGIN PGP PRIVATE KEY BLOCK-----[^-]*"
     r"|\beyJ[\w-]{8,2000}\.eyJ[\w-]{8,2000}\.[\w-]*"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?"
     r"|(?<=[Bb]earer )[\w.~+/=-]{16,}|(?<=[Bb]asic )[\w+/=]{16,}"
 )
 # In an error's text: what is assigned to such a name.
 _ASSIGNED = re.compile(
-    r"(?<![\w-])([\w-]{0,60}?(?:key|token|secret|pass\w*|pwd|authorization|bearer|cookie|credential|string|url)s?)"
-    r"(\s*['\"]?\s*[=:]\s*['\"]?)([^\s'\",;&)}\]]{6,})",
+    r"(?<![\w-])([\w-]{0,60}?(?:key|token|secret|pass\w*|pwd|authorization|bearer|cookie|credential|string|url|sig|code)s?)"
+    r"(\s*['\"]?\s*[=:]\s*[\[{]?['\"]?(?:(?:bearer|basic|token)\s+)?|['\"],\s*['\"](?:(?:bearer|basic|token)\s+)?)"
+    r"([^\s'\",;&?#)}\]]{6,})",
     re.IGNORECASE,
 )
 _SECRET_VARIABLE = re.compile(
@@ -44,6 +50,8 @@ _SECRET_VARIABLE = re.compile(
 _SHORTEST = 8
 # A run of letters and digits as long as this, as random as this, is no word.
 _RUN, _BITS = 20, 3.6
+# Values of variables that settings name (``hide``).
+_hidden: set[str] = set()
 
 
 def refuse_secrets(settings: object, where: str) -> None:
@@ -58,21 +66,28 @@ def refuse_secrets(settings: object, where: str) -> None:
     """
     if isinstance(settings, Mapping):
         for key, value in settings.items():
-            if _is_secret(str(key), value):
+            if _is_secret(str(key), value) or _ISSUED.search(str(key)):
                 raise ConfigError(
-                    f"{where}.{key}: a secret, which recipes and manifests would keep. Put it into an environment "
-                    "variable; key_env names the one that a policy reads."
+                    f"{where}.{scrubbed(str(key))}: a secret, which recipes and manifests would keep. {_REMEDY}"
                 )
+            # A header in two settings: {name: Authorization, value: …}.
+            if key == "name" and isinstance(value, str) and _is_secret(value, settings.get("value")):
+                raise ConfigError(f"{where}.value: a secret, which recipes and manifests would keep. {_REMEDY}")
             refuse_secrets(value, f"{where}.{key}")
     elif isinstance(settings, list | tuple):
         for at, value in enumerate(settings):
+            # An option of a command line, or a header, and what it is given.
+            name, after = str(value), settings[at + 1] if at + 1 < len(settings) else None
+            named = name.startswith("--") or (len(settings) == 2 and "header" in where)
+            if named and _is_secret(name.lstrip("-"), after):
+                raise ConfigError(f"{where}[{at + 1}]: a secret, which recipes and manifests would keep. {_REMEDY}")
             refuse_secrets(value, f"{where}[{at}]")
     elif isinstance(settings, str) and _USER.search(settings):
         raise ConfigError(
             f"{where}: got {scrubbed(settings)!r}, expected an address without a user name and password, which recipes "
             "and manifests would keep. Put the key into an environment variable; key_env names the one that is read."
         )
-    elif isinstance(settings, str) and (_ISSUED.search(settings) or _is_random(settings)):
+    elif isinstance(settings, str) and (_ISSUED.search(settings) or _is_random(settings) or _assigns(settings)):
         raise ConfigError(
             f"{where}: got what looks like a key, which recipes and manifests would keep. Put it into an environment "
             "variable; key_env names the one that is read."
@@ -87,14 +102,34 @@ def scrubbed(text: str) -> str:
     return _ASSIGNED.sub(lambda part: part[1] + part[2] + (HIDDEN if _is_secret(part[1], part[3]) else part[3]), text)
 
 
+def hide(value: str) -> None:
+    """Have ``scrubbed`` take out the value of a variable that settings name, whatever that is called."""
+    if len(value) >= _SHORTEST:
+        _hidden.add(value)
+
+
+def _assigns(text: str) -> bool:
+    """Whether a text is, or holds, a header, an option, a part of an address or JSON that gives a secret its value.
+
+    Sentences, as of prompts, speak of passwords: there only what stands after ``=`` or in quotes counts.
+    """
+    whole = len(text.split()) <= 3
+    return any(
+        _is_secret(part[1].lstrip("-"), part[3]) and (whole or "=" in part[2] or '"' in part[2])
+        for part in _ASSIGNED.finditer(unquote(text))
+    )
+
+
 def _is_secret(name: str, value: object) -> bool:
     """Whether the setting ``name`` holds a secret; the name of a variable that does is none."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]", "_", name).lower()
-    if not value or not isinstance(value, str | bytes | int) or isinstance(value, bool):
+    if isinstance(value, list | tuple | Mapping):
+        return bool(value) and _NAMES.search(words) is not None
+    if not value or not isinstance(value, str | bytes | int | float) or isinstance(value, bool):
         return False
     if _NAMES.search(words):
         return True
-    return bool(_MAYBE_NAMES.search(words)) and isinstance(value, str) and _is_random(value, hexadecimal=True)
+    return bool(_MAYBE_NAMES.search(words)) and isinstance(value, str) and _is_random(unquote(value), hexadecimal=True)
 
 
 def _is_random(text: str, *, hexadecimal: bool = False) -> bool:
@@ -119,4 +154,5 @@ def _is_random(text: str, *, hexadecimal: bool = False) -> bool:
 
 def _secrets() -> set[str]:
     """Values of this process's environment variables whose names say that they are secret."""
-    return {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST}
+    found = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST}
+    return found | _hidden

@@ -19,6 +19,8 @@ _CONTROL = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[]P^_X]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
     r"|\x1b[ -/]*[0-~]"
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    # What shows nothing and breaks or splits words, but for what scripts and emoji need.
+    r"|[\xad\u180e\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\U000e0000-\U000e007f]"
 )
 # Streams that could be written to no longer, and why.
 _lost: dict[int, OSError] = {}

@@ -143,6 +143,34 @@ def test_nonsense_from_an_environment_is_recorded_and_never_stored_as_a_turn(pla
     assert from_row(to_row(found)) == found
 
 
+class Endless(Faulty):
+    """Goes on whatever was said, or pays more than any float."""
+
+    max_turns = 3
+
+    async def step(self, reply: str) -> Any:
+        if self.place == "huge":
+            return Step(messages=(), reward=10**400, done=True, success=True, answer=None)
+        if self.place == "speechless":
+            raise Speechless
+        return Step(messages=({"role": "user", "content": "On."},), reward=0.0, done=False, success=False, answer=None)
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_environment_that_does_not_end_is_ended() -> None:
+    found = hold(ScriptedPolicy(["x"]), Endless("never"))
+    assert found.error == "environment.step is not done after its max_turns, 3" and len(found.turns) == 3
+    assert from_row(to_row(found)) == found
+    assert str(hold(ScriptedPolicy(["x"]), Endless("huge")).error).startswith(
+        "environment.step returned the reward 1000"
+    )
+    assert hold(ScriptedPolicy(["x"]), Endless("speechless")).error == "environment.step raised Speechless"
+
+
 def test_a_failing_policy_stops_the_run() -> None:
     class Broken(ScriptedPolicy):
         async def complete(self, prompt_ids: tuple[int, ...], *, sampling: Sampling, seed: int) -> Completion:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,8 @@ class DirectoryLock:
             handle = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             self._take(handle)
+            if not re.fullmatch(rb"\d*\s*", os.pread(handle, 40, 0)):
+                raise DatasetError(f"{directory / NAME} is not drift's, and would be written over. Remove it.")
             with writing(directory):
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, str(os.getpid()).encode(), 0)

@@ -276,6 +276,8 @@ def read_checked(directory: str | Path) -> dict[str, Any]:
 
 def _rows_in(path: Path) -> int:
     with _reading(path):
+        if not path.is_file():
+            raise OSError("no ordinary file there")
         try:
             return int(pq.read_metadata(path).num_rows)
         except pa.ArrowException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from drift.environments.base import Environment, EnvironmentFactory
@@ -44,6 +45,13 @@ def make_environment(environment: Any) -> EnvironmentFactory:
     made = ENVIRONMENTS.make(name, settings, where="environment")
     lacks = [part for part in ("tasks", "start", "max_turns") if not hasattr(made, part)]
     require(not lacks, "environment", environment, f"an object with {', '.join(lacks)} (see CONTRIBUTING.md)")
+    most = made.max_turns
+    require(
+        isinstance(most, Integral) and 1 <= int(most) < 2**31,
+        f"max_turns of {name!r}",
+        most,
+        "a whole number of replies, at least 1",
+    )
     return made  # type: ignore[no-any-return]
 
 

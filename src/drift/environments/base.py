@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import math
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, get_args, runtime_checkable
 
@@ -115,13 +115,14 @@ def fault_of_step(step: object) -> str:
     fault = fault_of_messages(step.messages)
     if fault:
         return fault
-    if not isinstance(step.reward, int | float) or not math.isfinite(step.reward):
+    # Whole numbers may be larger than any float, and none that is no number is at most something.
+    if not isinstance(step.reward, int | float) or not abs(step.reward) <= sys.float_info.max:
         return f"the reward {step.reward!r}, expected a finite number"
     if step.answer is not None and (fault := _fault_of_text(step.answer)):
         return f"answer: {fault}"
     try:
         json.dumps(dict(step.info), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         return f"info that is no JSON ({error})"
     return ""
 

@@ -9,7 +9,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from drift.errors import ConfigError, PolicyError
-from drift.secrets import HIDDEN, scrubbed
+from drift.secrets import HIDDEN, hide, scrubbed
 
 # A large adapter on a slow disk takes a while to load.
 SECONDS = 300.0
@@ -54,6 +54,7 @@ def load_on_server(adapter: str, url: str = "http://127.0.0.1:8000/v1", key_env:
 def _load(url: str, key_env: str, name: str, path: str) -> tuple[int, str]:
     """Status and words of the server's answer."""
     key = os.environ.get(key_env, "")
+    hide(key)
     body: dict[str, Any] = {"lora_name": name, "lora_path": path}
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     request = Request(f"{url.rstrip('/')}/load_lora_adapter", json.dumps(body).encode(), headers)

@@ -20,7 +20,7 @@ from drift.policies.replies import BrokenReply
 from drift.policies.request_fields import RequestFields
 from drift.policies.server_errors import ServerError, error_in_reply, plain, read_error, shortened
 from drift.progress import say
-from drift.secrets import HIDDEN, refuse_secrets, scrubbed
+from drift.secrets import HIDDEN, hide, refuse_secrets, scrubbed
 from drift.types import Completion
 
 LONGEST_PAUSE_SECONDS = 60.0
@@ -78,6 +78,7 @@ class Server:
         self.usage: Counter[str] = Counter()
         self._concurrency, self._deadline, self._retries = concurrency, deadline, retries
         self._key_env, self._key = key_env, os.environ.get(key_env, "")
+        hide(self._key)
         self._client: Any = None
         self._said: set[str] = set()
         self._last_reply = float("-inf")

@@ -16,7 +16,7 @@ from drift.environments.base import (
     open_episode,
     start_episode,
 )
-from drift.errors import ConfigError, PolicyError
+from drift.errors import ConfigError, PolicyError, in_short
 from drift.policies.base import (
     AnyPolicy,
     ContextExceeded,
@@ -108,6 +108,8 @@ async def episode(
             if step.done:
                 reason = "success" if step.success else "turns"
                 break
+            if len(turns) >= factory.max_turns:
+                raise _EnvironmentFailure(f"environment.step is not done after its max_turns, {factory.max_turns}")
     except ContextExceeded as failure:
         reason, error = "context", None if turns else f"context: {scrubbed(str(failure))}"
     except UnusableReply as failure:
@@ -143,14 +145,14 @@ def _start(factory: EnvironmentFactory, assignment: Assignment) -> Any:
     try:
         return start_episode(factory, assignment.task, derive_seed(assignment.seed, "environment"))
     except Exception as error:
-        raise _EnvironmentFailure(f"environment.start raised {type(error).__name__}: {error}") from error
+        raise _EnvironmentFailure(f"environment.start raised {in_short(error)}") from error
 
 
 async def _opening(environment: Any) -> list[Message]:
     try:
         messages = await open_episode(environment)
     except Exception as error:
-        raise _EnvironmentFailure(f"environment.opening raised {type(error).__name__}: {error}") from error
+        raise _EnvironmentFailure(f"environment.opening raised {in_short(error)}") from error
     fault = fault_of_messages(messages) or ("" if messages else "no messages")
     if fault:
         raise _EnvironmentFailure(f"environment.opening returned {fault}")
@@ -170,7 +172,7 @@ async def _close(environment: Any, trajectory_id: str) -> None:
             await closing
             raise
     except Exception as error:
-        said = scrubbed(f"{type(error).__name__}: {error}")
+        said = scrubbed(in_short(error))
         warnings.warn(f"{trajectory_id}: environment.aclose raised {said}", stacklevel=2)
 
 
@@ -180,7 +182,7 @@ async def _step(environment: Any, reply: str) -> Step:
     except (PolicyError, ConfigError):
         raise
     except Exception as error:
-        raise _EnvironmentFailure(f"environment.step raised {type(error).__name__}: {error}") from error
+        raise _EnvironmentFailure(f"environment.step raised {in_short(error)}") from error
     fault = fault_of_step(step)
     if fault:
         raise _EnvironmentFailure(f"environment.step returned {fault}")

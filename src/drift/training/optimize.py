@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 
-from drift.checksums import write_sums
+from drift.checksums import read_by_loaders, write_sums
 from drift.errors import Interrupted
 from drift.files import own_folder
 from drift.manifest import package_versions, write_json
@@ -40,7 +40,6 @@ from drift.types import Example
 
 METRICS = "metrics.jsonl"
 PREFIXES = "shared-prefixes.json"
-_READ_BY_LOADERS = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.jinja", "adapter/a*")
 
 
 def optimize(
@@ -203,4 +202,4 @@ def save_model(
         trained.save_pretrained(out)
         # As it is stored: the one at hand pads on the left.
         AutoTokenizer.from_pretrained(tokenizer.name_or_path, **NO_CODE).save_pretrained(out)
-        write_sums(out, [path for name in _READ_BY_LOADERS for path in out.glob(name) if path.is_file()])
+        write_sums(out, read_by_loaders(out))
