@@ -198,7 +198,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         message = message.replace("unrecognized arguments:", "too many arguments, or options without --:")
         wrong = re.match(r'Parser key "(\S+)"', message)
         if wrong:
-            key, got = wrong.group(1), re.search(r"(?:Given value|Got value): (.*)$", message)
+            key, got = wrong.group(1), re.search(r".*(?:Given value|Got value): (.*)$", message)
             kind = _types_of(parser).get(key)
             message = f"--{key}: got {got.group(1) if got else 'a value'}, expected {in_words(kind, key)}"
         raise ConfigError(f"{message}. See {parser.prog} --help.") from error

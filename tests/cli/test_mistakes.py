@@ -73,6 +73,9 @@ MISTAKES = [
     ("rollout openenv --out x", 2, "'openenv' needs url and environment. Give environment.url and environment.envir"),
     # Values.
     ("rollout guess --environment.width twenty --out x", 2, "Its settings are max_turns: int = 5, width: int = 20"),
+    ("rollout guess --tasks 1e22 --out x", 2, "--tasks: got 1e22, expected a whole number or null."),
+    (f"rollout guess --samples {10**22} --out x", 2, f"got {10**22}, expected a whole number from 1 to 100,000"),
+    (f"evaluate guess --models.base default --samples {10**22}", 2, f"got {10**22}, expected a whole number from 0"),
     (f"{TRAIN} --lora r=8 --out x", 2, "--lora: got r=8, expected keys and values: --lora.KEY VALUE."),
     ("evaluate guess --models base=default --out x", 2, "expected keys and values: --models.KEY VALUE."),
     (f"{TRAIN} --model default --out x", 1, "data was sampled by another policy (p) than 'default'"),

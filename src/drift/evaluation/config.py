@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drift.errors import require
+from drift.rollouts.config import MOST_SAMPLES
 from drift.secrets import refuse_secrets
 
 # Tasks that are drawn unless said otherwise, or all there are where those are fewer.
@@ -34,7 +35,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         refuse_secrets(self.judge, "evaluation.judge")
         require(self.tasks is None or self.tasks >= 1, "evaluation.tasks", self.tasks, "a whole number ≥ 1")
-        require(self.samples >= 0, "evaluation.samples", self.samples, "a whole number ≥ 0")
+        sound = 0 <= self.samples <= MOST_SAMPLES
+        require(sound, "evaluation.samples", self.samples, f"a whole number from 0 to {MOST_SAMPLES:,}")
         require(self.kl >= 0, "evaluation.kl", self.kl, "a whole number ≥ 0")
         require(self.judge_tasks >= 1, "evaluation.judge.tasks", self.judge_tasks, "a whole number ≥ 1")
 

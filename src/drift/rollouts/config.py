@@ -12,6 +12,8 @@ from drift.errors import require
 CONCURRENCY = 512
 # Tasks that are drawn unless said otherwise, as published, or all there are where those are fewer.
 TASKS = 1800
+# Conversations of one prompt that can be asked for.
+MOST_SAMPLES = 100_000
 _HOST_PORT = re.compile(r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 
 
@@ -32,7 +34,8 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         require(self.tasks is None or self.tasks >= 1, "rollouts.tasks", self.tasks, "a whole number ≥ 1")
-        require(self.samples >= 1, "rollouts.samples", self.samples, "a whole number ≥ 1")
+        sound = 1 <= self.samples <= MOST_SAMPLES
+        require(sound, "rollouts.samples", self.samples, f"a whole number from 1 to {MOST_SAMPLES:,}")
         sound = self.first == 0 or 2 <= self.first <= self.samples
         require(sound, "rollouts.first", self.first, f"0, or a whole number from 2 to samples ({self.samples})")
 
