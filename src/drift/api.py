@@ -88,8 +88,8 @@ def read_logs(
             set of the hub, owner/name; or a directory of trajectories that are text alone.
         model: the model to be trained, whose chat template makes the ids: default, a folder or a hub id.
         out: directory of the trajectories; runs/FILE/logged unless given. An interrupted import there goes on.
-        format: auto finds out what each row is; or messages, pair, preference, request, art, langfuse, otel, drift,
-            mathdial, trajectories, or one that another package registers.
+        format: auto finds out what each row is; or messages, pair, samples, preference, request, art, langfuse, otel,
+            drift, mathdial, trajectories, or one that another package registers.
         columns: where the log has what, as {reward: feedback.score, messages: chat, roles: {agent: assistant}}; also
             success, id, group, system, tools, role, content, values ({thumbs_up: 1}) and prefixes (fold or keep).
         max_length: the most tokens a prompt and its reply may hold; 0 takes the model's limit.

@@ -504,6 +504,119 @@ def test_texts_that_mark_turns_are_conversations(tmp_path: Path, target: Target)
     assert (made, left_out) == ([], [(1, "no_messages")])
 
 
+RED_UP = {"prompt": "A colour?", "responses": ["Red.", "Up."]}
+GRADED = [{"model": "a", "score": 7.5, "response": "Red."}, {"model": "b", "score": "2", "response": "Up."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "rewards"),
+    [
+        ({**RED_UP, "rewards": [1, 0]}, {}, (1, 0)),
+        ({**RED_UP, "responses": json.dumps(RED_UP["responses"]), "rewards": "[1, 0]"}, {}, (1, 0)),
+        ({**RED_UP, "scores": [0.9, 0.1]}, {"reward": "scores"}, (0.9, 0.1)),
+        ({**RED_UP, "scores": {"help": [3, 4], "safe": [1, 0]}}, {"reward": "scores.safe"}, (1, 0)),
+        ({"prompt": "A colour?", "response": ["Red.", "Up."], "reward": [1, 0]}, {}, (1, 0)),
+        ({"instruction": "A colour?", "completions": GRADED}, {"reward": "score"}, (7.5, 2)),
+        ({"instruction": "A colour?", "completions": GRADED}, {"reward": "completions.score"}, (7.5, 2)),
+        (
+            {
+                "prompt": "\n\nHuman: A colour?\n\nAssistant: ",
+                "answers": [{"answer": "Red.", "rank": 1.0}, {"answer": "Up.", "rank": 2.0}],
+            },
+            {"reward": "rank", "values": {"1": 1, "2": 0.5}},
+            (1, 0.5),
+        ),
+        (
+            {
+                "contents": [{"role": "user", "parts": [{"text": "A colour?"}]}],
+                "candidates": [
+                    {"content": {"role": "model", "parts": [{"text": each}]}, "reward": at, "finishReason": "STOP"}
+                    for at, each in enumerate(("Red.", "Up."))
+                ],
+            },
+            {},
+            (0, 1),
+        ),
+        (
+            {
+                "messages": [{"role": "user", "content": "A colour?"}],
+                "completions": [[{"role": "assistant", "content": each}] for each in ("Red.", "Up.")],
+                "rewards": [1, 0],
+            },
+            {},
+            (1, 0),
+        ),
+    ],
+)
+def test_replies_to_one_prompt_in_a_row_are_its_samples(
+    tmp_path: Path, target: Target, row: Row, columns: Row, rewards: tuple[float, float]
+) -> None:
+    conversion, found, left_out = read(lines(tmp_path, row), target, **columns)
+    assert not left_out and [trained(each, target) for each in found] == [["Red."], ["Up."]]
+    assert tuple(each.turns[-1].step.reward for each in found) == rewards
+    assert {seen(each, target) for each in found} == {"<|user|>A colour?<|end|><|assistant|>"}
+    assert len({each.group_id for each in found}) == 1 and [each.sample for each in found] == [0, 1]
+    assert not {name.rpartition(".")[2] for name in conversion.unused} & {"score", "reward", "rank", "finishReason"}
+
+
+def test_what_is_of_one_reply_in_a_row_stays_with_it(tmp_path: Path, target: Target) -> None:
+    row = {**RED_UP, "id": 7, "system": "Be brief.", "history": [["Q?", "Yes."]], "rewards": [1, 0], "tags": ["x", "y"]}
+    row |= {"success": [True, False], "finish_reasons": ["stop", "length"], "models": ["a", "b"]}
+    conversion, (red, up), _ = read(lines(tmp_path, row), target, notes=["models"])
+    assert [(each.success, each.turns[-1].completion.finish_reason) for each in (red, up)] == [
+        (True, "stop"),
+        (False, "length"),
+    ]
+    assert [each.turns[-1].step.info["models"] for each in (red, up)] == ["a", "b"]
+    assert [each.turns[-1].step.info["id"] for each in (red, up)] == ["7/responses.0", "7/responses.1"]
+    # What was said before is seen by both, and trained by neither.
+    assert trained(red, target) == ["Red."] and seen(red, target).startswith("<|system|>Be brief.<|end|><|user|>Q?")
+    assert conversion.unused == {"tags": 1}
+    _, _, left_out = read(lines(tmp_path, {**RED_UP, "responses": ["Red.", ""], "rewards": [1, 0]}), target)
+    assert left_out == [(1, "nothing_trained")]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message"),
+    [
+        ({**RED_UP, "reward": 1}, {}, "reward: got 1, expected a list with one for each of 2 replies in responses"),
+        (
+            {**RED_UP, "rewards": [1, 0, 1]},
+            {},
+            "rewards: got [1, 0, 1], expected a list with one for each of 2 replies",
+        ),
+        ({**RED_UP, "meta": {"score": 1}}, {"reward": "meta.score"}, "meta.score: got 1, expected a list with one for"),
+        ({**RED_UP, "scores": [1, 0]}, {}, "Numbers are in scores: say which with --columns.reward scores"),
+        ({"question": "Q?", "completions": GRADED}, {}, "Numbers are in score: say which with --columns.reward score"),
+        (
+            {"prompt": "Q?", "answers": [{"answer": "Red.", "rank": 1}, {"answer": "Up.", "rank": 2}]},
+            {"reward": "rank"},
+            "rank: a rank is lower where a reply is better. Say what each is worth: --columns.values '{1: 1, 2: 0.5}'",
+        ),
+    ],
+)
+def test_a_reward_that_is_of_no_reply_is_refused(
+    tmp_path: Path, target: Target, row: Row, columns: Row, message: str
+) -> None:
+    conversion, found, _ = read(lines(tmp_path, row), target, **columns)
+    assert not found and message in str(conversion.shown[0])
+
+
+def test_right_answers_beside_a_reply_are_no_replies(tmp_path: Path, target: Target) -> None:
+    row = {"question": "2 + 2?", "answers": ["4", "four"], "response": "4", "reward": 1}
+    conversion, (only,), _ = read(lines(tmp_path, row), target)
+    assert trained(only, target) == ["4"] and conversion.unused == {"answers": 1}
+    row = {"messages": [U, A], "candidates": ["No.", "Never."], "reward": 1}
+    conversion, (only,), _ = read(lines(tmp_path, row), target)
+    assert trained(only, target) == ["Yes."] and conversion.unused == {"candidates": 1}
+
+
+def test_a_prompt_that_marks_turns_is_messages(tmp_path: Path, target: Target) -> None:
+    row = {"prompt": "\n\nHuman: Q?\n\nAssistant: Yes.\n\nHuman: And?\n\nAssistant:", "response": "More.", "reward": 1}
+    _, (only,), _ = read(lines(tmp_path, row), target)
+    assert seen(only, target) == "<|user|>Q?<|end|><|assistant|>Yes.<|end|><|user|>And?<|end|><|assistant|>"
+
+
 def test_what_may_be_a_reward_is_named_and_what_never_is_one_is_not(tmp_path: Path, target: Target) -> None:
     row = {"messages": [U, A], "turn": 1, "timestamp": 5.0, "prompt_tokens": 9, "length_ok": 1, "user": {"rating": 4}}
     conversion, *_ = read(lines(tmp_path, row), target)

@@ -128,13 +128,15 @@ def imports(text: str) -> None:
     rows: list[Any] = [
         {"messages": [{"role": "user", "content": text}], "reward": 1},
         {"messages": text, "reward": text},
+        {"prompt": text, "responses": [text, text[::-1]], "rewards": text},
     ]
     with contextlib.suppress(ValueError, RecursionError):
-        rows.append(json.loads(text))
+        parsed = json.loads(text)
+        rows += [parsed, {"prompt": "?", "completions": parsed, "rewards": parsed}]
     for row in rows:
         if not isinstance(row, Mapping):
             continue
-        for name in ("auto", "drift", "mathdial"):
+        for name in ("auto", "samples", "drift", "mathdial"):
             try:
                 make_reader(name, {})(row)
             except BadRow as bad:

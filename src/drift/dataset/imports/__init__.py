@@ -5,7 +5,7 @@ from __future__ import annotations
 from drift.registry import Registry
 
 # Formats that ``Columns`` says the fields of; the others are readers of their own.
-SHAPES = ("auto", "messages", "pair", "preference", "request", "art", "langfuse", "otel")
+SHAPES = ("auto", "messages", "pair", "samples", "preference", "request", "art", "langfuse", "otel")
 FORMATS = Registry(
     "format",
     "drift.imports",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from drift.errors import DatasetError
@@ -86,7 +86,7 @@ class Logged:
         return tuple(at for at, message in enumerate(self.messages) if message["role"] == "assistant")
 
 
-Reader = Callable[[Mapping[str, Any]], Logged | Sequence[Logged]]
+Reader = Callable[[Mapping[str, Any]], Logged | Sequence[Logged | BadRow]]
 
 
 class Fields(Mapping[str, Any]):
@@ -135,6 +135,10 @@ class Fields(Mapping[str, Any]):
         found = _under(self.values_by_name, path)
         self._read.add(path)
         return found
+
+    def read_like(self, other: Fields) -> None:
+        """Count as read what was read of ``other``, which holds the same fields."""
+        self._read |= other._read
 
     def paths_below(self, name: str) -> list[str]:
         """The paths that were read of what lies under ``name``."""
@@ -234,6 +238,13 @@ def name_of(value: Any, where: str) -> str | None:
         value = int(value)
     written = value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
     return whole_text(written, where)
+
+
+def with_notes(logged: Logged, noted: Mapping[str, Any]) -> Logged:
+    """With what else is to be kept of a conversation in the ``info`` of its last reply, but for what is there."""
+    info = list(logged.info or [{}] * len(logged.rewards))
+    info[-1] = {**{name: value for name, value in noted.items() if value is not None}, **info[-1]}
+    return replace(logged, info=tuple(info))
 
 
 def replies(messages: Sequence[Message]) -> int:

@@ -17,8 +17,9 @@ _TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.
 # Names of numbers that are worth naming as a reward, and of those that never are one.
 _REWARD = re.compile("reward|score|rating|feedback|grade|stars|thumb|vote|correct|helpful|quality|success")
 _NO_REWARD = re.compile(
-    r"(\A|[_.])(id|index|epoch|turns?|steps?|seed|time|timestamp|created|temperature|top_[kp]|\w*tokens|latency)\Z"
+    r"(\A|[_.])(id|index|epoch|turns?|steps?|seed|time|timestamp|created|temperature|top_[kp]|\w*tokens|latency|rank|num_\w+)\Z"
 )
+_RANK = re.compile(r"(\A|[_.])rank\Z")
 _GROUPS = ("group_id", "prompt_id", "example_id")
 
 
@@ -28,7 +29,7 @@ class Columns:
     entry named kind of a list. What is not told is looked for under its usual names.
 
     Attributes:
-        reward: a number, a truth value, a list with one for each reply, or words with ``values``.
+        reward: a number, a truth value, a list with one for each reply, or words or ranks with ``values``.
         success: whether the task was solved.
         id: the conversation's own name.
         group: the prompt that it shares with others; ``opening`` goes by what opens it alone, ``none`` puts each in a
@@ -39,7 +40,7 @@ class Columns:
         role: of a message, who speaks.
         content: of a message, what is said.
         roles: who the log's speakers are, as {agent: assistant, customer: user}.
-        values: what words of the reward are worth, as {thumbs_up: 1, thumbs_down: 0}.
+        values: what words or ranks of the reward are worth, as {thumbs_up: 1, thumbs_down: 0}.
         notes: what else is to be kept of each conversation, for ``weights.outcome`` and ``weights.baseline`` to name.
         prefixes: ``fold`` takes a conversation that begins another for a part of that one, ``keep`` keeps both.
     """
@@ -73,6 +74,12 @@ class Columns:
             replies: how many there are.
             said: the rewards that stand in the replies themselves, ``None`` where none does.
         """
+        if _RANK.search(self.reward.lower()) and not self.values:
+            raise BadRow(
+                "reward_not_a_number",
+                f"{self.reward}: a rank is lower where a reply is better. Say what each is worth: "
+                f"--columns.values '{{1: 1, 2: 0.5}}'",
+            )
         value = unfolded(self.find(row, self.reward, "reward", "rewards"))
         where = self.reward or row.there("reward", "rewards") or "reward"
         if is_empty(value):
@@ -117,8 +124,9 @@ class Columns:
 
     def number(self, value: Any, where: str) -> float:
         """``value`` as a finite number: a number, a truth value, a number as text, or a word of ``values``."""
-        if isinstance(value, str) and value.strip() in self.values:
-            return float(self.values[value.strip()])
+        word = value.strip() if isinstance(value, str) else (name_of(value, where) or "") if self.values else ""
+        if word in self.values:
+            return float(self.values[word])
         if value is None:
             raise BadRow("reward_missing", f"{where}: nothing there, expected a number")
         if isinstance(value, str):

@@ -26,13 +26,14 @@ _SPEAKERS = ("role", "from", "speaker", "sender", "author")
 _PICTURES = ("images", "image", "image_url", "image_path")
 MEDIA = (*_PICTURES, "audios", "audio", "videos", "video", "files", "objects", "media")
 # Under which names a log says why a reply ended, and what it says of one that was cut off.
-ENDS = ("finish_reason", "stop_reason", "done_reason")
+ENDS = ("finish_reason", "stop_reason", "done_reason", "finishReason")
 _CUT_OFF = {
     *("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"),
     *("content_filter", "error"),
 }
 _CONTENTS = ("content", "value", "parts", "text")
-# Under which names a request has what is asked.
+# Under which names a row of a prompt and a reply has what is asked, and a request.
+ASKS = ("prompt", "query", "instruction", "question")
 ASKED = ("messages", "input", "prompt")
 # Kinds of parts, and under which names a part of that kind has what it holds.
 _PARTS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from drift.chat import TemplateChat
 from drift.dataset.imports import FORMATS, SHAPES
-from drift.dataset.imports.base import BadRow, Fields, Logged, PassedOver, show
+from drift.dataset.imports.base import BadRow, Fields, Logged, PassedOver, show, with_notes
 from drift.dataset.imports.columns import Columns
 from drift.dataset.imports.files import Source, open_source
 from drift.dataset.imports.groups import Survey, group_of
@@ -38,7 +38,7 @@ SHARD_SIZE = 256
 LOSSES = frozenset({"reasoning_left_out", "too_long"})
 # Fields that change what was said, or what the model was asked to do, and that have no place in a trajectory.
 _CHANGES = {"documents", "response_format", "tool_choice", "chat_template_kwargs", "additional_histories", "tools"}
-ReadRow = Callable[[Mapping[str, Any]], Sequence[Logged]]
+ReadRow = Callable[[Mapping[str, Any]], Sequence[Logged | BadRow]]
 
 
 def make_reader(name: str, settings: Mapping[str, Any]) -> ReadRow:
@@ -50,22 +50,18 @@ def make_reader(name: str, settings: Mapping[str, Any]) -> ReadRow:
     return functools.partial(_read, functools.partial(reader, **settings), None)
 
 
-def _read(reader: Callable[..., Any], columns: Columns | None, row: Mapping[str, Any]) -> list[Logged]:
+def _read(reader: Callable[..., Any], columns: Columns | None, row: Mapping[str, Any]) -> list[Logged | BadRow]:
     """The conversations of a row, the last of which tells of the fields that nobody read."""
     fields = Fields(row)
-    made = reader(fields) if columns is None else reader(fields, columns)
-    *others, last = [made] if isinstance(made, Logged) else made
+    read = reader(fields) if columns is None else reader(fields, columns)
+    made = [read] if isinstance(read, Logged) else list(read)
     if columns is not None and columns.notes:
         noted = {name: fields.path(name) for name in columns.notes}
-        *others, last = (_with_notes(each, noted) for each in [*others, last])
-    return [*others, replace(last, unused=(*last.unused, *fields.unread()))]
-
-
-def _with_notes(logged: Logged, noted: Mapping[str, Any]) -> Logged:
-    """With what else is to be kept of a conversation in the ``info`` of its last reply."""
-    info = list(logged.info or [{}] * len(logged.rewards))
-    info[-1] = {**info[-1], **{name: value for name, value in noted.items() if value is not None}}
-    return replace(logged, info=tuple(info))
+        made = [each if isinstance(each, BadRow) else with_notes(each, noted) for each in made]
+    last = max((at for at, each in enumerate(made) if isinstance(each, Logged)), default=None)
+    if last is not None:
+        made[last] = replace(made[last], unused=(*made[last].unused, *fields.unread()))
+    return made
 
 
 def load_target(model: str, max_length: int = 0) -> Target:
@@ -95,6 +91,7 @@ class Conversion:
 
     Attributes:
         source: the log.
+        line: of the row that was read last.
         made: trajectories made.
         passed: conversations passed over, because they are none or another row holds them.
         groups: trajectories made, by group, of groups that several rows share.
@@ -107,7 +104,7 @@ class Conversion:
 
     def __init__(self, source: Source, reader: ReadRow, target: Target) -> None:
         self.source, self._reader, self._target = source, reader, target
-        self.made = self.single = self.passed = self.with_success = 0
+        self.made = self.single = self.passed = self.with_success = self.line = 0
         self.groups: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter()
         self.counted: Counter[str] = Counter()
@@ -120,9 +117,11 @@ class Conversion:
             for line, read in self._rows():
                 if not isinstance(read, BadRow):
                     self._survey.add(read, line)
-                progress.advance()
+                progress.advance(line - self.line)
+                self.line = line
         self._survey.finish()
         for line, read in self._rows():
+            self.line = line
             try:
                 if isinstance(read, BadRow):
                     raise read
@@ -243,8 +242,10 @@ def write_all(conversion: Conversion, spec: Mapping[str, Any], out: Path) -> dic
         rejected, tasks = (stack.enter_context(_Temporary(out / name)) for name in (REJECTED, TASKS))
         progress = stack.enter_context(Progress("import", source.rows, unit="rows"))
         writer: TrajectoryWriter | None = None
+        done = 0
         for made in conversion:
-            progress.advance()
+            progress.advance(conversion.line - done)
+            done = conversion.line
             if isinstance(made, BadRow):
                 rejected.write(json.dumps({"line": made.line, "reason": made.reason, "detail": made.detail}))
                 continue
@@ -301,8 +302,10 @@ class _Temporary:
 def _refuse_losses(path: Path, rows: int, conversion: Conversion) -> None:
     """Raise ``DatasetError`` if a row is bad, or loses something that changes what was said."""
     with Progress("check", rows, unit="rows") as progress:
+        done = 0
         for _ in conversion:
-            progress.advance()
+            progress.advance(conversion.line - done)
+            done = conversion.line
     lost = {reason: count for reason, count in sorted(conversion.counted.items()) if reason in LOSSES}
     lost |= {
         f"{name} not used": count

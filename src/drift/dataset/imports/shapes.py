@@ -19,13 +19,16 @@ from drift.dataset.imports.base import (
     on_last,
     show,
     unfolded,
+    with_notes,
 )
 from drift.dataset.imports.columns import Columns
 from drift.dataset.imports.mathdial import mathdial
 from drift.dataset.imports.messages import (
     ASKED,
+    ASKS,
     ENDS,
     MEDIA,
+    ROLES,
     Said,
     as_prompt,
     as_reply,
@@ -36,6 +39,7 @@ from drift.dataset.imports.messages import (
     tools_of,
 )
 from drift.dataset.imports.recorded import trajectories
+from drift.dataset.imports.samples import one_reply_each, samples_in
 
 _MESSAGES = (
     *("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "turns"),
@@ -46,8 +50,8 @@ _SYSTEMS = (
     *("systemInstruction", "system_instruction"),
 )
 _TOOLS = ("tools", "functions", "tool_defs", "gen_ai.tool.definitions")
-# What was asked, what it is about, and what was said to it. Beside the others, an answer is what was right.
-_ASKS, _ABOUT = ("prompt", "query", "instruction", "question"), ("input", "context")
+# What a question is about, and what was said to it. Beside the others, an answer is what was right.
+_ABOUT = ("input", "context")
 _REPLIES = ("completion", "response", "output")
 _ALTERNATIVES = (
     ("chosen", "rejected"),
@@ -58,7 +62,7 @@ _ALTERNATIVES = (
 # How a text of several turns marks them, as in the preferences of HH-RLHF.
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ ]?")
 _WINNERS = {**dict.fromkeys(("model_a", "a"), (1.0, 0.0)), **dict.fromkeys(("model_b", "b"), (0.0, 1.0))}
-Shape = Callable[[Fields, Columns], Sequence[Logged]]
+Shape = Callable[[Fields, Columns], Sequence[Logged | BadRow]]
 
 
 def shape_of(row: Fields) -> Shape | None:
@@ -66,7 +70,7 @@ def shape_of(row: Fields) -> Shape | None:
     return next((shape for shape, fits in _RECOGNISED if fits(row)), None)
 
 
-def auto(row: Fields, columns: Columns) -> Sequence[Logged]:
+def auto(row: Fields, columns: Columns) -> Sequence[Logged | BadRow]:
     """A row of any shape that is known, by the fields that it has."""
     if columns.messages:
         return messages(row, columns)
@@ -93,12 +97,19 @@ def pair(row: Fields, columns: Columns) -> Sequence[Logged]:
 
     What the assistant says in the prompt is an example: seen, not trained. The answers of a ``history`` are replies.
     """
+    return [_pair(row, columns)]
+
+
+def _pair(row: Fields, columns: Columns, *, history: bool = True) -> Logged:
+    """The conversation of a prompt and its completion; ``history`` says whether replies before them are trained."""
     if not is_empty(row.values_by_name.get("error")):
         raise BadRow("failed", f"error: {show(row['error'])}")
     ask, answer = _pair_of(row) or ("prompt", "completion")
     said = _asked(row, ask, columns)
+    for each in said:
+        each.context |= not history
     reply = as_reply(row.get(answer), columns, answer)
-    return [conversation([*said, *_without_prompt(reply, said)], row, columns)]
+    return conversation([*said, *_without_prompt(reply, said)], row, columns)
 
 
 def _asked(row: Fields, ask: str, columns: Columns) -> list[Said]:
@@ -108,7 +119,7 @@ def _asked(row: Fields, ask: str, columns: Columns) -> list[Said]:
         words = as_text(row[about], about)
         # But an instruction, what is asked may hold it.
         prompt = prompt if ask != "instruction" and words in prompt else f"{prompt}\n{words}"
-    said = as_prompt(prompt, columns, ask)
+    said = as_prompt(_by_marks(prompt), columns, ask)
     for each in said:
         each.context = ask == "prompt"
         # Alpaca's fields have roles by their names.
@@ -122,6 +133,40 @@ def _without_prompt(reply: list[Said], asked: Sequence[Said]) -> list[Said]:
     words = [each.message["content"].strip() for each in asked]
     told = [each.message["content"].strip() for each in reply[: len(words)]]
     return reply[len(words) :] if first is not None and words and words == told else reply
+
+
+def samples(row: Fields, columns: Columns) -> Sequence[Logged | BadRow]:
+    """Several replies to one prompt, each with its reward, as best-of-n dumps and UltraFeedback have them."""
+    name, ask = samples_in(row), _asks(row)
+    if name is None or ask is None:
+        raise BadRow("no_messages", f"expected a prompt and a list of replies. The row has {row.names() or 'nothing'}")
+    made: list[Logged | BadRow] = []
+    for part, sample, inner in one_reply_each(row, name, ask, columns):
+        try:
+            logged = _pair(sample, inner, history=False)
+            noted = {name: sample.path(own) for name, own in zip(columns.notes, inner.notes, strict=True)}
+            made.append(with_notes(_of_its_list(logged, row, sample, part), noted))
+        except BadRow as bad:
+            made.append(BadRow(bad.reason, f"{part}: {bad.detail}"))
+    return made
+
+
+def _of_its_list(logged: Logged, row: Fields, sample: Fields, part: str) -> Logged:
+    """``logged`` as one of a row's; what nobody read of its reply is told with the list's name."""
+    row.read_like(sample)
+    names = [name for name in sample.unread() if name.partition(".")[0] not in row]
+    unused = (*logged.unused, *(f"{part.rpartition('.')[0]}.{name}" for name in names))
+    return replace(logged, id=_joined(logged.id, part), part=part, unused=unused)
+
+
+def _asks(row: Fields) -> str | None:
+    """Where a row has what was asked: a prompt, or messages that end before a reply."""
+    ask = row.there(*ASKS, *_MESSAGES, "input")
+    if ask not in _MESSAGES:
+        return ask
+    said = unfolded(row.values_by_name[ask])
+    last = said[-1] if isinstance(said, list) and said else None
+    return ask if isinstance(last, Mapping) and ROLES.get(str(last.get("role"))) in ("user", "tool") else None
 
 
 def preference(row: Fields, columns: Columns) -> Sequence[Logged]:
@@ -139,7 +184,7 @@ def preference(row: Fields, columns: Columns) -> Sequence[Logged]:
         worth = list(_WINNERS.get(known, (0.5, 0.5)))
     for at, name in enumerate(("chosen_return", "rejected_return")):
         worth[at] = columns.number(row[name], name) if names[0] == "chosen" and row.there(name) else worth[at]
-    ask = row.there(*_ASKS, *_MESSAGES)
+    ask = row.there(*ASKS, *_MESSAGES)
     ask = ask or (row.there("input") if names[0] == "preferred_output" else None)
     both: list[tuple[list[Said], list[Said]]] = []
     for name in names:
@@ -165,6 +210,8 @@ def _by_marks(value: Any) -> Any:
     before, *parts = _TURN.split(value) if isinstance(value, str) else [""]
     if len(parts) < 4 or before.strip():
         return value
+    # A prompt ends where the reply begins.
+    parts = parts[:-2] if not parts[-1].strip() else parts
     return [{"role": mark.lower(), "content": text} for mark, text in zip(parts[::2], parts[1::2], strict=True)]
 
 
@@ -454,7 +501,7 @@ def _joined(name: str | None, part: str | None) -> str | None:
 
 
 def _pair_of(row: Fields) -> tuple[str, str] | None:
-    ask = row.there(*_ASKS)
+    ask = row.there(*ASKS)
     # A reply that is there and empty is one, and what stands beside it under answer is what was right.
     answer = next((name for name in _REPLIES if name in row), "answer")
     answers = answer != "answer" or (ask in ("query", "question") and row.there(answer))
@@ -490,6 +537,7 @@ _RECOGNISED: tuple[tuple[Shape, Callable[[Fields], bool]], ...] = (
     (otel, _is_span),
     (art, lambda row: row.there("trajectories", "messages_and_choices") is not None),
     (preference, lambda row: any(_has(*names)(row) for names in _ALTERNATIVES)),
+    (samples, lambda row: samples_in(row) is not None and _asks(row) is not None),
     (request, lambda row: _has("request")(row) or _has("request_body")(row)),
     (request, lambda row: _has("messages")(row) and row.there("response", "choices") is not None),
     (pair, _has("prompt", "completion")),
