@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from drift.chat import TemplateChat
+from drift.dataset.imports import FORMATS
 from drift.dataset.imports.base import BadRow
 from drift.dataset.imports.files import open_source
 from drift.dataset.imports.run import Conversion, load_target, make_reader
@@ -609,6 +610,13 @@ def test_right_answers_beside_a_reply_are_no_replies(tmp_path: Path, target: Tar
     row = {"messages": [U, A], "candidates": ["No.", "Never."], "reward": 1}
     conversion, (only,), _ = read(lines(tmp_path, row), target)
     assert trained(only, target) == ["Yes."] and conversion.unused == {"candidates": 1}
+
+
+@pytest.mark.parametrize("format", FORMATS.names())
+@pytest.mark.parametrize("row", [{"id": 0}, {"messages": 0, "turns": [0]}, {"input": "", "output": "x"}])
+def test_a_row_of_another_shape_is_refused(format: str, row: Row) -> None:
+    with pytest.raises(BadRow):
+        make_reader(format, {})(row)
 
 
 def test_a_prompt_that_marks_turns_is_messages(tmp_path: Path, target: Target) -> None:

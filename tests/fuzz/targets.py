@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from tests.small_tokenizer import small_tokenizer
 
 from drift.chat import TemplateChat
+from drift.dataset.imports import FORMATS
 from drift.dataset.imports.base import BadRow
 from drift.dataset.imports.files import open_source
 from drift.dataset.imports.run import make_reader
@@ -124,11 +125,45 @@ def quoting(text: str) -> None:
     quoted.text.encode("utf-8")
 
 
+_NAMES = (
+    *("messages", "conversations", "prompt", "question", "instruction", "input", "output", "completion", "response"),
+    *("completions", "responses", "answers", "candidates", "chosen", "rejected", "history", "request", "attributes"),
+    *("trajectories", "observations", "system", "tools", "tool_calls", "function", "arguments", "reward", "rewards"),
+    *(
+        "score",
+        "rank",
+        "success",
+        "id",
+        "group_id",
+        "role",
+        "from",
+        "content",
+        "value",
+        "text",
+        "type",
+        "weight",
+        "name",
+    ),
+)
+
+
+def _invented(rng: random.Random, text: str, depth: int = 0) -> Any:
+    """A value under the names that logs have, at random."""
+    kind = rng.choice(("text", "word", "number", "none", "list", "object", "object") if depth < 4 else ("text", "word"))
+    if kind in ("list", "object"):
+        inner = [_invented(rng, text, depth + 1) for _ in range(rng.randrange(4))]
+        return inner if kind == "list" else {rng.choice(_NAMES): each for each in inner}
+    told = {"text": text, "word": rng.choice(("user", "assistant", "system", "tool", "1")), "none": None}
+    return told.get(kind, rng.choice((1, 0, True, -2.5, float("nan"), 1e400)))
+
+
 def imports(text: str) -> None:
+    rng = random.Random(text.encode(errors="replace"))
     rows: list[Any] = [
         {"messages": [{"role": "user", "content": text}], "reward": 1},
         {"messages": text, "reward": text},
         {"prompt": text, "responses": [text, text[::-1]], "rewards": text},
+        {rng.choice(_NAMES): _invented(rng, text) for _ in range(rng.randint(1, 6))},
     ]
     with contextlib.suppress(ValueError, RecursionError):
         parsed = json.loads(text)
@@ -136,7 +171,7 @@ def imports(text: str) -> None:
     for row in rows:
         if not isinstance(row, Mapping):
             continue
-        for name in ("auto", "samples", "drift", "mathdial"):
+        for name in ("auto", "drift", "mathdial", rng.choice(FORMATS.names())):
             try:
                 make_reader(name, {})(row)
             except BadRow as bad:

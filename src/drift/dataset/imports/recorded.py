@@ -13,6 +13,16 @@ from drift.types import Message
 
 def trajectories(row: Mapping[str, Any]) -> Logged:
     """A row of docs/artifacts.md, from a directory of trajectories: what was said and how it was judged is kept."""
+    try:
+        return _logged(row)
+    except BadRow:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {show(str(error))}"
+        raise BadRow("bad_field", f"expected a trajectory as in docs/artifacts.md, got another row ({what})") from error
+
+
+def _logged(row: Mapping[str, Any]) -> Logged:
     if row.get("error"):
         raise BadRow("failed", f"its environment failed: {show(row['error'])}")
     messages, turns = messages_of(row), row.get("turns")

@@ -174,7 +174,9 @@ def preference(row: Fields, columns: Columns) -> Sequence[Logged]:
 
     What both begin with is their prompt.
     """
-    names = next(names for names in _ALTERNATIVES if _has(*names)(row))
+    names = next((names for names in _ALTERNATIVES if _has(*names)(row)), None)
+    if names is None:
+        raise BadRow("no_messages", f"expected chosen and rejected. The row has {row.names() or 'nothing'}")
     worth = [1.0, 0.0]
     if names[0].endswith("_a"):
         winner = row.take("winner")
@@ -292,7 +294,7 @@ def langfuse(row: Fields, columns: Columns) -> Sequence[Logged]:
         raise PassedOver("not_a_generation", "output: nothing there, so no reply")
     asked = unfolded(source.take("input"))
     sent = Fields(asked) if isinstance(asked, Mapping) and not is_empty(asked.get("messages")) else source
-    said = as_prompt(source["input"] if sent is source else sent["messages"], columns, "input")
+    said = as_prompt(source.take("input") if sent is source else sent["messages"], columns, "input")
     tools = tools_of(source.take(*_TOOLS) or sent.take(*_TOOLS), "tools")
     for each in said:
         each.remarks = []
@@ -317,7 +319,7 @@ def _words(value: Any, columns: Columns) -> str | None:
 
 def otel(row: Fields, columns: Columns) -> Sequence[Logged]:
     """A span of OpenTelemetry's gen_ai conventions; spans of tools and others are passed over."""
-    found = dict(attributes_of(row["attributes"]))
+    found = dict(attributes_of(row.take("attributes")))
     for event in row.values_by_name.get("events") or ():
         # Where what was said is logged as an event of the span.
         inner = attributes_of(event.get("attributes")) if isinstance(event, Mapping) else {}
