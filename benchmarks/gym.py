@@ -136,7 +136,7 @@ def sweep(comparison: Path, out: Path) -> Path:
         changes = own[name] if name in own else dict(METHODS[name].overrides)
         for rate in settings["rates"]:
             define[f"{name}-{rate:g}"] = {**changes, "training.learning_rate": rate}
-    recipe = {**values["recipe"], "evaluation": settings["evaluation"]}
+    recipe = {**values["recipe"], "rollouts": settings["rollouts"], "evaluation": settings["evaluation"]}
     against = next(iter(define))
     found = {"recipe": recipe, "define": define, "methods": list(define), "seeds": [settings["seed"]]}
     out.parent.mkdir(parents=True, exist_ok=True)
