@@ -4,8 +4,8 @@ The policy that comes with drift has never seen these problems. A base learns th
 from scripted conversations in the environment itself, on training problems alone; every method starts from that base.
 With the extra ``reasoning-gym``:
 
-    python benchmarks/gym.py base complex runs/gym/complex
-    python benchmarks/gym.py sweep complex runs/gym/complex-rates.yaml
+    python benchmarks/gym_base.py base complex runs/gym/complex
+    python benchmarks/gym_base.py sweep complex runs/gym/complex-rates.yaml
     drift compare runs/gym/complex-rates.yaml --model runs/gym/complex/model
     drift compare benchmarks/gym-complex.yaml --model runs/gym/complex/model
 
