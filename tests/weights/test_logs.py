@@ -223,7 +223,8 @@ def test_what_cannot_be_is_refused_before_anything_is_read(settings: dict[str, A
 
 
 def test_with_one_conversation_a_prompt_words_make_up_for_what_others_would_tell() -> None:
-    found = [measure(seed, 400) for seed in range(2)]
+    # Two seeds are too few: on one machine awr's baselines came out in this order, and on another not.
+    found = [measure(seed, 400) for seed in range(6)]
     mean = {name: float(np.mean([run[name] for run in found])) for name in found[0]}
     for scheme in ("drift", "awr", "swift, negatives unbounded"):
         assert mean[f"{scheme}: K=1 fitted"] > mean[f"{scheme}: K=1 dataset"] > 0.15
