@@ -37,7 +37,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     made = Disk(tmp_path / "image", tmp_path / "disk")
     made.root.mkdir()
     with made.image.open("wb") as file:
-        file.truncate(1 << 30)
+        file.truncate(256 << 20)
     try:
         subprocess.run(["mkfs.ext4", "-q", made.image], check=True)
         made.mount()

@@ -86,7 +86,11 @@ def start(arguments: Sequence[str], prepare: Callable[[], object] = lambda: None
             signal.signal(signal.SIGINT, signal.default_int_handler)
             # Ignored where the tests run under nohup, and so would it be here.
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            except KeyboardInterrupt:
+                # It came before there was a drift to hear it.
+                os._exit(130)
             # So that a process that lives for seconds has written something when it is stopped.
             store.FLUSH_SECONDS = 0.15
             prepare()
