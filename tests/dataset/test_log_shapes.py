@@ -607,6 +607,9 @@ def test_right_answers_beside_a_reply_are_no_replies(tmp_path: Path, target: Tar
     row = {"question": "2 + 2?", "answers": ["4", "four"], "response": "4", "reward": 1}
     conversion, (only,), _ = read(lines(tmp_path, row), target)
     assert trained(only, target) == ["4"] and conversion.unused == {"answers": 1}
+    row = {"prompt": "Cities?", "response": '["Paris", "Rome"]', "reward": 1}
+    _, (only,), _ = read(lines(tmp_path, row), target)
+    assert trained(only, target) == ['["Paris", "Rome"]']
     row = {"messages": [U, A], "candidates": ["No.", "Never."], "reward": 1}
     conversion, (only,), _ = read(lines(tmp_path, row), target)
     assert trained(only, target) == ["Yes."] and conversion.unused == {"candidates": 1}

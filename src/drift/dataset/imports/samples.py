@@ -30,7 +30,8 @@ def samples_in(row: Fields) -> str | None:
     """
     single = row.there(*_SINGLE)
     if single:
-        value = unfolded(row.values_by_name[single])
+        # A text that is a list as JSON is what a model said.
+        value = row.values_by_name[single]
         return single if isinstance(value, list) and all(isinstance(each, str) for each in value) else None
     return next((name for name in _LISTS if _is_replies(unfolded(row.values_by_name.get(name)))), None)
 
