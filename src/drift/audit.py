@@ -29,7 +29,7 @@ from drift.evaluation.run import KIND as EVALUATION
 from drift.files import inside, leftovers, read_ordinary
 from drift.keywords import by_fields
 from drift.manifest import MANIFEST, differing_keys, read_manifest
-from drift.progress import say
+from drift.progress import say, watched
 from drift.record import (
     RECORD,
     Finding,
@@ -250,7 +250,8 @@ def _look_at_trajectories(folder: Path, manifest: dict[str, Any]) -> Iterator[Fi
         return
     if twice := _twice(folder):
         yield Finding(path=folder, state="damaged", detail=f"{len(twice)} ids are there twice, first {min(twice)!r}")
-    digest = dataset_hash(stream_trajectories(folder))
+    count = manifest["counts"]["trajectories"]
+    digest = dataset_hash(watched(stream_trajectories(folder), f"check {folder}", count, unit="conversations"))
     if digest != manifest["dataset_hash"]:
         yield Finding(
             path=folder,

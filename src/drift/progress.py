@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
 
 from drift.terminal import clean, console, flushed, tell
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 LINE_EVERY_SECONDS = 10.0
+T = TypeVar("T")
 
 
 class Progress:
@@ -25,13 +26,14 @@ class Progress:
         total: how much there is to do.
         done: how much was already done by an earlier run.
         unit: what is counted.
+        brief: leave nothing of it in the terminal, and say nothing in a log of what is soon done.
 
     Attributes:
         detail: words to show beside the count.
     """
 
-    def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "it") -> None:
-        self._label, self._total, self._unit = clean(label), total, unit
+    def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "it", brief: bool = False) -> None:
+        self._label, self._total, self._unit, self._brief = clean(label), total, unit, brief
         self._start_count = self._count = done
         self.detail: Callable[[], str] = str
         self._bar: Bar | None = None
@@ -50,6 +52,7 @@ class Progress:
                 TextColumn("{task.fields[rate]}", markup=False),
                 TimeRemainingColumn(),
                 console=console(error=True),
+                transient=self._brief,
             )
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=self._total, completed=self._count, rate="")
@@ -60,6 +63,8 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        elif self._brief and self._last_line == self._start:
+            return
         elif self._count > self._start_count or self.detail():
             self._line()
 
@@ -89,6 +94,14 @@ class Progress:
         if rate > 0:
             words += f", {rate:.1f} {self._unit}/s, {(self._total - self._count) / rate:.0f} s left"
         self.say("; ".join(filter(None, (words, self.detail()))))
+
+
+def watched(items: Iterable[T], label: str, total: int, *, unit: str) -> Iterator[T]:
+    """The items; how many of them have passed is shown where that takes long."""
+    with Progress(label, total, unit=unit, brief=True) as progress:
+        for item in items:
+            yield item
+            progress.advance()
 
 
 def say(text: str) -> None:

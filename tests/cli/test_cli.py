@@ -285,7 +285,7 @@ def test_import_says_what_came_in_and_what_did_not(tmp_path: Path, capsys: pytes
     assert "30 rows can't be imported as they are (not_object 30)" in capsys.readouterr().err
     assert main(["import", str(log), "--out", out, "--columns", "{reward: score}"]) == 0
     printed = capsys.readouterr()
-    assert "left out 30 of 31 rows: not_object 30" in printed.out and "1 conversations of 1 prompts" in printed.out
+    assert "left out 30 of 31 rows: not_object 30" in printed.out and "1 conversation of 1 prompt;" in printed.out
     assert "1 of 31: doesn't say whether the task was solved" in printed.out
     assert "fields that were not used: channel (1)" in printed.out
     assert printed.err.count("  line ") == 20 and "line 2: not_object: got [], expected an object" in printed.err

@@ -378,7 +378,7 @@ def test_bad_settings_and_data_are_refused_before_training(
         train(*weighed, out=tmp_path / "z", model=str(tiny_model), config=settings(learning_rate=0.5))
     for change, name in (
         ({"batch_size": 0}, "batch_size"),
-        ({"tokens_per_batch": 0}, "tokens_per_batch"),
+        ({"tokens_per_batch": -1}, "tokens_per_batch"),
         ({"rows_together": 0}, "rows_together"),
         ({"plan": "sorted"}, "plan"),
         ({"learning_rate": 0}, "learning_rate"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,12 +14,11 @@ from drift.errors import ConfigError
 
 # Parts of the prompts that a fit leaves out in turn; penalties of its ridge, of which the best is taken.
 FOLDS, PENALTIES = 5, (0.3, 1.0, 3.0, 10.0, 30.0)
-ROWS = 8192
+ROWS = 2048
+Floats = NDArray[np.float64]
 
 
-def expected_values(
-    values_N: NDArray[np.float64], index_N: NDArray[np.intp], words: pa.ChunkedArray
-) -> NDArray[np.float64]:
+def expected_values(values_N: Floats, index_N: NDArray[np.intp], words: pa.ChunkedArray) -> Floats:
     """The value that the words of a prompt lead one to expect, fitted on other prompts (cross-fitting).
 
     Ridge regression of the value v on a bag of hashed words, ``min Σ (v − a − x·b)² + λ|b|²`` with |x| = 1. Prompts
@@ -43,17 +44,29 @@ def expected_values(
     used = np.append(np.flatnonzero(sums_F.sum(axis=0).diagonal()[:WORDS]), [WORDS, WORDS + 1])
     sums_F = sums_F[:, used][:, :, used]
     fits = np.stack([_ridge(sums_F.sum(axis=0) - sums_F[each]) for each in range(FOLDS)])
-    found_NP, error_P = np.empty((len(values_N), len(PENALTIES) + 1)), np.zeros(len(PENALTIES) + 1)
+    error_P = np.zeros(len(PENALTIES) + 1)
+    for places, found_RP in _said(words, values_N, fold_N, fits, used):
+        error_P += ((found_RP - values_N[places, None]) ** 2).sum(axis=0)
+    # Once more, for the best alone: there may be too much of all to be held.
+    best = int(error_P.argmin())
+    found_N = np.empty(len(values_N))
+    for places, found_RP in _said(words, values_N, fold_N, fits[:, :, best : best + 1], used):
+        found_N[places] = found_RP[:, 0]
+    return found_N
+
+
+def _said(
+    words: pa.ChunkedArray, values_N: Floats, fold_N: NDArray[np.intp], fits: Floats, used: NDArray[np.intp]
+) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+    """Places of some conversations, and ``(R, P)`` what each of P fits of other folds says of them."""
     for at in range(0, len(values_N), ROWS):
-        rows = _bags(words, at, values_N)[:, used[:-1]]
-        for each in np.unique(fold_N[at : at + ROWS]):
-            here = np.flatnonzero(fold_N[at : at + ROWS] == each)
-            found_NP[at + here] = found = rows[here] @ fits[each]
-            error_P += ((found - values_N[at + here, None]) ** 2).sum(axis=0)
-    return found_NP[:, int(error_P.argmin())].copy()
+        rows, fold = _bags(words, at, values_N)[:, used[:-1]], fold_N[at : at + ROWS]
+        for each in np.unique(fold):
+            here = np.flatnonzero(fold == each)
+            yield at + here, rows[here] @ fits[each]
 
 
-def _bags(words: pa.ChunkedArray, at: int, values_N: NDArray[np.float64]) -> NDArray[np.float64]:
+def _bags(words: pa.ChunkedArray, at: int, values_N: Floats) -> Floats:
     """Rows of the regression: a bag of words of length 1, a 1, and the return."""
     part = words.slice(at, ROWS)
     length_N = np.asarray(pc.list_value_length(part))
@@ -64,7 +77,7 @@ def _bags(words: pa.ChunkedArray, at: int, values_N: NDArray[np.float64]) -> NDA
     return rows
 
 
-def _ridge(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ridge(sums: Floats) -> Floats:
     """``(W + 1, P)`` coefficients of W words and the constant under each penalty, the last of which is ∞."""
     count = max(sums[-2, -2], 1.0)
     mean = sums[-2] / count

@@ -23,6 +23,7 @@ from drift.files import own_folder, remove_leftovers, write_atomic
 from drift.keywords import by_fields
 from drift.manifest import MANIFEST, differing_keys, read_manifest, write_manifest
 from drift.policies.base import old_note
+from drift.progress import watched
 from drift.types import Task, Trajectory
 
 KIND = "trajectories"
@@ -139,7 +140,7 @@ class TrajectoryWriter:
         tally = Tally()
 
         def counted() -> Iterator[Trajectory]:
-            for trajectory in _stored(self._directory):
+            for trajectory in watched(_stored(self._directory), "read back", self.count, unit="conversations"):
                 tally.add(trajectory)
                 yield trajectory
 

@@ -119,8 +119,12 @@ def summary_of(kind: str, manifest: Mapping[str, Any], path: Path) -> Iterator[s
         yield f"{len(manifest['methods'])} methods, seeds {', '.join(map(str, manifest['seeds']))}."
 
 
+def _of(count: int, prompts: int, what: str = "conversation") -> str:
+    return f"{count:,} {what}{'s' * (count != 1)} of {prompts:,} prompt{'s' * (prompts != 1)}"
+
+
 def _ranking(manifest: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{manifest['conversations']:,} conversations of {manifest['prompts']:,} prompts were ranked by the judge."
+    yield f"{_of(manifest['conversations'], manifest['prompts'])} were ranked by the judge."
     unread, asked = manifest["unread"], 2 * manifest["prompts"]
     if unread:
         yield f"{unread:,} of {asked:,} rankings could not be read, so that some rest on one order or none."
@@ -196,10 +200,10 @@ def _conversations(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
     right_G, size_G = np.bincount(group_N, weights=np.concatenate(success)), np.bincount(group_N)
     right, mixed = int(right_G.sum()), int(((right_G > 0) & (right_G < size_G)).sum())
     if unknown == count:
-        yield f"{count:,} conversations of {groups:,} prompts; rewards go from {low:.3g} to {high:.3g}."
+        yield f"{_of(count, groups)}; rewards go from {low:.3g} to {high:.3g}."
         return
     told, share = f" of {count - unknown:,} that say so" if unknown else "", right / (count - unknown)
-    yield f"{count:,} conversations of {groups:,} prompts; {right:,}{told} succeeded ({share:.0%})."
+    yield f"{_of(count, groups)}; {right:,}{told} succeeded ({share:.0%})."
     yield (
         f"{mixed:,} of {groups:,} prompts hold both successes and failures ({mixed / groups:.0%}); "
         f"{int((right_G == 0).sum()):,} without any success."
@@ -220,8 +224,8 @@ def _likelihood(manifest: Mapping[str, Any], path: Path) -> Iterator[str]:
     found = {(row["policy"], row["metric"].partition("/")[2]): row for row in rows}
     good, bad = manifest["good"], manifest["conversations"] - manifest["good"]
     yield (
-        f"{manifest['conversations']:,} held-out conversations of {manifest['prompts']:,} prompts, {good:,} rated "
-        f"above the mean and {bad:,} not; nats per token of their replies, 95 % intervals over prompts:"
+        f"{_of(manifest['conversations'], manifest['prompts'], 'held-out conversation')}, {good:,} rated above the "
+        f"mean and {bad:,} not; nats per token of their replies, 95 % intervals over prompts:"
     )
     for policy in dict.fromkeys(row["policy"] for row in rows):
         parts = [f"{word} {_interval(found[policy, metric])}" for metric, word in _LIKELIHOODS.items()]

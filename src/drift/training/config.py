@@ -91,7 +91,8 @@ class TrainingConfig:
         batch_size: conversations in an optimizer step, on average where plan is balanced.
         plan: which rows a step holds: uniform, as many each (as published); balanced, as equal a sum of weights as
             whole rows allow; drawn, rows drawn in proportion to their weight, which then count alike.
-        tokens_per_batch: the most tokens of one forward pass, shared prefixes counted once; memory, not results.
+        tokens_per_batch: the most tokens of one forward pass, shared prefixes counted once; memory, not results. 0 is
+            what fits in half of the memory that weights and optimizer leave on the device, 8192 at most.
         attention: auto computes what conversations of a prompt have in common once, where the model allows; the
             gradients are the same. A kernel by transformers' name (sdpa, eager, and on GPUs flex_attention,
             flash_attention_2 of the library flash-attn, flash_attention_3) computes each conversation for itself.
@@ -125,7 +126,7 @@ class TrainingConfig:
     normalization: Literal["sum", "mean"] = "sum"
     batch_size: int = 128
     plan: Literal["uniform", "balanced", "drawn"] = "drawn"
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = 0
     attention: Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "auto"
     rows_together: int = 4
     kl_limit: float = 0.0
@@ -174,9 +175,9 @@ class TrainingConfig:
         for name, allowed in choices.items():
             value = getattr(self, name)
             require(value in allowed, f"training.{name}", value, f"one of {', '.join(allowed)}")
-        for name in ("batch_size", "tokens_per_batch", "rows_together", "num_processes"):
+        for name in ("batch_size", "rows_together", "num_processes"):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a whole number ≥ 1")
-        for name in ("max_steps", "epochs", "max_length", "save_steps", "kl_limit"):
+        for name in ("tokens_per_batch", "max_steps", "epochs", "max_length", "save_steps", "kl_limit"):
             require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number ≥ 0")
         require(self.max_steps > 0 or self.epochs > 0, "training.max_steps", self.max_steps, "≥ 1, or epochs > 0")
         require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "a number > 0")

@@ -20,6 +20,7 @@ from drift.training.arguments import training_arguments, with_lora
 from drift.training.checkpoints import last_checkpoint, saving, whole_checkpoint
 from drift.training.config import TrainingConfig
 from drift.training.distributed import Ranks
+from drift.training.estimate import memory_of, tokens_that_fit
 from drift.training.forward import (
     acting_window,
     rope_border,
@@ -81,8 +82,7 @@ def optimize(
     if config.lora:
         model = with_lora(model, config.lora)
     use_weighted_loss(model, config.objective)
-    trees, alone = _ways(model, int(rows.facts.length_N.max()), config, out, ranks)
-    use_trees(model, trees)
+    trees, tokens = _ways(model, int(rows.facts.length_N.max()), config, out, ranks=ranks, device=device)
     watches = _watches(model, config, out, kl_rows, held_out, ranks=ranks, trees=trees)
     if getattr(model.config, "output_router_logits", False) and ranks.is_first:
         tell("training: the router loss that the model's config asks for is left out", error=True)
@@ -96,7 +96,7 @@ def optimize(
                 steps,
                 rows,
                 rank=ranks.index,
-                tokens_per_batch=1 if alone else config.tokens_per_batch,
+                tokens_per_batch=tokens,
                 trees=trees,
                 rope_border=rope_border(model.config),
             ),
@@ -111,7 +111,7 @@ def optimize(
     trainer.check_parameters()
     for watch in watches.values():
         watch.settle()
-    return trainer, {name: watch.report() for name, watch in watches.items()}
+    return trainer, {"tokens_per_batch": tokens} | {name: watch.report() for name, watch in watches.items()}
 
 
 def _watches(
@@ -126,12 +126,21 @@ def _watches(
     return watches
 
 
-def _ways(model: Any, longest: int, config: TrainingConfig, out: Path, ranks: Ranks) -> tuple[bool, bool]:
-    """Whether rows of a prompt share what they begin with; and if not, whether each must have a pass of its own."""
-    if config.attention != "auto":
-        return False, False
-    trees = _can_share(model, longest, out, ranks)
-    return trees, not trees and _must_be_alone(model, longest, ranks)
+def _ways(
+    model: Any, longest: int, config: TrainingConfig, out: Path, *, ranks: Ranks, device: str
+) -> tuple[bool, int]:
+    """Whether rows of a prompt share what they begin with, and the most tokens of a pass; with 1 each row has its own.
+
+    The model is left that way.
+    """
+    auto = config.attention == "auto"
+    trees = auto and _can_share(model, longest, out, ranks)
+    alone = auto and not trees and _must_be_alone(model, longest, ranks)
+    use_trees(model, trees)
+    if alone or config.tokens_per_batch:
+        return trees, 1 if alone else config.tokens_per_batch
+    memory, _ = memory_of(device)
+    return trees, ranks.on_first_rank(lambda: tokens_that_fit(model, longest, config, trees=trees, memory=memory))
 
 
 def _run(trainer: WeightedTrainer, checkpoint: Path | None, out: Path) -> None:

@@ -110,9 +110,10 @@ class Conversion:
         self.counted: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()
         self.shown: list[BadRow] = []
+        self._survey, self._compared = Survey(), False
 
-    def __iter__(self) -> Iterator[Trajectory | BadRow]:
-        self._survey = Survey()
+    def compare(self) -> None:
+        """Look at all rows first: which of them one conversation or prompt holds together."""
         with Progress("compare", self.source.rows, unit="rows") as progress:
             for line, read in self._rows():
                 if not isinstance(read, BadRow):
@@ -120,6 +121,11 @@ class Conversion:
                 progress.advance(line - self.line)
                 self.line = line
         self._survey.finish()
+        self.line, self._compared = 0, True
+
+    def __iter__(self) -> Iterator[Trajectory | BadRow]:
+        if not self._compared:
+            self.compare()
         for line, read in self._rows():
             self.line = line
             try:
@@ -240,21 +246,22 @@ def write_all(conversion: Conversion, spec: Mapping[str, Any], out: Path) -> dic
         # Locked before anything is written: two imports would write the same list of rejected rows.
         lock = stack.enter_context(DirectoryLock(out))
         rejected, tasks = (stack.enter_context(_Temporary(out / name)) for name in (REJECTED, TASKS))
-        progress = stack.enter_context(Progress("import", source.rows, unit="rows"))
+        conversion.compare()
         writer: TrajectoryWriter | None = None
         done = 0
-        for made in conversion:
-            progress.advance(conversion.line - done)
-            done = conversion.line
-            if isinstance(made, BadRow):
-                rejected.write(json.dumps({"line": made.line, "reason": made.reason, "detail": made.detail}))
-                continue
-            if writer is None:
-                writer = stack.enter_context(TrajectoryWriter(out, spec, [], shard_size=SHARD_SIZE, lock=lock))
-            if made.id not in writer.done:
-                writer.append(made)
-            if made.group_id not in conversion.groups:
-                tasks.write(_task(made.group_id, 1))
+        with Progress("import", source.rows, unit="rows") as progress:
+            for made in conversion:
+                progress.advance(conversion.line - done)
+                done = conversion.line
+                if isinstance(made, BadRow):
+                    rejected.write(json.dumps({"line": made.line, "reason": made.reason, "detail": made.detail}))
+                    continue
+                if writer is None:
+                    writer = stack.enter_context(TrajectoryWriter(out, spec, [], shard_size=SHARD_SIZE, lock=lock))
+                if made.id not in writer.done:
+                    writer.append(made)
+                if made.group_id not in conversion.groups:
+                    tasks.write(_task(made.group_id, 1))
         if writer is not None or not (out / MANIFEST).is_file():
             rejected.keep()
         if writer is None:
@@ -301,6 +308,7 @@ class _Temporary:
 
 def _refuse_losses(path: Path, rows: int, conversion: Conversion) -> None:
     """Raise ``DatasetError`` if a row is bad, or loses something that changes what was said."""
+    conversion.compare()
     with Progress("check", rows, unit="rows") as progress:
         done = 0
         for _ in conversion:
