@@ -1,4 +1,4 @@
-"""Two generators of reasoning-gym with graded scores for the built-in policy: a base for each, warm-started.
+"""Generators of reasoning-gym with graded scores for the built-in policy: a base for each, warm-started.
 
 The policy that comes with drift has never seen these problems. A base learns their form, and some of what is right,
 from scripted conversations in the environment itself, on training problems alone; every method starts from that base.
@@ -50,9 +50,15 @@ def slip_time(answer: str, rng: random.Random) -> str:
     return f"{total // 60:02d}:{total % 60:02d}"
 
 
+def slip_count(answer: str, rng: random.Random) -> str:
+    """A count that is off by 1, 2, 3 or 5."""
+    return str(max(0, int(answer) + rng.choices([1, 2, 3, 5], [3, 2, 2, 1])[0] * rng.choice([1, -1])))
+
+
 SLIPS: dict[str, Callable[[str, random.Random], str]] = {
     "complex_arithmetic": slip_complex,
     "time_intervals": slip_time,
+    "calendar_arithmetic": slip_count,
 }
 
 
