@@ -6,20 +6,17 @@ import json
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from drift.checksums import SUMS, damaged_files, read_by_loaders, sum_of
 from drift.dataset.lock import DirectoryLock
 from drift.dataset.rewards import KIND as REWARDS
 from drift.dataset.schema import dataset_hash
 from drift.dataset.store import KIND as TRAJECTORIES
-from drift.dataset.store import check_shard, shards, stream_columns, stream_tasks, stream_trajectories
+from drift.dataset.store import check_shard, repeated, shards, stream_columns, stream_tasks, stream_trajectories
 from drift.environments import ENVIRONMENTS, make_environment
 from drift.environments.base import SPLITS, EnvironmentFactory, task_hash
 from drift.environments.conformance import check_environment
@@ -45,8 +42,8 @@ from drift.registry import path_of
 from drift.rollouts.run import draw_tasks
 from drift.training.checkpoints import FOLDER, unfinished
 from drift.training.config import KIND as MODEL
+from drift.weights.table import FILE, read_file
 from drift.weights.table import KIND as WEIGHTS
-from drift.weights.table import read_table
 from drift.yaml_files import read_mapping
 
 # A name that drift gives shards, whose end Parquet marks.
@@ -248,7 +245,7 @@ def _look_at_trajectories(folder: Path, manifest: dict[str, Any]) -> Iterator[Fi
             path=folder, state="unfinished", detail=f"of {wanted} trajectories. Run the same rollout command again."
         )
         return
-    if twice := _twice(folder):
+    if twice := repeated(lambda: (name for ids in stream_columns(folder, ["id"]) for name in ids[0].to_pylist())):
         yield Finding(path=folder, state="damaged", detail=f"{len(twice)} ids are there twice, first {min(twice)!r}")
     count = manifest["counts"]["trajectories"]
     digest = dataset_hash(watched(stream_trajectories(folder), f"check {folder}", count, unit="conversations"))
@@ -272,20 +269,8 @@ def _look_at_trajectories(folder: Path, manifest: dict[str, Any]) -> Iterator[Fi
         )
 
 
-def _twice(folder: Path) -> list[str]:
-    """Ids that are there more than once. A hash is held of each, and the text of those alone whose hashes meet."""
-
-    def ids() -> Iterator[str]:
-        return (name for batch in stream_columns(folder, ["id"]) for name in batch.column(0).to_pylist())
-
-    hashes_N = np.sort(np.fromiter(map(hash, ids()), np.int64))
-    meeting = set(hashes_N[1:][hashes_N[1:] == hashes_N[:-1]].tolist())
-    counts = Counter(name for name in ids() if hash(name) in meeting) if meeting else Counter[str]()
-    return [name for name, count in counts.items() if count > 1]
-
-
 def _look_at_weights(folder: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
-    digest = read_table(folder, manifest).hash
+    digest = read_file(folder / FILE, manifest.get("file_sum", "")).hash
     if digest != manifest["weights_hash"]:
         yield Finding(
             path=folder,

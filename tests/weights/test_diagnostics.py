@@ -6,11 +6,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift.weights.diagnostics import diagnose, effective_sample_size
+from drift.weights.groups import index_groups
+from drift.weights.turns import Conversations
 
 quick = settings(max_examples=30, derandomize=True, deadline=None)
 weighted = st.lists(
     st.tuples(st.integers(0, 3), st.integers(-40, 40).map(lambda n: n / 8), st.booleans()), min_size=1, max_size=25
 )
+
+
+def diagnosis(weights, returns, groups, successes):
+    """Of conversations of one reply each."""
+    success_N = np.array(successes, bool)
+    data = Conversations(
+        group_N=index_groups(groups),
+        returns_N=np.array(returns, float),
+        success_N=success_N,
+        turns_N=np.ones(len(success_N), int),
+        first_wrong_N=~success_N,
+        stopped_N=success_N,
+    )
+    return diagnose(np.array(weights, float), data)
 
 
 def kish(weights):
@@ -40,7 +56,7 @@ def test_mixed_share_matches_a_loop_over_prompts(rows):
     for group, _, success in rows:
         outcomes.setdefault(group, set()).add(success)
     expected = sum(len(seen) == 2 for seen in outcomes.values()) / len(outcomes)
-    found = diagnose([1.0] * len(rows), [0.0] * len(rows), [g for g, _, _ in rows], [s for _, _, s in rows])
+    found = diagnosis([1.0] * len(rows), [0.0] * len(rows), [g for g, _, _ in rows], [s for _, _, s in rows])
     assert found["mixed_share"] == pytest.approx(expected, rel=1e-12)
 
 
@@ -50,7 +66,7 @@ def test_diagnosis_of_a_small_weighting_matches_a_hand_count():
     returns_N = [1.0, 0.0, 0.0, -0.5, -0.5, 0.9, 1.0, 0.5]
     success_N = [True, False, False, False, False, True, True, True]
     weights_N = [2.0, 1.0, 0.0, 0.0, 0.0, 1.0, 3.0, -1.0]
-    found = diagnose(weights_N, returns_N, group_N, success_N)
+    found = diagnosis(weights_N, returns_N, group_N, success_N)
     assert found["trajectories"] == 8
     assert found["groups"] == 4
     assert found["ess"] == pytest.approx((2 + 1 + 1 + 3 + 1) ** 2 / (4 + 1 + 1 + 9 + 1), rel=1e-12)  # 64/16
@@ -66,7 +82,7 @@ def test_diagnosis_of_a_small_weighting_matches_a_hand_count():
 @given(weighted)
 def test_histograms_count_every_trajectory_in_its_bin(rows):
     weights_N = np.array([w for _, w, _ in rows])
-    found = diagnose(weights_N, weights_N * 2, [g for g, _, _ in rows], [s for _, _, s in rows])
+    found = diagnosis(weights_N, weights_N * 2, [g for g, _, _ in rows], [s for _, _, s in rows])
     for values_N, histogram in ((weights_N, found["histogram"]), (weights_N * 2, found["return_histogram"])):
         edges, counts = histogram["edges"], histogram["counts"]
         assert len(edges) == len(counts) + 1
@@ -78,10 +94,25 @@ def test_histograms_count_every_trajectory_in_its_bin(rows):
 
 
 def test_diagnosis_goes_into_a_manifest_as_it_is():
-    found = diagnose([1.0, 0.0], [0.5, 0.2], ["a", "a"], [True, False])
+    found = diagnosis([1.0, 0.0], [0.5, 0.2], ["a", "a"], [True, False])
     assert json.loads(json.dumps(found)) == found
 
 
 def test_weights_that_are_all_zero_teach_nothing_and_are_no_crash():
-    found = diagnose([0.0, 0.0], [1.0, 1.0], ["a", "a"], [True, True])
+    found = diagnosis([0.0, 0.0], [1.0, 1.0], ["a", "a"], [True, True])
     assert (found["ess"], found["zero_weights"]) == (0.0, 2)
+
+
+def test_what_a_conversation_weighs_is_its_reply_of_the_largest_weight_either_way():
+    data = Conversations(
+        group_N=np.array([0, 0, 1]),
+        returns_N=np.array([1.0, 0.0, 0.5]),
+        success_N=np.array([True, False, True]),
+        turns_N=np.array([2, 3, 1]),
+        first_wrong_N=np.zeros(3, bool),
+        stopped_N=np.zeros(3, bool),
+        baseline_N=np.array([0.5, 0.5, 0.5]),
+    )
+    found = diagnose(np.array([0.5, 2.0, -3.0, 1.0, 0.0, 0.0]), data)
+    assert (found["ess"], found["zero_weights"], found["negative_weights"]) == ((2 + 3) ** 2 / (4 + 9), 1, 1)
+    assert found["explained"] == pytest.approx(0.0, abs=1e-12)

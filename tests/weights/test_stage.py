@@ -132,6 +132,19 @@ def beta_is_found(options: dict[str, Any]) -> bool:
     return "auto" in (options.get("beta"), *(options["beta"] if isinstance(options.get("beta"), dict) else ()))
 
 
+def seen_of(found: Outcomes, returns_N: Any, first: bool) -> Conversations:
+    """What a chain looks at, of the first replies or of all."""
+    return Conversations(
+        group_N=found.group_index(),
+        returns_N=returns_N,
+        success_N=found.first_success_N if first else found.success_N,
+        turns_N=found.turns_N,
+        first_wrong_N=found.first_graded_N & ~found.first_success_N,
+        stopped_N=found.success_N,
+        rejected_T=found.rejected_T,
+    )
+
+
 def link_by_link(found: Outcomes, options: dict[str, Any]) -> tuple[list[float], list[list[float]]]:
     """Returns, and the weights of each conversation's replies, one link after the other without the stage."""
     given = options.get("scheme", "drift")
@@ -171,14 +184,8 @@ def link_by_link(found: Outcomes, options: dict[str, Any]) -> tuple[list[float],
             else:
                 lists.append(weight if kept else 0.0)
         at += length
-    data = Conversations(
-        group_N=index_N,
-        returns_N=returns_N,
-        success_N=seen.success_N,
-        turns_N=found.turns_N,
-        first_wrong_N=np.array(wrong_N),
-        stopped_N=found.success_N,
-        rejected_T=found.rejected_T,
+    data = dataclasses.replace(
+        seen_of(found, returns_N, scheme.name == "bolt"),
         beta=float(np.ravel(settings["beta"])[0]) if "beta" in settings else None,
         partitioned=scheme.name in ("drift", "bolt"),
     )
@@ -249,11 +256,9 @@ def test_what_is_written_is_bit_for_bit_what_the_links_give_one_after_the_other(
             assert [each.hex() for each in row["weights"]] == [each.hex() for each in weights], (options, row["id"])
         report = manifest["diagnostics"]
         assert ("beta" in report) == beta_is_found(options)
-        largest = [max(each, key=lambda weight: (abs(weight), weight)) for each in lists]
-        success_N = found.first_success_N if config.scheme == "bolt" else found.success_N
-        for name, value in diagnose(largest, returns, found.groups, success_N).items():
-            assert report[name] == (value if "histogram" in name else pytest.approx(value, rel=1e-12)), name
         flat_T = np.array([weight for each in lists for weight in each])
+        for name, value in diagnose(flat_T, seen_of(found, np.array(returns), config.scheme == "bolt")).items():
+            assert report[name] == (value if "histogram" in name else pytest.approx(value, rel=1e-12)), name
         # In memory the same.
         assert compute_weights(found, config).weights_T.tobytes() == flat_T.tobytes()
 

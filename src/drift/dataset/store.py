@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -326,6 +328,14 @@ def stream_columns(directory: str | Path, columns: list[str] | None, *, rows: in
     if not count_trajectories(directory):
         raise _empty(directory)
     yield from stored_columns(directory, columns, rows=rows)
+
+
+def repeated(ids: Callable[[], Iterable[str]]) -> list[str]:
+    """Ids that are there more than once. A hash is held of each, and the text of those alone whose hashes meet."""
+    hashes_N = np.sort(np.fromiter(map(hash, ids()), np.int64))
+    meeting = set(hashes_N[1:][hashes_N[1:] == hashes_N[:-1]].tolist())
+    counts = Counter(name for name in ids() if hash(name) in meeting) if meeting else Counter[str]()
+    return [name for name, count in counts.items() if count > 1]
 
 
 def count_trajectories(directory: str | Path) -> int:

@@ -19,9 +19,8 @@ def index_groups(group_N: ArrayLike) -> Indices:
     given_N = np.asarray(group_N)
     # Indices that were made already come back as they are: sorting them is most of the cost of a scheme.
     made = given_N.dtype == np.intp and given_N.size and given_N.min() >= 0 and given_N.max() < given_N.size
-    if made and np.bincount(given_N).all():
-        return given_N
-    return np.unique(given_N, return_inverse=True)[1].reshape(-1)
+    made = made and np.bincount(given_N).all()
+    return given_N if made else np.unique(given_N, return_inverse=True)[1].reshape(-1)
 
 
 def group_sum(values_N: ArrayLike, index_N: Indices) -> Floats:
@@ -61,9 +60,8 @@ def quotients(top: Floats, bottom: Floats | Indices, otherwise: float | Floats =
 def tree_levels(index_N: Indices, turns_N: Ints, reply_T: Ints, feedback_T: Ints) -> list[Level]:
     """The trees of all prompts' conversations, in which those that begin alike share nodes.
 
-    By keys ``(T,)`` of the replies, conversation after conversation, and of what the environment said to each. Returns,
-    turn by turn, three arrays ``(M,)``: which conversations have one, and at which node each is before and after its
-    reply.
+    By keys ``(T,)`` of replies and of what the environment said to each. Returns, turn by turn, three arrays ``(M,)``:
+    which conversations have one, and at which node each is before and after its reply.
     """
     at = np.cumsum(turns_N, dtype=np.intp) - turns_N
     rows, history = np.arange(len(index_N)), index_N

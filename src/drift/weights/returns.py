@@ -28,9 +28,7 @@ def trajectory_return(
         outcomes: of N conversations of L turns, L' of which asked for an answer. E distinct ones were read; F replies
             were unreadable, and add nothing to E. Where no answer was asked for, nothing was repeated.
         outcome: o, what counts, as ``outcome_values`` takes it.
-        gamma: discount γ per turn, in (0, 1].
-        repetition: λ ≥ 0, what repeating oneself costs.
-        format_failure: c ≥ 0; 0 in the paper, 0.1 in its published code.
+        gamma, repetition, format_failure: γ in (0, 1]; λ ≥ 0; c ≥ 0, which is 0.1 in the paper's published code.
         repetition_over: E is divided by L' (turns), or as in the published code by L' − F (answers).
 
     Returns:
@@ -58,13 +56,7 @@ def baseline_values(kind: str, returns_N: Floats, index_N: Indices, outcomes: Ou
         outcomes: where what the log notes and the words of openings are.
     """
     if kind == "fitted":
-        require(
-            outcomes.words is not None,
-            "weights.baseline",
-            kind,
-            "outcomes with their words",
-            "Read them with words=True.",
-        )
+        require(outcomes.words is not None, "weights.baseline", kind, "outcomes that were read with words=True")
         expected_N = expected_values(returns_N, index_N, outcomes.words)
         others_N = np.bincount(index_N)[index_N] - 1
         sum_N = group_sum(returns_N, index_N)[index_N] - returns_N

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from drift.errors import ConfigError, require
 from drift.registry import Registry, path_of
-from drift.weights.groups import Floats, Indices, Ints, group_max, group_mean, group_min, index_groups, tree_levels
+from drift.weights.groups import Floats, Ints, group_max, group_mean, group_min, index_groups, quotients, tree_levels
 from drift.weights.temperature import shared_partition, tilted
 
 # Standard deviations below this share of a prompt's largest return are rounding noise of equal returns.
@@ -28,11 +28,9 @@ def drift_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float | Flo
 
     ``w_k = e^{R_k/β} / Ẑ`` with ``Ẑ = (1/K) Σ_j e^{R_j/β}`` over the K conversations of the prompt, in log space: their
     mean is 1, the largest at most K, whatever constant is added to R. Fails quietly where a prompt has no success: its
-    total weight is K all the same (see ``drop_unsolved``). Of first replies, which alone are then trained, it is
-    ``e^{r(x,y_1)/β}/Ẑ(x)``: the scheme ``bolt`` (BOLT, arXiv 2605.02469).
-
-    β > 0 is in the units of R. An array ``(N,)``, the same within a prompt, may hold the limits 0 (the best alone) and
-    ∞ (all alike).
+    total weight is K all the same (see ``drop_unsolved``). Of first replies, which alone are then trained, it is the
+    scheme ``bolt``, ``e^{r(x,y_1)/β}/Ẑ(x)`` (BOLT, arXiv 2605.02469). β > 0 is in the units of R; an array ``(N,)``,
+    the same within a prompt, may hold the limits 0 (the best alone) and ∞ (all alike).
     """
     _check_beta(beta)
     returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
@@ -50,8 +48,7 @@ def averaged_weights(
         w(τ) = Π_t e^{(Q(x_t, y_t) − V(x_t))/β}      Q = mean over what followed of R, or of V(x_{t+1})
                                                      V = β log mean over replies of e^{Q/β}
 
-    A prompt's weights have mean 1, and are ``drift_weights`` where no reply was followed by two different things. Ours;
-    why: docs/method.md.
+    Their mean is 1. Where no reply was followed by two things it is ``drift_weights``. Ours; why: docs/method.md.
     """
     _check_beta(beta)
     worth_N, index_N = np.array(returns_N, float), index_groups(group_N)
@@ -91,8 +88,7 @@ def star_weights(
 def star_gate_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     """The best conversation of each prompt alone: ``w = 1[k = argmax_j R_j]`` (STaR-GATE, arXiv 2403.19154).
 
-    Of those that tie for the best it is the first: one row for each prompt, as published. A prompt that was never
-    solved keeps its best failure unless ``drop_unsolved`` takes it.
+    One row a prompt, as published: the first of those that tie, and where none succeeded a failure (``drop_unsolved``).
     """
     returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
     best = np.flatnonzero(returns == group_max(returns, index_N)[index_N])
@@ -111,8 +107,7 @@ def refit_weights(returns_N: ArrayLike, group_N: ArrayLike, *, shift: bool = Fal
     if shift:
         index_N = index_groups(group_N)
         return returns - np.minimum(group_min(returns, index_N), 0.0)[index_N]
-    negative = int((returns < 0).sum())
-    if negative:
+    if negative := int((returns < 0).sum()):
         raise ConfigError(
             f"refit needs returns ≥ 0: {negative} of {len(returns)} are negative, the smallest {returns.min():.4g}. "
             "Set repetition and format_failure to 0, scheme to {refit: {shift: true}}, or scheme to swift."
@@ -123,29 +118,27 @@ def refit_weights(returns_N: ArrayLike, group_N: ArrayLike, *, shift: bool = Fal
 def swift_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     """The return, standardised within its prompt: ``w = (r − μ̂) / σ̂`` (Swift, arXiv 2506.06964).
 
-    σ̂ is the population standard deviation. The paper leaves σ̂ = 0 open: such prompts get 0 and are counted. Weights
-    can be negative, and then nothing bounds the loss from below.
+    σ̂ is the population standard deviation; where it is 0, which the paper leaves open, the weight is 0.
     """
-    centred_N, sigma_N, _ = _centred(np.asarray(returns_N, float), index_groups(group_N))
-    flat_N = sigma_N <= FLAT
-    return np.where(flat_N, 0.0, centred_N / np.where(flat_N, 1.0, sigma_N))
+    centred_N, sigma_N, _ = _centred(returns_N, group_N)
+    return quotients(centred_N, np.where(sigma_N > FLAT, sigma_N, 0.0))
 
 
 def group_relative_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
     """The return less its prompt's mean: ``w = r − μ̂``, the advantage of group-relative policy gradients, offline.
 
-    Swift without σ̂: a prompt counts the more the further its returns lie apart. Equal returns get 0, and weights can be
-    negative, here too.
+    Swift without σ̂: a prompt counts the more the further its returns lie apart.
     """
-    centred_N, sigma_N, scale_N = _centred(np.asarray(returns_N, float), index_groups(group_N))
+    centred_N, sigma_N, scale_N = _centred(returns_N, group_N)
     return np.where(sigma_N <= FLAT, 0.0, centred_N * scale_N)
 
 
-def _centred(returns_N: Floats, index_N: Indices) -> tuple[Floats, Floats, Floats]:
+def _centred(returns_N: ArrayLike, group_N: ArrayLike) -> tuple[Floats, Floats, Floats]:
     """``(N,)`` returns less their prompt's mean, its deviation, and the unit of both: its largest absolute return."""
+    returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
     # In that unit squares neither overflow nor vanish.
-    scale_N = group_max(np.abs(returns_N), index_N)[index_N]
-    scaled_N = returns_N / np.where(scale_N > 0, scale_N, 1.0)
+    scale_N = group_max(np.abs(returns), index_N)[index_N]
+    scaled_N = quotients(returns, scale_N)
     centred_N = scaled_N - group_mean(scaled_N, index_N)[index_N]
     return centred_N, np.sqrt(group_mean(centred_N**2, index_N))[index_N], scale_N
 
@@ -190,8 +183,7 @@ def topr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, success_N: ArrayLi
 def asymre_weights(returns_N: ArrayLike, group_N: ArrayLike, *, delta: float = 0.1) -> Floats:
     """The return less a baseline below its prompt's mean: ``w = r − (μ̂ − δ)`` (AsymRE, arXiv 2506.20520).
 
-    δ > 0, in the units of R, lets what is good lead: ``Σ w = K δ`` of each prompt. With δ ≤ 0 the published analysis
-    finds a policy that collapses onto few replies.
+    δ > 0, in the units of R, lets what is good lead: ``Σ w = K δ`` of each prompt. At δ ≤ 0 policies collapse (ibid.).
     """
     require(delta >= 0, "weights.scheme.asymre.delta", delta, "a number ≥ 0", "0 is the scheme group_relative.")
     returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
@@ -201,10 +193,8 @@ def asymre_weights(returns_N: ArrayLike, group_N: ArrayLike, *, delta: float = 0
 
 
 def _check_beta(beta: float | Floats) -> None:
-    if isinstance(beta, np.ndarray):
-        require(bool((beta >= 0).all()), "weights.beta", beta, "numbers ≥ 0, or ∞")
-    else:
-        require(beta > 0, "weights.beta", beta, "a number > 0", "β divides the return; 0.1 is the published value.")
+    fits = bool((beta >= 0).all()) if isinstance(beta, np.ndarray) else beta > 0
+    require(fits, "weights.beta", beta, "a number > 0", "β divides the return; 0.1 is the published value.")
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
     ids, groups = outcomes.ids, outcomes.groups
     start_N = np.concatenate([[0], np.cumsum(outcomes.turns_N, dtype=np.int64)])
     conversations = _conversations(outcomes, final, first=int(manifest["spec"].get("first", 0)))
-    # What the returns were made of is not needed again, and there may be very much of it.
+    # What the returns were made of is not needed again, nor what weights were, and there may be very much of both.
     del outcomes
     pa.default_memory_pool().release_unused()
     weights = _run(conversations, final)
@@ -103,15 +103,12 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
         return read_manifest(out, KIND)
 
 
-def _read(
-    data: Path, config: WeightConfig, rewards: Path | None, manifest: Mapping[str, Any]
-) -> tuple[Outcomes, dict[str, Any]]:
+def _read(data: Path, config: WeightConfig, rewards: Path | None, manifest: Any) -> tuple[Outcomes, dict[str, Any]]:
     """The outcomes that ``config`` asks for; and of what, for the manifest."""
-    outcomes = read_outcomes(data, **config.asked())
-    failed = manifest["counts"]["trajectories"] - len(outcomes.ids)
-    told = {"dataset_hash": manifest["dataset_hash"], "excluded": {"failed": failed}}
+    outcomes, content = read_outcomes(data, **config.asked()), manifest["dataset_hash"]
+    told = {"dataset_hash": content, "excluded": {"failed": manifest["counts"]["trajectories"] - len(outcomes.ids)}}
     if rewards is not None:
-        outcomes, told["rewards"] = with_rewards(outcomes, rewards, manifest["dataset_hash"])
+        outcomes, told["rewards"] = with_rewards(outcomes, rewards, content)
     return outcomes, told
 
 
@@ -202,26 +199,19 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
     data = replace(data, beta=beta)
     weights_T, taken = _weights(data, chain, settings)
     pa.default_memory_pool().release_unused()
-    outcome, baseline = plain(config.outcome), plain(config.baseline)
-    report = {"outcome": outcome, "baseline": baseline, **_diagnose(weights_T, data), "steps": taken, **found}
+    told = {"outcome": plain(config.outcome), "baseline": plain(config.baseline)}
+    report = {**told, **diagnose(weights_T, data), "steps": taken, **found}
     if not np.any(weights_T):
         raise ConfigError(
             f"scheme {chain.scheme.name!r} leaves every weight 0: {report['groups_without_success']} of "
             f"{report['groups']} prompts have no success, {report['groups_with_equal_returns']} have equal returns. "
             "Sample more, or leave out what drops prompts."
         )
-    record = {
-        "outcome": outcome,
-        "gamma": chain.gamma,
-        "repetition": chain.repetition,
-        "repetition_over": config.repetition_over,
-        "format_failure": config.format_failure,
-        "scheme": chain.scheme.name,
-        "settings": {**settings, **{name: value["value"] for name, value in found.items()}},
-        "turns": chain.turns.record,
-        "steps": [each["step"] for each in taken],
-        "baseline": baseline,
-    }
+    settings |= {name: value["value"] for name, value in found.items()}
+    record = told | {"gamma": chain.gamma, "repetition": chain.repetition}
+    record |= {name: getattr(config, name) for name in ("repetition_over", "format_failure")}
+    record |= {"scheme": chain.scheme.name, "settings": settings, "turns": chain.turns.record}
+    record |= {"steps": [each["step"] for each in taken]}
     return Weights(returns_N=data.returns_N, weights_T=weights_T, chain=record, report=report)
 
 
@@ -249,18 +239,6 @@ def _weights(data: Conversations, chain: Chain, settings: Mapping[str, Any]) -> 
         share = 1 - float(mass_N.sum()) / before if before > 0 else 0.0
         taken += [{"step": each.record, "conversations": int((held_N & (mass_N == 0)).sum()), "share": share}]
     return weights, taken
-
-
-def _diagnose(weights_T: Floats, data: Conversations) -> dict[str, Any]:
-    largest_N, down_N = np.maximum.reduceat(weights_T, data.start_N), np.minimum.reduceat(weights_T, data.start_N)
-    np.copyto(largest_N, down_N, where=-down_N > largest_N)
-    # What there may be very much of is not held beside what is counted.
-    del down_N
-    report = diagnose(largest_N, data.returns_N, data.group_N, data.success_N)
-    if data.baseline_N is not None:
-        spread = float(np.var(data.returns_N))
-        report["explained"] = 1 - float(np.var(data.advantage_N)) / spread if spread > 0 else 0.0
-    return report
 
 
 def _checked(weights: Any, count: int, name: str) -> Floats:

@@ -25,10 +25,10 @@ def drop_unsolved(weights_T: Floats, data: Conversations) -> Floats:
 
 
 def shrink_unsolved(weights_T: Floats, data: Conversations, *, prior: float = 16.0) -> Floats:
-    """Prompts without any success weigh less: their Ẑ is mixed with that of all prompts.
+    """Prompts without any success weigh less: their Ẑ is mixed with that of all prompts. Ours.
 
     ``w ← w Ẑ/Ẑ⁺`` with ``Ẑ⁺ = (K Ẑ + m Z̄)/(K + m)``: Z̄, the mean of ``e^{R/β}`` over the whole data set, counts for
-    m = ``prior`` conversations of the prompt; 0 changes nothing. It needs a scheme that divides by Ẑ. Ours.
+    m = ``prior`` conversations of the prompt; 0 changes nothing.
     """
     require(prior >= 0, "weights.steps.shrink_unsolved", prior, "a number ≥ 0")
     if not data.partitioned:
@@ -46,12 +46,11 @@ def shrink_unsolved(weights_T: Floats, data: Conversations, *, prior: float = 16
 
 
 def bound_negative(weights_T: Floats, data: Conversations, *, share: float = 0.1) -> Floats:
-    """Scale each prompt's negative weights so that ``Σ|w⁻| ≤ share · Σw⁺``; positive ones stay as they are.
+    """Scale each prompt's negative weights so that ``Σ|w⁻| ≤ share · Σw⁺``; nothing else bounds the loss where w < 0.
 
     ``w⁻ ← w⁻ · min(1, share · Σw⁺ / Σ|w⁻|)``, sums over all replies of the prompt; of all prompts where conversations
-    are measured against a baseline, here and in the steps below. Nothing else keeps the loss from falling without end
-    where w < 0. A prompt without positive weights loses its negative ones, which push towards nothing in particular; a
-    ``share`` of 1 lets them balance the positive ones, as Swift's do. Ours; measured in docs/LOG.md.
+    are measured against a baseline, here and in the steps below. A prompt without positive weights loses its negative
+    ones; at a ``share`` of 1 they balance the positive ones, as Swift's do. Ours; measured in docs/LOG.md.
     """
     require(share >= 0, "weights.steps.bound_negative", share, "a number ≥ 0")
     up_G = group_sum(data.total(np.maximum(weights_T, 0.0)), data.pool_N)
@@ -65,31 +64,26 @@ def bound_negative(weights_T: Floats, data: Conversations, *, share: float = 0.1
 def skip_small(weights_T: Floats, data: Conversations, *, share: float = 1e-3) -> Floats:
     """A prompt's conversations of the smallest weights get 0, as many as hold at most ``share`` of its ``Σ|w|``.
 
-    Computing them is a waste: without them a prompt's gradient moves by at most ``share · Σ|w| · max‖∇ log p‖``, where
-    the whole is of the order of ``Σ|w| · ‖∇ log p‖``.
+    Without them a prompt's gradient, of the order of ``Σ|w| · ‖∇ log p‖``, moves by at most ``share`` of
+    ``Σ|w| · max‖∇ log p‖``: computing them is a waste.
     """
     require(0 <= share < 1, "weights.steps.skip_small", share, "a share of at least 0 and below 1")
     if not share:
         return weights_T
-    small_N = _small(_shares_of_pool(weights_T, data), data.pool_N, share)
-    # What they were found with is given back before there is another array of all replies.
-    pa.default_memory_pool().release_unused()
-    return np.where(data.by_reply(small_N), 0.0, weights_T)
-
-
-def _small(share_N: Floats, index_N: Indices, share: float) -> Bools:
-    """``(N,)`` which are the smallest of each prompt that hold at most ``share`` of it."""
-    order = np.lexsort((share_N, index_N))
-    sorted_N, running_N = index_N[order], share_N[order]
-    # What earlier prompts hold is taken off; each prompt's first conversation is where its index changes.
+    share_N = _shares_of_pool(weights_T, data)
+    order = np.lexsort((share_N, data.pool_N))
+    sorted_N, running_N = data.pool_N[order], share_N[order]
+    # What earlier prompts hold is taken off; each prompt's first conversation is where its number changes.
     first_G = np.flatnonzero(np.diff(sorted_N, prepend=-1))
     smallest_G = running_N[first_G]
-    # In place: there may be very many.
+    # In place, here and below: there may be very many.
     np.cumsum(running_N, out=running_N)
     running_N -= (running_N[first_G] - smallest_G)[sorted_N]
     small_N = np.empty(len(order), bool)
     small_N[order] = running_N <= share
-    return small_N
+    del share_N, order, sorted_N, running_N
+    pa.default_memory_pool().release_unused()
+    return np.where(data.by_reply(small_N), 0.0, weights_T)
 
 
 def _shares_of_pool(weights_T: Floats, data: Conversations) -> Floats:
@@ -139,10 +133,7 @@ def resample(weights_T: Floats, data: Conversations, *, share: float = 0.5, seed
 
 
 def undo_adaptive(weights_T: Floats, data: Conversations) -> Floats:
-    """Weights as if every prompt had been sampled alike; comes first where data was sampled adaptively.
-
-    By ``stopping_factors``. Schemes that divide by Ẑ divide by an unbiased one.
-    """
+    """Weights as if every prompt had been sampled alike, by ``stopping_factors``; the first step of adaptive data."""
     if not data.first:
         raise ConfigError("weights.steps: undo_adaptive is for adaptive sampling, and every prompt was sampled alike.")
     assert data.sample_N is not None, "known under adaptive sampling"
@@ -152,7 +143,7 @@ def undo_adaptive(weights_T: Floats, data: Conversations) -> Floats:
         return corrected_T
     # What the scheme gave: some reply of every conversation has it, and those of such schemes are never negative.
     weights_N, index_N = np.maximum.reduceat(weights_T, data.start_N), data.group_N
-    # Ẑ is the mean of what weights are in proportion to: before, that of weights was the prompt's total over K.
+    # It divided by Ẑ, the mean of what weights are in proportion to; now by an unbiased one.
     scale_G = group_mean(weights_N, index_N) * group_sum(factors_N, index_N)
     scale_G = quotients(scale_G, group_sum(weights_N * factors_N, index_N), 1.0)
     return corrected_T * data.by_reply(scale_G[index_N])
@@ -170,8 +161,7 @@ def stopping_factors(success_N: ArrayLike, first_N: ArrayLike, index_N: Indices)
     0…G−1. Returns ``(N,)`` c > 0, and 1 where a prompt got no more than its first conversations.
     """
     success = np.asarray(success_N, bool)
-    columns = (np.ones(len(success)), success, first_N)
-    triples_G = np.stack([group_sum(column, index_N) for column in columns], axis=1)
+    triples_G = np.stack([group_sum(each, index_N) for each in (np.ones(len(success)), success, first_N)], axis=1)
     triples, place_G = np.unique(triples_G, axis=0, return_inverse=True)
     pairs = np.array([_factors(*map(int, triple)) for triple in triples]).reshape(-1, 2)
     return pairs[place_G.reshape(-1)[index_N], success.astype(np.intp)]
@@ -179,14 +169,12 @@ def stopping_factors(success_N: ArrayLike, first_N: ArrayLike, index_N: Indices)
 
 def _factors(size: int, solved: int, first: int) -> tuple[float, float]:
     """The factor of a failure and of a success."""
-    # All there are came first; or nothing first is left, or all agree, as where some failed in the environment.
-    if size == first or first == 0 or solved in (0, size):
-        share = first / size if first else 1.0
-        return share, share
     all_right, none_right = math.comb(solved, first), math.comb(size - solved, first)
     mixed = math.comb(size, first) - all_right - none_right
-    if mixed == 0:
-        return first / size, first / size
+    # Nothing first is left, as where some failed in the environment; or what came first can only agree.
+    if first == 0 or mixed == 0:
+        share = first / size if first else 1.0
+        return share, share
     # Σ_j j·C(s, j)·C(K−s, k−j) = s·C(K−1, k−1), of which j = k goes.
     successes = (solved * math.comb(size - 1, first - 1) - first * all_right) / mixed
     return (first - successes) / (size - solved), successes / solved

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from drift.checksums import sum_of
 from drift.dataset.schema import DAMAGED
-from drift.dataset.store import read_checked
+from drift.dataset.store import read_checked, repeated
 from drift.errors import DatasetError
 from drift.manifest import read_manifest
 from drift.weights.groups import Floats
@@ -34,10 +33,8 @@ class WeightTable(Mapping[str, Sequence[float]]):
 
     Attributes:
         ids: Arrow strings, one for each of N conversations.
-        start_N: ``(N + 1,)`` where each conversation's replies begin in ``weights_T``.
-        weights_T: ``(T,)`` of each reply, conversation after conversation.
+        start_N, weights_T: ``(N + 1,)`` where each conversation's replies begin in the ``(T,)`` weights.
         hash: SHA-256 of ids and weights, in the order of the file.
-        twice: ids that are there more than once.
     """
 
     def __init__(self, ids: pa.ChunkedArray, start_N: NDArray[np.int64], weights_T: Floats) -> None:
@@ -47,9 +44,6 @@ class WeightTable(Mapping[str, Sequence[float]]):
         key_N = np.fromiter(map(hash, self), np.int64, len(ids))
         self._place_N = np.argsort(key_N, kind="stable").astype(np.uint32)
         self._key_N = key_N[self._place_N]
-        alike = np.flatnonzero(self._key_N[1:] == self._key_N[:-1])
-        names = ids.take(pa.array(self._place_N[np.union1d(alike, alike + 1)])).to_pylist()
-        self.twice = [name for name, count in Counter(names).items() if count > 1]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,30 +100,21 @@ def read_weights(path: Path, data: Path) -> WeightTable:
         raise DatasetError(
             f"{path} weighs other data than {data} ({manifest['dataset_hash']}, now {current}). Run drift weigh again."
         )
-    return read_table(path, manifest)
+    return read_file(path / FILE, manifest.get("file_sum", ""))
 
 
-def read_table(directory: Path, manifest: Mapping[str, Any]) -> WeightTable:
-    """The file of weights as ``manifest`` describes it; raises ``DatasetError`` where it is not what was written."""
-    path = directory / FILE
-    try:
-        found, wanted = sum_of(path), manifest["file_sum"]
-        if found != wanted:
-            raise OSError(f"its checksum is {found}, expected {wanted}")
-    except (OSError, KeyError) as error:
-        raise DatasetError(f"{path} can't be read: {error}. Run drift weigh again.") from error
-    return read_file(path)
-
-
-def read_file(path: Path) -> WeightTable:
+def read_file(path: Path, wanted: str | None = None) -> WeightTable:
     """A Parquet file with the columns ``id`` and ``weights`` (a list, one number for each reply of the conversation).
 
     Raises:
-        DatasetError: it can't be read, lacks a column, names a conversation twice, or holds what is no finite number.
+        DatasetError: it can't be read, lacks a column, names a conversation twice, or holds what is no finite number;
+            or its checksum is not the one that is ``wanted``.
     """
     # A part at a time into what grows where it lies, so that no second copy of all of it is in memory.
     ids, ends, weights = [pa.array([], pa.large_string())], array("q", [0]), array("d")
     try:
+        if wanted is not None and wanted != (found := sum_of(path)):
+            raise OSError(f"its checksum is {found}, expected {wanted}")
         with pq.ParquetFile(path) as file:
             columns = [file.schema_arrow.field(name).name for name in ("id", "weights")]
             for batch in file.iter_batches(ROWS, columns=columns):
@@ -155,9 +140,8 @@ def read_file(path: Path) -> WeightTable:
         name = table.ids[int(np.searchsorted(table.start_N, bad[0], side="right")) - 1].as_py()
         where = f"a reply of conversation {name!r} has {table.weights_T[bad[0]]}, expected a number"
         raise DatasetError(f"{path}: {len(bad)} weights are not finite; {where}. Run drift weigh again.")
-    if table.twice:
-        told = f"{len(table.twice)} ids are there twice, such as {table.twice[0]!r}"
-        raise DatasetError(f"{path}: {told}. Give each once.")
+    if twice := repeated(table.__iter__):
+        raise DatasetError(f"{path}: {len(twice)} ids are there twice, such as {twice[0]!r}. Give each once.")
     return table
 
 

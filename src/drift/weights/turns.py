@@ -18,22 +18,20 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 @dataclass(frozen=True, kw_only=True)
 class Conversations:
-    """What schemes, turns and steps can look at: N conversations in the order of tasks and samples, T replies in all.
+    """What schemes, turns and steps see: N conversations by task and sample, T replies, conversation by conversation.
 
     Attributes:
         group_N, returns_N, turns_N: prompt of each, 0…G−1, its R, and its number of turns L.
         success_N: whether each succeeded; under a scheme of first turns, whether its first reply did.
         first_wrong_N: whether an answer was asked for at turn 1 and the reply was not right.
         stopped_N: the success that decided whether adaptive sampling went on.
-        rejected_T: which replies, conversation after conversation, were mistakes that another followed: asked for an
-            answer, no success, worth nothing. It and what follows, up to opening_N, are there where they are asked for.
+        rejected_T: which replies were mistakes that another followed: asked for an answer, no success, worth nothing.
+            It and what follows, up to opening_N, are there where they are asked for.
         reward_N, sample_N: sum of the environment's rewards; which of the prompt's samples each is, from 0.
-        reply_T, feedback_T, opening_N: keys of replies, of what the environment said to them, and of what opens each
-            conversation, equal where the same was said.
+        reply_T, feedback_T, opening_N: keys, equal where the same was said, of replies, answers to them, and openings.
         loss_weight_T: what a log says that each reply counts for.
         baseline_N: what R is measured against; ``None`` where the others of the prompt are, in the scheme.
-        beta: the β of the scheme, 0 and ∞ where they were found; ``None`` where it has none.
-        partitioned: the scheme divides by the prompt's Ẑ.
+        beta, partitioned: β of the scheme, 0 and ∞ where they were found; whether it divides by the prompt's Ẑ.
         first: with adaptive sampling, how many samples of a prompt came first; 0 without.
     """
 
@@ -90,7 +88,7 @@ class Conversations:
 def terminal(weights_N: Floats, data: Conversations) -> Floats:
     """The last reply has the conversation's weight, the others have none (DRIFT §4.4)."""
     weights_T = np.zeros(int(data.turns_N.sum()))
-    weights_T[np.cumsum(data.turns_N, dtype=np.intp) - 1] = weights_N
+    weights_T[data.start_N + data.turns_N - 1] = weights_N
     return weights_T
 
 
@@ -107,21 +105,18 @@ def every(weights_N: Floats, data: Conversations) -> Floats:
 
 
 def credited(weights_N: Floats, data: Conversations, *, rejected: float = 0.0) -> Floats:
-    """Every reply has the conversation's weight, but those that were rejected and followed by another.
+    """Every reply has the conversation's weight, but mistakes that another followed have ``rejected · |w|``.
 
-    These have ``rejected · |w|``: a mistake is not imitated, and below 0 pushed away whatever the sign of w.
+    They are not imitated, and with ``rejected`` below 0 pushed away whatever the sign of w.
     """
     require(-1 <= rejected <= 0, "weights.turns.credited", rejected, "a number from -1 to 0")
     assert data.rejected_T is not None, "told to whoever asks"
-    weights_T = every(weights_N, data)
+    weights_T = data.by_reply(weights_N)
     return np.where(data.rejected_T, rejected * np.abs(weights_T), weights_T)
 
 
 def own(weights_T: Floats, data: Conversations, *, discount: float = 0.0) -> Floats:
-    """Every reply has its own weight: it was weighed as if it were a conversation, by its own reward.
-
-    With ``discount`` γ by its return to go, ``Σ_{s≥t} γ^{s−t} r_s``.
-    """
+    """Every reply was weighed as a conversation, by its own reward; with a ``discount`` by ``Σ_{s≥t} γ^{s−t} r_s``."""
     require(0 <= discount <= 1, "weights.turns.own", discount, "a number from 0 to 1")
     return weights_T
 
@@ -134,8 +129,7 @@ def advantage(weights_N: Floats, data: Conversations) -> Floats:
         A(i, t) = Q̂(x_t, y_t) − V̂₋ᵢ(x_t)      Q̂ = mean of w over the prompt's conversations that went through x_t, y_t
                                                V̂₋ᵢ = mean of w over the others that went through x_t
 
-    Where no other one shared x_t, V̂ is that of the last place that some other one shared: in free text every reply
-    gets the weight less the mean of the others', and the only conversation of a prompt 0. Replies are the same where
+    Where no other one shared x_t, V̂ is that of the last place that some other one shared. Replies are the same where
     answers are, where one was asked for, else where words are. ``E[A ∇ log π]`` is the policy gradient of the scheme's
     w, whenever the policy stops, with an error of 1/√n for n conversations that went through (docs/method.md).
     """
