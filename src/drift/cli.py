@@ -200,7 +200,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         if wrong:
             key, got = wrong.group(1), re.search(r".*(?:Given value|Got value): (.*)$", message)
             kind = _types_of(parser).get(key)
-            message = f"--{key}: got {got.group(1) if got else 'a value'}, expected {in_words(kind, key)}"
+            value = re.sub(r"NestedArg\(key='(.*?)', val='?(.*?)'?\)", r"{\1: \2}", got.group(1)) if got else "a value"
+            message = f"--{key}: got {value}, expected {in_words(kind, key)}"
         raise ConfigError(f"{message}. See {parser.prog} --help.") from error
 
 

@@ -59,6 +59,11 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
         (["rollout", "guess", "--environment.widht", "9"], 2, "Did you mean 'width'?"),
         (["run", "quickstart", "--weights.beta", "0"], 2, "weights.beta: got 0.0, expected a number > 0"),
         (["run", "quickstart", "--weights.beta", "much"], 2, "--weights.beta: got much, expected a number or auto"),
+        (
+            ["run", "quickstart", "--weights.beta.auto", "0.3"],
+            2,
+            "--weights.beta: got {auto: 0.3}, expected a number or auto",
+        ),
         (["run", "quickstart", "--dry-run", "maybe"], 2, "maybe"),
         (["run", "quickstart", "--samples", "3"], 2, "--samples may be --rollouts.samples or --evaluation.samples."),
         (["run", "quickstart", "--weights.scheme", "drft", "--dry-run"], 2, "Did you mean 'drift'?"),
@@ -149,11 +154,10 @@ def test_the_command_line_overrides_the_file_which_overrides_the_defaults(
 
 def test_the_temperature_may_be_a_number_or_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("weights: {beta: {auto: 0.4}}\n")
+    path.write_text("weights: {beta: auto}\n")
     assert main(["run", "--dry-run", str(path)]) == 0
-    weights = yaml.safe_load(capsys.readouterr().out)["weights"]
-    assert weights["beta"] == {"auto": 0.4}
-    for given, expected in (("auto", "auto"), ("0.3", 0.3), ("{auto: 0.3}", {"auto": 0.3})):
+    assert yaml.safe_load(capsys.readouterr().out)["weights"]["beta"] == "auto"
+    for given, expected in (("auto", "auto"), ("0.3", 0.3)):
         assert main(["run", "--dry-run", "quickstart", "--beta", given]) == 0
         assert yaml.safe_load(capsys.readouterr().out)["weights"]["beta"] == expected
     assert main(["run", "quickstart", "--dry-run", "--weights.beta", "auto", "--weights.scheme", "rwr"]) == 2
@@ -184,13 +188,13 @@ def test_weighing_says_in_a_few_sentences_what_came_of_it(
         "bound_negative (share 0.1) took 45.0% of the weight.",
         "2 conversations have a weight; they count like 1 of equal weight.",
     ]
-    # (1 + q)²/(1 + q²) = 0.75 · 2 at q = e^{−1/β} = 2 − √3, of which β is 0.759. Then b's 2 of 6 go.
-    options = ["--beta.auto", "0.75", "--steps", "[drop_unsolved]"]
+    # Half of prompt a's succeed, which is the best alone: 2, 0. Then b's 2 of 6 go; (2 + 1 + 1)²/(4 + 1 + 1) is 2.67.
+    options = ["--beta", "auto", "--steps", "[drop_unsolved]"]
     assert main(["weigh", six, "--out", str(tmp_path / "drift"), *options]) == 0
     assert capsys.readouterr().out.splitlines()[3:6] == [
-        "β was found to be 0.759, at which 75% of a prompt's conversations count.",
+        "β was found to be 0, at which 50% of a prompt's conversations count.",
         "drop_unsolved took 33.3% of the weight; 2 conversations have no weight any more.",
-        "4 conversations have a weight; they count like 3 of equal weight.",
+        "3 conversations have a weight; they count like 3 of equal weight.",
     ]
 
 

@@ -83,7 +83,7 @@ def test_what_is_wanted_first_fits_two_screens(verb: str, told) -> None:
 
 def test_what_the_first_screens_leave_out_is_told_by_the_stage(told) -> None:
     run, weigh = told("run", "--help")[0], told("weigh", "--help")[0]
-    assert "{auto: 0.3}" not in run.partition("\nfurther ")[0] and "{auto: 0.3}" in weigh
+    assert "repetition_over" not in run.partition("\nfurther ")[0] and "--repetition_over" in weigh
     # Comparisons are no recipes.
     # A line may end at a hyphen.
     named = "built in: drift-paper, guess, logs, quickstart, reasoning, refit-paper, swift-paper."

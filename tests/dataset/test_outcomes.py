@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from drift.dataset import outcomes as reading
-from drift.dataset.columns import GroupBy
 from drift.dataset.outcomes import Outcomes, is_rejected, outcomes, read_outcomes
 from drift.dataset.schema import SCHEMA
 from drift.dataset.store import TrajectoryWriter, read_trajectories, shards
@@ -63,7 +62,7 @@ def plain(found: Outcomes) -> dict[str, object]:
     return values
 
 
-def by_objects(trajectories: list[Trajectory], *, group_by: str = "task", spoken: bool = False) -> dict[str, object]:
+def by_objects(trajectories: list[Trajectory], *, spoken: bool = False) -> dict[str, object]:
     """What ``plain`` gives, a conversation at a time."""
     kept = [t for t in trajectories if t.error is None and t.turns]
     steps = [[turn.step for turn in t.turns] for t in kept]
@@ -75,17 +74,13 @@ def by_objects(trajectories: list[Trajectory], *, group_by: str = "task", spoken
     def number(value: object) -> int:
         return int.from_bytes(bytes.fromhex(key(value)), "big", signed=True)
 
-    def opening(t: Trajectory) -> str:
-        said = len(t.turns) + sum(len(turn.step.messages) for turn in t.turns)
-        return f"opening-{key([[m['role'], m['content']] for m in t.messages[: len(t.messages) - said]], 32)}"
-
     turns = [turn for t in kept for turn in t.turns]
     replies = [number([turn.step.answer] if turn.step.graded else turn.completion.text) for turn in turns]
     words = [number([[m["role"], m["content"]] for m in turn.step.messages]) for turn in turns]
     mistakes = [turn is not t.turns[-1] and is_rejected(turn.step) for t in kept for turn in t.turns]
     return {
         "ids": [t.id for t in kept],
-        "groups": [t.group_id if group_by == "task" else opening(t) for t in kept],
+        "groups": [t.group_id for t in kept],
         "sample_N": (np.int32, [t.sample for t in kept]),
         "success_N": (np.bool_, [t.success for t in kept]),
         "known_N": (np.bool_, [t.success is not None for t in kept]),
@@ -130,16 +125,12 @@ def test_columns_give_the_outcomes_that_objects_do(tmp_path: Path, random_trajec
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("group_by", ["task", "opening"])
 @pytest.mark.parametrize("spoken", [False, True])
-def test_columns_give_the_openings_and_what_was_said_as_objects_do(
-    tmp_path: Path, random_trajectories: Made, group_by: GroupBy, spoken: bool
-) -> None:
+def test_columns_give_what_was_said_as_objects_do(tmp_path: Path, random_trajectories: Made, spoken: bool) -> None:
     folder = stored(tmp_path / "data", random_trajectories(0))
     trajectories = read_trajectories(folder)
-    expected = outcomes(trajectories, group_by=group_by, spoken=spoken)
-    found = read_outcomes(folder, group_by=group_by, spoken=spoken, first=True)
-    assert plain(found) == plain(expected) == by_objects(trajectories, group_by=group_by, spoken=spoken)
+    expected, found = outcomes(trajectories, spoken=spoken), read_outcomes(folder, spoken=spoken, first=True)
+    assert plain(found) == plain(expected) == by_objects(trajectories, spoken=spoken)
     assert (found.reply_T is None) != spoken and (found.feedback_T is None) != spoken
 
 
@@ -187,15 +178,6 @@ def test_first_turns_are_as_if_each_conversation_had_ended_there(random_trajecto
     for name in ("success_N", "reward_N", "turns_N", "graded_N", "distinct_N", "failures_N", "first_read_N"):
         assert first[name] == expected[name], name
     assert first["rejected_T"] == plain(found)["rejected_T"]
-
-
-def test_tasks_that_open_alike_are_one_prompt_if_asked(make_trajectory: Make) -> None:
-    hidden = [dataclasses.replace(make_trajectory(task, 0, ("4",), task == "b"), messages=OPEN) for task in "abc"]
-    found = outcomes(hidden, group_by="opening")
-    assert len(set(found.groups)) == 1 and found.groups[0].startswith("opening-")
-    other = dataclasses.replace(hidden[0], messages=({"role": "user", "content": "Guess my letter."}, *OPEN[1:]))
-    system = dataclasses.replace(hidden[0], messages=({"role": "system", "content": "Be brief."}, *OPEN))
-    assert len(set(outcomes([*hidden, other, system], group_by="opening").groups)) == 3
 
 
 def test_the_same_was_said_where_answers_are_the_same_or_words_where_none_was_asked_for(make_trajectory: Make) -> None:

@@ -18,12 +18,12 @@ from drift.dataset.store import TrajectoryWriter
 from drift.errors import ConfigError
 from drift.recipe import Recipe
 from drift.rollouts.config import RolloutConfig
-from drift.types import Message, Trajectory
+from drift.types import Trajectory
+from drift.weights.auto import temperature_of
 from drift.weights.config import WeightConfig
 from drift.weights.stage import compute_weights, weigh_dataset
 from drift.weights.steps import stopping_factors
 from drift.weights.table import FILE, read_weights
-from drift.weights.temperature import temperature_of
 from drift.weights.turns import Conversations
 
 Make = Callable[..., Trajectory]
@@ -190,18 +190,6 @@ def test_prompts_without_success_can_be_shrunk(data: list[Trajectory]) -> None:
     assert new[4:6] == pytest.approx(expected, rel=1e-9) and sum(expected) < 0.01
 
 
-def test_tasks_that_open_alike_are_one_prompt_if_asked(make_trajectory: Make) -> None:
-    opening: tuple[Message, ...] = (
-        {"role": "user", "content": "Guess my number."},
-        {"role": "assistant", "content": "<answer>4</answer>"},
-    )
-    hidden = [dataclasses.replace(make_trajectory(task, 0, ("4",), task == "b"), messages=opening) for task in "abc"]
-    found = outcomes(hidden, group_by="opening")
-    result = compute_weights(found, WeightConfig(beta=0.5, baseline="opening", **ALL))
-    z = (math.exp(2) + 2) / 3
-    assert result.weights_T == pytest.approx([1 / z, math.exp(2) / z, 1 / z], rel=1e-12)
-
-
 def test_the_same_answer_has_one_worth_however_it_was_put_and_judged(make_trajectory: Make) -> None:
     # One prompt whose verifier takes 4 for right once in three times; 5 is taken always.
     conversations = [make_trajectory("a", k, ("4", "6") if k else ("4",), not k) for k in range(3)]
@@ -225,14 +213,13 @@ def test_the_temperature_that_was_found_is_what_weights_are_made_with(
 ) -> None:
     # Of prompts a, b and c, whose returns differ, 2 of 4, none of 2 and 3 of 3 succeeded.
     found = outcomes([*data, make_trajectory("c", 3, ("1", "7"), True)])
-    for target, share in (("success", 0.5), (0.6, 0.6)):
-        auto = compute_weights(found, WeightConfig(beta={"auto": target}, **ALL))
-        beta = temperature_of(auto.returns_N, found.group_index(), found.success_N, target)[0]
-        assert beta > 0 and auto.chain["settings"] == {"beta": beta}
-        assert auto.report["beta"] == {"value": beta, "effective_share": pytest.approx(share, rel=1e-12)}
-        given = compute_weights(found, WeightConfig(beta=beta, **ALL))
-        assert auto.weights_T.tobytes() == given.weights_T.tobytes()
-        assert "beta" not in given.report and given.chain["settings"] == {"beta": beta}
+    auto = compute_weights(found, WeightConfig(beta="auto", **ALL))
+    beta = temperature_of(auto.returns_N, found.group_index(), found.success_N)[0]
+    assert beta > 0 and auto.chain["settings"] == {"beta": beta}
+    assert auto.report["beta"] == {"value": beta, "effective_share": pytest.approx(0.5, rel=1e-12)}
+    given = compute_weights(found, WeightConfig(beta=beta, **ALL))
+    assert auto.weights_T.tobytes() == given.weights_T.tobytes()
+    assert "beta" not in given.report and given.chain["settings"] == {"beta": beta}
 
 
 def test_limits_of_the_temperature_are_no_numbers(make_trajectory: Make) -> None:
@@ -308,7 +295,7 @@ def test_undoing_comes_first_unless_it_is_named(data: list[Trajectory]) -> None:
         compute_weights(found, WeightConfig(steps=["undo_adaptive"]))
 
 
-@pytest.mark.parametrize("settings", [{"baseline": "opening"}, {"scheme": "drift_averaged"}])
+@pytest.mark.parametrize("settings", [{"baseline": "dataset"}, {"scheme": "drift_averaged"}])
 def test_adaptive_sampling_can_be_undone_for_tasks_alone(data: list[Trajectory], settings: dict[str, Any]) -> None:
     said = r"rollouts\.first: got 2, expected 0 with weights\.baseline \w+ and weights\.scheme \w+\. Adaptive"
     with pytest.raises(ConfigError, match=said):

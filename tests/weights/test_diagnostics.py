@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drift.weights.diagnostics import diagnose, effective_sample_size
 from drift.weights.groups import index_groups
+from drift.weights.stage import diagnose, effective_sample_size
 from drift.weights.turns import Conversations
 
 quick = settings(max_examples=30, derandomize=True, deadline=None)

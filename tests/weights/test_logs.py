@@ -209,9 +209,9 @@ def test_what_is_expected_of_a_prompt_is_a_ridge_regression_on_other_prompts(rat
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"scheme": "rft", "baseline": "fitted"}, "expected task or opening with the scheme rft"),
-        ({"scheme": "star_gate", "baseline": "dataset"}, "expected task or opening with the scheme star_gate"),
-        ({"baseline": {"columns": "x"}}, "expected task, opening, leave_one_out, dataset, fitted, or {column: NAME}"),
+        ({"scheme": "rft", "baseline": "fitted"}, "expected task with the scheme rft"),
+        ({"scheme": "star_gate", "baseline": "dataset"}, "expected task with the scheme star_gate"),
+        ({"baseline": {"columns": "x"}}, "expected task, leave_one_out, dataset, fitted, or {column: NAME}"),
         ({"outcome": {"reward": "much"}}, "weights.outcome.reward: got 'much', expected a number"),
         ({"outcome": {"reward": 1, "clip": [5, 0]}}, "weights.outcome.clip: got [5, 0], expected two numbers"),
         ({"outcome": {"reward": 1, "normalize": 2}}, "weights.outcome.normalize: got 2, expected true or false"),

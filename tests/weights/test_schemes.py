@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from drift.errors import ConfigError
 from drift.registry import data_of, settings_of
+from drift.weights.config import WeightConfig
 from drift.weights.schemes import (
     SCHEMES,
     awr_weights,
@@ -125,11 +126,14 @@ def test_a_lower_temperature_concentrates_the_weights():
 
 
 @pytest.mark.parametrize("beta", [0, -0.1, float("nan")])
-def test_drift_and_awr_refuse_a_temperature_that_is_not_positive(beta):
-    with pytest.raises(ConfigError, match=r"weights\.beta.*> 0"):
-        drift_weights([1.0], [0], beta=beta)
+def test_a_temperature_that_is_not_positive_is_refused_where_it_is_no_limit(beta):
+    if beta != 0:
+        with pytest.raises(ConfigError, match=r"weights\.beta.*> 0, or its limits"):
+            drift_weights([1.0], [0], beta=beta)
     with pytest.raises(ConfigError, match=r"weights\.beta.*> 0"):
         awr_weights([1.0], [0], beta=beta, w_max=20)
+    with pytest.raises(ConfigError, match=r"weights\.beta: got .*, expected a number > 0"):
+        WeightConfig(beta=beta)
 
 
 # --- the others ------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from drift.errors import ConfigError
-from drift.weights.diagnostics import effective_sample_size
 from drift.weights.schemes import drift_weights, rwr_weights, swift_weights
+from drift.weights.stage import effective_sample_size
 from drift.weights.steps import (
     bound_negative,
     drop_unsolved,
@@ -207,7 +207,7 @@ def test_at_the_limits_of_beta_shrinking_leaves_the_best_of_all_or_everything():
     values, group_N = np.array([1.0, 0.0, 0.0, 0.0]), np.array([0, 0, 1, 1])
     for beta, expected in ((0.0, [2, 0, 0, 0]), (math.inf, [1, 1, 1, 1])):
         data = single(group_N, returns_N=values, success_N=values > 0, beta=beta, partitioned=True)
-        weights_N = drift_weights(values, group_N, beta=np.full(4, beta))
+        weights_N = drift_weights(values, group_N, beta=beta)
         assert shrink_unsolved(weights_N, data, prior=16.0).tolist() == expected
 
 

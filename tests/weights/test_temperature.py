@@ -9,9 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from drift.errors import ConfigError
+from drift.weights.auto import effective_shares, temperature_of
 from drift.weights.groups import index_groups
-from drift.weights.schemes import drift_weights
-from drift.weights.temperature import effective_shares, exponents, temperature_of
+from drift.weights.schemes import drift_weights, tilted
 
 quick = settings(max_examples=60, derandomize=True, deadline=None)
 # Ties, zeros, negative returns, and gaps from a thousandth of the largest up to all of it.
@@ -37,8 +37,8 @@ def effective_share(values, beta):
 
 
 def temperature(returns_N, group_N, share):
-    """β at a share that is given, whoever succeeded."""
-    return temperature_of(returns_N, group_N, np.zeros(len(group_N), bool), share)[0]
+    """β where that share of each prompt's conversations succeeds."""
+    return temperature_of(returns_N, group_N, np.full(len(group_N), share))[0]
 
 
 @quick
@@ -76,7 +76,7 @@ def test_the_effective_share_rises_with_beta_between_its_limits(groups):
     returns_N, group_N = columns(groups)
     index_N = index_groups(group_N)
     gap_N = returns_N - np.array([max(group) for group in groups])[group_N]
-    shares = [effective_shares(exponents(gap_N, beta), index_N) for beta in (0.0, 1e-4, 0.1, 1.0, 1e12)]
+    shares = [effective_shares(tilted(gap_N, 0.0, beta), index_N) for beta in (0.0, 1e-4, 0.1, 1.0, 1e12)]
     assert np.diff(shares, axis=0).min() >= -1e-12
     for number, group in enumerate(groups):
         assert shares[0][number] == pytest.approx(group.count(max(group)) / len(group), rel=1e-12)
@@ -118,24 +118,24 @@ def test_one_beta_for_all_hits_the_mean_in_whatever_order_they_come(groups, shar
 
 def test_drift_weights_at_the_limits_are_the_best_alone_and_all_alike():
     values, group_N = [1.0, 1.0, 0.5, 0.0, 7.0, 7.0], np.array([0, 0, 0, 0, 1, 1])
-    assert drift_weights(values, group_N, beta=np.zeros(6)).tolist() == [2, 2, 0, 0, 1, 1]
-    assert drift_weights(values, group_N, beta=np.full(6, np.inf)).tolist() == [1] * 6
+    assert drift_weights(values, group_N, beta=0.0).tolist() == [2, 2, 0, 0, 1, 1]
+    assert drift_weights(values, group_N, beta=math.inf).tolist() == [1] * 6
     with pytest.raises(ConfigError, match=r"weights\.beta.*a number"):
-        drift_weights(values, group_N, beta=np.full(6, -1.0))
+        drift_weights(values, group_N, beta=-1.0)
 
 
 def test_equal_returns_and_single_trajectories_weigh_one():
     values, group_N = [0.3] * 4 + [-1e300], [0, 0, 0, 0, 1]
     assert temperature(values, group_N, 0.5) == math.inf
-    assert drift_weights(values, group_N, beta=np.full(5, math.inf)).tolist() == [1.0] * 5
+    assert drift_weights(values, group_N, beta=math.inf).tolist() == [1.0] * 5
 
 
-def test_a_share_that_is_given_is_what_is_told():
+def test_the_share_is_that_of_prompts_whose_returns_differ():
     # A half of 4, where the other prompt is of no account; of 2 ties among 3 it is out of reach.
     returns_N, group_N = columns([[1.0, 0.5, 0.2, 0.0], [0.7, 0.7]])
-    beta, share = temperature_of(returns_N, group_N, returns_N > 0, 0.5)
+    beta, share = temperature_of(returns_N, group_N, [True, True, False, False, True, True])
     assert share == 0.5 and effective_share([1.0, 0.5, 0.2, 0.0], beta) == pytest.approx(0.5, rel=1e-6)
-    assert temperature_of([1.0, 1.0, 0.0], [0] * 3, [True, True, False], 0.5) == (0.0, 0.5)
+    assert temperature_of([1.0, 1.0, 0.0], [0] * 3, [True, False, False]) == (0.0, 1 / 3)
 
 
 SOLVED = st.lists(st.lists(st.tuples(VALUE, st.booleans()), min_size=1, max_size=9), min_size=1, max_size=5)
@@ -146,7 +146,7 @@ SOLVED = st.lists(st.lists(st.tuples(VALUE, st.booleans()), min_size=1, max_size
 def test_by_default_as_many_count_as_succeed(groups, scale):
     returns_N, group_N = columns([[value for value, _ in group] for group in groups], scale)
     success_N = np.array([solved for group in groups for _, solved in group])
-    beta, share = temperature_of(returns_N, group_N, success_N, "success")
+    beta, share = temperature_of(returns_N, group_N, success_N)
     assert json.loads(json.dumps(share)) == share
     differing = [group for group in groups if len({value for value, _ in group}) > 1]
     if not differing:

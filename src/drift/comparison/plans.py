@@ -113,7 +113,7 @@ def _overrides(recipe: Recipe, method: Method) -> dict[str, Any]:
         # A scheme by its name alone leaves the recipe's settings of it as they are.
         return {**overrides, "weights.scheme": old if isinstance(given, str) else given}
     scheme = find_scheme(next(iter(given)) if isinstance(given, Mapping) else given)
-    takes_beta = "beta" in settings_of(scheme.function) and recipe.weights.ess_target is None
+    takes_beta = "beta" in settings_of(scheme.function) and recipe.weights.beta != "auto"
     return {"weights.turns": None, **({} if takes_beta else {"weights.beta": None}), **overrides}
 
 

@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from drift.errors import DatasetError
 from drift.types import Message
 
-GroupBy = Literal["task", "opening"]
 _TURNS = "turns.list.element."
 # The columns of a shard that outcomes are read off. Text, ids and log-probabilities are left on disk.
 COLUMNS = ["id", "task_id", "group_id", "sample", "error"]
@@ -39,7 +38,6 @@ class Asked:
     """What is asked for beside what all conversations have.
 
     Attributes:
-        group_by: the prompt is what the task's ``group_id`` says, or what the policy could see of it.
         spoken: keys of what was said in each.
         replies: the reward of each reply.
         first: the reward of the first one.
@@ -48,7 +46,6 @@ class Asked:
         openings: keys of the openings, equal for near-duplicates.
     """
 
-    group_by: GroupBy = "task"
     spoken: bool = False
     replies: bool = False
     first: bool = False
@@ -59,7 +56,7 @@ class Asked:
     @property
     def texts(self) -> bool:
         """Whether what was said must be read."""
-        return self.spoken or self.words or self.openings or self.group_by == "opening"
+        return self.spoken or self.words or self.openings
 
     @property
     def columns(self) -> list[str]:
@@ -116,10 +113,8 @@ def outcome_columns(batch: pa.RecordBatch, ask: Asked = PLAIN) -> dict[str, Any]
     if ask.spoken:
         of_replies |= _keys(turns)
     columns |= {name: pa.ListArray.from_arrays(offsets, values) for name, values in of_replies.items()}
-    if ask.group_by == "opening" or ask.words or ask.openings:
+    if ask.words or ask.openings:
         openings = list(_openings(batch, turns, offsets))
-        if ask.group_by == "opening":
-            columns["group_id"] = pa.array(map(_opening_key, openings), pa.string()).dictionary_encode()
         if ask.words:
             columns["words"] = pa.array(map(_hashed_words, openings), pa.list_(pa.int16()))
         if ask.openings:
@@ -196,10 +191,6 @@ def _notes(turns: pa.StructArray, last_N: NDArray[np.int64], names: Sequence[str
         )
         for name in names
     }
-
-
-def _opening_key(opening: Sequence[Message]) -> str:
-    return f"opening-{_digest([[m['role'], m['content']] for m in opening])[:32]}"
 
 
 def near_key(opening: Sequence[Message]) -> int:

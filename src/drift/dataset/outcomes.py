@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -198,6 +198,12 @@ def outcome_values(outcomes: Outcomes, outcome: str | Mapping[str, Any]) -> NDAr
     if "above" in given:
         values_N = np.where(np.isnan(values_N), np.nan, values_N > given["above"])
     return values_N
+
+
+def noted_names(outcome: str | Iterable[str]) -> list[str]:
+    """What of an outcome only a log can note."""
+    names = () if isinstance(outcome, str) else outcome
+    return [name for name in names if name not in ("success", "reward", *SHAPING)]
 
 
 def _named(outcomes: Outcomes, name: str) -> NDArray[np.float64]:

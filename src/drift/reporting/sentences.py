@@ -62,7 +62,7 @@ def sentences(report: Mapping[str, Any]) -> Iterator[str]:
     count, groups, successes = report["trajectories"], report["groups"], report["successes"]
     mixed, equal = round(report["mixed_share"] * groups), report["groups_with_equal_returns"]
     graded = report["outcome"] != "success" and "above" not in report["outcome"]
-    within = report["baseline"] in ("task", "opening")
+    within = report["baseline"] == "task"
     if graded:
         low, high = report["return_histogram"]["edges"][0], report["return_histogram"]["edges"][-1]
         yield f"{count:,} conversations have returns from {low:.3g} to {high:.3g}."

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from drift.dataset.outcomes import SHAPING, check_outcome
+from drift.dataset.outcomes import check_outcome, noted_names
 from drift.errors import ConfigError, require
 from drift.registry import Link, check_settings, complete, data_of, is_own, link, name_of, plain, settings_of, try_once
 from drift.weights.schemes import AUTO, Scheme, find_scheme
@@ -17,22 +17,12 @@ from drift.weights.steps import REGISTRY as STEPS
 from drift.weights.turns import REGISTRY as TURNS
 from drift.weights.turns import Conversations
 
-# Baselines that are the others of a prompt, in the scheme itself; and all that have a name.
-PROMPTS = ("task", "opening")
-BASELINES = (*PROMPTS, "leave_one_out", "dataset", "fitted")
-# Keys of an outcome that no log has to note.
-NOT_NOTED = ("success", "reward", *SHAPING)
+BASELINES = ("task", "leave_one_out", "dataset", "fitted")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """A resolved configuration: nothing is left to default.
-
-    Attributes:
-        scheme, settings: what a conversation weighs, defaults included; ``beta`` is ``auto`` where it is to be found.
-        gamma, repetition: γ and λ of the return.
-        turns, steps: how a weight is spread over replies, and what is done then.
-    """
+    """A resolved configuration: nothing is left to default; ``beta`` is ``auto`` where it is to be found."""
 
     scheme: Scheme
     settings: Mapping[str, Any]
@@ -71,8 +61,7 @@ class WeightConfig:
         scheme: drift, drift_averaged, bolt, sft, rft, star, star_gate, refit, swift, group_relative, rwr, awr, topr,
             asymre, auto (the data decide), another package's or module:function; {awr: {w_max: 20}} sets w_max.
         beta: temperature β of drift, bolt, rwr and awr, which divides the return; null is 0.1. auto, for drift and
-            bolt, finds it, so that as many conversations of a prompt count as succeed; {auto: 0.3} so that the
-            effective sample size of its weights is that share of K.
+            bolt, finds it, so that as many conversations of a prompt count as succeed.
         outcome: what counts: success (1 or 0), or reward (the sum of the rewards); null is success, or reward where no
             success is known. Or a sum, of numbers too that a log notes: {reward: 1, success: 0.5}, with clip: [0, 5],
             normalize: true (less the mean, over the deviation) or above: 3 (1 where it is more, which is then success).
@@ -88,16 +77,15 @@ class WeightConfig:
         steps: what is done then, in order: hold_out, drop_unsolved, shrink_unsolved, bound_negative, skip_small,
             resample, or module:function; {name: setting} sets it. bound_negative (for negative weights) and skip_small
             come last unless named; {skip_small: null} leaves one out.
-        baseline: what a conversation is measured against: the others of its task, or of whatever opens alike for the
-            policy (opening), so that tasks that differ only in what the policy can't see are weighed together. Where
-            there are few others, with drift, bolt, swift, group_relative and awr: leave_one_out (the mean of the
-            others, or of all), dataset (the mean of all), {column: NAME} (of what the log notes alike), or fitted (what
-            the words of the prompt and its others let one expect). null is task, or fitted for a log with few
-            conversations of most prompts.
+        baseline: what a conversation is measured against: the others of its task (task). Where there are few, with
+            drift, bolt, swift, group_relative, awr and asymre: leave_one_out (the mean of the others, or of all),
+            dataset (the mean of all), {column: NAME} (of what the log notes alike), or fitted (what the words of the
+            prompt and its others let one expect). null is task, or fitted for a log with few conversations of most
+            prompts.
     """
 
     scheme: str | dict[str, Any] = "drift"
-    beta: float | Literal["auto"] | dict[str, float] | None = None
+    beta: float | Literal["auto"] | None = None
     outcome: str | dict[str, Any] | None = None
     gamma: float | None = None
     repetition: float | None = None
@@ -108,11 +96,9 @@ class WeightConfig:
     baseline: str | dict[str, str] | None = None
 
     def __post_init__(self) -> None:
-        beta, share, over = self.beta, self.ess_target, self.repetition_over
-        number = share is not None or beta is None or (isinstance(beta, float | int) and beta > 0)
-        require(number, "weights.beta", beta, "a number > 0, or auto", "β divides the return; 0.1 is published.")
-        part = share in (None, "success") or (isinstance(share, float | int) and 0 < share < 1)
-        require(part, "weights.beta.auto", share, "a share above 0 and below 1")
+        beta, over = self.beta, self.repetition_over
+        fits = beta in (None, "auto") or (isinstance(beta, float | int) and beta > 0)
+        require(fits, "weights.beta", beta, "a number > 0, or auto", "β divides the return; 0.1 is published.")
         require(self.gamma is None or 0 < self.gamma <= 1, "weights.gamma", self.gamma, "a number in (0, 1]")
         require((self.repetition or 0) >= 0, "weights.repetition", self.repetition, "a number ≥ 0")
         require(over in ("turns", "answers"), "weights.repetition_over", over, "turns or answers")
@@ -121,9 +107,9 @@ class WeightConfig:
         known = self.baseline in (None, *BASELINES) or bool(self.column)
         require(known, "weights.baseline", self.baseline, f"{', '.join(BASELINES)}, or {{column: NAME}}")
         scheme = self.chain.scheme
-        fits = scheme.centred or self.baseline in (None, *PROMPTS)
-        advice = "Others need drift, bolt, swift, group_relative or awr."
-        require(fits, "weights.baseline", self.baseline, f"task or opening with the scheme {scheme.name}", advice)
+        fits = scheme.centred or self.baseline in (None, "task")
+        advice = "Others need drift, bolt, swift, group_relative, awr or asymre."
+        require(fits, "weights.baseline", self.baseline, f"task with the scheme {scheme.name}", advice)
 
     @property
     def column(self) -> str | None:
@@ -133,23 +119,14 @@ class WeightConfig:
 
     def asked(self) -> dict[str, Any]:
         """What is to be read of each conversation beside what all have: fields of ``Asked``."""
-        notes = [name for name in (self.outcome if isinstance(self.outcome, Mapping) else ()) if name not in NOT_NOTED]
         return {
-            "group_by": "opening" if self.baseline == "opening" else "task",
             "spoken": self.chain.asks_what_was_said(),
             "replies": self.chain.turns.name == "own" or self.chain.scheme is AUTO,
             "first": self.chain.scheme.first_turn,
-            "notes": tuple(dict.fromkeys([*notes, *([self.column] if self.column else [])])),
+            "notes": tuple(dict.fromkeys([*noted_names(self.outcome or ()), *([self.column] if self.column else [])])),
             "words": self.baseline == "fitted",
             "openings": "hold_out" in [each.name for each in self.chain.steps],
         }
-
-    @property
-    def ess_target(self) -> float | Literal["success"] | None:
-        """Effective sample size at which β is found, as a share of K or ``success``; ``None`` where β is given."""
-        if isinstance(self.beta, Mapping) and list(self.beta) == ["auto"]:
-            return self.beta["auto"]
-        return "success" if self.beta == "auto" else None
 
     @cached_property
     def chain(self) -> Chain:
@@ -181,11 +158,11 @@ class WeightConfig:
         known, where = settings_of(scheme.function), f"weights.scheme.{scheme.name}"
         if self.beta is not None and "beta" not in known:
             raise ConfigError(f"weights.beta: got {self.beta!r}, and the scheme {scheme.name} has no β. Leave it out.")
-        fits = self.ess_target is None or scheme.partitioned
+        fits = self.beta != "auto" or scheme.partitioned
         require(fits, "weights.beta", "auto", f"a number with the scheme {scheme.name}", "auto is for drift and bolt.")
         require("beta" not in settings, f"{where}.beta", settings.get("beta"), "weights.beta instead")
         check_settings(scheme.function, settings, where=where)
-        beta = {} if self.beta is None else {"beta": "auto" if self.ess_target else self.beta}
+        beta = {} if self.beta is None else {"beta": self.beta}
         return complete({**known, **beta, **settings}, where)
 
     def _links(self, signed: bool) -> tuple[Link, ...]:

@@ -22,17 +22,16 @@ def trajectory_return(
     format_failure: float,
     repetition_over: Literal["turns", "answers"] = "turns",
 ) -> Floats:
-    """The return of DRIFT Eq. 12 less a format penalty, ``R = o·γ^(L−1) − λ(1 − E/L') − c·F``.
+    """The return of DRIFT Eq. 12 less a format penalty, ``R = o·γ^(L−1) − λ(1 − E/L') − c·F``, ``(N,)``.
 
     Args:
         outcomes: of N conversations of L turns, L' of which asked for an answer. E distinct ones were read; F replies
             were unreadable, and add nothing to E. Where no answer was asked for, nothing was repeated.
-        outcome: o, what counts, as ``outcome_values`` takes it.
-        gamma, repetition, format_failure: γ in (0, 1]; λ ≥ 0; c ≥ 0, which is 0.1 in the paper's published code.
+        outcome: o, what counts, as ``outcome_values`` takes it; where it is not known, R is NaN.
+        gamma: discount γ per turn, in (0, 1].
+        repetition: λ ≥ 0, what repeating oneself costs.
+        format_failure: c ≥ 0; 0 in the paper, 0.1 in its published code.
         repetition_over: E is divided by L' (turns), or as in the published code by L' − F (answers).
-
-    Returns:
-        ``(N,)`` R, in the units of the outcome; NaN where the outcome is not known.
     """
     discounted_N = outcome_values(outcomes, outcome) * np.power(float(gamma), outcomes.turns_N.astype(float) - 1)
     over_N = outcomes.graded_N - (outcomes.failures_N if repetition_over == "answers" else 0)
@@ -44,8 +43,8 @@ def trajectory_return(
 def baseline_values(kind: str, returns_N: Floats, index_N: Indices, outcomes: Outcomes) -> Floats:
     """What each return is measured against, ``(N,)``, where that is not what others of the prompt got alone.
 
-    None knows the conversation's own return: at the logged policy ``Σ (R − b) ∇log p`` has the expectation of ``∇V``.
-    What each leaves in ``R − b`` beside the worth of the reply is in docs/method.md.
+    None knows the conversation's own return: at the logged policy ``Σ (R − b) ∇log p`` has the expectation of ``∇V``
+    (docs/method.md).
 
     Args:
         kind: ``leave_one_out``, the mean of the prompt's others; ``dataset``, of all others; a name that the log notes:

@@ -1,12 +1,13 @@
 """Schemes: what a conversation weighs, one pure function each, returns in, weights out.
 
-Every function takes ``returns_N``, ``(N,)`` R, and ``group_N``, ``(N,)`` which prompt each belongs to, and returns
-``(N,)`` weights. Further arguments are keyword-only: those that end in ``_N`` or ``_T`` are data, filled by name from
-``drift.weights.turns.Conversations``, the others settings, refused with ``ConfigError`` where they make no sense.
+They take ``returns_N``, ``(N,)`` R, and ``group_N``, ``(N,)`` which prompt each belongs to, and give ``(N,)`` weights.
+Keyword-only arguments that end in ``_N`` or ``_T`` are data, filled by name from ``drift.weights.turns.Conversations``,
+the others settings, refused with ``ConfigError`` where they make no sense.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,22 +18,22 @@ from numpy.typing import ArrayLike
 from drift.errors import ConfigError, require
 from drift.registry import Registry, path_of
 from drift.weights.groups import Floats, Ints, group_max, group_mean, group_min, index_groups, quotients, tree_levels
-from drift.weights.temperature import shared_partition, tilted
 
 # Standard deviations below this share of a prompt's largest return are rounding noise of equal returns.
 FLAT = 1e-12
+PUBLISHED = "β divides the return; 0.1 is the published value."
 
 
-def drift_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float | Floats = 0.1) -> Floats:
+def drift_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float = 0.1) -> Floats:
     """Importance weights toward the optimum of the KL-regularised objective (DRIFT Eq. 13).
 
     ``w_k = e^{R_k/β} / Ẑ`` with ``Ẑ = (1/K) Σ_j e^{R_j/β}`` over the K conversations of the prompt, in log space: their
     mean is 1, the largest at most K, whatever constant is added to R. Fails quietly where a prompt has no success: its
     total weight is K all the same (see ``drop_unsolved``). Of first replies, which alone are then trained, it is the
-    scheme ``bolt``, ``e^{r(x,y_1)/β}/Ẑ(x)`` (BOLT, arXiv 2605.02469). β > 0 is in the units of R; an array ``(N,)``,
-    the same within a prompt, may hold the limits 0 (the best alone) and ∞ (all alike).
+    scheme ``bolt``, ``e^{r(x,y_1)/β}/Ẑ(x)`` (BOLT, arXiv 2605.02469). β is in the units of R; its limits are 0, the
+    best alone, and ∞, all alike.
     """
-    _check_beta(beta)
+    require(beta >= 0, "weights.beta", str(beta), "a number > 0, or its limits", PUBLISHED)
     returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
     tilted_N = tilted(returns, group_max(returns, index_N)[index_N], beta)
     return tilted_N / group_mean(tilted_N, index_N)[index_N]
@@ -50,7 +51,7 @@ def averaged_weights(
 
     Their mean is 1. Where no reply was followed by two things it is ``drift_weights``. Ours; why: docs/method.md.
     """
-    _check_beta(beta)
+    require(beta > 0, "weights.beta", beta, "a number > 0", PUBLISHED)
     worth_N, index_N = np.array(returns_N, float), index_groups(group_N)
     log_N = np.zeros(len(worth_N))
     for rows_M, history_M, reply_M in reversed(tree_levels(index_N, turns_N, reply_T, feedback_T)):
@@ -77,10 +78,7 @@ def rft_weights(returns_N: ArrayLike, group_N: ArrayLike, *, success_N: ArrayLik
 def star_weights(
     returns_N: ArrayLike, group_N: ArrayLike, *, success_N: ArrayLike, turns_N: ArrayLike, first_wrong_N: ArrayLike
 ) -> Floats:
-    """Corrections alone: ``w = 1[L = 2, y_1 wrong, y_2 right]`` (STaR-2turn, App. D.1 of the DRIFT paper).
-
-    A first reply that was a question rather than an answer was not wrong.
-    """
+    """Corrections alone: ``w = 1[L = 2, y_1 wrong (no question), y_2 right]`` (STaR-2turn, DRIFT App. D.1)."""
     second_N = np.asarray(first_wrong_N, bool) & (np.asarray(turns_N) == 2)
     return np.where(second_N, np.asarray(success_N, float), 0.0)
 
@@ -98,10 +96,9 @@ def star_gate_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
 
 
 def refit_weights(returns_N: ArrayLike, group_N: ArrayLike, *, shift: bool = False) -> Floats:
-    """The return itself: ``w = r`` (Refit, arXiv 2506.06964, Lemma 1).
+    """The return itself: ``w = r ≥ 0``, without which its bound doesn't hold (Refit, arXiv 2506.06964, Lemma 1).
 
-    The bound that it maximises holds for r ≥ 0 only, and r < 0 is refused; with ``shift`` ``w = r − min(0, min r)`` of
-    the prompt. Refit is not blind to such a constant: it adds plain fine-tuning.
+    With ``shift`` it is ``r − min(0, min r)`` of the prompt. Refit is not blind to it: it adds plain fine-tuning.
     """
     returns = np.asarray(returns_N, float)
     if shift:
@@ -125,10 +122,7 @@ def swift_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
 
 
 def group_relative_weights(returns_N: ArrayLike, group_N: ArrayLike) -> Floats:
-    """The return less its prompt's mean: ``w = r − μ̂``, the advantage of group-relative policy gradients, offline.
-
-    Swift without σ̂: a prompt counts the more the further its returns lie apart.
-    """
+    """The return less its prompt's mean: ``w = r − μ̂``, group-relative policy gradients offline, Swift without σ̂."""
     centred_N, sigma_N, scale_N = _centred(returns_N, group_N)
     return np.where(sigma_N <= FLAT, 0.0, centred_N * scale_N)
 
@@ -144,11 +138,8 @@ def _centred(returns_N: ArrayLike, group_N: ArrayLike) -> tuple[Floats, Floats, 
 
 
 def rwr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float = 0.1) -> Floats:
-    """Reward-weighted regression: ``w ∝ e^{r/β}`` with one constant for the whole data set, here mean weight 1.
-
-    Unlike ``drift`` it favours easy prompts, whose returns are high.
-    """
-    _check_beta(beta)
+    """Reward-weighted regression: ``w ∝ e^{r/β}``, of mean 1 over the whole data set, which favours easy prompts."""
+    require(beta > 0, "weights.beta", beta, "a number > 0", PUBLISHED)
     returns = np.asarray(returns_N, float)
     top, mean = shared_partition(returns, beta)
     return tilted(returns, top, beta) / mean
@@ -156,7 +147,7 @@ def rwr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float = 0.1) 
 
 def awr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float = 0.1, w_max: float = 20.0) -> Floats:
     """Advantage-weighted regression: ``w = min(e^{A/β}, w_max)``, ``A = r − μ̂`` of the prompt (arXiv 1910.00177)."""
-    _check_beta(beta)
+    require(beta > 0, "weights.beta", beta, "a number > 0", PUBLISHED)
     require(w_max > 0, "weights.scheme.awr.w_max", w_max, "a number > 0")
     returns, index_N = np.asarray(returns_N, float), index_groups(group_N)
     with np.errstate(over="ignore"):
@@ -169,9 +160,8 @@ def awr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, beta: float = 0.1, 
 def topr_weights(returns_N: ArrayLike, group_N: ArrayLike, *, success_N: ArrayLike, failures: float = 0.3) -> Floats:
     """Successes +1, failures of solved prompts −c, for the loss ``tapered`` (TOPR, arXiv 2503.14286).
 
-    ``c = f/(1 − f) · n⁺/n⁻`` with n⁺ successes, n⁻ failures of prompts that have a success, and f = ``failures``, so
-    that failures hold the share f of ``Σ|w|``, which the paper sets by a baseline. Failures of prompts without success
-    get 0. With the loss ``nll`` nothing bounds the push, and the same weights destroy a policy (docs/LOG.md).
+    ``c = f/(1 − f) · n⁺/n⁻`` with n⁺ successes, n⁻ failures of prompts that have a success (others get 0): ``failures``
+    hold the share f of ``Σ|w|``, which the paper sets by a baseline. Under the loss ``nll`` they destroy a policy.
     """
     require(0 <= failures < 1, "weights.scheme.topr.failures", failures, "a share of at least 0 and below 1")
     success_N, index_N = np.asarray(success_N, bool), index_groups(group_N)
@@ -192,9 +182,24 @@ def asymre_weights(returns_N: ArrayLike, group_N: ArrayLike, *, delta: float = 0
     return gap_N - group_mean(gap_N, index_N)[index_N] + delta
 
 
-def _check_beta(beta: float | Floats) -> None:
-    fits = bool((beta >= 0).all()) if isinstance(beta, np.ndarray) else beta > 0
-    require(fits, "weights.beta", beta, "a number > 0", "β divides the return; 0.1 is the published value.")
+def tilted(returns_N: float | Floats, best_N: float | Floats, beta: float) -> Floats:
+    """``e^{(R − R⁺)/β}`` with R⁺ the largest return; at most 1. At β = 0 it is 1 for the best alone, at ∞ for all."""
+    with np.errstate(all="ignore"):
+        # The subtraction comes first: returns/β may overflow where their differences do not.
+        gap_N = np.subtract(returns_N, best_N)
+        return np.exp(np.where(gap_N == 0, 0.0, np.divide(gap_N, beta)))
+
+
+def shared_partition(returns_N: Floats, beta: float) -> tuple[float, float]:
+    """The largest return R⁺ of all, and the mean over all of ``e^{(r − R⁺)/β}``, correctly rounded."""
+    top = float(returns_N.max(initial=-np.inf))
+    return top, exact_mean(tilted(returns_N, top, beta))
+
+
+def exact_mean(values_N: Floats) -> float:
+    """Correctly rounded, so that it does not hang on the order or the parts in which values come."""
+    parts = (values_N[at : at + 65_536].tolist() for at in range(0, len(values_N), 65_536))
+    return math.fsum(value for part in parts for value in part) / max(len(values_N), 1)
 
 
 @dataclass(frozen=True)
@@ -202,11 +207,10 @@ class Scheme:
     """A scheme and what its paper brings with it; a function of one's own has attributes of these names instead.
 
     Attributes:
-        name, function: what it is called, ``module:function`` for one of one's own; and what it is.
         turns, gamma, repetition: which replies get the weight; γ and λ of the return.
         grouped: it compares conversations of one prompt, so a prompt needs at least two.
         centred: it does so by returns alone, and can compare ``R − b`` of all prompts where b is a baseline.
-        signed: its weights can be negative, and nothing of its own bounds them: the step bound_negative follows.
+        signed: its weights can be negative, and nothing of its own, a share or δ, bounds them: bound_negative follows.
         partitioned: it divides ``e^{R/β}`` by the prompt's Ẑ, so that β can be found from the data and Ẑ be shrunk.
         first_turn: return and success are those of the first reply, which is all that may be trained.
     """
@@ -238,7 +242,6 @@ _ALL = (
     Scheme("group_relative", group_relative_weights, **_COMPARED, turns="all", signed=True),
     Scheme("rwr", rwr_weights),
     Scheme("awr", awr_weights, **_COMPARED),
-    # What they push away is bounded on purpose: by a share, and by δ.
     Scheme("topr", topr_weights),
     Scheme("asymre", asymre_weights, **_COMPARED),
 )

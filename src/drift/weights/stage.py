@@ -1,15 +1,16 @@
-"""The weighing stage: outcomes in, ``weights.parquet`` out: outcome → return → scheme → turns → steps."""
+"""The weighing stage: outcome → return → scheme → turns → steps → ``weights.parquet``, and what weights will do."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 from drift.checksums import sum_of
 from drift.dataset.lock import DirectoryLock
@@ -20,22 +21,19 @@ from drift.errors import ConfigError, require
 from drift.files import replacing
 from drift.manifest import MANIFEST, check_out, read_manifest, write_manifest
 from drift.registry import link, plain
-from drift.weights.auto import settled
-from drift.weights.config import PROMPTS, Chain, WeightConfig
-from drift.weights.diagnostics import diagnose
-from drift.weights.groups import Floats
+from drift.weights.auto import settled, temperature_of
+from drift.weights.config import Chain, WeightConfig
+from drift.weights.groups import Floats, group_max, group_min
 from drift.weights.returns import baseline_values, trajectory_return
 from drift.weights.steps import REGISTRY as STEPS
 from drift.weights.table import FILE, KIND, weights_hash, write_table
-from drift.weights.temperature import temperature_of
 from drift.weights.turns import Conversations
 
 # Squares of what is larger could not be added up.
 LARGEST = 1e100
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
+class Weights(NamedTuple):
     """What a chain gave: R of each conversation, what each reply weighs, every link as it ran, and the diagnostics."""
 
     returns_N: Floats
@@ -51,8 +49,7 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
     With ``rewards`` (see ``with_rewards``) these are what counts, unless ``config`` has another outcome.
 
     Raises:
-        DatasetError: ``data`` is missing, empty, damaged or incomplete, or every trajectory in it failed; or ``out``
-            holds something else, or another process writes to it.
+        DatasetError: ``data`` is missing, empty, damaged, unfinished, or all of it failed; or ``out`` is another thing.
         ConfigError: the settings don't fit the data.
         StorageError: the disk refuses.
     """
@@ -73,7 +70,7 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
     ids, groups = outcomes.ids, outcomes.groups
     start_N = np.concatenate([[0], np.cumsum(outcomes.turns_N, dtype=np.int64)])
     conversations = _conversations(outcomes, final, first=int(manifest["spec"].get("first", 0)))
-    # What the returns were made of is not needed again, nor what weights were, and there may be very much of both.
+    # What is not needed again is given back, here and below: there may be very much of it.
     del outcomes
     pa.default_memory_pool().release_unused()
     weights = _run(conversations, final)
@@ -113,28 +110,22 @@ def _read(data: Path, config: WeightConfig, rewards: Path | None, manifest: Any)
 
 
 def compute_weights(outcomes: Outcomes, config: WeightConfig, *, first: int = 0) -> Weights:
-    """The weights of conversations in memory, in order; with adaptive sampling ``first`` samples of a task came first.
+    """The weights of conversations in memory; of adaptive sampling ``first`` of a task came first.
 
-    Raises:
-        ConfigError: a grouped scheme and no prompt with two conversations, or all weights 0; or a scheme or step that
-            gives what are no weights.
+    Raises ``ConfigError`` where the settings don't fit them, or a scheme or step gives what are no weights.
     """
     final, _ = settled(config, outcomes, logged=outcomes.words is not None)
     return _run(_conversations(labelled(outcomes, final), final, first=first), final)
 
 
 def labelled(outcomes: Outcomes, config: WeightConfig) -> Outcomes:
-    """The conversations of which what the chain asks is known: what counts, and whether they succeeded.
-
-    Raises:
-        ConfigError: there are none.
-    """
+    """The conversations of which what the chain asks is known; raises ``ConfigError`` where there are none."""
     chain, outcome = config.chain, config.outcome or "success"
     seen = outcomes.first_turn() if chain.scheme.first_turn else outcomes
     # What is no number is refused with the returns, and not taken for unknown.
     known_N = ~np.isnan(outcome_values(seen, outcome)) | np.isnan(seen.reward_N)
     steps = {"drop_unsolved", "shrink_unsolved"} & {each.name for each in chain.steps}
-    if ("success_N" in chain.asked or steps or config.ess_target == "success") and "above" not in outcome:
+    if ("success_N" in chain.asked or steps or config.beta == "auto") and "above" not in outcome:
         known_N &= seen.known_N
     if not known_N.any():
         raise ConfigError(
@@ -154,7 +145,7 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
     seen, index_N = outcomes.first_turn() if scheme.first_turn else outcomes, outcomes.group_index()
     shaping = {"gamma": chain.gamma, "repetition": chain.repetition, "format_failure": config.format_failure}
     returns_N = trajectory_return(seen, outcome=outcome, repetition_over=config.repetition_over, **shaping)
-    within = config.baseline in PROMPTS
+    within = config.baseline == "task"
     if scheme.grouped and within and np.bincount(index_N).max() < 2:
         other = "give baseline: fitted, " if scheme.centred else ""
         raise ConfigError(
@@ -167,7 +158,7 @@ def _conversations(outcomes: Outcomes, config: WeightConfig, *, first: int) -> C
             f"the return of trajectory {str(outcomes.ids[at])!r} is {returns_N[at]:g}, expected at most {LARGEST:g} in "
             "size. Look at its rewards, or scale them."
         )
-    # What nobody asks for is not held: there may be very much of it.
+    # What nobody asks for is not held.
     no_mistakes = chain.turns.name in ("terminal", "first", "all") and "rejected_T" not in chain.asked
     baseline = config.column or str(config.baseline)
     return Conversations(
@@ -192,9 +183,8 @@ def _run(data: Conversations, config: WeightConfig) -> Weights:
     chain, settings, found = config.chain, dict(config.chain.settings), {}
     beta = settings.get("beta")
     if beta == "auto":
-        beta, share = temperature_of(data.advantage_N, data.pool_N, data.success_N, config.ess_target or "success")
-        # An array may hold the limits 0 and ∞, which a setting may not.
-        settings["beta"] = np.full(len(data.returns_N), beta)
+        beta, share = temperature_of(data.advantage_N, data.pool_N, data.success_N)
+        settings["beta"] = beta
         found = {"beta": {"value": beta if np.isfinite(beta) else None, "effective_share": share}}
     data = replace(data, beta=beta)
     weights_T, taken = _weights(data, chain, settings)
@@ -232,7 +222,6 @@ def _weights(data: Conversations, chain: Chain, settings: Mapping[str, Any]) -> 
     mass_N = data.mass(weights)
     for each in links:
         before, held_N = float(mass_N.sum()), mass_N > 0
-        # What there may be very much of is not held while a step works.
         del mass_N
         weights = _checked(each(weights, data), len(weights), each.name)
         mass_N = data.mass(weights)
@@ -250,3 +239,48 @@ def _checked(weights: Any, count: int, name: str) -> Floats:
             f"expected {(count,)} numbers of at most {LARGEST:g} in size. Correct it, or its settings."
         )
     return array
+
+
+def diagnose(weights_T: Floats, data: Conversations) -> dict[str, Any]:
+    """Everything worth knowing about weights before training on them; docs/artifacts.md says what each field is."""
+    # Of a conversation that of its reply with the largest. In place: there may be very many.
+    weights_N, down_N = np.maximum.reduceat(weights_T, data.start_N), np.minimum.reduceat(weights_T, data.start_N)
+    np.copyto(weights_N, down_N, where=-down_N > weights_N)
+    del down_N
+    returns_N, success_N, index_N = data.returns_N, data.success_N.astype(float), data.group_N
+    best_G = group_max(success_N, index_N)
+    found = {
+        "trajectories": len(weights_N),
+        "groups": len(best_G),
+        "successes": int(success_N.sum()),
+        "ess": effective_sample_size(weights_N),
+        "zero_weights": int((weights_N == 0).sum()),
+        "negative_weights": int((weights_N < 0).sum()),
+        "mixed_share": float((best_G > group_min(success_N, index_N)).mean()),
+        "groups_without_success": int((best_G == 0).sum()),
+        "groups_with_equal_returns": int((group_max(returns_N, index_N) == group_min(returns_N, index_N)).sum()),
+        "groups_of_one": int((np.bincount(index_N) == 1).sum()),
+        "histogram": histogram(weights_N),
+        "return_histogram": histogram(returns_N),
+    }
+    if data.baseline_N is not None:
+        spread = float(np.var(returns_N))
+        found["explained"] = 1 - float(np.var(data.advantage_N)) / spread if spread > 0 else 0.0
+    return found
+
+
+def effective_sample_size(weights_N: ArrayLike) -> float:
+    """Kish's ``(Σ|w|)² / Σw²``: how many equally weighted conversations these are worth; 0 if all weights are 0."""
+    weights = np.abs(np.asarray(weights_N, float))
+    total = float((weights**2).sum())
+    return float(weights.sum() ** 2 / total) if total > 0 else 0.0
+
+
+def histogram(values_N: Floats) -> dict[str, Any]:
+    """Edges and counts of 20 equal bins between the extremes of all values."""
+    low, high = float(values_N.min()), float(values_N.max())
+    # Values that differ by rounding alone lie in one bin, in the middle.
+    same = 1e-9 * max(abs(low), abs(high))
+    span = (low, high) if high - low > same else (low - max(0.5, same), high + max(0.5, same))
+    counts, edges = np.histogram(values_N, bins=20, range=span)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}

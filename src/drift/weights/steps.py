@@ -1,7 +1,6 @@
-"""Steps: what is done to the weights of replies after a scheme gave them, one pure function each.
+"""Steps: what is done to weights after a scheme gave them, one pure function ``(weights_T, data, *, settings)`` each.
 
-Every step is ``(weights_T, data, *, settings) -> weights_T``: ``weights_T`` holds a weight of either sign for each of T
-replies, conversation after conversation, ``data`` what they belong to. What the last step returns is what is trained.
+``weights_T`` holds a weight for each of T replies, conversation after conversation, ``data`` what they belong to.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from numpy.typing import ArrayLike
 from drift.errors import ConfigError, require
 from drift.registry import Registry
 from drift.weights.groups import Bools, Floats, Indices, group_max, group_mean, group_sum, quotients
-from drift.weights.temperature import shared_partition, tilted
+from drift.weights.schemes import shared_partition, tilted
 from drift.weights.turns import Conversations
 
 
@@ -93,10 +92,9 @@ def _shares_of_pool(weights_T: Floats, data: Conversations) -> Floats:
 
 
 def hold_out(weights_T: Floats, data: Conversations, *, share: float = 0.05) -> Floats:
-    """Some prompts are kept from training, to measure on (``drift evaluate DATA --seen WEIGHTS``).
+    """Some prompts are kept from training, the same of any data, to measure on (``evaluate DATA --seen WEIGHTS``).
 
-    By a hash of what opens them, so that the same ones are held out of any data; near-duplicates go together, those
-    that differ in case, punctuation, order or repetition of words alone.
+    With them goes what differs in case, punctuation, order or repetition of words alone: openings are hashed so.
     """
     require(0 < share < 1, "weights.steps.hold_out", share, "a share above 0 and below 1")
     assert data.opening_N is not None, "told to whoever asks"
@@ -114,8 +112,7 @@ def resample(weights_T: Floats, data: Conversations, *, share: float = 0.5, seed
 
     In a prompt of K with ``S = Σ|w|``, m = max(1, round(share · K)) equidistant points, all shifted by one uniform
     number, fall on the conversations laid end to end with lengths ``Σ_t |w|``. One that n points fall on is multiplied
-    by ``n · S / (m Σ_t |w|)``, whose expectation is 1 (systematic resampling, as in particle filters). The shift of
-    prompt g is the g-th number drawn with ``seed``.
+    by ``n · S / (m Σ_t |w|)``, whose expectation is 1 (systematic resampling, as in particle filters).
     """
     require(0 < share <= 1, "weights.steps.resample", share, "a share above 0 and at most 1")
     index_N = data.pool_N

@@ -21,9 +21,7 @@ from drift.errors import DatasetError
 from drift.manifest import read_manifest
 from drift.weights.groups import Floats
 
-KIND = "weights"
-FILE = "weights.parquet"
-ROWS = 65_536
+KIND, FILE, ROWS = "weights", "weights.parquet", 65_536
 _NAMES, _LISTS = pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.float64())
 SCHEMA = pa.schema({"id": pa.large_string(), "group_id": _NAMES, "return": pa.float64(), "weights": _LISTS})
 
@@ -55,8 +53,7 @@ class WeightTable(Mapping[str, Sequence[float]]):
         first, last = (np.searchsorted(self._key_N, hash(name), side) for side in ("left", "right"))
         for place in self._place_N[first:last].tolist():
             if self.ids[place].as_py() == name:
-                weights: list[float] = self.weights_T[self.start_N[place] : self.start_N[place + 1]].tolist()
-                return weights
+                return list(self.weights_T[self.start_N[place] : self.start_N[place + 1]].tolist())
         raise KeyError(name)
 
 
@@ -89,9 +86,7 @@ def write_table(path: Path, ids: pa.ChunkedArray, groups: Any, returns_N: Floats
 def read_weights(path: Path, data: Path) -> WeightTable:
     """The weights in ``path``: a directory that ``drift weigh`` wrote, or a Parquet file made by anything.
 
-    Raises:
-        DatasetError: they can't be read, or were made from another data set than ``data`` is now; or ``data`` has other
-            shards than its manifest lists.
+    Raises ``DatasetError`` where they can't be read, or weigh other data than ``data`` is now or its manifest tells of.
     """
     if path.is_file():
         return read_file(path)
@@ -106,9 +101,8 @@ def read_weights(path: Path, data: Path) -> WeightTable:
 def read_file(path: Path, wanted: str | None = None) -> WeightTable:
     """A Parquet file with the columns ``id`` and ``weights`` (a list, one number for each reply of the conversation).
 
-    Raises:
-        DatasetError: it can't be read, lacks a column, names a conversation twice, or holds what is no finite number;
-            or its checksum is not the one that is ``wanted``.
+    Raises ``DatasetError`` where it can't be read, lacks a column, names a conversation twice, holds what is no finite
+    number, or has another checksum than the one that is ``wanted``.
     """
     # A part at a time into what grows where it lies, so that no second copy of all of it is in memory.
     ids, ends, weights = [pa.array([], pa.large_string())], array("q", [0]), array("d")

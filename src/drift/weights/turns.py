@@ -26,7 +26,6 @@ class Conversations:
         first_wrong_N: whether an answer was asked for at turn 1 and the reply was not right.
         stopped_N: the success that decided whether adaptive sampling went on.
         rejected_T: which replies were mistakes that another followed: asked for an answer, no success, worth nothing.
-            It and what follows, up to opening_N, are there where they are asked for.
         reward_N, sample_N: sum of the environment's rewards; which of the prompt's samples each is, from 0.
         reply_T, feedback_T, opening_N: keys, equal where the same was said, of replies, answers to them, and openings.
         loss_weight_T: what a log says that each reply counts for.
@@ -73,7 +72,7 @@ class Conversations:
         return np.cumsum(self.turns_N, dtype=np.intp) - self.turns_N
 
     def mass(self, weights_T: Floats) -> Floats:
-        """``(N,)`` sum over a conversation's replies of ``|w|``, without a copy where nothing is negative."""
+        """``(N,)`` sum over a conversation's replies of ``|w|``."""
         return self.total(weights_T if weights_T.min(initial=0.0) >= 0 else np.abs(weights_T))
 
     def total(self, values_T: Floats) -> Floats:
@@ -105,10 +104,7 @@ def every(weights_N: Floats, data: Conversations) -> Floats:
 
 
 def credited(weights_N: Floats, data: Conversations, *, rejected: float = 0.0) -> Floats:
-    """Every reply has the conversation's weight, but mistakes that another followed have ``rejected · |w|``.
-
-    They are not imitated, and with ``rejected`` below 0 pushed away whatever the sign of w.
-    """
+    """Every reply has the conversation's weight, mistakes that another followed ``rejected · |w|``, which is ≤ 0."""
     require(-1 <= rejected <= 0, "weights.turns.credited", rejected, "a number from -1 to 0")
     assert data.rejected_T is not None, "told to whoever asks"
     weights_T = data.by_reply(weights_N)
