@@ -1,7 +1,9 @@
 """DRIFT beside online GRPO from the same base: what each costs until both solve as many held-out tasks.
 
-    python benchmarks/online.py OUT [--environment arithmetic] [--seeds 1 2 3]
+    python benchmarks/online.py OUT [--environment arithmetic] [--seeds 1 2 3] [--offline drift,RATE,TASKS,K,STEPS]
     python benchmarks/online.py OUT --sweep grpo,RATE,PROMPTS,SAMPLES,MINIBATCHES,PASSES drift,RATE,TASKS,K,STEPS …
+
+In the place of ``drift`` may stand any other scheme, ``auto`` say.
 
 Both have one process, one base, the shaped return of DRIFT Eq. 12 and the same batch of generation, and take turns.
 What counts is multi@T, greedy, on held-out tasks, measured outside of the timed part on models saved on the way. The
@@ -32,7 +34,7 @@ SHORT = Sampling(max_new_tokens=16)
 BATCH = 256
 HELD_OUT = 300
 # Both as the sweep of docs/LOG.md leaves them.
-SIZE = {"arithmetic": (200, 4), "guess": (400, 16)}
+OFFLINE = {"arithmetic": "drift,3e-4,200,4,60", "guess": "drift,3e-4,400,16,60"}
 TRAINING = TrainingConfig(
     max_steps=60, learning_rate=3e-4, rows_together=1, save_steps=5, arguments={"save_total_limit": 99}
 )
@@ -53,19 +55,22 @@ class Point:
     value: float = float("nan")
 
 
-def offline(environment: str, seed: int, size: tuple[int, int], out: Path, config: TrainingConfig) -> list[Point]:
-    """DRIFT: sample once, weigh, train; a point for each checkpoint, of evenly spread cost of training."""
+def offline(environment: str, seed: int, entry: str, out: Path) -> list[Point]:
+    """Sample once, weigh, train, by SCHEME,RATE,TASKS,K,STEPS; a point for each checkpoint, of evenly spread cost."""
+    scheme, rate, *sizes = entry.split(",")
+    tasks, samples, steps = map(int, sizes)
+    config = replace(TRAINING, learning_rate=float(rate), max_steps=steps)
     start, used = time.monotonic(), time.process_time()
     drift.rollout(
         environment,
         out=out / "rollouts",
         policy={"batch_size": BATCH},
-        tasks=size[0],
-        samples=size[1],
+        tasks=tasks,
+        samples=samples,
         sampling=SHORT,
         seed=seed,
     )
-    drift.weigh(out / "rollouts", out=out / "weights", scheme="drift", beta=0.1)
+    drift.weigh(out / "rollouts", out=out / "weights", scheme=scheme)
     sampled, sampled_processor = time.monotonic() - start, time.process_time() - used
     drift.train(out / "rollouts", out / "weights", out=out / "model", config=config, seed=seed)
     trained, trained_processor = time.monotonic() - start - sampled, time.process_time() - used - sampled_processor
@@ -130,10 +135,10 @@ def told(name: str, points: list[Point]) -> None:
         print(f"  {point.processor:7.1f} s ({point.seconds:6.1f} s) {point.tokens:8d}  {100 * point.value:5.1f} %")
 
 
-def compare(environment: str, seed: int, out: Path) -> dict[str, Any]:
+def compare(environment: str, seed: int, entry: str, out: Path) -> dict[str, Any]:
     """One seed: DRIFT, GRPO, and GRPO from DRIFT's model."""
     curves = {
-        "drift": offline(environment, seed, SIZE[environment], out / "drift", TRAINING),
+        "drift": offline(environment, seed, entry, out / "drift"),
         "grpo": online(environment, seed, GRPO, out / "grpo"),
     }
     before = curves["drift"][-1]
@@ -177,10 +182,8 @@ def sweep(environment: str, out: Path, named: list[str]) -> dict[str, Any]:
     found = {}
     for entry in named:
         method, *values = entry.split(",")
-        if method == "drift":
-            rate, (tasks, samples, steps) = float(values[0]), map(int, values[1:])
-            tuned = replace(TRAINING, learning_rate=rate, max_steps=steps)
-            points = offline(environment, 77, (tasks, samples), out / entry, tuned)
+        if method != "grpo":
+            points = offline(environment, 77, entry, out / entry)
         else:
             rate, (prompts, samples, minibatches, passes) = float(values[0]), map(int, values[1:])
             config = replace(
@@ -203,8 +206,9 @@ def main() -> None:
     """Run the comparison, or the sweep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--environment", default="arithmetic", choices=sorted(SIZE))
+    parser.add_argument("--environment", default="arithmetic", choices=sorted(OFFLINE))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--offline", default="", help="SCHEME,RATE,TASKS,K,STEPS; as swept unless given")
     parser.add_argument("--sweep", nargs="+", default=[])
     given = parser.parse_args()
     if given.out.exists() and any(given.out.iterdir()):
@@ -214,8 +218,9 @@ def main() -> None:
     if given.sweep:
         print(json.dumps(sweep(given.environment, given.out, given.sweep)))
         return
-    runs = [compare(given.environment, seed, given.out / f"seed-{seed}") for seed in given.seeds]
-    print(json.dumps({"environment": given.environment, "runs": runs}))
+    entry = given.offline or OFFLINE[given.environment]
+    runs = [compare(given.environment, seed, entry, given.out / f"seed-{seed}") for seed in given.seeds]
+    print(json.dumps({"environment": given.environment, "offline": entry, "runs": runs}))
 
 
 if __name__ == "__main__":

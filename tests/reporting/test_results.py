@@ -10,6 +10,7 @@ import pytest
 
 from drift.errors import ConfigError, DatasetError
 from drift.reporting.comparison import Found, verdicts
+from drift.reporting.comparison_plots import accuracy_against_cost, curves
 from drift.reporting.page import write_comparison_page
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/results.py"
@@ -181,3 +182,11 @@ def test_what_is_no_comparison_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text(text)
     with pytest.raises(DatasetError, match="comparison"):
         write_comparison_page(tmp_path, tmp_path / "r.html")
+
+
+def test_forty_methods_are_drawn_with_a_legend_that_fits(recwarn: pytest.WarningsRecorder) -> None:
+    names = [f"token-probability-{number}" for number in range(40)]
+    found = Found(comparison(dict.fromkeys(["base", "sft", *names], 0.5), dict.fromkeys(["base", "sft", *names], 1.0)))
+    for drawn in (curves(found, "greedy"), accuracy_against_cost(found, "greedy")):
+        assert all(f"<!-- {name} -->" in drawn for name in names)
+    assert not recwarn.list

@@ -17,6 +17,11 @@ def _style(index: int) -> tuple[str, str, str]:
     return (COLORS[index % len(COLORS)], *_LINES[index // len(COLORS) % len(_LINES)])
 
 
+def _height(found: Found) -> float:
+    """In inches, so that the legend beside the plot has a line for each method."""
+    return max(3.6, 0.2 * len(found.methods))
+
+
 def curves(found: Found, mode: str) -> str:
     """multi@k against k for each method; intervals are in the table, where they can be told apart."""
     turns = list(range(1, found.max_turns + 1))
@@ -33,7 +38,7 @@ def curves(found: Found, mode: str) -> str:
         axes.set_ylim(0, 104)
         axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    return svg(draw, f"multi@k of every method, {mode}", width=6.4, height=3.6)
+    return svg(draw, f"multi@k of every method, {mode}", width=6.4, height=_height(found))
 
 
 def accuracy_against_cost(found: Found, mode: str) -> str:
@@ -56,4 +61,4 @@ def accuracy_against_cost(found: Found, mode: str) -> str:
         axes.set_xlim(left=0)
         axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    return svg(draw, f"accuracy against cost, {mode}", width=6.4, height=3.6)
+    return svg(draw, f"accuracy against cost, {mode}", width=6.4, height=_height(found))
