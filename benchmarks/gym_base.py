@@ -4,12 +4,10 @@ The policy that comes with drift has never seen these problems. A base learns th
 from scripted conversations in the environment itself, on training problems alone; every method starts from that base.
 With the extra ``reasoning-gym``:
 
-    python benchmarks/gym_base.py base complex runs/gym/complex
-    python benchmarks/gym_base.py sweep complex runs/gym/complex-rates.yaml
-    drift compare runs/gym/complex-rates.yaml --model runs/gym/complex/model
+    python benchmarks/gym_base.py complex runs/gym/complex
     drift compare benchmarks/gym-complex.yaml --model runs/gym/complex/model
 
-``sweep`` writes the comparison of learning rates, on another seed, by which those in ``gym-complex.yaml`` were chosen.
+Learning rates are compared with ``rates.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ import numpy as np
 import yaml
 
 from drift.api import read_logs, train, weigh
-from drift.comparison.methods import METHODS
 from drift.environments import make_environment
 from drift.environments.base import open_episode
 from drift.types import Message
@@ -132,34 +129,15 @@ def make_base(comparison: Path, out: Path, seed: int) -> Path:
     return out / "model"
 
 
-def sweep(comparison: Path, out: Path) -> Path:
-    """Write a comparison of every method with every rate of ``gym-base.yaml``, named METHOD-RATE."""
-    values = yaml.safe_load(comparison.read_text(encoding="utf-8"))
-    settings = yaml.safe_load(comparison.with_name("gym-base.yaml").read_text(encoding="utf-8"))["sweep"]
-    own = values.get("define", {})
-    define = {}
-    for name in settings["methods"]:
-        changes = own[name] if name in own else dict(METHODS[name].overrides)
-        for rate in settings["rates"]:
-            define[f"{name}-{rate:g}"] = {**changes, "training.learning_rate": rate}
-    recipe = {**values["recipe"], "rollouts": settings["rollouts"], "evaluation": settings["evaluation"]}
-    against = next(iter(define))
-    found = {"recipe": recipe, "define": define, "methods": list(define), "seeds": [settings["seed"]]}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(yaml.safe_dump({**found, "against": against}, sort_keys=False), encoding="utf-8")
-    return out
-
-
 def main() -> None:
-    """Make a base, or a sweep of learning rates."""
+    """Make a base."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["base", "sweep"])
     parser.add_argument("task", help="gym-TASK.yaml beside this file")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=9, help="of the base")
     given = parser.parse_args()
     comparison = Path(__file__).with_name(f"gym-{given.task}.yaml")
-    print(make_base(comparison, given.out, given.seed) if given.verb == "base" else sweep(comparison, given.out))
+    print(make_base(comparison, given.out, given.seed))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from drift.dataset.lock import DirectoryLock
 from drift.dataset.outcomes import Outcomes, giving_memory_back, outcome_values, read_outcomes
 from drift.dataset.rewards import with_rewards
 from drift.dataset.store import KIND as TRAJECTORIES
-from drift.errors import ConfigError, require
+from drift.errors import ConfigError
 from drift.files import replacing
 from drift.manifest import MANIFEST, check_out, read_manifest, write_manifest
 from drift.registry import link, plain
@@ -57,8 +57,8 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
     check_out(out, KIND)
     manifest = read_manifest(data, TRAJECTORIES)
     if rewards is not None:
-        whole = config.chain.turns.name != "own" and not config.chain.scheme.first_turn
-        require(whole, "rewards", rewards, "no rewards of whole conversations where replies are weighed alone")
+        if config.chain.turns.name == "own" or config.chain.scheme.first_turn:
+            raise ConfigError(f"rewards: {rewards} is of conversations; here replies are weighed alone. Leave it out.")
         config = replace(config, outcome=config.outcome or "reward")
     outcomes, content = _read(data, config, rewards, manifest)
     final, auto = settled(config, outcomes, logged="import" in manifest["spec"])
@@ -101,8 +101,8 @@ def weigh_dataset(data: Path, config: WeightConfig, out: Path, *, rewards: Path 
 
 
 def _read(data: Path, config: WeightConfig, rewards: Path | None, manifest: Any) -> tuple[Outcomes, dict[str, Any]]:
-    """The outcomes that ``config`` asks for; and of what, for the manifest."""
-    outcomes, content = read_outcomes(data, **config.asked()), manifest["dataset_hash"]
+    asked, content = config.asked(), manifest["dataset_hash"]
+    outcomes = read_outcomes(data, **asked)
     told = {"dataset_hash": content, "excluded": {"failed": manifest["counts"]["trajectories"] - len(outcomes.ids)}}
     if rewards is not None:
         outcomes, told["rewards"] = with_rewards(outcomes, rewards, content)
