@@ -133,7 +133,7 @@ test-trl: .venv-trl/.installed
 # DRIFT beside online GRPO, three seeds; about an hour on two cores.
 bench-online: .venv-trl/.installed
 	rm -rf runs/bench-online
-	.venv-trl/bin/python benchmarks/online.py runs/bench-online
+	.venv-trl/bin/python benchmarks/online.py runs/bench-online --after
 
 bench-training: .venv-trl/.installed
 	.venv-trl/bin/python benchmarks/training.py

@@ -135,13 +135,14 @@ def told(name: str, points: list[Point]) -> None:
         print(f"  {point.processor:7.1f} s ({point.seconds:6.1f} s) {point.tokens:8d}  {100 * point.value:5.1f} %")
 
 
-def compare(environment: str, seed: int, entry: str, out: Path) -> dict[str, Any]:
-    """One seed: DRIFT, GRPO, and GRPO from DRIFT's model."""
+def compare(environment: str, seed: int, entry: str, out: Path, *, after: bool) -> dict[str, Any]:
+    """One seed: DRIFT, GRPO, and with ``after`` GRPO from DRIFT's model."""
     curves = {
         "drift": offline(environment, seed, entry, out / "drift"),
         "grpo": online(environment, seed, GRPO, out / "grpo"),
     }
     before = curves["drift"][-1]
+    further = online(environment, seed, GRPO, out / "grpo-after-drift", str(out / "drift" / "model")) if after else []
     curves["drift, then grpo"] = [
         replace(
             point,
@@ -149,16 +150,16 @@ def compare(environment: str, seed: int, entry: str, out: Path) -> dict[str, Any
             processor=point.processor + before.processor,
             tokens=point.tokens + before.tokens,
         )
-        for point in online(environment, seed, GRPO, out / "grpo-after-drift", str(out / "drift" / "model"))
+        for point in further
     ]
-    for name in curves:
+    for name in [name for name in curves if curves[name]]:
         curves[name] = measured(
             environment, curves[name], out / "evaluation" / name.replace(" ", "-").replace(",", ""), HELD_OUT
         )
         told(f"seed {seed}, {name}", curves[name])
     ratios: dict[str, Any] = {}
     for name, points in curves.items():
-        if name == "grpo":
+        if name == "grpo" or not points:
             continue
         target = min(points[-1].value, curves["grpo"][-1].value)
         ours, theirs = reached(points, target), reached(curves["grpo"], target)
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--environment", default="arithmetic", choices=sorted(OFFLINE))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--offline", default="", help="SCHEME,RATE,TASKS,K,STEPS; as swept unless given")
+    parser.add_argument("--after", action="store_true", help="GRPO from the other's model too")
     parser.add_argument("--sweep", nargs="+", default=[])
     given = parser.parse_args()
     if given.out.exists() and any(given.out.iterdir()):
@@ -219,7 +221,9 @@ def main() -> None:
         print(json.dumps(sweep(given.environment, given.out, given.sweep)))
         return
     entry = given.offline or OFFLINE[given.environment]
-    runs = [compare(given.environment, seed, entry, given.out / f"seed-{seed}") for seed in given.seeds]
+    runs = [
+        compare(given.environment, seed, entry, given.out / f"seed-{seed}", after=given.after) for seed in given.seeds
+    ]
     print(json.dumps({"environment": given.environment, "offline": entry, "runs": runs}))
 
 
