@@ -16,7 +16,7 @@ import pytest
 import drift
 from drift import terminal
 from drift.cli import main
-from drift.endings import ended, in_words, stage
+from drift.endings import AllSaid, ended, in_words, stage
 from drift.errors import ConfigError, Unforeseen
 from drift.progress import Progress
 from drift.terminal import clean, console, tell
@@ -221,6 +221,14 @@ def test_an_end_that_an_environment_asks_for_is_no_success(
     assert main(["rollout", f"{name}:Own", "--model", "scripted:7", "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert f"drift rollout failed: {raised.partition('(')[0]}" in said and "Traceback" not in said
+
+
+def test_a_rank_that_ends_after_another_has_said_why_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        raise AllSaid(2)
+
+    assert ended(work, "drift train") == 2
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_check_tells_what_is_wrong_whatever_rank_a_job_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 import drift
-from drift.endings import HelpShown, ended
+from drift.endings import AllSaid, ended
 from drift.errors import ConfigError, unknown_name
 from drift.keywords import (
     Option,
@@ -93,7 +93,7 @@ class _Parser(ArgumentParser):
         tell(message, end="", error=file is sys.stderr)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        raise HelpShown(status)
+        raise AllSaid(status)
 
 
 def parser_of(name: str, arguments: Sequence[str] = ()) -> ArgumentParser:

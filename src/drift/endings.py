@@ -26,8 +26,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 
-class HelpShown(SystemExit):
-    """Help was asked for, and is there."""
+class AllSaid(SystemExit):
+    """An end of which all is said: help is shown, or the rank that failed first says why."""
 
 
 @contextmanager
@@ -54,8 +54,8 @@ def ended(work: Callable[[], int], command: str, out: Path | None = None) -> int
     except DriftError as error:
         tell(f"drift: {error}", error=True)
         code = error.exit_code
-    except HelpShown:
-        code = 0
+    except AllSaid as stop:
+        code = int(stop.code or 0)
     except KeyboardInterrupt as error:
         tell(f"drift: stopped{_where(error)}.{_kept(error, out)} {GO_ON}", error=True)
         code = 130

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 
+from drift.endings import AllSaid
 from drift.errors import DatasetError, DriftError, require
 from drift.files import own_folder
 from drift.manifest import check_out
@@ -97,7 +98,7 @@ def process_group(device: str) -> Iterator[Ranks]:
         if on_cpu and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         if code is not None:
-            raise SystemExit(code) from None
+            raise AllSaid(code) from None
         raise
     torch.distributed.destroy_process_group()
 
