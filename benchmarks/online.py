@@ -1,7 +1,7 @@
 """DRIFT beside online GRPO from the same base: what each costs until both solve as many held-out tasks.
 
-    python benchmarks/online.py OUT [--environment arithmetic] [--seeds 1 2 3] [--offline drift,RATE,TASKS,K,STEPS]
-    python benchmarks/online.py OUT --sweep grpo,RATE,PROMPTS,SAMPLES,MINIBATCHES,PASSES drift,RATE,TASKS,K,STEPS …
+    python benchmarks/online.py OUT [--environment arithmetic] [--seeds 1 2 3] [--offline drift,RATE,TASKS,K,STEPS,ROWS]
+    python benchmarks/online.py OUT --sweep grpo,RATE,PROMPTS,SAMPLES,MINIBATCHES,PASSES drift,RATE,TASKS,K,STEPS,ROWS …
 
 In the place of ``drift`` may stand any other scheme, ``auto`` say.
 
@@ -34,7 +34,7 @@ SHORT = Sampling(max_new_tokens=16)
 BATCH = 256
 HELD_OUT = 300
 # Both as the sweep of docs/LOG.md leaves them.
-OFFLINE = {"arithmetic": "drift,3e-4,200,4,60", "guess": "drift,3e-4,400,16,60"}
+OFFLINE = {"arithmetic": "drift,3e-4,200,4,60,32", "guess": "drift,3e-4,400,16,60,128"}
 TRAINING = TrainingConfig(
     max_steps=60, learning_rate=3e-4, rows_together=1, save_steps=5, arguments={"save_total_limit": 99}
 )
@@ -56,10 +56,10 @@ class Point:
 
 
 def offline(environment: str, seed: int, entry: str, out: Path) -> list[Point]:
-    """Sample once, weigh, train, by SCHEME,RATE,TASKS,K,STEPS; a point for each checkpoint, of evenly spread cost."""
+    """Sample once, weigh, train, by SCHEME,RATE,TASKS,K,STEPS,ROWS; a point for each checkpoint, of even cost."""
     scheme, rate, *sizes = entry.split(",")
-    tasks, samples, steps = map(int, sizes)
-    config = replace(TRAINING, learning_rate=float(rate), max_steps=steps)
+    tasks, samples, steps, rows = map(int, sizes)
+    config = replace(TRAINING, learning_rate=float(rate), max_steps=steps, batch_size=rows)
     start, used = time.monotonic(), time.process_time()
     drift.rollout(
         environment,
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--environment", default="arithmetic", choices=sorted(OFFLINE))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--offline", default="", help="SCHEME,RATE,TASKS,K,STEPS; as swept unless given")
+    parser.add_argument("--offline", default="", help="SCHEME,RATE,TASKS,K,STEPS,ROWS; as swept unless given")
     parser.add_argument("--after", action="store_true", help="GRPO from the other's model too")
     parser.add_argument("--sweep", nargs="+", default=[])
     given = parser.parse_args()
