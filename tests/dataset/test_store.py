@@ -8,11 +8,15 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from drift import files
+from drift.dataset import store
 from drift.dataset.outcomes import read_outcomes
 from drift.dataset.schema import SCHEMA, dataset_hash, from_row, to_row
 from drift.dataset.store import (
@@ -133,6 +137,51 @@ def test_an_unfinished_writer_leaves_whole_shards_and_an_incomplete_manifest(
     write(tmp_path, six[3:])
     assert read_trajectories(tmp_path) == six
     assert not list((tmp_path / "shards").glob(".*"))
+
+
+def test_an_interrupt_at_any_moment_of_writing_neither_loses_nor_doubles_a_conversation(
+    tmp_path: Path, six: list[Trajectory]
+) -> None:
+    def stopped(out: Path, moment: int) -> bool:
+        """Interrupt the writing of four conversations before some line of ours; whether there are so many lines."""
+        left = moment
+
+        def at_line(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal left
+            left -= event == "line"
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return at_line
+
+        def at_call(frame: FrameType, event: str, argument: object) -> Any:
+            ours = frame.f_code.co_filename in (store.__file__, files.__file__)
+            return at_line if ours else None
+
+        with TrajectoryWriter(out, SPEC, []) as writer:
+            for trajectory in six[:4]:
+                writer.append(trajectory)
+            try:
+                sys.settrace(at_call)
+                writer.flush()
+                return False
+            except KeyboardInterrupt:
+                writer.flush()
+                assert writer.count == 4
+                return True
+            finally:
+                sys.settrace(None)
+                writer.append(six[4])
+
+    moment = 0
+    while stopped(out := tmp_path / str(moment), moment):
+        assert sorted(name for part in ids_by_shard(out) for name in part) == sorted(t.id for t in six[:5]), moment
+        moment += 1
+    assert moment > 20
+
+
+def ids_by_shard(out: Path) -> list[list[str]]:
+    return [pq.read_table(path)["id"].to_pylist() for path in shards(out)]
 
 
 def test_damage_is_named_with_what_to_do(tmp_path: Path, six: list[Trajectory]) -> None:

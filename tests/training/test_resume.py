@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,13 @@ def step_of(out: Path) -> int:
     return int(newest.name.split("-")[1]) if newest else 0
 
 
+def half_written(out: Path) -> bool:
+    """Whether a checkpoint is being written; the folder for that can go while it is looked at."""
+    with suppress(FileNotFoundError):
+        return any(unfinished(out / FOLDER).glob("checkpoint-*"))
+    return False
+
+
 def check_checkpoints(out: Path) -> None:
     """Every checkpoint can be read, and there are no more than may be kept and one that is being swapped."""
     found = list((out / FOLDER).glob("checkpoint-*"))
@@ -107,7 +115,7 @@ def test_killed_at_random_moments_it_ends_as_unbroken(
     line = [sys.executable, "-m", "drift", "train", *map(str, weighed), "--out", str(out), "--model", str(tiny_model)]
     line += ["--device", "cpu", *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
     moments = random.Random(processes)
-    killed_at, half_written = [], 0
+    killed_at, halves = [], 0
     part = (given["max_steps"] - 20) // kills
     for number in range(kills):
         before, target = step_of(out), number * part + moments.randint(1, part)
@@ -121,19 +129,17 @@ def test_killed_at_random_moments_it_ends_as_unbroken(
             time.sleep(0.002)
         if number % 2:
             # While a checkpoint is being written.
-            while not any(unfinished(out / FOLDER).glob("checkpoint-*")) and child.poll() is None:
+            while not half_written(out) and child.poll() is None:
                 time.sleep(0.0005)
         else:
             time.sleep(moments.uniform(0, 0.3))
         kill(child, rank=number // 2 % 2 if processes > 1 else None)
         assert not (out / "manifest.json").exists(), "it ended before it was killed: make it longer"
         killed_at.append(step_of(out))
-        half_written += any(unfinished(out / FOLDER).glob("checkpoint-*"))
+        halves += half_written(out)
         check_checkpoints(out)
     again = train(*weighed, out=out, model=str(tiny_model), device="cpu", **given)
-    print(
-        f"{processes} {engine}: killed after the checkpoints of steps {killed_at}, {half_written} while one was written"
-    )
+    print(f"{processes} {engine}: killed after the checkpoints of steps {killed_at}, {halves} while one was written")
     assert same(whole, again)
     assert sorted(path.name for path in (out / FOLDER).iterdir()) == sorted(
         path.name for path in (whole / FOLDER).iterdir()

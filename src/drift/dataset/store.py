@@ -66,6 +66,8 @@ class TrajectoryWriter:
     ) -> None:
         self._directory, self._spec, self._shard_size = directory, dict(spec), shard_size
         self._rows: list[dict[str, Any]] = []
+        # Of the last shard: where it lies, what its rows are the first of, how many, and how many there are with them.
+        self._written: tuple[Path, list[dict[str, Any]], int, int] = (directory, [], 0, 0)
         self._own_lock = DirectoryLock(directory) if lock is None else None
         try:
             self._begin(tasks)
@@ -122,8 +124,9 @@ class TrajectoryWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was appended as one shard."""
+        """Write what was appended as one shard, once: whoever is interrupted while it is written comes here again."""
         self._flushed = time.monotonic()
+        self._forget_written()
         if not self._rows:
             return
         shards = self._directory / "shards"
@@ -132,9 +135,18 @@ class TrajectoryWriter:
         pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), buffer, compression="zstd")
         data = buffer.getvalue().to_pybytes()
         # Content and checksum appear in one rename.
-        write_atomic(shards / f"{index:06d}-{sum_of_bytes(data)}.parquet", data)
-        self.count += len(self._rows)
-        self._rows = []
+        path, count = shards / f"{index:06d}-{sum_of_bytes(data)}.parquet", len(self._rows)
+        self._written = path, self._rows, count, self.count + count
+        write_atomic(path, data)
+        self._forget_written()
+
+    def _forget_written(self) -> None:
+        """Let go of the rows that are on disk, an interrupt between that and this or not."""
+        path, rows, count, total = self._written
+        if rows is self._rows and path.exists():
+            # In this order, as an interrupt may come between them too.
+            self.count = total
+            self._rows = rows[count:]
 
     def finish(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Close the data set: write counts, cost, hash and ``more`` into the manifest, and return it."""
