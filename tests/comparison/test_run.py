@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from drift.comparison import Comparison, run_comparison, work
 from drift.comparison import run as comparing
 from drift.comparison.methods import find_methods
 from drift.dataset.store import read_trajectories
-from drift.errors import ConfigError, Interrupted
+from drift.errors import ConfigError, Interrupted, TrainingError
 from drift.evaluation.config import EvaluationConfig
 from drift.manifest import read_manifest
 from drift.pipeline import split_steps
@@ -143,6 +144,14 @@ def test_a_method_that_fails_is_told_and_stops_nothing(whole: Path) -> None:
     assert {row["method"] for row in values["rows"]} == {"base", "sft", "drift-refresh"}
     page = (whole / "report.html").read_text()
     assert "refit needs returns" in page and page.count("<svg") == 4
+
+
+def test_where_no_method_gets_to_its_end_that_is_an_error(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "runs")
+    alone = Comparison(recipe=RECIPE, methods=find_methods(("refit",), {}), seeds=(1, 2), against="base")
+    with pytest.raises(TrainingError, match=r"no method got to its end.*refit: .*needs returns ≥ 0"):
+        run_comparison(alone, tmp_path / "runs")
+    assert list(told(tmp_path / "runs")["failed"]) == ["refit"]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from drift.comparison.jobs import FAILURES, FATAL, Failed, reason, run_in_proces
 from drift.comparison.methods import BASE, WEIGHTED, find_methods
 from drift.comparison.settings import Comparison, load_comparison
 from drift.comparison.work import Seed, opened, run_base, run_method
-from drift.errors import Interrupted, require
+from drift.errors import Interrupted, TrainingError, require
 from drift.manifest import write_json
 from drift.pipeline import one_process
 from drift.preflight import check_recipe
@@ -111,6 +111,7 @@ def run_comparison(comparison: Comparison, out: str | Path, *, jobs: int = 1, co
 
     Raises:
         ConfigError: some recipe is wrong, or ``out`` holds one of these methods with other settings.
+        TrainingError: no method got to its end; the page says of each why.
         Interrupted: Ctrl-C.
     """
     one_process()
@@ -124,6 +125,12 @@ def run_comparison(comparison: Comparison, out: str | Path, *, jobs: int = 1, co
     write_json(out / COMPARISON, collate(comparison, out, failed, command=command))
     write_comparison_page(out / COMPARISON, out / "report.html")
     write_record(out)
+    if len(failed) == len(comparison.methods):
+        name, reasons = next(iter(failed.items()))
+        raise TrainingError(
+            f"no method got to its end, so that there is nothing to compare. {name}: {next(iter(reasons.values()))} "
+            "Correct that and run the same command again: what is finished is not run again."
+        )
     return out
 
 
